@@ -1,0 +1,264 @@
+//! etcd, through its version 3 protocol.
+//!
+//! `connection` owns the clients (one per server, since the crate has no fail-over of its own), `watch` the watch stream;
+//! this file translates the contract into range reads and transactions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
+
+use super::{
+    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
+    Location, Node, Revision, Role, Version, WatchStream, check_limits,
+};
+use crate::name::TopoPath;
+
+mod connection;
+mod watch;
+
+use connection::Connection;
+pub use connection::EtcdOptions;
+
+/// etcd refuses requests above 1.5 MiB by default; the rest of the request needs room too.
+const VALUE_LIMIT: usize = 1_500_000;
+/// etcd refuses transactions of more than 128 operations by default; a put may need a read beside it.
+const CHANGE_LIMIT: usize = 64;
+/// Size that a page of a listing aims at: well below every message limit on the way.
+const PAGE_BYTES: usize = 2 * 1024 * 1024;
+/// Keys of the first page, before the size of the values is known.
+const FIRST_PAGE: i64 = 256;
+/// Most keys of one page.
+const LARGEST_PAGE: i64 = 10_000;
+/// A listing whose revision is compacted while it is read starts again this often.
+const LIST_ATTEMPTS: u32 = 3;
+
+/// One cell on etcd.
+#[derive(Debug)]
+pub struct Etcd {
+    connection: Arc<Connection>,
+    keys: KeySpace,
+}
+
+impl Etcd {
+    /// Prepares the connection; nothing is sent yet.
+    pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
+        let connection = Connection::new(&location.server, options.timeout, &options.etcd)?;
+        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root) })
+    }
+
+    async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
+        let end = prefix_end(prefix.as_bytes());
+        let mut listing = Listing::default();
+        let mut start = prefix.as_bytes().to_vec();
+        let mut limit = FIRST_PAGE;
+        loop {
+            let mut options = GetOptions::new().with_range(end.clone()).with_limit(limit);
+            if listing.at != Revision::default() {
+                options = options.with_revision(listing.at.0.cast_signed());
+            }
+            let mut page = self.get_range(start.clone(), options).await?;
+            if listing.at == Revision::default() {
+                listing.at = header_revision(page.header())?;
+            }
+            let more = page.more();
+            let kvs = page.take_kvs();
+            if let Some(last) = kvs.last() {
+                start = last.key().to_vec();
+                start.push(0);
+            }
+            limit = next_page(&kvs);
+            for kv in kvs {
+                match node(&self.keys, kv) {
+                    Some(node) => listing.nodes.push(node),
+                    None => listing.skipped += 1,
+                }
+            }
+            if !more {
+                return Ok(listing);
+            }
+        }
+    }
+
+    async fn get_range(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, BackendError> {
+        self.connection
+            .read(|client| {
+                let (key, options) = (key.clone(), options.clone());
+                async move { connection::kv(&client).get(key, Some(options)).await }
+            })
+            .await
+    }
+
+    fn transaction(&self, changes: &[Change]) -> Txn {
+        let mut compares = Vec::new();
+        let (mut done, mut refused) = (Vec::new(), Vec::new());
+        for change in changes {
+            let key = self.keys.key(&change.path);
+            match change.guard {
+                Guard::Absent => compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0)),
+                Guard::Version(version) => {
+                    let wanted = version.written.0.cast_signed();
+                    compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, wanted));
+                }
+                Guard::Any if change.action == Action::Delete => {
+                    compares.push(Compare::create_revision(key.clone(), CompareOp::Greater, 0));
+                }
+                Guard::Any => {}
+            }
+            refused.push(TxnOp::get(key.clone(), None));
+            match &change.action {
+                Action::Put(value) => {
+                    done.push(TxnOp::put(key.clone(), value.to_vec(), None));
+                    // Tells the creation revision of the new version.
+                    done.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
+                }
+                Action::Delete => done.push(TxnOp::delete(key, None)),
+                Action::Check => {}
+            }
+        }
+        Txn::new().when(compares).and_then(done).or_else(refused)
+    }
+
+    fn outcome(&self, changes: &[Change], response: &TxnResponse, repeated: bool) -> Result<Applied, BackendError> {
+        let at = header_revision(response.header())?;
+        let found: Vec<Option<KeyValue>> = response
+            .op_responses()
+            .into_iter()
+            .filter_map(|op| match op {
+                TxnOpResponse::Get(mut get) => Some(get.take_kvs().into_iter().next()),
+                _ => None,
+            })
+            .collect();
+        if response.succeeded() {
+            let mut puts = found.iter();
+            let versions = changes
+                .iter()
+                .map(|change| match change.action {
+                    Action::Put(_) => puts.next().and_then(Option::as_ref).map(version),
+                    Action::Delete | Action::Check => None,
+                })
+                .collect();
+            return Ok(Applied { at, versions });
+        }
+        let pairs = || changes.iter().zip(&found);
+        if repeated && pairs().all(|(change, kv)| holds(change, kv.as_ref())) {
+            // The first attempt's answer was lost on the way, but it was applied.
+            let versions = pairs().map(|(_, kv)| kv.as_ref().map(version)).collect();
+            return Ok(Applied { at, versions });
+        }
+        for (change, kv) in pairs() {
+            let found = kv.as_ref().map(version);
+            let met = match change.guard {
+                Guard::Any => change.action != Action::Delete || found.is_some(),
+                Guard::Absent => found.is_none(),
+                Guard::Version(version) => found.is_some_and(|f| f.written == version.written),
+            };
+            if !met {
+                return Err(BackendError::unmet(change.guard, &change.path, found));
+            }
+        }
+        Err(BackendError::new(Failure::Other, "etcd refused the transaction without a reason"))
+    }
+}
+
+/// Whether the store already is as the change wants it, and by nobody but us as far as can be told: what an earlier attempt
+/// whose answer was lost leaves behind. A create is never assumed: it may be somebody else's, and creation is exclusive.
+fn holds(change: &Change, kv: Option<&KeyValue>) -> bool {
+    match (&change.action, change.guard, kv) {
+        (Action::Put(value), Guard::Version(old), Some(kv)) => {
+            kv.value() == &value[..] && kv.mod_revision().cast_unsigned() > old.written.0
+        }
+        (Action::Delete, Guard::Version(_), None) => true,
+        _ => false,
+    }
+}
+
+fn next_page(kvs: &[KeyValue]) -> i64 {
+    let bytes: usize = kvs.iter().map(|kv| kv.key().len() + kv.value().len() + 32).sum();
+    let average = bytes / kvs.len().max(1) + 1;
+    i64::try_from(PAGE_BYTES / average).unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
+}
+
+/// The end of the key range of a prefix.
+fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    // All keys.
+    vec![0]
+}
+
+fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Result<Revision, BackendError> {
+    let header = header.ok_or_else(|| BackendError::new(Failure::Other, "etcd's answer has no header"))?;
+    Ok(Revision(header.revision().cast_unsigned()))
+}
+
+fn version(kv: &KeyValue) -> Version {
+    Version {
+        number: kv.mod_revision().cast_unsigned(),
+        written: Revision(kv.mod_revision().cast_unsigned()),
+        created: Revision(kv.create_revision().cast_unsigned()),
+    }
+}
+
+/// `None` for keys that cannot be file names.
+fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
+    let path = keys.path(kv.key())?;
+    // Vitess binds locks and candidates to a lease and names them .../locks/<lease id>.
+    let in_locks = path.parent().is_some_and(|dir| dir.name() == "locks");
+    let role = if in_locks && kv.lease() != 0 { Role::Lock } else { Role::Record };
+    let version = version(&kv);
+    let (_, value) = kv.into_key_value();
+    Some(Node { path, value: Bytes::from(value), version, role, modified: None })
+}
+
+#[async_trait]
+impl Backend for Etcd {
+    fn limits(&self) -> Limits {
+        Limits { value: VALUE_LIMIT, changes: CHANGE_LIMIT }
+    }
+
+    async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
+        let prefix = self.keys.dir_prefix(dir);
+        let mut attempt = 1;
+        loop {
+            match self.list_once(&prefix).await {
+                Err(error) if error.failure == Failure::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
+        let mut response = self.get_range(self.keys.key(path).into_bytes(), GetOptions::new()).await?;
+        let at = header_revision(response.header())?;
+        let node = response.take_kvs().into_iter().next().and_then(|kv| node(&self.keys, kv));
+        Ok(Fetched { node, at })
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        check_limits(changes, self.limits())?;
+        let txn = self.transaction(changes);
+        let (response, repeated) = self
+            .connection
+            .write(|client| {
+                let txn = txn.clone();
+                async move { connection::kv(&client).txn(txn).await }
+            })
+            .await?;
+        self.outcome(changes, &response, repeated)
+    }
+
+    async fn watch(&self, after: Revision) -> Result<WatchStream, BackendError> {
+        watch::start(self.connection.clone(), self.keys.clone(), after).await
+    }
+}
+
+/// How long a request may be silent before the connection is checked. etcd punishes clients that check more often than every 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);

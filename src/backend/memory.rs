@@ -1,0 +1,215 @@
+//! The embedded default: a topology service inside this process, for trying and testing.
+//!
+//! It keeps a short history, so that a watch can start in the past as it can with a real service.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use super::{
+    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, KeySpace, Limits, Listing, Location, Node,
+    Revision, Role, Version, WatchBatch, WatchEvent, WatchStream, check_limits,
+};
+use crate::name::TopoPath;
+
+/// Events kept for watches that start in the past; a watch from before them is told [`Failure::Compacted`].
+const HISTORY: usize = 10_000;
+/// Events that a slow watcher may be behind before its watch breaks (and its mirror compares everything).
+const WATCH_QUEUE: usize = 4_096;
+/// The same limits as etcd's defaults, so that what works here works there.
+const LIMITS: Limits = Limits { value: 1_500_000, changes: 128 };
+
+/// All memory services of this process, by server address.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryServers(Arc<Mutex<HashMap<String, Arc<Server>>>>);
+
+impl MemoryServers {
+    /// The cell at a location; the service is made when it is first named.
+    pub fn open(&self, location: &Location) -> Result<Memory, BackendError> {
+        let server = self.0.lock().entry(location.server.clone()).or_default().clone();
+        Ok(Memory { server, keys: KeySpace::new(&location.root) })
+    }
+}
+
+#[derive(Debug)]
+struct Server {
+    state: Mutex<State>,
+    news: broadcast::Sender<Arc<Vec<KeyEvent>>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    revision: u64,
+    keys: BTreeMap<String, Stored>,
+    history: VecDeque<Arc<Vec<KeyEvent>>>,
+    /// The revision before the oldest event of the history.
+    compacted: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Stored {
+    value: Bytes,
+    version: Version,
+}
+
+#[derive(Debug, Clone)]
+struct KeyEvent {
+    key: String,
+    stored: Option<Stored>,
+    at: Revision,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { state: Mutex::default(), news: broadcast::channel(WATCH_QUEUE).0 }
+    }
+}
+
+/// One cell of a memory service.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    server: Arc<Server>,
+    keys: KeySpace,
+}
+
+fn node(path: TopoPath, stored: &Stored) -> Node {
+    Node { path, value: stored.value.clone(), version: stored.version, role: Role::Record, modified: None }
+}
+
+impl State {
+    fn check(&self, keys: &KeySpace, change: &Change) -> Result<(), BackendError> {
+        let found = self.keys.get(&keys.key(&change.path)).map(|s| s.version);
+        let met = match change.guard {
+            Guard::Any => change.action != Action::Delete || found.is_some(),
+            Guard::Absent => found.is_none(),
+            Guard::Version(version) => found == Some(version),
+        };
+        if met { Ok(()) } else { Err(BackendError::unmet(change.guard, &change.path, found)) }
+    }
+
+    fn change(&mut self, key: String, action: &Action, at: Revision) -> Option<KeyEvent> {
+        let stored = match action {
+            Action::Check => return None,
+            Action::Delete => {
+                self.keys.remove(&key);
+                None
+            }
+            Action::Put(value) => {
+                let created = self.keys.get(&key).map_or(at, |old| old.version.created);
+                let version = Version { number: at.0, written: at, created };
+                let stored = Stored { value: value.clone(), version };
+                self.keys.insert(key.clone(), stored.clone());
+                Some(stored)
+            }
+        };
+        Some(KeyEvent { key, stored, at })
+    }
+
+    fn remember(&mut self, events: &Arc<Vec<KeyEvent>>) {
+        self.history.push_back(events.clone());
+        if self.history.len() > HISTORY
+            && let Some(last) = self.history.pop_front().as_ref().and_then(|events| events.last())
+        {
+            self.compacted = last.at.0;
+        }
+    }
+}
+
+impl Memory {
+    fn batch(keys: &KeySpace, events: &[KeyEvent]) -> WatchBatch {
+        let mut batch = WatchBatch { events: Vec::new(), at: Revision::default(), skipped: 0 };
+        for event in events {
+            batch.at = event.at;
+            if !event.key.starts_with(keys.prefix()) {
+                continue;
+            }
+            match keys.path(event.key.as_bytes()) {
+                Some(path) => {
+                    let node = event.stored.as_ref().map(|stored| node(path.clone(), stored));
+                    batch.events.push(WatchEvent { path, node, at: event.at });
+                }
+                None => batch.skipped += 1,
+            }
+        }
+        batch
+    }
+}
+
+#[async_trait]
+impl Backend for Memory {
+    fn limits(&self) -> Limits {
+        LIMITS
+    }
+
+    async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
+        let prefix = self.keys.dir_prefix(dir);
+        let state = self.server.state.lock();
+        let mut listing = Listing { at: Revision(state.revision), ..Listing::default() };
+        for (key, stored) in state.keys.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
+            match self.keys.path(key.as_bytes()) {
+                Some(path) => listing.nodes.push(node(path, stored)),
+                None => listing.skipped += 1,
+            }
+        }
+        Ok(listing)
+    }
+
+    async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
+        let state = self.server.state.lock();
+        let stored = state.keys.get(&self.keys.key(path));
+        Ok(Fetched { node: stored.map(|stored| node(path.clone(), stored)), at: Revision(state.revision) })
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        check_limits(changes, LIMITS)?;
+        let mut state = self.server.state.lock();
+        for change in changes {
+            state.check(&self.keys, change)?;
+        }
+        let at = Revision(state.revision + 1);
+        let mut events = Vec::new();
+        let mut versions = Vec::new();
+        for change in changes {
+            let event = state.change(self.keys.key(&change.path), &change.action, at);
+            versions.push(event.as_ref().and_then(|e| e.stored.as_ref()).map(|stored| stored.version));
+            events.extend(event);
+        }
+        if !events.is_empty() {
+            state.revision = at.0;
+            let events = Arc::new(events);
+            state.remember(&events);
+            // Sent under the lock: watchers must hear revisions in order. Nobody listening is not an error.
+            let _ = self.server.news.send(events);
+        }
+        Ok(Applied { at: Revision(state.revision), versions })
+    }
+
+    async fn watch(&self, after: Revision) -> Result<WatchStream, BackendError> {
+        let (past, live) = {
+            let state = self.server.state.lock();
+            if after.0 < state.compacted {
+                return Err(BackendError::new(Failure::Compacted, "the wanted revision is no longer kept"));
+            }
+            let newer = |events: &&Arc<Vec<KeyEvent>>| events.last().is_some_and(|event| event.at > after);
+            (state.history.iter().filter(newer).cloned().collect::<Vec<_>>(), self.server.news.subscribe())
+        };
+        let keys = self.keys.clone();
+        let past = futures::stream::iter(past.into_iter().map(Ok));
+        let live = futures::stream::unfold(live, |mut live| async move {
+            let next = match live.recv().await {
+                Ok(events) => Ok(events),
+                Err(broadcast::error::RecvError::Closed) => return None,
+                Err(broadcast::error::RecvError::Lagged(n)) => {
+                    Err(BackendError::new(Failure::Compacted, format!("the watch fell {n} transactions behind")))
+                }
+            };
+            Some((next, live))
+        });
+        Ok(past.chain(live).map(move |next| next.map(|events| Self::batch(&keys, &events))).boxed())
+    }
+}

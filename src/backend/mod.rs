@@ -1,0 +1,346 @@
+//! What topofs needs of a topology service, and nothing about files.
+//!
+//! A backend is one cell: the keys below one root of one service. Contract, checked by tests/conformance.rs:
+//!
+//! - Every call ends within the operation time-out given at construction (a list: each of its requests).
+//! - [`Backend::list`] shows one consistent point, named by [`Listing::at`]; a watch from that point misses nothing.
+//! - [`Backend::apply`] applies all changes or none.
+//! - Revisions are totally ordered within one backend: what happened later has the greater revision.
+//! - Keys that are not valid file names are skipped and counted, never shown under another name.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use crate::name::TopoPath;
+
+pub mod etcd2;
+pub mod memory;
+
+/// A point in the history of one service. Greater is later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Revision(pub u64);
+
+/// The version of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// What Vitess's tools print: ModRevision, Stat.version or ModifyIndex.
+    pub number: u64,
+    /// When this version was written.
+    pub written: Revision,
+    /// When the record was created: tells a record from its successor of the same name where numbers restart.
+    pub created: Revision,
+}
+
+/// What a stored node is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A record that people see as a file.
+    Record,
+    /// A lock or an election candidate.
+    Lock,
+}
+
+/// A stored node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Where it is, relative to the cell's root.
+    pub path: TopoPath,
+    /// The stored bytes.
+    pub value: Bytes,
+    /// Its version.
+    pub version: Version,
+    /// Record or lock.
+    pub role: Role,
+    /// When it was last written, where the service knows.
+    pub modified: Option<SystemTime>,
+}
+
+/// A whole subtree at one point.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// All nodes, in no particular order.
+    pub nodes: Vec<Node>,
+    /// The point that the nodes show.
+    pub at: Revision,
+    /// Keys that cannot be file names and were left out.
+    pub skipped: u64,
+}
+
+/// One node, and the point at which it was read.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// The node, if there is one.
+    pub node: Option<Node>,
+    /// When this was true.
+    pub at: Revision,
+}
+
+/// The condition of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// None.
+    Any,
+    /// The node must not exist.
+    Absent,
+    /// The node must have this version.
+    Version(Version),
+}
+
+/// What happens to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Create it or replace its value.
+    Put(Bytes),
+    /// Remove it.
+    Delete,
+    /// Nothing: only the guard counts.
+    Check,
+}
+
+/// One guarded change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The node.
+    pub path: TopoPath,
+    /// Its condition.
+    pub guard: Guard,
+    /// What is done to it.
+    pub action: Action,
+}
+
+/// A list of changes that was applied.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// When.
+    pub at: Revision,
+    /// The new version of each change's node; `None` where there is none (deleted or only checked).
+    pub versions: Vec<Option<Version>>,
+}
+
+/// A node that changed.
+#[derive(Debug, Clone)]
+pub struct WatchEvent {
+    /// Which.
+    pub path: TopoPath,
+    /// The node now; `None` if it was deleted.
+    pub node: Option<Node>,
+    /// When.
+    pub at: Revision,
+}
+
+/// Events in the order in which they happened.
+#[derive(Debug, Clone)]
+pub struct WatchBatch {
+    /// The events.
+    pub events: Vec<WatchEvent>,
+    /// The service has delivered everything up to here.
+    pub at: Revision,
+    /// Events of keys that cannot be file names.
+    pub skipped: u64,
+}
+
+/// Ends with an error when the watch breaks, also when it breaks silently (the backend must notice within seconds).
+pub type WatchStream = BoxStream<'static, Result<WatchBatch, BackendError>>;
+
+/// What a service takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest value, in bytes.
+    pub value: usize,
+    /// Most changes in one [`Backend::apply`].
+    pub changes: usize,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// A guarded node does not exist.
+    NoNode,
+    /// A node that must be absent exists.
+    NodeExists,
+    /// A guarded node has another version.
+    BadVersion,
+    /// No answer in time, or no connection.
+    Unreachable,
+    /// The service refused the credentials or the access.
+    Denied,
+    /// The value is larger than the service takes.
+    TooLarge,
+    /// More changes than one transaction takes.
+    TooMany,
+    /// The wanted point of history is gone.
+    Compacted,
+    /// Anything else.
+    Other,
+}
+
+/// A failed call. The text names the cause and never a secret.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct BackendError {
+    /// The class of the failure.
+    pub failure: Failure,
+    /// What the service or the client said.
+    pub message: String,
+}
+
+impl BackendError {
+    /// An error with its text.
+    pub fn new(failure: Failure, message: impl Into<String>) -> Self {
+        Self { failure, message: message.into() }
+    }
+
+    /// The error of an unmet guard.
+    pub fn unmet(guard: Guard, path: &TopoPath, found: Option<Version>) -> Self {
+        match (guard, found) {
+            (Guard::Absent, _) => Self::new(Failure::NodeExists, format!("node already exists: {path}")),
+            (_, None) => Self::new(Failure::NoNode, format!("node doesn't exist: {path}")),
+            (Guard::Version(wanted), Some(found)) => Self::new(
+                Failure::BadVersion,
+                format!("bad node version: {path} has version {}, expected {}", found.number, wanted.number),
+            ),
+            (Guard::Any, Some(_)) => Self::new(Failure::Other, format!("change of {path} was refused")),
+        }
+    }
+}
+
+/// One cell of a topology service. See the module's contract.
+#[async_trait]
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// What the service takes.
+    fn limits(&self) -> Limits;
+
+    /// Everything below `dir` at one point. An empty listing is not an error.
+    async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError>;
+
+    /// One node, as the service has it now (linearizable where the service offers it).
+    async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError>;
+
+    /// Applies all changes or none. Fails with [`Failure::NodeExists`], [`Failure::NoNode`] or [`Failure::BadVersion`] for
+    /// an unmet guard, [`Failure::TooLarge`] and [`Failure::TooMany`] before anything is sent. [`Action::Delete`] of a missing
+    /// node is [`Failure::NoNode`].
+    async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError>;
+
+    /// Everything that happens below the root after the given point. Returns once the service has accepted the watch.
+    async fn watch(&self, after: Revision) -> Result<WatchStream, BackendError>;
+}
+
+/// The services that topofs can mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Implementation {
+    /// etcd, version 3 of its protocol.
+    Etcd2,
+    /// Kept in this process: for trying and testing.
+    Memory,
+}
+
+impl fmt::Display for Implementation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Implementation::Etcd2 => "etcd2",
+            Implementation::Memory => "memory",
+        })
+    }
+}
+
+/// Which service, and which root in it: one cell.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Location {
+    /// The kind of service.
+    pub implementation: Implementation,
+    /// Comma-separated servers, as Vitess spells them.
+    pub server: String,
+    /// The path that all keys of the cell begin with.
+    pub root: String,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slash = if self.root.starts_with('/') { "" } else { "/" };
+        write!(f, "{}:{}{slash}{}", self.implementation, self.server, self.root)
+    }
+}
+
+/// How to talk to services. One for all cells, as in Vitess.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// Longest time for one call.
+    pub timeout: Duration,
+    /// Settings of etcd.
+    pub etcd: etcd2::EtcdOptions,
+    /// The services that live in this process.
+    pub memory: memory::MemoryServers,
+}
+
+/// Prepares a backend; nothing is connected yet. Fails if the address or the options cannot be right.
+pub fn open(location: &Location, options: &ConnectOptions) -> Result<Arc<dyn Backend>, BackendError> {
+    Ok(match location.implementation {
+        Implementation::Etcd2 => Arc::new(etcd2::Etcd::new(location, options)?),
+        Implementation::Memory => Arc::new(options.memory.open(location)?),
+    })
+}
+
+/// Refuses what the service would refuse, before anything is sent.
+pub(crate) fn check_limits(changes: &[Change], limits: Limits) -> Result<(), BackendError> {
+    if changes.len() > limits.changes {
+        return Err(BackendError::new(
+            Failure::TooMany,
+            format!("{} changes, the service takes {} in one transaction", changes.len(), limits.changes),
+        ));
+    }
+    for change in changes {
+        if let Action::Put(value) = &change.action
+            && value.len() > limits.value
+        {
+            return Err(BackendError::new(
+                Failure::TooLarge,
+                format!("{}: {} bytes, the service takes {}", change.path, value.len(), limits.value),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The keys of one cell: `root` joined with the path, as Vitess joins them.
+#[derive(Debug, Clone)]
+pub(crate) struct KeySpace {
+    prefix: String,
+}
+
+impl KeySpace {
+    /// Cleans the root as Go's `path.Join` does: repeated and trailing slashes go, a leading one is kept.
+    pub fn new(root: &str) -> Self {
+        let mut prefix = String::from(if root.starts_with('/') { "/" } else { "" });
+        for part in root.split('/').filter(|part| !part.is_empty()) {
+            prefix.push_str(part);
+            prefix.push('/');
+        }
+        Self { prefix }
+    }
+
+    /// The prefix of all keys, ending in a slash.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The stored key of a path.
+    pub fn key(&self, path: &TopoPath) -> String {
+        format!("{}{path}", self.prefix)
+    }
+
+    /// The prefix of all keys below a directory.
+    pub fn dir_prefix(&self, dir: &TopoPath) -> String {
+        if dir.is_root() { self.prefix.clone() } else { format!("{}{dir}/", self.prefix) }
+    }
+
+    /// The path of a stored key; `None` if it cannot be a file name.
+    pub fn path(&self, key: &[u8]) -> Option<TopoPath> {
+        let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?;
+        TopoPath::parse(rest).ok().filter(|p| !p.is_root())
+    }
+}

@@ -1,0 +1,265 @@
+//! The global topology and the cells that it names: each with its own connection and its own failures.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::backend::{
+    Applied, Backend, BackendError, Change, ConnectOptions, Fetched, Implementation, Limits, Location,
+};
+use crate::error::{Error, Kind, Result};
+use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
+use crate::name::{CellName, TopoPath};
+
+/// Reads a CellInfo record: server address and root. The codec is above this module, so it is handed in.
+pub type ReadCellInfo = Arc<dyn Fn(&[u8]) -> Option<(String, String)> + Send + Sync>;
+
+/// How cells are connected.
+#[derive(Clone)]
+pub struct CellOptions {
+    /// The global topology.
+    pub global: Location,
+    /// For all backends.
+    pub connect: ConnectOptions,
+    /// For all mirrors.
+    pub mirror: MirrorOptions,
+    /// If given: these cells are connected at once and no others are shown.
+    pub only: Option<Vec<CellName>>,
+}
+
+/// One cell: its place, its backend, its mirror.
+#[derive(Debug)]
+pub struct Cell {
+    /// Its name; the first level of the tree.
+    pub name: CellName,
+    /// Where its data is.
+    pub location: Location,
+    /// Its records.
+    pub mirror: Arc<Mirror>,
+    backend: Arc<dyn Backend>,
+    timeout: std::time::Duration,
+    stop: CancellationToken,
+    serve_stale: bool,
+}
+
+impl Cell {
+    /// The records, once the first list is there. Fails at once when the cell is known to be down.
+    pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        match self.mirror.health() {
+            Health::Live | Health::Shaky => return Ok(self.mirror.snapshot()),
+            Health::Down => return self.down(),
+            Health::Idle | Health::Loading => {}
+        }
+        // A load that takes longer than a call may take goes on; only this caller stops waiting for it.
+        if tokio::time::timeout(self.timeout, self.mirror.settled()).await.is_err() {
+            let waited = humantime::format_duration(self.timeout);
+            return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
+        }
+        match self.mirror.health() {
+            Health::Live | Health::Shaky => Ok(self.mirror.snapshot()),
+            Health::Down | Health::Idle | Health::Loading => self.down(),
+        }
+    }
+
+    fn down(&self) -> Result<Arc<Snapshot>> {
+        if self.serve_stale && self.mirror.is_loaded() {
+            return Ok(self.mirror.snapshot());
+        }
+        Err(self.unreachable())
+    }
+
+    fn unreachable(&self) -> Error {
+        let cause = self.mirror.trouble().map_or_else(String::new, |(cause, since)| {
+            format!(": {cause} (for {} s)", since.as_secs())
+        });
+        Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}"))
+    }
+
+    /// One record as the service has it now.
+    pub async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
+        self.refuse_if_down()?;
+        let fetched = self.backend.get(path).await.map_err(|e| self.explain(e))?;
+        self.mirror.observe(path, &fetched);
+        Ok(fetched)
+    }
+
+    /// Applies changes whole or not at all; the mirror shows them at once.
+    pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
+        self.refuse_if_down()?;
+        let applied = self.backend.apply(changes).await.map_err(|e| self.explain(e))?;
+        self.mirror.wrote(changes, &applied);
+        Ok(applied)
+    }
+
+    /// What the service takes.
+    pub fn limits(&self) -> Limits {
+        self.backend.limits()
+    }
+
+    fn refuse_if_down(&self) -> Result<()> {
+        if self.mirror.health() == Health::Down { Err(self.unreachable()) } else { Ok(()) }
+    }
+
+    fn explain(&self, error: BackendError) -> Error {
+        let mut error = Error::from(error);
+        error.reason = format!("{self}: {}", error.reason);
+        error
+    }
+}
+
+impl std::fmt::Display for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cell {} ({})", self.name, self.location)
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// All cells of a mount.
+pub struct Cells {
+    global: Arc<Cell>,
+    local: ArcSwap<BTreeMap<CellName, Arc<Cell>>>,
+    options: CellOptions,
+    read_cell_info: ReadCellInfo,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Cells {
+    /// Connects the global topology and waits until it is loaded. The error names cell, implementation, server, root and cause.
+    pub async fn start(options: CellOptions, read_cell_info: ReadCellInfo) -> Result<Arc<Self>> {
+        let tasks = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let global = open_cell(CellName::global(), options.global.clone(), &options, &tasks, &stop)?;
+        global.snapshot().await.inspect_err(|_| stop.cancel())?;
+        let cells = Arc::new(Self { global, local: ArcSwap::default(), options, read_cell_info, tasks, stop });
+        let updates = cells.global.mirror.subscribe();
+        cells.refresh();
+        cells.tasks.spawn(follow_cell_info(Arc::downgrade(&cells), updates, cells.stop.clone()));
+        if cells.options.only.is_some() {
+            for cell in cells.local.load().values().cloned() {
+                cells.tasks.spawn(async move { cell.mirror.settled().await });
+            }
+        }
+        Ok(cells)
+    }
+
+    /// A cell by name.
+    pub fn get(&self, name: &CellName) -> Option<Arc<Cell>> {
+        if name.is_global() { Some(self.global.clone()) } else { self.local.load().get(name).cloned() }
+    }
+
+    /// All cells, the global topology first.
+    pub fn all(&self) -> Vec<Arc<Cell>> {
+        std::iter::once(self.global.clone()).chain(self.local.load().values().cloned()).collect()
+    }
+
+    /// Ends all background work and waits for it.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Makes the set of cells follow the CellInfo records.
+    fn refresh(&self) {
+        let wanted = self.known_cells();
+        let current = self.local.load();
+        let mut next = BTreeMap::new();
+        for (name, location) in wanted {
+            let kept = current.get(&name).filter(|cell| cell.location == location).cloned();
+            match kept.map_or_else(
+                || open_cell(name.clone(), location, &self.options, &self.tasks, &self.stop),
+                Ok,
+            ) {
+                Ok(cell) => {
+                    next.insert(name, cell);
+                }
+                Err(error) => tracing::error!(cell = %name, %error, "the cell cannot be shown"),
+            }
+        }
+        self.local.store(Arc::new(next));
+    }
+
+    fn known_cells(&self) -> BTreeMap<CellName, Location> {
+        let snapshot = self.global.mirror.snapshot();
+        let Ok(dir) = TopoPath::parse("cells") else { return BTreeMap::new() };
+        snapshot
+            .below(&dir)
+            .filter_map(|(path, record)| {
+                let name = path.below(&dir)?.strip_suffix("/CellInfo")?;
+                let name = CellName::new(name).ok().filter(|name| !name.is_global())?;
+                if self.options.only.as_ref().is_some_and(|only| !only.contains(&name)) {
+                    return None;
+                }
+                let (server, root) = (self.read_cell_info)(&record.value)?;
+                let implementation = self.options.global.implementation;
+                Some((name, Location { implementation, server, root }))
+            })
+            .collect()
+    }
+}
+
+fn open_cell(
+    name: CellName,
+    location: Location,
+    options: &CellOptions,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Arc<Cell>> {
+    let backend = crate::backend::open(&location, &options.connect).map_err(|error| {
+        let mut error = Error::from(error);
+        error.reason = format!("cell {name} ({location}): {}", error.reason);
+        error
+    })?;
+    let mirror = Mirror::new(backend.clone(), options.mirror);
+    let stop = stop.child_token();
+    let span = tracing::info_span!("cell", name = %name);
+    tasks.spawn(tracing::Instrument::instrument(mirror.clone().run(stop.clone()), span));
+    Ok(Arc::new(Cell {
+        name,
+        location,
+        mirror,
+        backend,
+        timeout: options.connect.timeout,
+        stop,
+        serve_stale: options.mirror.serve_stale,
+    }))
+}
+
+async fn follow_cell_info(
+    cells: std::sync::Weak<Cells>,
+    mut updates: tokio::sync::broadcast::Receiver<Arc<Vec<crate::mirror::Update>>>,
+    stop: CancellationToken,
+) {
+    use tokio::sync::broadcast::error::RecvError;
+    loop {
+        let concerned = tokio::select! {
+            () = stop.cancelled() => return,
+            news = updates.recv() => match news {
+                Ok(news) => news.iter().any(|update| update.path.name() == "CellInfo"),
+                Err(RecvError::Lagged(_)) => true,
+                Err(RecvError::Closed) => return,
+            },
+        };
+        let Some(cells) = cells.upgrade() else { return };
+        if concerned {
+            cells.refresh();
+        }
+    }
+}
+
+/// The services of a mount by the name that Vitess gives them.
+impl std::str::FromStr for Implementation {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        <Self as clap::ValueEnum>::from_str(text, true)
+    }
+}

@@ -1,0 +1,197 @@
+//! The one error of the file system: what the caller sees (an errno) and what a person needs to know (the reason).
+
+use crate::backend::{BackendError, Failure};
+use crate::name::NameError;
+
+/// What went wrong, in the terms of design section 9. Each kind has exactly one errno.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// No such record or directory.
+    NotFound,
+    /// Exists already.
+    Exists,
+    /// Someone else changed the record meanwhile.
+    Conflict,
+    /// Cannot be decoded or parsed.
+    BadMessage,
+    /// Larger than the backend takes.
+    TooLarge,
+    /// Directory not empty.
+    NotEmpty,
+    /// The backend did not answer in time.
+    Unreachable,
+    /// The backend refused: authentication, access rights.
+    Denied,
+    /// Read-only mount.
+    ReadOnly,
+    /// A guard rail (`--no-delete`, names that must not be touched).
+    NotPermitted,
+    /// A directory where a file is needed.
+    IsDirectory,
+    /// A file where a directory is needed.
+    NotDirectory,
+    /// Not a valid name or argument.
+    Invalid,
+    /// A name of more than 255 bytes.
+    NameTooLong,
+    /// The rename would cross a border that only a copy can cross.
+    CrossDevice,
+    /// More records than one transaction of the backend takes.
+    TooMany,
+    /// The quota of scratch files is used up.
+    NoSpace,
+    /// No such extended attribute.
+    NoAttribute,
+    /// The operation does not exist here.
+    Unsupported,
+    /// The descriptor is not open in the needed mode.
+    BadDescriptor,
+    /// Anything else.
+    Io,
+}
+
+impl Kind {
+    /// The errno that the caller gets.
+    pub fn errno(self) -> i32 {
+        match self {
+            Kind::NotFound => libc::ENOENT,
+            Kind::Exists => libc::EEXIST,
+            Kind::Conflict => libc::ESTALE,
+            Kind::BadMessage => libc::EBADMSG,
+            Kind::TooLarge => libc::EFBIG,
+            Kind::NotEmpty => libc::ENOTEMPTY,
+            Kind::Unreachable => libc::ETIMEDOUT,
+            Kind::Denied => libc::EACCES,
+            Kind::ReadOnly => libc::EROFS,
+            Kind::NotPermitted => libc::EPERM,
+            Kind::IsDirectory => libc::EISDIR,
+            Kind::NotDirectory => libc::ENOTDIR,
+            Kind::Invalid => libc::EINVAL,
+            Kind::NameTooLong => libc::ENAMETOOLONG,
+            Kind::CrossDevice => libc::EXDEV,
+            Kind::TooMany => libc::E2BIG,
+            Kind::NoSpace => libc::ENOSPC,
+            Kind::NoAttribute => libc::ENODATA,
+            Kind::Unsupported => libc::EOPNOTSUPP,
+            Kind::BadDescriptor => libc::EBADF,
+            Kind::Io => libc::EIO,
+        }
+    }
+
+    /// The symbolic name of [`Kind::errno`].
+    pub fn errno_name(self) -> &'static str {
+        match self {
+            Kind::NotFound => "ENOENT",
+            Kind::Exists => "EEXIST",
+            Kind::Conflict => "ESTALE",
+            Kind::BadMessage => "EBADMSG",
+            Kind::TooLarge => "EFBIG",
+            Kind::NotEmpty => "ENOTEMPTY",
+            Kind::Unreachable => "ETIMEDOUT",
+            Kind::Denied => "EACCES",
+            Kind::ReadOnly => "EROFS",
+            Kind::NotPermitted => "EPERM",
+            Kind::IsDirectory => "EISDIR",
+            Kind::NotDirectory => "ENOTDIR",
+            Kind::Invalid => "EINVAL",
+            Kind::NameTooLong => "ENAMETOOLONG",
+            Kind::CrossDevice => "EXDEV",
+            Kind::TooMany => "E2BIG",
+            Kind::NoSpace => "ENOSPC",
+            Kind::NoAttribute => "ENODATA",
+            Kind::Unsupported => "EOPNOTSUPP",
+            Kind::BadDescriptor => "EBADF",
+            Kind::Io => "EIO",
+        }
+    }
+
+    /// Whether a person will ask why: such errors go to `.topofs/errors` and the log. The others are the everyday
+    /// answers of a file system (`ls` of a missing file).
+    pub fn needs_explaining(self) -> bool {
+        match self {
+            Kind::Conflict
+            | Kind::BadMessage
+            | Kind::TooLarge
+            | Kind::Unreachable
+            | Kind::Denied
+            | Kind::NotPermitted
+            | Kind::TooMany
+            | Kind::NoSpace
+            | Kind::Io => true,
+            Kind::NotFound
+            | Kind::Exists
+            | Kind::NotEmpty
+            | Kind::ReadOnly
+            | Kind::IsDirectory
+            | Kind::NotDirectory
+            | Kind::Invalid
+            | Kind::NameTooLong
+            | Kind::CrossDevice
+            | Kind::NoAttribute
+            | Kind::Unsupported
+            | Kind::BadDescriptor => false,
+        }
+    }
+}
+
+/// A failed file operation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Error {
+    /// Decides the errno.
+    pub kind: Kind,
+    /// For people: what happened and why, without secrets.
+    pub reason: String,
+    /// Where in the written text, counted from 1, if the reason is a place in it.
+    pub position: Option<Position>,
+}
+
+/// A place in a text: line and column, both counted from 1; columns count characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Position {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+}
+
+impl Error {
+    /// An error with its reason.
+    pub fn new(kind: Kind, reason: impl Into<String>) -> Self {
+        Self { kind, reason: reason.into(), position: None }
+    }
+
+    /// The everyday "no such file".
+    pub fn not_found() -> Self {
+        Self::new(Kind::NotFound, "no such record or directory")
+    }
+}
+
+impl From<NameError> for Error {
+    fn from(error: NameError) -> Self {
+        let kind = match error {
+            NameError::Invalid => Kind::Invalid,
+            NameError::TooLong => Kind::NameTooLong,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<BackendError> for Error {
+    fn from(error: BackendError) -> Self {
+        let kind = match error.failure {
+            Failure::NoNode => Kind::NotFound,
+            Failure::NodeExists => Kind::Exists,
+            Failure::BadVersion => Kind::Conflict,
+            Failure::Unreachable => Kind::Unreachable,
+            Failure::Denied => Kind::Denied,
+            Failure::TooLarge => Kind::TooLarge,
+            Failure::TooMany => Kind::TooMany,
+            Failure::Compacted | Failure::Other => Kind::Io,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// Result of a file operation.
+pub type Result<T> = std::result::Result<T, Error>;

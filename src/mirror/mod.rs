@@ -1,0 +1,374 @@
+//! The mirror of one cell: loaded in bulk, kept current by a watch, compared with a bulk list at intervals.
+//!
+//! Readers take snapshots and never wait for the watcher. A mirror that has lost its watch says so ([`Health`]); whether
+//! its snapshot may still be shown is decided in one place, [`Mirror::health`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use backon::BackoffBuilder;
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, broadcast, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Applied, Backend, BackendError, Change, Fetched, Listing, Node, Revision, WatchBatch, WatchStream};
+use crate::name::TopoPath;
+
+mod state;
+
+pub use state::{Entry, Record, Snapshot, Update};
+use state::State;
+
+/// Updates that a slow listener may be behind before it is told to look at everything.
+const UPDATE_QUEUE: usize = 1_024;
+/// First and longest pause between attempts to connect.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long the watch may lag behind a bulk list before what it has not delivered counts as missed.
+const RESYNC_GRACE: Duration = Duration::from_secs(2);
+/// Share of the resync interval by which it is varied, so that many mounts do not list at the same moment.
+const RESYNC_JITTER: f64 = 0.1;
+
+/// How a mirror is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct MirrorOptions {
+    /// How often the mirror is compared with a bulk list.
+    pub resync_interval: Duration,
+    /// How long a broken watch is tolerated before the snapshot is no longer shown.
+    pub stale_after: Duration,
+    /// Show an old snapshot rather than fail.
+    pub serve_stale: bool,
+}
+
+/// Whether a snapshot may be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Nobody has asked for this cell yet.
+    Idle,
+    /// The first list is under way.
+    Loading,
+    /// The watch is delivering.
+    Live,
+    /// The watch is broken, but not for long.
+    Shaky,
+    /// The watch is broken for longer than is tolerated, or nothing was ever loaded.
+    Down,
+}
+
+#[derive(Debug, Clone)]
+enum Link {
+    Idle,
+    Loading,
+    Live,
+    Broken { since: Instant, cause: String },
+}
+
+/// Counters of `.topofs/status`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Watch events merged.
+    pub events: AtomicU64,
+    /// Bulk lists compared.
+    pub resyncs: AtomicU64,
+    /// Differences that the watch should have delivered and did not.
+    pub missed: AtomicU64,
+    /// Differences found after the watch had been broken.
+    pub caught_up: AtomicU64,
+    /// Times the watch was set up again.
+    pub reconnects: AtomicU64,
+    /// Keys of the last list that cannot be file names.
+    pub skipped: AtomicU64,
+}
+
+/// The mirror of one cell.
+#[derive(Debug)]
+pub struct Mirror {
+    backend: Arc<dyn Backend>,
+    options: MirrorOptions,
+    state: Mutex<State>,
+    snapshot: ArcSwap<Snapshot>,
+    link: watch::Sender<Link>,
+    loaded: std::sync::atomic::AtomicBool,
+    updates: broadcast::Sender<Arc<Vec<Update>>>,
+    resync: Notify,
+    wanted: Notify,
+    last_event: Mutex<Option<SystemTime>>,
+    /// What happened to this mirror so far.
+    pub counters: Counters,
+}
+
+impl Mirror {
+    /// A mirror that nothing is loaded into yet.
+    pub fn new(backend: Arc<dyn Backend>, options: MirrorOptions) -> Arc<Self> {
+        Arc::new(Self {
+            backend,
+            options,
+            state: Mutex::default(),
+            snapshot: ArcSwap::default(),
+            link: watch::Sender::new(Link::Idle),
+            loaded: false.into(),
+            updates: broadcast::Sender::new(UPDATE_QUEUE),
+            resync: Notify::new(),
+            wanted: Notify::new(),
+            last_event: Mutex::new(None),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Whether the snapshot may be shown now.
+    pub fn health(&self) -> Health {
+        let link = self.link.borrow();
+        match &*link {
+            Link::Idle => Health::Idle,
+            Link::Loading => Health::Loading,
+            Link::Live => Health::Live,
+            Link::Broken { since, .. } => {
+                if self.is_loaded() && since.elapsed() < self.options.stale_after { Health::Shaky } else { Health::Down }
+            }
+        }
+    }
+
+    /// Why the watch is broken, and for how long.
+    pub fn trouble(&self) -> Option<(String, Duration)> {
+        match &*self.link.borrow() {
+            Link::Broken { since, cause } => Some((cause.clone(), since.elapsed())),
+            _ => None,
+        }
+    }
+
+    /// Whether a first list has been taken over.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    /// When the last event was delivered.
+    pub fn last_event(&self) -> Option<SystemTime> {
+        *self.last_event.lock()
+    }
+
+    /// The records now, whatever the health.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Waits until the first list has been taken over or has failed.
+    pub async fn settled(&self) {
+        self.wanted.notify_one();
+        let mut link = self.link.subscribe();
+        // The sender lives as long as self: waiting cannot fail.
+        let _ = link.wait_for(|link| !matches!(link, Link::Idle | Link::Loading)).await;
+    }
+
+    /// Every change from now on, in order. A listener that falls behind is told so by the channel.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Vec<Update>>> {
+        self.updates.subscribe()
+    }
+
+    /// Asks for a comparison with a bulk list now.
+    pub fn request_resync(&self) {
+        self.resync.notify_one();
+    }
+
+    /// Takes over what this mount has just read.
+    pub fn observe(&self, path: &TopoPath, fetched: &Fetched) {
+        let update = {
+            let mut state = self.state.lock();
+            match &fetched.node {
+                Some(node) => state.put(node.clone(), SystemTime::now()),
+                None => state.delete(path, fetched.at),
+            }
+        };
+        self.publish(update.into_iter().collect());
+    }
+
+    /// Takes over what this mount has just written, so that it reads its own writes.
+    pub fn wrote(&self, changes: &[Change], applied: &Applied) {
+        let mut updates = Vec::new();
+        {
+            let mut state = self.state.lock();
+            for (change, version) in changes.iter().zip(&applied.versions) {
+                let update = match (&change.action, version) {
+                    (crate::backend::Action::Put(value), Some(version)) => {
+                        let node = Node {
+                            path: change.path.clone(),
+                            value: value.clone(),
+                            version: *version,
+                            role: crate::backend::Role::Record,
+                            modified: None,
+                        };
+                        state.put(node, SystemTime::now())
+                    }
+                    (crate::backend::Action::Delete, _) => state.delete(&change.path, applied.at),
+                    _ => None,
+                };
+                updates.extend(update);
+            }
+        }
+        self.publish(updates);
+    }
+
+    /// Keeps the mirror until cancelled. The first connection is made when somebody calls [`Mirror::settled`].
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = self.wanted.notified() => self.set_link(Link::Loading),
+        }
+        let mut backoff = new_backoff();
+        loop {
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return,
+                outcome = self.follow(&mut backoff) => outcome,
+            };
+            self.broken(&outcome);
+            let pause = backoff.next().unwrap_or(BACKOFF.1);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = self.resync.notified() => {}
+            }
+        }
+    }
+
+    /// One connection: list, watch, follow. Returns why it ended.
+    async fn follow(&self, backoff: &mut backon::ExponentialBackoff) -> BackendError {
+        let (listing, mut stream) = match self.connect().await {
+            Ok(connected) => connected,
+            Err(error) => return error,
+        };
+        let again = self.is_loaded();
+        let differences = self.take_over(listing);
+        if again {
+            self.counters.caught_up.fetch_add(differences, Ordering::Relaxed);
+            self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+        }
+        self.loaded.store(true, Ordering::Release);
+        self.set_link(Link::Live);
+        *backoff = new_backoff();
+        let mut tick = tokio::time::interval_at(Instant::now() + self.resync_interval(), self.resync_interval());
+        loop {
+            tokio::select! {
+                batch = stream.next() => match batch {
+                    Some(Ok(batch)) => self.merge(batch),
+                    Some(Err(error)) => return error,
+                    None => return BackendError::new(crate::backend::Failure::Unreachable, "the watch ended"),
+                },
+                _ = tick.tick() => if let Err(error) = self.compare(&mut stream).await { return error },
+                () = self.resync.notified() => if let Err(error) = self.compare(&mut stream).await { return error },
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(Listing, WatchStream), BackendError> {
+        let listing = self.backend.list(&TopoPath::root()).await?;
+        let stream = self.backend.watch(listing.at).await?;
+        Ok((listing, stream))
+    }
+
+    /// Compares with a bulk list while the watch goes on. Only what the watch has not delivered after a grace time counts.
+    async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
+        let root = TopoPath::root();
+        let listing = self.merge_until(stream, self.backend.list(&root)).await??;
+        self.merge_until(stream, tokio::time::sleep(RESYNC_GRACE)).await?;
+        let at = listing.at;
+        let missed = self.take_over(listing);
+        self.state.lock().forget_deletions(at);
+        self.counters.resyncs.fetch_add(1, Ordering::Relaxed);
+        self.counters.missed.fetch_add(missed, Ordering::Relaxed);
+        if missed > 0 {
+            tracing::warn!(missed, "the watch had not delivered all changes; made good by comparing with a list");
+        }
+        Ok(())
+    }
+
+    /// Merges events until something else is done.
+    async fn merge_until<T>(&self, stream: &mut WatchStream, done: impl Future<Output = T>) -> Result<T, BackendError> {
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                value = &mut done => return Ok(value),
+                batch = stream.next() => match batch {
+                    Some(batch) => self.merge(batch?),
+                    None => return Err(BackendError::new(crate::backend::Failure::Unreachable, "the watch ended")),
+                },
+            }
+        }
+    }
+
+    fn merge(&self, batch: WatchBatch) {
+        let now = SystemTime::now();
+        *self.last_event.lock() = Some(now);
+        self.counters.events.fetch_add(batch.events.len() as u64, Ordering::Relaxed);
+        let mut updates = Vec::new();
+        {
+            let mut state = self.state.lock();
+            for event in batch.events {
+                updates.extend(match event.node {
+                    Some(node) => state.put(node, now),
+                    None => state.delete(&event.path, event.at),
+                });
+            }
+            state.snapshot.at = state.snapshot.at.max(batch.at);
+        }
+        self.publish(updates);
+    }
+
+    fn take_over(&self, listing: Listing) -> u64 {
+        self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
+        let updates = self.state.lock().reconcile(listing, SystemTime::now());
+        let count = updates.len() as u64;
+        self.publish(updates);
+        count
+    }
+
+    fn publish(&self, updates: Vec<Update>) {
+        {
+            // Under the lock, so that an older snapshot cannot replace a newer one.
+            let state = self.state.lock();
+            self.snapshot.store(Arc::new(state.snapshot.clone()));
+        }
+        if !updates.is_empty() {
+            // Nobody listening is not an error.
+            let _ = self.updates.send(Arc::new(updates));
+        }
+    }
+
+    fn set_link(&self, link: Link) {
+        self.link.send_replace(link);
+    }
+
+    fn broken(&self, error: &BackendError) {
+        self.link.send_modify(|link| {
+            // The time of the first failure counts, not that of the last attempt.
+            let since = match link {
+                Link::Broken { since, .. } => *since,
+                _ => Instant::now(),
+            };
+            *link = Link::Broken { since, cause: error.message.clone() };
+        });
+        tracing::warn!(cause = %error, "the watch is broken");
+    }
+
+    fn resync_interval(&self) -> Duration {
+        // The clock's nanoseconds are random enough to keep many mounts apart.
+        let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+        let share = f64::from(nanos % 1_000) / 1_000.0;
+        self.options.resync_interval.mul_f64(1.0 - RESYNC_JITTER + 2.0 * RESYNC_JITTER * share)
+    }
+
+    /// The newest revision that this mirror has seen.
+    pub fn revision(&self) -> Revision {
+        self.snapshot.load().at
+    }
+}
+
+fn new_backoff() -> backon::ExponentialBackoff {
+    backon::ExponentialBuilder::new()
+        .with_min_delay(BACKOFF.0)
+        .with_max_delay(BACKOFF.1)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

@@ -1,0 +1,253 @@
+//! What a mirror holds: the records of one cell as a persistent map, and the rules by which news is merged into it.
+//!
+//! News comes from three sides that may overtake each other: the watch, bulk lists, and this mount's own calls. Every piece
+//! of news carries a revision, and an older piece never replaces a newer one. Deletions are remembered while an older
+//! piece may still be on its way.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use imbl::OrdMap;
+
+use crate::backend::{Listing, Node, Revision, Role, Version};
+use crate::name::TopoPath;
+
+/// A record as the mirror knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The stored bytes.
+    pub value: Bytes,
+    /// Their version.
+    pub version: Version,
+    /// When the service wrote it, or when this mount first saw this version. Every new version has a later time.
+    pub modified: SystemTime,
+}
+
+/// The records of a cell at one moment. Copying it costs nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Records by path.
+    pub records: OrdMap<TopoPath, Record>,
+    /// Locks and election candidates by path.
+    pub locks: OrdMap<TopoPath, Record>,
+    /// The newest revision seen.
+    pub at: Revision,
+}
+
+impl Snapshot {
+    /// Whether anything is stored below this directory.
+    pub fn has_children(&self, dir: &TopoPath) -> bool {
+        self.below(dir).next().is_some()
+    }
+
+    /// Everything below a directory, in order.
+    pub fn below<'a>(&'a self, dir: &TopoPath) -> impl Iterator<Item = (&'a TopoPath, &'a Record)> {
+        let end = if dir.is_root() { None } else { Some(dir.after_subtree()) };
+        self.records
+            .range(dir.clone()..)
+            .skip_while({
+                let dir = dir.clone();
+                move |(path, _)| **path == dir
+            })
+            .take_while(move |(path, _)| end.as_ref().is_none_or(|end| *path < end))
+    }
+
+    /// The entries of a directory with what they are. A name can be both record and directory.
+    pub fn entries(&self, dir: &TopoPath) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut from = dir.clone();
+        // Each step seeks past the subtree of the entry before, so that the cost is that of the entries, not of all below.
+        loop {
+            let next = self.records.range(from.clone()..).find(|(path, _)| *path != dir);
+            let Some((path, _)) = next else { break };
+            let Some(rest) = path.below(dir) else { break };
+            let (name, is_record) = match rest.split_once('/') {
+                Some((name, _)) => (name, false),
+                None => (rest, true),
+            };
+            let Ok(child) = dir.join(name) else { break };
+            let is_directory = !is_record || self.has_children(&child);
+            entries.push(Entry { name: name.to_owned(), is_record, is_directory });
+            from = child.after_subtree();
+        }
+        entries
+    }
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The name.
+    pub name: String,
+    /// A record is stored under this very path.
+    pub is_record: bool,
+    /// Records are stored below it.
+    pub is_directory: bool,
+}
+
+/// What happened to a record.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// Which.
+    pub path: TopoPath,
+    /// Before; `None` if it did not exist.
+    pub old: Option<Record>,
+    /// Now; `None` if it is gone.
+    pub new: Option<Record>,
+}
+
+/// A snapshot that can be changed.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub snapshot: Snapshot,
+    /// When paths were deleted: news from before must not bring them back.
+    deleted: HashMap<TopoPath, Revision>,
+}
+
+/// Deletions remembered at most. Reached only when tens of thousands of records are deleted while a list is under way.
+const DELETIONS: usize = 100_000;
+
+impl State {
+    /// Merges one node. Returns what changed, if it was news.
+    pub fn put(&mut self, node: Node, now: SystemTime) -> Option<Update> {
+        let Node { path, value, version, role, modified } = node;
+        let known = self.deleted.get(&path).is_some_and(|at| *at >= version.written)
+            || self.snapshot.records.get(&path).is_some_and(|r| r.version.written >= version.written)
+            || self.snapshot.locks.get(&path).is_some_and(|r| r.version.written >= version.written);
+        if known {
+            return None;
+        }
+        self.snapshot.at = self.snapshot.at.max(version.written);
+        self.deleted.remove(&path);
+        let old = self.snapshot.records.get(&path).cloned();
+        let seen = modified.unwrap_or(now);
+        let modified = old.as_ref().map_or(seen, |old| seen.max(old.modified + Duration::from_nanos(1)));
+        let record = Record { value, version, modified };
+        match role {
+            Role::Lock => {
+                self.snapshot.locks.insert(path.clone(), record);
+                let old = self.snapshot.records.remove(&path)?;
+                Some(Update { path, old: Some(old), new: None })
+            }
+            Role::Record => {
+                self.snapshot.locks.remove(&path);
+                self.snapshot.records.insert(path.clone(), record.clone());
+                Some(Update { path, old, new: Some(record) })
+            }
+        }
+    }
+
+    /// Merges a deletion that happened at the given revision.
+    pub fn delete(&mut self, path: &TopoPath, at: Revision) -> Option<Update> {
+        self.snapshot.at = self.snapshot.at.max(at);
+        let newer = |record: &Record| record.version.written > at;
+        if self.snapshot.records.get(path).is_some_and(newer) || self.snapshot.locks.get(path).is_some_and(newer) {
+            return None;
+        }
+        if self.deleted.len() >= DELETIONS {
+            self.deleted.clear();
+        }
+        self.deleted.insert(path.clone(), at);
+        self.snapshot.locks.remove(path);
+        let old = self.snapshot.records.remove(path)?;
+        Some(Update { path: path.clone(), old: Some(old), new: None })
+    }
+
+    /// Merges a bulk list: what it shows differently and is not overtaken by newer news is taken over.
+    pub fn reconcile(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
+        let listed: std::collections::HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
+        let vanished: Vec<TopoPath> = self
+            .snapshot
+            .records
+            .iter()
+            .chain(self.snapshot.locks.iter())
+            .filter(|(path, record)| record.version.written <= listing.at && !listed.contains(*path))
+            .map(|(path, _)| path.clone())
+            .collect();
+        let mut updates: Vec<Update> = vanished.iter().filter_map(|path| self.delete(path, listing.at)).collect();
+        updates.extend(listing.nodes.into_iter().filter_map(|node| self.put(node, now)));
+        self.snapshot.at = self.snapshot.at.max(listing.at);
+        updates
+    }
+
+    /// Forgets deletions up to a revision that everything under way is known to have passed.
+    pub fn forget_deletions(&mut self, passed: Revision) {
+        self.deleted.retain(|_, at| *at > passed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(path: &str, value: &str, written: u64) -> Node {
+        Node {
+            path: TopoPath::parse(path).unwrap(),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            version: Version { number: written, written: Revision(written), created: Revision(1) },
+            role: Role::Record,
+            modified: None,
+        }
+    }
+
+    #[test]
+    fn older_news_never_replaces_newer() {
+        let mut state = State::default();
+        let now = SystemTime::now();
+        assert!(state.put(node("a", "2", 2), now).is_some());
+        assert!(state.put(node("a", "1", 1), now).is_none());
+        assert!(state.delete(&TopoPath::parse("a").unwrap(), Revision(1)).is_none());
+        assert!(state.delete(&TopoPath::parse("a").unwrap(), Revision(3)).is_some());
+        assert!(state.put(node("a", "2", 2), now).is_none(), "a deleted record must not come back");
+        assert!(state.put(node("a", "4", 4), now).is_some());
+    }
+
+    #[test]
+    fn a_list_that_was_overtaken_changes_nothing() {
+        let mut state = State::default();
+        let now = SystemTime::now();
+        state.put(node("kept", "new", 9), now);
+        state.put(node("gone", "x", 3), now);
+        state.delete(&TopoPath::parse("gone").unwrap(), Revision(8));
+        let nodes = vec![node("kept", "old", 2), node("gone", "x", 3)];
+        assert!(state.reconcile(Listing { nodes, at: Revision(5), skipped: 0 }, now).is_empty());
+        let updates = state.reconcile(Listing { nodes: vec![], at: Revision(10), skipped: 0 }, now);
+        assert_eq!(updates.len(), 1);
+        assert!(state.snapshot.records.is_empty());
+    }
+
+    #[test]
+    fn every_version_has_a_later_time() {
+        let mut state = State::default();
+        let now = SystemTime::now();
+        state.put(node("a", "1", 1), now);
+        let update = state.put(node("a", "2", 2), now).unwrap();
+        assert!(update.new.unwrap().modified > update.old.unwrap().modified);
+    }
+
+    #[test]
+    fn entries_seek_past_subtrees() {
+        let mut state = State::default();
+        for (i, path) in ["foo/Keyspace", "foo/shards/0/Shard", "foo-bar/Keyspace", "top", "top/below"].iter().enumerate() {
+            state.put(node(path, "", i as u64 + 1), SystemTime::now());
+        }
+        let names: Vec<_> = state
+            .snapshot
+            .entries(&TopoPath::root())
+            .into_iter()
+            .map(|e| (e.name, e.is_record, e.is_directory))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("foo".to_owned(), false, true),
+                ("foo-bar".to_owned(), false, true),
+                ("top".to_owned(), true, true)
+            ]
+        );
+        let foo = TopoPath::parse("foo").unwrap();
+        assert_eq!(state.snapshot.entries(&foo).len(), 2);
+        assert_eq!(state.snapshot.below(&foo).count(), 2);
+    }
+}

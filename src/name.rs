@@ -1,0 +1,218 @@
+//! Names: cells and paths inside a cell. Values of these types are always valid file names, so nothing
+//! above has to check again.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
+
+/// Longest file name that the kernel passes on (NAME_MAX of Linux), in bytes.
+pub const NAME_MAX: usize = 255;
+
+/// Why a name cannot be shown as a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Empty, `.`, `..`, or with `/`, NUL or bytes that are not UTF-8.
+    #[error("not a valid file name")]
+    Invalid,
+    /// Longer than [`NAME_MAX`].
+    #[error("longer than {NAME_MAX} bytes")]
+    TooLong,
+}
+
+/// Checks one path component.
+pub fn check_component(name: &str) -> Result<(), NameError> {
+    if name.len() > NAME_MAX {
+        return Err(NameError::TooLong);
+    }
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(NameError::Invalid);
+    }
+    Ok(())
+}
+
+/// The name of a cell: the first level of the tree.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CellName(Arc<str>);
+
+impl CellName {
+    /// The cell that holds the global topology.
+    pub const GLOBAL: &'static str = "global";
+
+    /// Checks a name. Names that collide with the tree's own (`.topofs`) are refused.
+    pub fn new(name: &str) -> Result<Self, NameError> {
+        check_component(name)?;
+        if name == crate::control::DIR_NAME {
+            return Err(NameError::Invalid);
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name of the global topology.
+    pub fn global() -> Self {
+        Self(Self::GLOBAL.into())
+    }
+
+    /// Whether this is the global topology.
+    pub fn is_global(&self) -> bool {
+        &*self.0 == Self::GLOBAL
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CellName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for CellName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A path inside a cell, relative to the cell's root, without slashes at either end. The empty path is the root.
+///
+/// The order is that of a depth-first walk with sorted names: everything below `a` stands directly after `a`
+/// and before `a-b`, which plain byte order does not give.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct TopoPath(Arc<str>);
+
+impl TopoPath {
+    /// The root of a cell.
+    pub fn root() -> Self {
+        Self("".into())
+    }
+
+    /// Checks a path as stored by a backend. Every component must be a valid file name.
+    pub fn parse(path: &str) -> Result<Self, NameError> {
+        if !path.is_empty() {
+            path.split('/').try_for_each(check_component)?;
+        }
+        Ok(Self(path.into()))
+    }
+
+    /// The path of the entry `name` of this directory.
+    pub fn join(&self, name: &str) -> Result<Self, NameError> {
+        check_component(name)?;
+        if self.is_root() {
+            return Ok(Self(name.into()));
+        }
+        Ok(Self(format!("{}/{name}", self.0).into()))
+    }
+
+    /// Whether this is the cell's root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The last component; empty for the root.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or("")
+    }
+
+    /// The directory that holds this path; `None` for the root.
+    pub fn parent(&self) -> Option<Self> {
+        if self.is_root() {
+            return None;
+        }
+        Some(match self.0.rsplit_once('/') {
+            Some((dir, _)) => Self(dir.into()),
+            None => Self::root(),
+        })
+    }
+
+    /// The components from the top.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/').filter(|c| !c.is_empty())
+    }
+
+    /// The rest of this path below `dir`; `None` if it is not below it, and empty if it is `dir` itself.
+    pub fn below<'a>(&'a self, dir: &TopoPath) -> Option<&'a str> {
+        if dir.is_root() {
+            return Some(&self.0);
+        }
+        let rest = self.0.strip_prefix(dir.as_str())?;
+        if rest.is_empty() {
+            return Some(rest);
+        }
+        rest.strip_prefix('/')
+    }
+
+    /// The smallest path that sorts after everything below this one. It is a search key, not a valid name.
+    pub(crate) fn after_subtree(&self) -> Self {
+        Self(format!("{}\u{1}", self.0).into())
+    }
+
+    fn sort_key(&self) -> impl Iterator<Item = u8> {
+        self.0.bytes().map(|b| if b == b'/' { 0 } else { b })
+    }
+}
+
+impl Ord for TopoPath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.sort_key().cmp(other.sort_key())
+    }
+}
+
+impl PartialOrd for TopoPath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for TopoPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TopoPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> TopoPath {
+        TopoPath::parse(text).unwrap()
+    }
+
+    #[test]
+    fn subtrees_are_contiguous() {
+        let mut paths = [path("foo-bar/Keyspace"), path("foo/Keyspace"), path("foo"), path("foo/a/b"), path("foo.x")];
+        paths.sort();
+        assert_eq!(paths.map(|p| p.to_string()), ["foo", "foo/Keyspace", "foo/a/b", "foo-bar/Keyspace", "foo.x"]);
+        assert!(path("foo/zzz/zzz") < path("foo").after_subtree());
+        assert!(path("foo").after_subtree() < path("foo-bar"));
+    }
+
+    #[test]
+    fn hostile_names_are_refused() {
+        for bad in ["a//b", "/a", "a/", "a/../b", ".", "a\0b"] {
+            assert!(TopoPath::parse(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(TopoPath::parse(&"x".repeat(256)), Err(NameError::TooLong));
+        assert!(TopoPath::parse(&"x".repeat(255)).is_ok());
+    }
+
+    #[test]
+    fn below_respects_component_borders() {
+        assert_eq!(path("a/b/c").below(&path("a")), Some("b/c"));
+        assert_eq!(path("ab").below(&path("a")), None);
+        assert_eq!(path("a").below(&path("a")), Some(""));
+        assert_eq!(path("a").below(&TopoPath::root()), Some("a"));
+    }
+}

@@ -64,8 +64,13 @@ impl Cell {
         }
     }
 
+    /// Whether old records are shown while the cell is down.
+    pub fn serves_stale(&self) -> bool {
+        self.serve_stale && self.mirror.is_loaded()
+    }
+
     fn down(&self) -> Result<Arc<Snapshot>> {
-        if self.serve_stale && self.mirror.is_loaded() {
+        if self.serves_stale() {
             return Ok(self.mirror.snapshot());
         }
         Err(self.unreachable())
@@ -130,6 +135,12 @@ pub struct Cells {
     read_cell_info: ReadCellInfo,
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Cells {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.all().iter().map(ToString::to_string)).finish()
+    }
 }
 
 impl Cells {

@@ -1,7 +1,11 @@
-//! x
+//! topofs shows a Vitess Topology Service as a file system. See README.md and docs/architecture.md.
+
 pub mod backend;
-pub mod name;
-pub mod error;
-pub mod mirror;
 pub mod cells;
-pub mod control { pub const DIR_NAME: &str = ".topofs"; }
+pub mod control;
+pub mod error;
+pub mod fuse;
+pub mod mirror;
+pub mod name;
+pub mod record;
+pub mod tree;

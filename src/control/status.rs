@@ -1,0 +1,87 @@
+//! `.topofs/status`.
+
+use std::sync::atomic::Ordering;
+
+use serde_json::{Map, Value, json};
+
+use super::{Control, timestamp};
+use crate::cells::{Cell, Cells};
+use crate::mirror::Health;
+
+/// What the tree counts.
+#[derive(Debug, Default)]
+pub struct TreeCounts {
+    /// Inodes that the kernel knows.
+    pub inodes: usize,
+    /// Open files and directories.
+    pub handles: usize,
+    /// Paths of scratch files.
+    pub scratch: Vec<String>,
+    /// Bytes that scratch files use, and may use.
+    pub scratch_bytes: (u64, u64),
+    /// Directories that exist in this mount only.
+    pub local_directories: usize,
+    /// Stored keys that have the name of a decoded form.
+    pub shadowed_forms: usize,
+}
+
+/// Scratch files named in the status at most; all of them count.
+const NAMED_SCRATCH: usize = 100;
+
+pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> Value {
+    let cells: Map<String, Value> =
+        cells.all().iter().map(|cell| (cell.name.to_string(), cell_status(cell))).collect();
+    let requests: Map<String, Value> =
+        control.requests.counts().map(|(op, count)| (op.name().to_owned(), json!(count))).collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "mounted": timestamp(control.started),
+        "cells": cells,
+        "requests": requests,
+        "inodes": counts.inodes,
+        "handles": counts.handles,
+        "scratch": {
+            "files": counts.scratch.len(),
+            "bytes": counts.scratch_bytes.0,
+            "quota": counts.scratch_bytes.1,
+            "names": counts.scratch.iter().take(NAMED_SCRATCH).collect::<Vec<_>>(),
+        },
+        "local_directories": counts.local_directories,
+        "shadowed_forms": counts.shadowed_forms,
+    })
+}
+
+fn cell_status(cell: &Cell) -> Value {
+    let mirror = &cell.mirror;
+    let snapshot = mirror.snapshot();
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let state = match mirror.health() {
+        Health::Idle => "idle",
+        Health::Loading => "loading",
+        Health::Live => "live",
+        Health::Shaky => "reconnecting",
+        Health::Down if cell.serves_stale() => "stale",
+        Health::Down => "down",
+    };
+    let mut status = json!({
+        "implementation": cell.location.implementation.to_string(),
+        "server": cell.location.server,
+        "root": cell.location.root,
+        "state": state,
+        "records": snapshot.records.len(),
+        "revision": snapshot.at.0,
+        "last_event": mirror.last_event().map(timestamp),
+        "events": count(&mirror.counters.events),
+        "resyncs": count(&mirror.counters.resyncs),
+        "missed": count(&mirror.counters.missed),
+        "caught_up": count(&mirror.counters.caught_up),
+        "reconnects": count(&mirror.counters.reconnects),
+        "skipped_keys": count(&mirror.counters.skipped),
+    });
+    if let (Some(object), Some((cause, since))) = (status.as_object_mut(), mirror.trouble()) {
+        object.insert("error".to_owned(), json!(cause));
+        object.insert("broken_for_seconds".to_owned(), json!(since.as_secs()));
+    }
+    status
+}

@@ -1,0 +1,583 @@
+//! The kernel side: fuser's callbacks translated to the tree and back. Decides nothing.
+//!
+//! A callback polls its future once, right in the session thread: what is answered from memory is answered there and then.
+//! What has to wait for a backend goes on in the runtime, so that no session thread ever waits.
+
+use std::ffi::{OsStr, OsString};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::control::{Op, Refusal};
+use crate::error::Result;
+use crate::tree::{Attr, Caller, DirEntry, OpenMode, Opened, SetAttr, Tree};
+
+/// The kernel asks for names and attributes every time: they may change remotely at any moment.
+const TTL: Duration = Duration::ZERO;
+/// Inode numbers are not used again for something else.
+const GENERATION: Generation = Generation(0);
+/// Largest write in one request, in bytes: most records come in one piece.
+const MAX_WRITE: u32 = 1 << 20;
+/// `.` and `..` come before the entries of a directory.
+const DOTS: usize = 2;
+/// Unit of sizes in statfs, in bytes.
+const BLOCK: u64 = 4096;
+
+/// Serves a tree to the kernel.
+#[derive(Debug)]
+pub struct Adapter {
+    tree: Arc<Tree>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// One request, as the log of errors names it.
+struct Call {
+    op: Op,
+    ino: u64,
+    name: Option<OsString>,
+    uid: u32,
+    pid: u32,
+}
+
+impl Adapter {
+    /// Over a tree; what waits runs in the given runtime.
+    pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
+        Self { tree, runtime }
+    }
+
+    /// Runs an operation and replies.
+    fn answer<T, F>(
+        &self,
+        (op, request, ino, name): (Op, &Request, INodeNo, Option<&OsStr>),
+        operation: impl FnOnce(Arc<Tree>, Caller) -> F,
+        reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
+    ) where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.tree.control().requests.count(op);
+        let (uid, pid) = (request.uid(), request.pid());
+        let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), uid, pid };
+        let caller = Caller::new(uid, request.gid(), pid);
+        let operation = operation(self.tree.clone(), caller);
+        let tree = self.tree.clone();
+        let mut task = Box::pin(async move {
+            reply(operation.await.map_err(|error| {
+                if error.kind.needs_explaining() {
+                    let path = tree.describe(call.ino, call.name.as_deref());
+                    let Call { op, uid, pid, .. } = call;
+                    tree.control().errors.record(&Refusal { op, path: &path, uid, pid, error: &error });
+                }
+                Errno::from_i32(error.kind.errno())
+            }));
+        });
+        let _runtime = self.runtime.enter();
+        let mut context = Context::from_waker(Waker::noop());
+        // A panic must not end the session thread; the unanswered request is answered with EIO when its reply is dropped.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut context))) {
+            Ok(Poll::Ready(())) => {}
+            Ok(Poll::Pending) => drop(self.runtime.spawn(task)),
+            Err(_) => tracing::error!(%op, "a request has failed with a panic; please report this"),
+        }
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    /// What st_blocks counts in, in bytes.
+    const SECTOR: u64 = 512;
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.size.div_ceil(SECTOR),
+        atime: attr.accessed,
+        mtime: attr.modified,
+        ctime: attr.changed,
+        crtime: attr.changed,
+        kind: kind(attr.is_dir),
+        perm: u16::try_from(attr.mode).unwrap_or(0),
+        nlink: attr.links,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: u32::try_from(BLOCK).unwrap_or(0),
+        flags: 0,
+    }
+}
+
+fn kind(is_dir: bool) -> FileType {
+    if is_dir { FileType::Directory } else { FileType::RegularFile }
+}
+
+fn open_mode(flags: i32) -> OpenMode {
+    let access = flags & libc::O_ACCMODE;
+    OpenMode {
+        read: access != libc::O_WRONLY,
+        write: access != libc::O_RDONLY,
+        append: flags & libc::O_APPEND != 0,
+        truncate: flags & libc::O_TRUNC != 0,
+        exclusive: flags & libc::O_EXCL != 0,
+        direct: flags & libc::O_DIRECT != 0,
+    }
+}
+
+fn open_flags(opened: Opened) -> FopenFlags {
+    if opened.cached { FopenFlags::empty() } else { FopenFlags::FOPEN_DIRECT_IO }
+}
+
+fn time(time: TimeOrNow) -> SystemTime {
+    match time {
+        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::Now => SystemTime::now(),
+    }
+}
+
+fn reply_empty(reply: ReplyEmpty) -> impl FnOnce(std::result::Result<(), Errno>) + Send {
+    |result| match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn reply_entry(reply: ReplyEntry) -> impl FnOnce(std::result::Result<Attr, Errno>) + Send {
+    |result| match result {
+        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn reply_attr(reply: ReplyAttr) -> impl FnOnce(std::result::Result<Attr, Errno>) + Send {
+    |result| match result {
+        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, size: u32) -> impl FnOnce(std::result::Result<Vec<u8>, Errno>) + Send {
+    move |result| match result {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn offset_of(index: usize) -> u64 {
+    (index + DOTS + 1) as u64
+}
+
+fn index_of(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX).saturating_sub(DOTS)
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_AUTO_INVAL_DATA;
+        // The rest is for speed; without this one `> file` would be two changes.
+        if !config.capabilities().contains(InitFlags::FUSE_ATOMIC_O_TRUNC) {
+            return Err(std::io::Error::other("this kernel has no FUSE_ATOMIC_O_TRUNC"));
+        }
+        let known = wanted & config.capabilities();
+        config.add_capabilities(known).map_err(|flags| std::io::Error::other(format!("not granted: {flags:?}")))?;
+        // A kernel that takes less says so, and gets what it takes.
+        let _ = config.set_max_write(MAX_WRITE);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let wanted = name.to_owned();
+        self.answer(
+            (Op::Lookup, request, parent, Some(name)),
+            |tree, caller| async move { tree.lookup(&caller, parent.0, &wanted).await },
+            reply_entry(reply),
+        );
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
+        self.tree.control().requests.count(Op::Forget);
+        self.tree.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(
+            (Op::Getattr, request, ino, None),
+            |tree, caller| async move { tree.getattr(&caller, ino.0).await },
+            reply_attr(reply),
+        );
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr { size, mode, uid, gid, accessed: atime.map(time), modified: mtime.map(time) };
+        self.answer(
+            (Op::Setattr, request, ino, None),
+            |tree, caller| async move { tree.setattr(&caller, ino.0, handle.map(|handle| handle.0), set).await },
+            reply_attr(reply),
+        );
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _device: u32,
+        reply: ReplyEntry,
+    ) {
+        if mode & libc::S_IFMT != libc::S_IFREG {
+            return reply.error(Errno::EPERM);
+        }
+        let wanted = name.to_owned();
+        self.answer(
+            (Op::Mknod, request, parent, Some(name)),
+            |tree, caller| async move {
+                let how = OpenMode { write: true, exclusive: true, ..OpenMode::default() };
+                let (attr, opened) = tree.create(&caller, parent.0, &wanted, mode & !umask & 0o7777, how).await?;
+                tree.release(opened.handle).await.inspect_err(|_| tree.forget(attr.ino, 1))?;
+                Ok(attr)
+            },
+            reply_entry(reply),
+        );
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+        let wanted = name.to_owned();
+        self.answer(
+            (Op::Mkdir, request, parent, Some(name)),
+            |tree, caller| async move { tree.mkdir(&caller, parent.0, &wanted).await },
+            reply_entry(reply),
+        );
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let wanted = name.to_owned();
+        self.answer(
+            (Op::Unlink, request, parent, Some(name)),
+            |tree, caller| async move { tree.unlink(&caller, parent.0, &wanted).await },
+            reply_empty(reply),
+        );
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let wanted = name.to_owned();
+        self.answer(
+            (Op::Rmdir, request, parent, Some(name)),
+            |tree, caller| async move { tree.rmdir(&caller, parent.0, &wanted).await },
+            reply_empty(reply),
+        );
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
+            return reply.error(Errno::EINVAL);
+        }
+        let (from, to) = (name.to_owned(), new_name.to_owned());
+        let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        self.answer(
+            // The target is what a refused save is about.
+            (Op::Rename, request, new_parent, Some(new_name)),
+            |tree, caller| async move {
+                tree.rename(&caller, (parent.0, &from), (new_parent.0, &to), no_replace).await
+            },
+            reply_empty(reply),
+        );
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(
+            (Op::Open, request, ino, None),
+            |tree, caller| async move { tree.open(&caller, ino.0, open_mode(flags.0)).await },
+            |result| match result {
+                Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let wanted = name.to_owned();
+        self.answer(
+            (Op::Create, request, parent, Some(name)),
+            |tree, caller| async move {
+                tree.create(&caller, parent.0, &wanted, mode & !umask & 0o7777, open_mode(flags)).await
+            },
+            |result| match result {
+                Ok((attr, opened)) => {
+                    let handle = FileHandle(opened.handle);
+                    reply.created(&TTL, &file_attr(&attr), GENERATION, handle, open_flags(opened));
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answer(
+            (Op::Read, request, ino, None),
+            |tree, caller| async move { tree.read(&caller, handle.0, offset, size).await },
+            |result| match result {
+                Ok(data) => reply.data(&data),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        // Taking bytes waits for nothing: done here, the data need not be copied for a task.
+        let outcome = self.tree.write(handle.0, offset, data);
+        self.answer(
+            (Op::Write, request, ino, None),
+            |_, _| std::future::ready(outcome),
+            move |result| match result {
+                Ok(()) => reply.written(size),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        self.answer(
+            (Op::Flush, request, ino, None),
+            |tree, caller| async move { tree.flush(&caller, handle.0).await },
+            reply_empty(reply),
+        );
+    }
+
+    fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.answer(
+            (Op::Fsync, request, ino, None),
+            |tree, _| async move { tree.fsync(handle.0).await },
+            reply_empty(reply),
+        );
+    }
+
+    fn release(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(
+            (Op::Release, request, ino, None),
+            |tree, _| async move { tree.release(handle.0).await },
+            reply_empty(reply),
+        );
+    }
+
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(
+            (Op::Opendir, request, ino, None),
+            |tree, _| async move { tree.opendir(ino.0).await },
+            |result| match result {
+                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn readdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let numbers = self.tree.clone();
+        self.answer(
+            (Op::Readdir, request, ino, None),
+            |tree, _| async move { tree.readdir(ino.0, handle.0, index_of(offset)).await },
+            move |result| match result {
+                Ok(entries) => {
+                    for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS)) {
+                        let _ = reply.add(ino, at as u64 + 1, FileType::Directory, name);
+                    }
+                    for (index, entry) in entries {
+                        let number = INodeNo(numbers.number(&entry));
+                        if reply.add(number, offset_of(index), kind(entry.node.is_dir()), &entry.name) {
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        /// Entries looked at for one reply; it holds fewer.
+        const BATCH: usize = 512;
+        let tree = self.tree.clone();
+        self.answer(
+            (Op::Readdirplus, request, ino, None),
+            |tree, caller| async move {
+                let own = tree.getattr(&caller, ino.0).await?;
+                let mut entries: Vec<(usize, DirEntry, Attr)> = Vec::new();
+                for (index, entry) in tree.readdir(ino.0, handle.0, index_of(offset)).await? {
+                    if let Some(attr) = tree.entry_attr(&entry).await {
+                        entries.push((index, entry, attr));
+                    }
+                    if entries.len() == BATCH {
+                        break;
+                    }
+                }
+                Ok((own, entries))
+            },
+            move |result| match result {
+                Ok((own, entries)) => {
+                    for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS)) {
+                        let _ = reply.add(ino, at as u64 + 1, name, &TTL, &file_attr(&own), GENERATION);
+                    }
+                    for (index, entry, attr) in entries {
+                        let number = tree.told(&entry);
+                        let attr = file_attr(&Attr { ino: number, ..attr });
+                        if reply.add(INodeNo(number), offset_of(index), &entry.name, &TTL, &attr, GENERATION) {
+                            // It did not fit: the kernel does not know of it.
+                            tree.forget(number, 1);
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn releasedir(&self, request: &Request, ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.answer(
+            (Op::Releasedir, request, ino, None),
+            |tree, _| async move { tree.release(handle.0).await },
+            reply_empty(reply),
+        );
+    }
+
+    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.tree.control().requests.count(Op::Statfs);
+        let usage = self.tree.usage();
+        let (total, free) = (usage.quota / BLOCK, usage.quota.saturating_sub(usage.used) / BLOCK);
+        let block = u32::try_from(BLOCK).unwrap_or(0);
+        let name_max = u32::try_from(crate::name::NAME_MAX).unwrap_or(0);
+        // Space is that of scratch files: how much a topology service has left, nobody can tell.
+        reply.statfs(total, free, free, usage.records, u64::from(u32::MAX), block, name_max, block);
+    }
+
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let wanted = name.to_owned();
+        self.answer(
+            (Op::Getxattr, request, ino, None),
+            |tree, _| async move { tree.getxattr(ino.0, &wanted).await },
+            reply_xattr(reply, size),
+        );
+    }
+
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer(
+            (Op::Listxattr, request, ino, None),
+            |tree, _| async move { tree.listxattr(ino.0).await },
+            reply_xattr(reply, size),
+        );
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(
+            (Op::Setxattr, request, ino, None),
+            |tree, _| async move { tree.setxattr(ino.0) },
+            reply_empty(reply),
+        );
+    }
+
+    fn removexattr(&self, request: &Request, ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.answer(
+            (Op::Removexattr, request, ino, None),
+            |tree, _| async move { tree.setxattr(ino.0) },
+            reply_empty(reply),
+        );
+    }
+}

@@ -1,0 +1,203 @@
+//! Attributes of nodes.
+
+use std::time::SystemTime;
+
+use super::overlay::ScratchState;
+use super::{Caller, ControlFile, Node, Tree};
+use crate::error::{Error, Kind, Result};
+use crate::mirror::Record;
+use crate::name::{CellName, TopoPath};
+use crate::record::Form;
+
+/// Attributes of a file or directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// A directory, or a regular file.
+    pub is_dir: bool,
+    /// Size in bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Links: 0 for a file that has lost its name.
+    pub links: u32,
+    /// Time of the last read, as far as it is kept.
+    pub accessed: SystemTime,
+    /// Time of the last write.
+    pub modified: SystemTime,
+    /// Time of the last change.
+    pub changed: SystemTime,
+}
+
+/// Attributes to set.
+#[derive(Debug, Default)]
+pub struct SetAttr {
+    /// New size.
+    pub size: Option<u64>,
+    /// New permission bits.
+    pub mode: Option<u32>,
+    /// New owner.
+    pub uid: Option<u32>,
+    /// New group.
+    pub gid: Option<u32>,
+    /// New time of the last read.
+    pub accessed: Option<SystemTime>,
+    /// New time of the last write.
+    pub modified: Option<SystemTime>,
+}
+
+/// Permission bits of files and directories before the umask.
+const FILE_MODE: u32 = 0o666;
+const DIR_MODE: u32 = 0o777;
+
+impl Tree {
+    /// Attributes of an inode.
+    pub async fn getattr(&self, caller: &Caller, ino: u64) -> Result<Attr> {
+        let node = self.node(ino)?;
+        let attr = match &node {
+            Node::Record(cell, path, form) => self.record_attr(caller, ino, cell, path, *form).await?,
+            _ => self.attr(&node).await?,
+        };
+        Ok(Attr { ino, ..attr })
+    }
+
+    /// Attributes of a node without a number.
+    pub(super) async fn attr(&self, node: &Node) -> Result<Attr> {
+        match node {
+            Node::Root | Node::Control => Ok(self.dir_attr()),
+            Node::ControlFile(file) => {
+                let content = self.control.read(*file, &self.cells, &self.counts());
+                let mode = if *file == ControlFile::Control { FILE_MODE } else { FILE_MODE & 0o444 };
+                Ok(Attr { mode: mode & !self.options.umask, ..self.file_attr(content.len(), SystemTime::now()) })
+            }
+            Node::Dir(cell, path) => {
+                self.require_dir(cell, path).await?;
+                Ok(self.dir_attr())
+            }
+            Node::Record(cell, path, form) => {
+                let snapshot = self.cell(cell)?.snapshot().await?;
+                let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
+                Ok(self.shown_attr(cell, path, *form, record))
+            }
+            Node::Scratch(id) => {
+                let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
+                let state = file.state.lock();
+                Ok(self.scratch_attr(&state))
+            }
+        }
+    }
+
+    /// Fails unless the directory exists. A cell itself exists without being reachable.
+    pub(super) async fn require_dir(&self, cell: &CellName, path: &TopoPath) -> Result<()> {
+        let connected = self.cell(cell)?;
+        if path.is_root() || self.overlay.has_dir(&(cell.clone(), path.clone())) {
+            return Ok(());
+        }
+        if connected.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
+    }
+
+    /// A record as its callers see it: its writer sees what it has written, an open file outlives its name.
+    async fn record_attr(&self, caller: &Caller, ino: u64, cell: &CellName, path: &TopoPath, form: Form) -> Result<Attr> {
+        self.save_under_way(cell, path).await;
+        let drafts = self.handles.drafts(ino);
+        if let Some(draft) = drafts.iter().find(|draft| draft.opener == caller.process()) {
+            return Ok(self.file_attr(draft.len(), draft.changed()));
+        }
+        let snapshot = self.cell(cell)?.snapshot().await?;
+        if let Some(record) = snapshot.records.get(path) {
+            return Ok(self.shown_attr(cell, path, form, record));
+        }
+        if let Some(draft) = drafts.first() {
+            return Ok(self.file_attr(draft.len(), draft.changed()));
+        }
+        if let Some((size, modified)) = self.handles.pinned(ino) {
+            return Ok(Attr { links: 0, ..self.file_attr(size, modified) });
+        }
+        Err(Error::not_found())
+    }
+
+    /// The attributes of a stored record. What does not decode has no size.
+    pub(super) fn shown_attr(&self, cell: &CellName, path: &TopoPath, form: Form, record: &Record) -> Attr {
+        let shown = self.records.show(cell, path, record.version.written, &record.value, form);
+        self.file_attr(shown.map_or(0, |shown| shown.len()), record.modified)
+    }
+
+    pub(super) fn dir_attr(&self) -> Attr {
+        Attr { is_dir: true, mode: DIR_MODE & !self.options.umask, ..self.file_attr(0, self.mounted) }
+    }
+
+    pub(super) fn file_attr(&self, size: usize, modified: SystemTime) -> Attr {
+        Attr {
+            ino: 0,
+            is_dir: false,
+            size: size as u64,
+            mode: FILE_MODE & !self.options.umask,
+            uid: self.options.uid,
+            gid: self.options.gid,
+            links: 1,
+            accessed: modified,
+            modified,
+            changed: modified,
+        }
+    }
+
+    pub(super) fn scratch_attr(&self, state: &ScratchState) -> Attr {
+        Attr {
+            mode: state.mode,
+            uid: state.uid,
+            gid: state.gid,
+            links: u32::from(!state.unlinked),
+            accessed: state.accessed,
+            changed: state.changed,
+            ..self.file_attr(state.content.len(), state.modified)
+        }
+    }
+
+    /// Changes attributes. Of a stored record only the size can change; the rest succeeds and does nothing, because
+    /// `cp -a`, `rsync -a`, `tar x` and editors need it so.
+    pub async fn setattr(&self, caller: &Caller, ino: u64, handle: Option<u64>, set: SetAttr) -> Result<Attr> {
+        let node = self.node(ino)?;
+        // `echo resync > control` truncates first; there is nothing to truncate.
+        if !matches!(node, Node::ControlFile(ControlFile::Control)) {
+            self.refuse_if_read_only()?;
+        }
+        match &node {
+            Node::Scratch(id) => {
+                let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
+                if let Some(size) = set.size {
+                    let size = usize::try_from(size).map_err(|_| too_large())?;
+                    self.overlay.edit(&file, |_| size, |content| content.resize(size, 0))?;
+                }
+                let mut state = file.state.lock();
+                let now = SystemTime::now();
+                state.mode = set.mode.map_or(state.mode, |mode| mode & 0o7777);
+                state.uid = set.uid.unwrap_or(state.uid);
+                state.gid = set.gid.unwrap_or(state.gid);
+                state.accessed = set.accessed.unwrap_or(state.accessed);
+                state.modified = set.modified.unwrap_or(state.modified);
+                state.changed = now;
+                return Ok(Attr { ino, ..self.scratch_attr(&state) });
+            }
+            Node::Record(cell, path, form) => {
+                if let Some(size) = set.size {
+                    let size = usize::try_from(size).map_err(|_| too_large())?;
+                    match handle.and_then(|handle| self.handles.draft(handle)) {
+                        Some(draft) => draft.truncate(size)?,
+                        None => self.truncate(caller, cell, path, *form, size).await?,
+                    }
+                }
+            }
+            Node::ControlFile(_) | Node::Root | Node::Control | Node::Dir(..) => {}
+        }
+        self.getattr(caller, ino).await
+    }
+}
+
+fn too_large() -> Error {
+    Error::new(Kind::TooLarge, "larger than any file can be")
+}

@@ -1,0 +1,161 @@
+//! Who calls, and what this mount remembers of callers.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Node;
+use crate::backend::{Revision, Version};
+use crate::error::Error;
+use crate::name::{CellName, TopoPath};
+
+/// Reads remembered, over all callers.
+const READS: usize = 50_000;
+/// Removed or moved names remembered, over all callers.
+const REMOVALS: usize = 10_000;
+/// How long the names that vanish together with an unlinked one still answer to the process that unlinked it.
+const REMOVAL_TIME: Duration = Duration::from_secs(30);
+/// How long a refused operation is answered the same way: the kernel repeats it at once on ESTALE.
+const REPEAT_TIME: Duration = Duration::from_secs(1);
+/// Refused operations remembered.
+const REPEATS: usize = 256;
+
+/// Who calls.
+#[derive(Debug)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The calling thread; 0 if it is in another pid namespace.
+    pub thread: u32,
+    process: OnceLock<u32>,
+}
+
+impl Caller {
+    /// As the kernel tells.
+    pub fn new(uid: u32, gid: u32, thread: u32) -> Self {
+        Self { uid, gid, thread, process: OnceLock::new() }
+    }
+
+    /// The process of the calling thread.
+    pub fn process(&self) -> u32 {
+        *self.process.get_or_init(|| status_field(self.thread, "Tgid:").unwrap_or(self.thread))
+    }
+
+    /// How long the process has been running; `None` if that cannot be told.
+    fn age(&self) -> Option<Duration> {
+        /// Field 22 of stat, counted behind the name, which may contain anything up to the last parenthesis.
+        const STARTTIME: usize = 19;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.thread)).ok()?;
+        let started: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(STARTTIME)?.parse().ok()?;
+        let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
+        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+        #[allow(clippy::cast_precision_loss)] // about a hundred
+        let age = uptime - started / ticks as f64;
+        Duration::try_from_secs_f64(age.max(0.0)).ok()
+    }
+}
+
+fn status_field(thread: u32, field: &str) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(field))?.trim().parse().ok()
+}
+
+/// Whether a process has ended (or waits for its parent to notice).
+pub fn has_ended(process: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Whether a thread is ending because of a signal. The last field of its stat is the exit code; the kernel sets it before it
+/// closes the files.
+pub fn was_killed(thread: u32) -> bool {
+    const SIGNAL: i32 = 0x7f;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{thread}/stat")) else { return false };
+    let code = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().last());
+    code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & SIGNAL != 0)
+}
+
+/// What callers did lately.
+#[derive(Debug)]
+pub struct Recent {
+    reads: quick_cache::sync::Cache<(u32, CellName, TopoPath), (Revision, Instant)>,
+    removals: quick_cache::sync::Cache<(u32, Node), Removal>,
+    refusals: Mutex<Vec<(u32, Node, Instant, Error)>>,
+}
+
+/// Why a name is not what the mirror says, for one process.
+#[derive(Debug, Clone)]
+pub enum Removal {
+    /// The record went with another form's name; this name still answers until it is unlinked too.
+    Ghost(Instant),
+    /// An editor has renamed the record to a backup; the name is free, and the save that follows replaces this version.
+    MovedAway(Instant, Version),
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self {
+            reads: quick_cache::sync::Cache::new(READS),
+            removals: quick_cache::sync::Cache::new(REMOVALS),
+            refusals: Mutex::default(),
+        }
+    }
+}
+
+impl Recent {
+    /// A caller has read a version of a record.
+    pub fn read(&self, caller: &Caller, cell: &CellName, path: &TopoPath, version: Version) {
+        self.reads.insert((caller.thread, cell.clone(), path.clone()), (version.written, Instant::now()));
+    }
+
+    /// The version that a caller has read last.
+    pub fn last_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Revision> {
+        /// Clock ticks are coarse.
+        const TOLERANCE: Duration = Duration::from_millis(50);
+        let (revision, when) = self.reads.get(&(caller.thread, cell.clone(), path.clone()))?;
+        // Process numbers are used again: what happened before this process began was somebody else.
+        caller.age().is_some_and(|age| when.elapsed() <= age + TOLERANCE).then_some(revision)
+    }
+
+    /// A name is gone or free for one process.
+    pub fn removed(&self, caller: &Caller, node: Node, removal: Removal) {
+        self.removals.insert((caller.process(), node), removal);
+    }
+
+    /// What is known of a name.
+    pub fn removal(&self, caller: &Caller, node: &Node) -> Option<Removal> {
+        if self.removals.is_empty() {
+            return None;
+        }
+        let removal = self.removals.get(&(caller.process(), node.clone()))?;
+        let (Removal::Ghost(when) | Removal::MovedAway(when, _)) = &removal;
+        (when.elapsed() < REMOVAL_TIME).then_some(removal)
+    }
+
+    /// The name is an ordinary one again.
+    pub fn settle(&self, caller: &Caller, node: &Node) {
+        if !self.removals.is_empty() {
+            self.removals.remove(&(caller.process(), node.clone()));
+        }
+    }
+
+    /// An operation was refused with ESTALE: the kernel will repeat it once.
+    pub fn refused(&self, caller: &Caller, node: &Node, error: &Error) {
+        let mut refusals = self.refusals.lock();
+        refusals.retain(|(_, _, when, _)| when.elapsed() < REPEAT_TIME);
+        if refusals.len() < REPEATS {
+            refusals.push((caller.thread, node.clone(), Instant::now(), error.clone()));
+        }
+    }
+
+    /// The answer to a repetition.
+    pub fn repeated(&self, caller: &Caller, node: &Node) -> Option<Error> {
+        let mut refusals = self.refusals.lock();
+        refusals.retain(|(_, _, when, _)| when.elapsed() < REPEAT_TIME);
+        let index = refusals.iter().position(|(thread, known, ..)| *thread == caller.thread && known == node)?;
+        Some(refusals.swap_remove(index).3)
+    }
+}

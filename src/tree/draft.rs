@@ -1,0 +1,245 @@
+//! What is being written to a record: kept here until it is saved as one versioned change.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::backend::Version;
+use crate::error::{Error, Kind, Result};
+use crate::name::{CellName, TopoPath};
+use crate::record::Form;
+
+/// Largest content of one open file, in bytes: the text of the largest record that any service takes.
+const CONTENT_LIMIT: usize = 32 << 20;
+/// Up to this size every write looks for mistakes; beyond, only when the content has doubled.
+const CHECK_ALWAYS: usize = 64 << 10;
+
+/// The record that a draft replaces.
+#[derive(Debug, Clone)]
+pub(super) struct Base {
+    pub version: Version,
+    pub value: Bytes,
+}
+
+/// What somebody writes to one form of a record.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub cell: CellName,
+    pub path: TopoPath,
+    pub form: Form,
+    /// The process that has opened the file: its flush saves, that of a child which inherited the descriptor does not.
+    pub opener: u32,
+    /// Opened with O_EXCL: someone else's record is EEXIST.
+    pub exclusive: bool,
+    append: bool,
+    /// Largest content, in bytes.
+    limit: usize,
+    /// One save at a time.
+    pub turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    content: Vec<u8>,
+    base: Option<Base>,
+    /// Bytes were written since the last save.
+    wrote: bool,
+    /// Anything differs since the last save: written, truncated, or newly made.
+    dirty: bool,
+    /// What a write was refused with: the rest would be a record with a hole, so nothing is saved until it is truncated.
+    broken: Option<Error>,
+    /// What the last save was refused with; the release that follows does not try again.
+    refused: Option<Error>,
+    /// All writes so far appended: the content is the beginning of what it will be.
+    sequential: bool,
+    /// The size from which on the next write looks for mistakes.
+    check_at: usize,
+    edits: u64,
+    changed: SystemTime,
+}
+
+/// How a draft begins.
+pub(super) struct Start {
+    pub content: Vec<u8>,
+    pub base: Option<Base>,
+    /// Truncated or newly made: a close without a write saves it, too.
+    pub dirty: bool,
+    pub append: bool,
+    pub exclusive: bool,
+    /// Largest value that the backend takes, in bytes.
+    pub value_limit: usize,
+}
+
+/// Content to be saved.
+pub(super) struct Job {
+    pub content: Bytes,
+    pub base: Option<Base>,
+    edits: u64,
+}
+
+/// Why a save is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// A descriptor is closed.
+    Flush,
+    /// fsync(2).
+    Sync,
+    /// The last descriptor is gone.
+    Release,
+}
+
+impl Draft {
+    pub fn new((cell, path, form): (CellName, TopoPath, Form), opener: u32, start: Start) -> Self {
+        let limit = if form == Form::Raw { start.value_limit } else { CONTENT_LIMIT };
+        let state = State {
+            content: start.content,
+            base: start.base,
+            wrote: false,
+            dirty: start.dirty,
+            broken: None,
+            refused: None,
+            sequential: true,
+            check_at: 0,
+            edits: 0,
+            changed: SystemTime::now(),
+        };
+        Self {
+            cell,
+            path,
+            form,
+            opener,
+            exclusive: start.exclusive,
+            append: start.append,
+            limit,
+            turn: tokio::sync::Mutex::new(()),
+            state: Mutex::new(state),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.state.lock().content.len()
+    }
+
+    pub fn changed(&self) -> SystemTime {
+        self.state.lock().changed
+    }
+
+    pub fn content(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.state.lock().content)
+    }
+
+    pub fn read(&self, offset: usize, size: usize) -> Bytes {
+        let state = self.state.lock();
+        let end = offset.saturating_add(size).min(state.content.len());
+        Bytes::copy_from_slice(state.content.get(offset..end).unwrap_or_default())
+    }
+
+    /// Takes bytes. `check` refuses the beginning of a content that nothing could make valid.
+    pub fn write(&self, offset: usize, data: &[u8], check: impl FnOnce(&[u8]) -> Result<()>) -> Result<()> {
+        let mut state = self.state.lock();
+        let outcome = state.write(if self.append { None } else { Some(offset) }, data, self.limit, check);
+        if let Err(error) = &outcome {
+            state.broken = Some(error.clone());
+        }
+        outcome
+    }
+
+    pub fn truncate(&self, size: usize) -> Result<()> {
+        let mut state = self.state.lock();
+        if size > self.limit {
+            return Err(too_large(size, self.limit));
+        }
+        if size == 0 {
+            state.sequential = true;
+            state.check_at = 0;
+        }
+        state.content.resize(size, 0);
+        state.broken = None;
+        state.edited();
+        Ok(())
+    }
+
+    /// What there is to save on an occasion; an error if what was written has been refused already.
+    pub fn begin(&self, occasion: Occasion) -> Result<Option<Job>> {
+        let state = self.state.lock();
+        let wanted = match occasion {
+            // A shell redirection flushes before the first write: that must not store an empty record.
+            Occasion::Flush => state.wrote && state.broken.is_none(),
+            Occasion::Sync => state.dirty,
+            Occasion::Release => state.dirty && state.broken.is_none() && state.refused.is_none(),
+        };
+        match &state.broken {
+            _ if !wanted => Ok(None),
+            Some(error) => Err(error.clone()),
+            None => Ok(Some(Job { content: state.content.clone().into(), base: state.base.clone(), edits: state.edits })),
+        }
+    }
+
+    /// The outcome of a save: the record now, or why it was refused.
+    pub fn finish(&self, job: &Job, outcome: &Result<Base>) {
+        let mut state = self.state.lock();
+        match outcome {
+            Ok(base) => {
+                state.base = Some(base.clone());
+                state.refused = None;
+                if state.edits == job.edits {
+                    state.wrote = false;
+                    state.dirty = false;
+                }
+            }
+            Err(error) => state.refused = Some(error.clone()),
+        }
+    }
+
+    /// Nothing of this is ever saved: its writer was killed, or has removed the name again.
+    pub fn abandon(&self) {
+        let mut state = self.state.lock();
+        state.wrote = false;
+        state.dirty = false;
+    }
+}
+
+impl State {
+    fn write(
+        &mut self,
+        offset: Option<usize>,
+        data: &[u8],
+        limit: usize,
+        check: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let offset = offset.unwrap_or(self.content.len());
+        let end = offset.saturating_add(data.len());
+        if end > limit {
+            return Err(too_large(end, limit));
+        }
+        self.sequential &= offset == self.content.len();
+        if self.content.len() < end {
+            self.content.resize(end, 0);
+        }
+        if let Some(place) = self.content.get_mut(offset..end) {
+            place.copy_from_slice(data);
+        }
+        self.wrote = true;
+        self.edited();
+        if self.sequential && self.content.len() >= self.check_at {
+            if self.content.len() > CHECK_ALWAYS {
+                self.check_at = self.content.len() * 2;
+            }
+            check(&self.content)?;
+        }
+        Ok(())
+    }
+
+    fn edited(&mut self) {
+        self.refused = None;
+        self.dirty = true;
+        self.edits += 1;
+        self.changed = SystemTime::now();
+    }
+}
+
+fn too_large(size: usize, limit: usize) -> Error {
+    Error::new(Kind::TooLarge, format!("{size} bytes; at most {limit} can be stored"))
+}

@@ -1,0 +1,336 @@
+//! Opening, reading, writing and closing files.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::caller::{Removal, has_ended, was_killed};
+use super::draft::{Base, Draft, Occasion, Start};
+use super::handles::{Handle, Reader};
+use super::overlay::{Local, Scratch};
+use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
+use crate::backend::Version;
+use crate::error::{Error, Kind, Result};
+use crate::name::{CellName, TopoPath};
+use crate::record::Form;
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenMode {
+    /// O_RDONLY or O_RDWR.
+    pub read: bool,
+    /// O_WRONLY or O_RDWR.
+    pub write: bool,
+    /// O_APPEND.
+    pub append: bool,
+    /// O_TRUNC.
+    pub truncate: bool,
+    /// O_EXCL.
+    pub exclusive: bool,
+    /// O_DIRECT: read from the backend.
+    pub direct: bool,
+}
+
+/// An open file.
+#[derive(Debug, Clone, Copy)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: u64,
+    /// Whether the kernel may keep its pages. Only scratch files change through this mount alone.
+    pub cached: bool,
+}
+
+/// The name of a directory's lock. It cannot be made: a lock needs a living holder.
+const LOCK: &str = ".lock";
+
+impl Tree {
+    /// Opens a file.
+    pub async fn open(&self, caller: &Caller, ino: u64, mode: OpenMode) -> Result<Opened> {
+        let node = self.node(ino)?;
+        match &node {
+            Node::Root | Node::Control | Node::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
+            Node::ControlFile(file) => self.open_control(ino, *file, mode),
+            Node::Scratch(id) => {
+                if mode.write {
+                    self.refuse_if_read_only()?;
+                }
+                let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
+                self.open_scratch(ino, file, mode)
+            }
+            Node::Record(cell, path, form) => {
+                self.save_under_way(cell, path).await;
+                if mode.write {
+                    self.refuse_if_read_only()?;
+                    let base = self.fetch_base(cell, path).await?;
+                    if base.is_none() && self.recent.removal(caller, &node).is_none() && self.own_draft(caller, ino).is_none() {
+                        return Err(Error::not_found());
+                    }
+                    self.open_draft(caller, ino, (cell, path, *form), base, mode)
+                } else {
+                    self.open_reader(caller, ino, (cell, path, *form), mode.direct).await
+                }
+            }
+        }
+    }
+
+    fn open_control(&self, ino: u64, file: ControlFile, mode: OpenMode) -> Result<Opened> {
+        if mode.write && file != ControlFile::Control {
+            return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
+        }
+        let content = self.control.read(file, &self.cells, &self.counts());
+        Ok(Opened { handle: self.handles.add(ino, Handle::Control(content)), cached: false })
+    }
+
+    fn open_scratch(&self, ino: u64, file: Arc<Scratch>, mode: OpenMode) -> Result<Opened> {
+        if mode.write && mode.truncate {
+            self.overlay.edit(&file, |_| 0, Vec::clear)?;
+        }
+        self.overlay.opened(&file);
+        Ok(Opened { handle: self.handles.add(ino, Handle::Scratch { file, append: mode.append }), cached: true })
+    }
+
+    fn own_draft(&self, caller: &Caller, ino: u64) -> Option<Arc<Draft>> {
+        self.handles.drafts(ino).into_iter().find(|draft| draft.opener == caller.process())
+    }
+
+    async fn open_reader(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        (cell, path, form): (&CellName, &TopoPath, Form),
+        direct: bool,
+    ) -> Result<Opened> {
+        let shown = match self.shown(caller, cell, path, form, direct).await {
+            Err(error) if error.kind == Kind::NotFound => match self.own_draft(caller, ino) {
+                Some(draft) => (draft.content(), draft.changed()),
+                None => return Err(error),
+            },
+            shown => shown?,
+        };
+        let reader = Reader { cell: cell.clone(), path: path.clone(), form, direct, shown: Mutex::new(shown) };
+        Ok(Opened { handle: self.handles.add(ino, Handle::Reader(Arc::new(reader))), cached: false })
+    }
+
+    /// One form of a record as it is now.
+    async fn shown(
+        &self,
+        caller: &Caller,
+        cell: &CellName,
+        path: &TopoPath,
+        form: Form,
+        direct: bool,
+    ) -> Result<(Bytes, SystemTime)> {
+        let connected = self.cell(cell)?;
+        if direct {
+            connected.fetch(path).await?;
+        }
+        let snapshot = connected.snapshot().await?;
+        let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
+        let shown = self.records.show(cell, path, record.version.written, &record.value, form)?;
+        self.recent.read(caller, cell, path, record.version);
+        Ok((shown, record.modified))
+    }
+
+    fn open_draft(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        (cell, path, form): (&CellName, &TopoPath, Form),
+        base: Option<Base>,
+        mode: OpenMode,
+    ) -> Result<Opened> {
+        let content = match &base {
+            Some(base) if !mode.truncate => {
+                self.recent.read(caller, cell, path, base.version);
+                self.records.show(cell, path, base.version.written, &base.value, form)?.to_vec()
+            }
+            _ => Vec::new(),
+        };
+        let start = Start {
+            content,
+            // An empty file that is truncated is not changed.
+            dirty: mode.truncate || base.is_none(),
+            base,
+            append: mode.append,
+            exclusive: mode.exclusive,
+            value_limit: self.cell(cell)?.limits().value,
+        };
+        let draft = Draft::new((cell.clone(), path.clone(), form), caller.process(), start);
+        Ok(Opened { handle: self.handles.add(ino, Handle::Draft(Arc::new(draft))), cached: false })
+    }
+
+    /// Makes a file and opens it. What is no record's name becomes a scratch file.
+    pub async fn create(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        permissions: u32,
+        mode: OpenMode,
+    ) -> Result<(Attr, Opened)> {
+        let (cell, dir) = self.writable_dir(parent)?;
+        let name = new_name(name)?;
+        if name == LOCK {
+            return Err(Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder"));
+        }
+        let connected = self.cell(&cell)?;
+        let snapshot = connected.snapshot().await?;
+        let node = match self.record_of_name(&cell, &snapshot, &dir, name) {
+            Ok(node) => node,
+            Err(_) => {
+                let place = (cell, dir.join(name)?);
+                return self.create_scratch(caller, place, snapshot.at, permissions, mode);
+            }
+        };
+        let Node::Record(_, path, form) = &node else { return Err(Error::not_found()) };
+        self.save_under_way(&cell, path).await;
+        let base = self.fetch_base(&cell, path).await?;
+        let removal = self.recent.removal(caller, &node);
+        self.recent.settle(caller, &node);
+        let mut mode = mode;
+        match (&base, removal) {
+            (Some(base), Some(Removal::MovedAway(_, version))) => {
+                // The backup that an editor has made is of this version: this is a save, not a new record.
+                if base.version != version {
+                    return Err(moved_on(&cell, path, version, base.version));
+                }
+                mode.truncate = true;
+                mode.exclusive = false;
+            }
+            (Some(_), _) if mode.exclusive => return Err(Error::new(Kind::Exists, "the record exists already")),
+            _ => {}
+        }
+        let ino = self.inodes.told(&node);
+        let opened = self.open_draft(caller, ino, (&cell, path, *form), base, mode).inspect_err(|_| self.inodes.forget(ino, 1))?;
+        let size = self.handles.draft(opened.handle).map_or(0, |draft| draft.len());
+        Ok((Attr { ino, ..self.file_attr(size, SystemTime::now()) }, opened))
+    }
+
+    fn create_scratch(
+        &self,
+        caller: &Caller,
+        place: super::overlay::Place,
+        made_at: crate::backend::Revision,
+        permissions: u32,
+        mode: OpenMode,
+    ) -> Result<(Attr, Opened)> {
+        let file = match self.overlay.get(&place) {
+            Some(Local::Scratch(_)) if mode.exclusive => return Err(Error::new(Kind::Exists, "the file exists already")),
+            Some(Local::Scratch(file)) => file,
+            Some(Local::Dir { .. }) => return Err(Error::new(Kind::IsDirectory, "is a directory")),
+            None => self.overlay.create(place, made_at, (caller.uid, caller.gid, permissions))?,
+        };
+        let node = Node::Scratch(file.id);
+        let ino = self.inodes.told(&node);
+        let opened = self.open_scratch(ino, file.clone(), mode)?;
+        let attr = self.scratch_attr(&file.state.lock());
+        Ok((Attr { ino, ..attr }, opened))
+    }
+
+    /// Reads from an open file; fewer bytes than asked for mean its end.
+    pub async fn read(&self, caller: &Caller, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
+        let (offset, size) = (usize::try_from(offset).unwrap_or(usize::MAX), size as usize);
+        let slice = |content: &Bytes| {
+            let end = offset.saturating_add(size).min(content.len());
+            content.slice(offset.min(end)..end)
+        };
+        match self.handles.get(handle)? {
+            Handle::Dir(_) => Err(Error::new(Kind::IsDirectory, "is a directory")),
+            Handle::Control(content) => Ok(slice(&content)),
+            Handle::Draft(draft) => Ok(draft.read(offset, size)),
+            Handle::Scratch { file, .. } => {
+                let state = file.state.lock();
+                let end = offset.saturating_add(size).min(state.content.len());
+                Ok(Bytes::copy_from_slice(state.content.get(offset..end).unwrap_or_default()))
+            }
+            Handle::Reader(reader) => {
+                // From the beginning: what there is now. Further on: the rest of the same state.
+                if offset == 0 {
+                    let Reader { cell, path, form, direct, .. } = &*reader;
+                    self.save_under_way(cell, path).await;
+                    match self.shown(caller, cell, path, *form, *direct).await {
+                        Ok(shown) => *reader.shown.lock() = shown,
+                        // An open file outlives its name.
+                        Err(error) if error.kind == Kind::NotFound => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(slice(&reader.shown.lock().0))
+            }
+        }
+    }
+
+    /// Writes to an open file. Content that nothing could make valid is refused here, since shells ignore the errors of close.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+        let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
+        match self.handles.get(handle)? {
+            Handle::Draft(draft) => {
+                draft.write(offset, data, |content| self.records.refuse_early(&draft.cell, &draft.path, draft.form, content))
+            }
+            Handle::Scratch { file, append } => {
+                let place = move |length: usize| if append { length } else { offset };
+                let length = |length: usize| length.max(place(length).saturating_add(data.len()));
+                self.overlay.edit(&file, length, |content| {
+                    let (start, end) = (place(content.len()), place(content.len()).saturating_add(data.len()));
+                    if content.len() < end {
+                        content.resize(end, 0);
+                    }
+                    if let Some(place) = content.get_mut(start..end) {
+                        place.copy_from_slice(data);
+                    }
+                })
+            }
+            Handle::Control(_) => self.control.command(data, &self.cells),
+            Handle::Dir(_) | Handle::Reader(_) => Err(Error::new(Kind::BadDescriptor, "not open for writing")),
+        }
+    }
+
+    /// A descriptor is closed: saves what its process has written.
+    pub async fn flush(&self, caller: &Caller, handle: u64) -> Result<()> {
+        let Handle::Draft(draft) = self.handles.get(handle)? else { return Ok(()) };
+        let own = draft.opener == caller.process();
+        if own && was_killed(caller.thread) {
+            // Who was interrupted has not written all that it wanted to: half a record is worse than none.
+            draft.abandon();
+            return Ok(());
+        }
+        // Every child that inherited the descriptor flushes, too, when it ends; the record is complete when its opener says so.
+        if own || has_ended(draft.opener) { self.save(&draft, Occasion::Flush).await } else { Ok(()) }
+    }
+
+    /// fsync(2): saves now.
+    pub async fn fsync(&self, handle: u64) -> Result<()> {
+        match self.handles.get(handle)? {
+            Handle::Draft(draft) => self.save(&draft, Occasion::Sync).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The last descriptor is gone: saves what was only truncated or made.
+    pub async fn release(&self, handle: u64) -> Result<()> {
+        match self.handles.get(handle)? {
+            Handle::Draft(draft) => {
+                // The draft stays visible to its writer until it is saved.
+                let outcome = self.save_released(&draft).await;
+                self.handles.remove(handle)?;
+                outcome
+            }
+            Handle::Scratch { file, .. } => {
+                self.handles.remove(handle)?;
+                self.overlay.closed(&file);
+                Ok(())
+            }
+            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(_) => self.handles.remove(handle).map(drop),
+        }
+    }
+}
+
+/// The error of a save over a version that is not the one it was made from.
+pub(super) fn moved_on(cell: &CellName, path: &TopoPath, known: Version, found: Version) -> Error {
+    let (known, found) = (known.number, found.number);
+    let reason = format!("someone else changed the record meanwhile: {cell}/{path} has version {found}, expected {known}");
+    Error::new(Kind::Conflict, reason)
+}

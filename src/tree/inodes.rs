@@ -1,0 +1,121 @@
+//! The inode table: which number stands for which node, and how often the kernel knows it. Owns nothing else.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use parking_lot::Mutex;
+
+use super::Node;
+
+/// The number that the kernel gives to the root.
+pub const ROOT: u64 = 1;
+
+/// Numbers and nodes. A node's number is a hash of what it stands for, so that it is the same when the kernel has
+/// forgotten the node and asks again (`tar`, `find` and `rsync` compare numbers over time).
+#[derive(Debug)]
+pub struct Inodes(Mutex<Table>);
+
+#[derive(Debug)]
+struct Table {
+    by_number: HashMap<u64, Slot>,
+    by_node: HashMap<Node, u64>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    node: Node,
+    lookups: u64,
+}
+
+impl Default for Inodes {
+    fn default() -> Self {
+        let mut table = Table { by_number: HashMap::new(), by_node: HashMap::new() };
+        table.by_number.insert(ROOT, Slot { node: Node::Root, lookups: 1 });
+        table.by_node.insert(Node::Root, ROOT);
+        Self(Mutex::new(table))
+    }
+}
+
+impl Table {
+    fn number(&self, node: &Node) -> u64 {
+        if let Some(number) = self.by_node.get(node) {
+            return *number;
+        }
+        let mut hasher = DefaultHasher::new();
+        node.hash(&mut hasher);
+        let mut number = hasher.finish();
+        // 0 means "no inode", 1 is the root; a number that another node has is passed over.
+        while number <= ROOT || self.by_number.contains_key(&number) {
+            number = number.wrapping_add(1);
+        }
+        number
+    }
+}
+
+impl Inodes {
+    /// The number of a node, without the kernel's knowing it.
+    pub fn number(&self, node: &Node) -> u64 {
+        self.0.lock().number(node)
+    }
+
+    /// The number of a node that is told to the kernel: counts one lookup.
+    pub fn told(&self, node: &Node) -> u64 {
+        let mut table = self.0.lock();
+        let number = table.number(node);
+        table.by_node.entry(node.clone()).or_insert(number);
+        table.by_number.entry(number).or_insert_with(|| Slot { node: node.clone(), lookups: 0 }).lookups += 1;
+        number
+    }
+
+    /// The kernel forgets a number of lookups.
+    pub fn forget(&self, number: u64, lookups: u64) {
+        if number == ROOT {
+            return;
+        }
+        let mut table = self.0.lock();
+        let Some(slot) = table.by_number.get_mut(&number) else { return };
+        slot.lookups = slot.lookups.saturating_sub(lookups);
+        if slot.lookups == 0
+            && let Some(slot) = table.by_number.remove(&number)
+        {
+            table.by_node.remove(&slot.node);
+        }
+    }
+
+    /// What a number stands for, if the kernel knows it.
+    pub fn node(&self, number: u64) -> Option<Node> {
+        self.0.lock().by_number.get(&number).map(|slot| slot.node.clone())
+    }
+
+    /// How many inodes the kernel knows.
+    pub fn count(&self) -> usize {
+        self.0.lock().by_number.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::ScratchId;
+
+    #[test]
+    fn an_inode_lives_as_long_as_the_kernel_knows_it() {
+        let inodes = Inodes::default();
+        let node = Node::Scratch(ScratchId(7));
+        let number = inodes.told(&node);
+        assert_eq!(inodes.told(&node), number);
+        inodes.forget(number, 1);
+        assert_eq!(inodes.node(number), Some(node.clone()));
+        inodes.forget(number, 1);
+        assert_eq!(inodes.node(number), None);
+        assert_eq!(inodes.count(), 1, "the root remains");
+        assert_eq!(inodes.told(&node), number, "the number is the same again");
+    }
+
+    #[test]
+    fn the_root_is_never_forgotten() {
+        let inodes = Inodes::default();
+        inodes.forget(ROOT, 99);
+        assert_eq!(inodes.node(ROOT), Some(Node::Root));
+    }
+}

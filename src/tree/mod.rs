@@ -1,0 +1,212 @@
+//! The tree: names, inodes, forms, open files. It decides what every file operation means; it knows neither fuser nor any
+//! backend by name.
+//!
+//! Every operation is a future. Those that only look at mirrors and buffers are ready at the first poll; the others wait for
+//! a backend, bounded by its time-out. No lock is held across such a wait.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::cells::{Cell, Cells};
+use crate::control::{Control, ControlFile, TreeCounts};
+use crate::error::{Error, Kind, Result};
+use crate::mirror::Snapshot;
+use crate::name::{CellName, TopoPath};
+use crate::record::{Form, Records};
+
+mod attr;
+mod caller;
+mod change;
+mod draft;
+mod files;
+mod handles;
+mod inodes;
+mod node;
+mod overlay;
+mod rename;
+mod save;
+mod view;
+mod xattr;
+
+pub use attr::{Attr, SetAttr};
+pub use caller::Caller;
+pub use files::{OpenMode, Opened};
+pub use inodes::ROOT;
+pub use node::{Node, ScratchId};
+pub use view::DirEntry;
+
+use caller::Recent;
+use handles::Handles;
+use inodes::Inodes;
+use overlay::{Overlay, Place};
+
+/// How the tree is shown and what may be done to it.
+#[derive(Debug, Clone)]
+pub struct TreeOptions {
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Refuse to delete stored records.
+    pub no_delete: bool,
+    /// The forms that exist.
+    pub forms: Vec<Form>,
+    /// The forms that a directory listing shows.
+    pub list: Vec<Form>,
+    /// Owner of everything stored.
+    pub uid: u32,
+    /// Group of everything stored.
+    pub gid: u32,
+    /// Permission bits that are taken away.
+    pub umask: u32,
+    /// Room for scratch files, in bytes.
+    pub scratch_quota: u64,
+}
+
+/// Room and contents of a mount.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    /// Room for scratch files, in bytes.
+    pub quota: u64,
+    /// Bytes that scratch files use.
+    pub used: u64,
+    /// Records of the connected cells.
+    pub records: u64,
+}
+
+/// The tree of one mount.
+#[derive(Debug)]
+pub struct Tree {
+    cells: Arc<Cells>,
+    records: Arc<Records>,
+    control: Arc<Control>,
+    options: TreeOptions,
+    inodes: Inodes,
+    handles: Handles,
+    overlay: Overlay,
+    recent: Recent,
+    saving: save::Saving,
+    mounted: SystemTime,
+}
+
+impl Tree {
+    /// A tree over connected cells.
+    pub fn new(cells: Arc<Cells>, records: Arc<Records>, control: Arc<Control>, options: TreeOptions) -> Arc<Self> {
+        let overlay = Overlay::new(options.scratch_quota);
+        Arc::new(Self {
+            cells,
+            records,
+            control,
+            options,
+            inodes: Inodes::default(),
+            handles: Handles::default(),
+            overlay,
+            recent: Recent::default(),
+            saving: save::Saving::default(),
+            mounted: SystemTime::now(),
+        })
+    }
+
+    /// What the control files show.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The kernel forgets lookups of an inode.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        self.inodes.forget(ino, lookups);
+    }
+
+    /// The path of an inode, or of a name in it, as people see it.
+    pub fn describe(&self, ino: u64, name: Option<&OsStr>) -> String {
+        let base = match self.inodes.node(ino) {
+            None => format!("inode {ino}"),
+            Some(Node::Scratch(id)) => match self.overlay.place(id) {
+                Some((cell, path)) => format!("{cell}/{path}"),
+                None => Node::Scratch(id).to_string(),
+            },
+            Some(node) => node.to_string(),
+        };
+        match name {
+            None => base,
+            Some(name) => format!("{}/{}", base.trim_end_matches('/'), name.to_string_lossy()),
+        }
+    }
+
+    /// Paths of all scratch files.
+    pub fn scratch_files(&self) -> Vec<String> {
+        self.overlay.survey().0.into_iter().map(|(cell, path)| format!("{cell}/{path}")).collect()
+    }
+
+    /// What statfs tells.
+    pub fn usage(&self) -> Usage {
+        let (quota, used) = self.overlay.usage();
+        let records = self.cells.all().iter().map(|cell| cell.mirror.snapshot().records.len() as u64).sum();
+        Usage { quota, used, records }
+    }
+
+    fn counts(&self) -> TreeCounts {
+        TreeCounts {
+            inodes: self.inodes.count(),
+            handles: self.handles.count(),
+            scratch: self.scratch_files(),
+            scratch_bytes: { let (quota, used) = self.overlay.usage(); (used, quota) },
+            local_directories: self.overlay.survey().1,
+            shadowed_forms: self.shadowed_forms(),
+        }
+    }
+
+    fn shadowed_forms(&self) -> usize {
+        let shadowed = |cell: &Cell, snapshot: &Snapshot| {
+            snapshot.records.keys().filter(|path| self.shadows(&cell.name, snapshot, path)).count()
+        };
+        self.cells.all().iter().map(|cell| shadowed(cell, &cell.mirror.snapshot())).sum()
+    }
+
+    /// Whether a stored key has the name of a decoded form of another one.
+    fn shadows(&self, cell: &CellName, snapshot: &Snapshot, path: &TopoPath) -> bool {
+        let Some((base, _)) = Form::of_name(path.as_str()) else { return false };
+        TopoPath::parse(base)
+            .is_ok_and(|base| snapshot.records.contains_key(&base) && self.records.message(cell, &base).is_some())
+    }
+
+    fn node(&self, ino: u64) -> Result<Node> {
+        self.inodes.node(ino).ok_or_else(Error::not_found)
+    }
+
+    fn cell(&self, name: &CellName) -> Result<Arc<Cell>> {
+        self.cells.get(name).ok_or_else(Error::not_found)
+    }
+
+    /// The directory of a cell in which names can be made and removed.
+    fn writable_dir(&self, ino: u64) -> Result<Place> {
+        self.refuse_if_read_only()?;
+        match self.node(ino)? {
+            Node::Dir(cell, path) => Ok((cell, path)),
+            Node::Root => {
+                Err(Error::new(Kind::NotPermitted, "the root holds the cells: a cell appears with its CellInfo record"))
+            }
+            Node::Control | Node::ControlFile(_) => {
+                Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
+            }
+            Node::Record(..) | Node::Scratch(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+        }
+    }
+
+    fn refuse_if_read_only(&self) -> Result<()> {
+        if self.options.read_only { Err(Error::new(Kind::ReadOnly, "the mount is read-only")) } else { Ok(()) }
+    }
+}
+
+/// A name given by the kernel, for looking up: what cannot be a name does not exist.
+fn known_name(name: &OsStr) -> Result<&str> {
+    let text = name.to_str().ok_or_else(Error::not_found)?;
+    crate::name::check_component(text)?;
+    Ok(text)
+}
+
+/// A name given by the kernel, for making something.
+fn new_name(name: &OsStr) -> Result<&str> {
+    let text = name.to_str().ok_or_else(|| Error::new(Kind::Invalid, "names are UTF-8"))?;
+    crate::name::check_component(text)?;
+    Ok(text)
+}

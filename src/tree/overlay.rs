@@ -1,0 +1,326 @@
+//! What exists in this mount only: scratch files and local directories.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+
+use super::node::ScratchId;
+use crate::backend::Revision;
+use crate::error::{Error, Kind, Result};
+use crate::name::{CellName, TopoPath};
+
+/// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to come
+/// back to it.
+const LINGER: Duration = Duration::from_secs(600);
+/// What a scratch file or local directory costs beside its content, in bytes.
+const OVERHEAD: u64 = 512;
+
+/// Where something is.
+pub type Place = (CellName, TopoPath);
+
+/// A file that is never stored.
+#[derive(Debug)]
+pub struct Scratch {
+    /// Its identity.
+    pub id: ScratchId,
+    /// The mirror's revision when it was made: a save by rename must not overwrite anything newer.
+    pub made_at: Revision,
+    /// The rest.
+    pub state: Mutex<ScratchState>,
+}
+
+/// The changing part of a scratch file.
+#[derive(Debug)]
+pub struct ScratchState {
+    /// The bytes.
+    pub content: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last read, as told by utimens.
+    pub accessed: SystemTime,
+    /// Last write.
+    pub modified: SystemTime,
+    /// Last change of anything.
+    pub changed: SystemTime,
+    /// No name any more.
+    pub unlinked: bool,
+    /// Open handles.
+    pub handles: usize,
+}
+
+/// Something local at a place.
+#[derive(Debug, Clone)]
+pub enum Local {
+    /// A directory, until the given moment if it only lingers.
+    Dir {
+        /// `None`: made by mkdir, stays until rmdir.
+        until: Option<Instant>,
+    },
+    /// A scratch file.
+    Scratch(Arc<Scratch>),
+}
+
+/// All that exists in this mount only.
+#[derive(Debug)]
+pub struct Overlay {
+    state: Mutex<State>,
+    quota: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    places: BTreeMap<Place, Local>,
+    /// Scratch files with a name or an open handle.
+    files: HashMap<ScratchId, Arc<Scratch>>,
+    next: u64,
+    used: u64,
+}
+
+impl Local {
+    fn alive(&self) -> bool {
+        match self {
+            Local::Dir { until } => until.is_none_or(|until| Instant::now() < until),
+            Local::Scratch(_) => true,
+        }
+    }
+}
+
+impl State {
+    fn get(&self, place: &Place) -> Option<&Local> {
+        self.places.get(place).filter(|local| local.alive())
+    }
+
+    fn below<'a>(&'a self, (cell, dir): &'a Place) -> impl Iterator<Item = (&'a Place, &'a Local)> {
+        self.places
+            .range((cell.clone(), dir.clone())..)
+            .take_while(move |((c, path), _)| c == cell && path.below(dir).is_some())
+            .filter(move |((_, path), local)| path != dir && local.alive())
+    }
+
+    fn drop_file(&mut self, id: ScratchId) {
+        if let Some(file) = self.files.remove(&id) {
+            self.used = self.used.saturating_sub(OVERHEAD + file.state.lock().content.len() as u64);
+        }
+    }
+}
+
+impl Overlay {
+    /// With room for a number of bytes.
+    pub fn new(quota: u64) -> Self {
+        Self { state: Mutex::default(), quota }
+    }
+
+    /// What is local at a place.
+    pub fn get(&self, place: &Place) -> Option<Local> {
+        self.state.lock().get(place).cloned()
+    }
+
+    /// Whether a place is a local directory, or something local is below it.
+    pub fn has_dir(&self, place: &Place) -> bool {
+        let state = self.state.lock();
+        matches!(state.get(place), Some(Local::Dir { .. })) || state.below(place).next().is_some()
+    }
+
+    /// Whether anything local is below a place.
+    pub fn has_children(&self, place: &Place) -> bool {
+        self.state.lock().below(place).next().is_some()
+    }
+
+    /// The local entries of a directory: name, and the scratch file unless it is a directory.
+    pub fn entries(&self, place: &Place) -> Vec<(String, Option<ScratchId>)> {
+        let state = self.state.lock();
+        let mut entries: Vec<(String, Option<ScratchId>)> = Vec::new();
+        for ((_, path), local) in state.below(place) {
+            let Some(rest) = path.below(&place.1) else { continue };
+            let (name, deeper) = rest.split_once('/').map_or((rest, false), |(name, _)| (name, true));
+            if entries.last().is_some_and(|(last, _)| last == name) {
+                continue;
+            }
+            let file = match local {
+                Local::Scratch(file) if !deeper => Some(file.id),
+                _ => None,
+            };
+            entries.push((name.to_owned(), file));
+        }
+        entries
+    }
+
+    /// Makes a directory that stays until rmdir.
+    pub fn make_dir(&self, place: Place) -> Result<()> {
+        let mut state = self.state.lock();
+        self.charge(&mut state, OVERHEAD)?;
+        state.places.insert(place, Local::Dir { until: None });
+        Ok(())
+    }
+
+    /// Keeps showing a directory for a while.
+    pub fn linger(&self, place: Place) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.places.retain(|_, local| !matches!(local, Local::Dir { until: Some(until) } if *until < now));
+        state.places.entry(place).or_insert(Local::Dir { until: Some(now + LINGER) });
+    }
+
+    /// Removes a directory. Says whether there was one.
+    pub fn remove_dir(&self, place: &Place) -> bool {
+        let mut state = self.state.lock();
+        match state.places.get(place) {
+            Some(Local::Dir { until }) => {
+                if until.is_none() {
+                    state.used = state.used.saturating_sub(OVERHEAD);
+                }
+                state.places.remove(place);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Makes a scratch file.
+    pub fn create(&self, place: Place, made_at: Revision, (uid, gid, mode): (u32, u32, u32)) -> Result<Arc<Scratch>> {
+        let now = SystemTime::now();
+        let mut state = self.state.lock();
+        self.charge(&mut state, OVERHEAD)?;
+        state.next += 1;
+        let inner = ScratchState {
+            content: Vec::new(),
+            mode,
+            uid,
+            gid,
+            accessed: now,
+            modified: now,
+            changed: now,
+            unlinked: false,
+            handles: 0,
+        };
+        let file = Arc::new(Scratch { id: ScratchId(state.next), made_at, state: Mutex::new(inner) });
+        state.files.insert(file.id, file.clone());
+        state.places.insert(place, Local::Scratch(file.clone()));
+        Ok(file)
+    }
+
+    /// A scratch file by its identity, also one that has lost its name but is still open.
+    pub fn file(&self, id: ScratchId) -> Option<Arc<Scratch>> {
+        self.state.lock().files.get(&id).cloned()
+    }
+
+    /// Where a scratch file is; `None` when it has lost its name.
+    pub fn place(&self, id: ScratchId) -> Option<Place> {
+        let state = self.state.lock();
+        let found = state.places.iter().find(|(_, local)| matches!(local, Local::Scratch(file) if file.id == id));
+        found.map(|(place, _)| place.clone())
+    }
+
+    /// Takes the name from a scratch file; its content goes with the last open handle.
+    pub fn unlink(&self, place: &Place) {
+        let mut state = self.state.lock();
+        if !matches!(state.places.get(place), Some(Local::Scratch(_))) {
+            return;
+        }
+        if let Some(Local::Scratch(file)) = state.places.remove(place) {
+            let open = {
+                let mut inner = file.state.lock();
+                inner.unlinked = true;
+                inner.changed = SystemTime::now();
+                inner.handles > 0
+            };
+            if !open {
+                state.drop_file(file.id);
+            }
+        }
+    }
+
+    /// Moves a scratch file to another name; a scratch file there loses its name.
+    pub fn rename(&self, from: &Place, to: Place) {
+        if *from == to {
+            return;
+        }
+        self.unlink(&to);
+        let mut state = self.state.lock();
+        if let Some(local) = state.places.remove(from) {
+            state.places.insert(to, local);
+        }
+    }
+
+    /// Moves a local directory with all that is local below it.
+    pub fn rename_dir(&self, from: &Place, to: &Place) -> Result<()> {
+        let mut state = self.state.lock();
+        let mut moved = vec![from.1.clone()];
+        moved.extend(state.below(from).map(|((_, path), _)| path.clone()));
+        for path in moved {
+            let target = match path.below(&from.1) {
+                Some("") | None => to.1.clone(),
+                Some(rest) => TopoPath::parse(&format!("{}/{rest}", to.1))?,
+            };
+            if let Some(local) = state.places.remove(&(from.0.clone(), path)) {
+                state.places.insert((to.0.clone(), target), local);
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the content. The length afterwards is charged against the quota before the change is made.
+    pub fn edit(&self, file: &Scratch, length: impl FnOnce(usize) -> usize, edit: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        let mut state = self.state.lock();
+        let mut inner = file.state.lock();
+        let (before, after) = (inner.content.len(), length(inner.content.len()));
+        if after > before {
+            self.charge(&mut state, (after - before) as u64)?;
+        } else {
+            state.used = state.used.saturating_sub((before - after) as u64);
+        }
+        edit(&mut inner.content);
+        debug_assert_eq!(inner.content.len(), after);
+        inner.modified = SystemTime::now();
+        inner.changed = inner.modified;
+        Ok(())
+    }
+
+    /// Counts an open handle.
+    pub fn opened(&self, file: &Scratch) {
+        file.state.lock().handles += 1;
+    }
+
+    /// Ends an open handle.
+    pub fn closed(&self, file: &Scratch) {
+        let mut state = self.state.lock();
+        let gone = {
+            let mut inner = file.state.lock();
+            inner.handles = inner.handles.saturating_sub(1);
+            inner.unlinked && inner.handles == 0
+        };
+        if gone {
+            state.drop_file(file.id);
+        }
+    }
+
+    fn charge(&self, state: &mut State, bytes: u64) -> Result<()> {
+        let used = state.used.saturating_add(bytes);
+        if used > self.quota {
+            let quota = self.quota;
+            let reason = format!("the scratch quota of {quota} bytes is used up; names that are no record are kept in memory");
+            return Err(Error::new(Kind::NoSpace, reason));
+        }
+        state.used = used;
+        Ok(())
+    }
+
+    /// Bytes that may be used, and bytes used.
+    pub fn usage(&self) -> (u64, u64) {
+        (self.quota, self.state.lock().used)
+    }
+
+    /// All scratch files with their places, and the number of local directories.
+    pub fn survey(&self) -> (Vec<Place>, usize) {
+        let state = self.state.lock();
+        let alive = || state.places.iter().filter(|(_, local)| local.alive());
+        let files = alive().filter(|(_, local)| matches!(local, Local::Scratch(_))).map(|(place, _)| place.clone());
+        (files.collect(), alive().filter(|(_, local)| matches!(local, Local::Dir { .. })).count())
+    }
+}

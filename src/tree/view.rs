@@ -1,0 +1,268 @@
+//! Names: what a directory shows, and what a name stands for.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::caller::Removal;
+use super::node::DATA;
+use super::overlay::Local;
+use super::{Attr, Caller, ControlFile, Node, Tree, known_name};
+use crate::cells::Cell;
+use crate::control;
+use crate::error::{Error, Kind, Result};
+use crate::mirror::Snapshot;
+use crate::name::{CellName, TopoPath};
+use crate::record::Form;
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Its name.
+    pub name: String,
+    /// What it stands for.
+    pub node: Node,
+}
+
+impl Node {
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        matches!(self, Node::Root | Node::Control | Node::Dir(..))
+    }
+}
+
+impl Tree {
+    /// Finds a name in a directory; the kernel knows the inode from then on.
+    pub async fn lookup(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<Attr> {
+        let name = known_name(name)?;
+        let node = self.find(caller, parent, name).await?;
+        let attr = match &node {
+            Node::Record(cell, path, form) => {
+                self.save_under_way(cell, path).await;
+                self.named_record_attr(caller, cell, path, *form).await?
+            }
+            _ => self.attr(&node).await?,
+        };
+        Ok(Attr { ino: self.inodes.told(&node), ..attr })
+    }
+
+    /// What a name in a directory stands for. A record that comes back need not be stored (any more).
+    pub(super) async fn find(&self, caller: &Caller, parent: u64, name: &str) -> Result<Node> {
+        match self.node(parent)? {
+            Node::Root if name == control::DIR_NAME => Ok(Node::Control),
+            Node::Root => {
+                let cell = CellName::new(name).map_err(|_| Error::not_found())?;
+                self.cell(&cell)?;
+                Ok(Node::Dir(cell, TopoPath::root()))
+            }
+            Node::Control => ControlFile::of_name(name).map(Node::ControlFile).ok_or_else(Error::not_found),
+            Node::Dir(cell, dir) => {
+                let cell = self.cell(&cell)?;
+                let snapshot = cell.snapshot().await?;
+                self.entry(caller, &cell, &snapshot, &dir, name)
+            }
+            Node::ControlFile(_) | Node::Record(..) | Node::Scratch(_) => {
+                Err(Error::new(Kind::NotDirectory, "not a directory"))
+            }
+        }
+    }
+
+    fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Node> {
+        let child = dir.join(name)?;
+        let cell_name = &cell.name;
+        let place = (cell_name.clone(), child.clone());
+        let is_dir = snapshot.has_children(&child);
+        if is_dir {
+            return Ok(Node::Dir(cell_name.clone(), child));
+        }
+        if snapshot.records.contains_key(&child) {
+            return self.unless_moved_away(caller, Node::Record(cell_name.clone(), child, Form::Raw));
+        }
+        match self.overlay.get(&place) {
+            Some(Local::Scratch(file)) => return Ok(Node::Scratch(file.id)),
+            Some(Local::Dir { .. }) => return Ok(Node::Dir(place.0, place.1)),
+            None if self.overlay.has_children(&place) => return Ok(Node::Dir(place.0, place.1)),
+            None => {}
+        }
+        let node = self.record_of_name(cell_name, snapshot, dir, name)?;
+        let Node::Record(_, path, _) = &node else { return Err(Error::not_found()) };
+        if snapshot.records.contains_key(path) {
+            return self.unless_moved_away(caller, node);
+        }
+        let ghost = matches!(self.recent.removal(caller, &node), Some(Removal::Ghost(_)));
+        let drafts = self.handles.drafts(self.inodes.number(&node));
+        if ghost || drafts.iter().any(|draft| draft.opener == caller.process()) {
+            return Ok(node);
+        }
+        Err(Error::not_found())
+    }
+
+    /// The record that a name would stand for, stored or not: fails if the name is no form of a record.
+    pub(super) fn record_of_name(&self, cell: &CellName, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Node> {
+        let stored = |path: &TopoPath| snapshot.records.contains_key(path);
+        if let Some(suffix) = name.strip_prefix(DATA)
+            && stored(dir)
+            && let Some(form) = self.forms(cell, dir).find(|form| form.suffix() == suffix)
+        {
+            return Ok(Node::Record(cell.clone(), dir.clone(), form));
+        }
+        let child = dir.join(name)?;
+        if stored(&child) {
+            return Ok(Node::Record(cell.clone(), child, Form::Raw));
+        }
+        if let Some((base, form)) = Form::of_name(name) {
+            let base = dir.join(base)?;
+            let known = stored(&base) || self.records.kinds.is_record(cell, &base);
+            if known && !snapshot.has_children(&base) && self.forms(cell, &base).any(|known| known == form) {
+                return Ok(Node::Record(cell.clone(), base, form));
+            }
+        }
+        if self.records.kinds.is_record(cell, &child) && self.forms(cell, &child).any(|form| form == Form::Raw) {
+            return Ok(Node::Record(cell.clone(), child, Form::Raw));
+        }
+        Err(Error::not_found())
+    }
+
+    /// An editor that has renamed the record to a backup expects the name to be free.
+    fn unless_moved_away(&self, caller: &Caller, node: Node) -> Result<Node> {
+        match self.recent.removal(caller, &node) {
+            Some(Removal::MovedAway(..)) => Err(Error::not_found()),
+            _ => Ok(node),
+        }
+    }
+
+    /// Attributes of a record found by name: stored, being made by this caller, or just removed by it.
+    async fn named_record_attr(&self, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<Attr> {
+        let node = Node::Record(cell.clone(), path.clone(), form);
+        let drafts = self.handles.drafts(self.inodes.number(&node));
+        if let Some(draft) = drafts.iter().find(|draft| draft.opener == caller.process()) {
+            return Ok(self.file_attr(draft.len(), draft.changed()));
+        }
+        let snapshot = self.cell(cell)?.snapshot().await?;
+        match snapshot.records.get(path) {
+            Some(record) => Ok(self.shown_attr(cell, path, form, record)),
+            None if self.recent.removal(caller, &node).is_some() => Ok(self.file_attr(0, self.mounted)),
+            None => Err(Error::not_found()),
+        }
+    }
+
+    /// The forms in which a record exists. What cannot be decoded is shown raw, whatever was asked for.
+    pub(super) fn forms(&self, cell: &CellName, path: &TopoPath) -> impl Iterator<Item = Form> {
+        let decodable = self.records.message(cell, path).is_some();
+        let all = if decodable { self.options.forms.clone() } else { vec![Form::Raw] };
+        all.into_iter()
+    }
+
+    /// The entries of a directory now.
+    pub(super) async fn list(&self, node: &Node) -> Result<Vec<DirEntry>> {
+        match node {
+            Node::Root => {
+                let dir = |cell: &Arc<Cell>| Node::Dir(cell.name.clone(), TopoPath::root());
+                let cells = self.cells.all();
+                Ok(cells.iter().map(|cell| DirEntry { name: cell.name.to_string(), node: dir(cell) }).collect())
+            }
+            Node::Control => {
+                let entry = |file: ControlFile| DirEntry { name: file.name().to_owned(), node: Node::ControlFile(file) };
+                Ok(ControlFile::ALL.into_iter().map(entry).collect())
+            }
+            Node::Dir(cell, path) => {
+                let snapshot = self.cell(cell)?.snapshot().await?;
+                Ok(self.entries(cell, &snapshot, path))
+            }
+            Node::ControlFile(_) | Node::Record(..) | Node::Scratch(_) => {
+                Err(Error::new(Kind::NotDirectory, "not a directory"))
+            }
+        }
+    }
+
+    fn entries(&self, cell: &CellName, snapshot: &Snapshot, dir: &TopoPath) -> Vec<DirEntry> {
+        let mut entries = Vec::new();
+        let mut names = std::collections::HashSet::new();
+        let mut add = |name: String, node: Node| {
+            if names.insert(name.clone()) {
+                entries.push(DirEntry { name, node });
+            }
+        };
+        if snapshot.records.contains_key(dir) {
+            for form in self.listed_forms(cell, dir) {
+                add(format!("{DATA}{}", form.suffix()), Node::Record(cell.clone(), dir.clone(), form));
+            }
+        }
+        let stored = snapshot.entries(dir);
+        let child = |name: &str| dir.join(name).ok();
+        // What is stored under its own name comes first: a decoded form of the same name gives way.
+        for entry in &stored {
+            let Some(path) = child(&entry.name) else { continue };
+            if entry.is_directory {
+                add(entry.name.clone(), Node::Dir(cell.clone(), path));
+            } else if self.listed_forms(cell, &path).any(|form| form == Form::Raw) || self.shadows(cell, snapshot, &path) {
+                add(entry.name.clone(), Node::Record(cell.clone(), path, Form::Raw));
+            }
+        }
+        for entry in stored.iter().filter(|entry| !entry.is_directory) {
+            let Some(path) = child(&entry.name) else { continue };
+            for form in self.listed_forms(cell, &path).filter(|form| *form != Form::Raw) {
+                add(format!("{}{}", entry.name, form.suffix()), Node::Record(cell.clone(), path.clone(), form));
+            }
+        }
+        for (name, file) in self.overlay.entries(&(cell.clone(), dir.clone())) {
+            let Some(path) = child(&name) else { continue };
+            match file {
+                Some(id) => add(name, Node::Scratch(id)),
+                None => add(name, Node::Dir(cell.clone(), path)),
+            }
+        }
+        entries
+    }
+
+    fn listed_forms(&self, cell: &CellName, path: &TopoPath) -> impl Iterator<Item = Form> {
+        let forms: Vec<Form> = self.forms(cell, path).collect();
+        // A record of which no listed form exists is still listed.
+        let listed: Vec<Form> = forms.iter().copied().filter(|form| self.options.list.contains(form)).collect();
+        let raw_only = forms == [Form::Raw];
+        if raw_only { forms.into_iter() } else { listed.into_iter() }
+    }
+
+    /// Opens a directory.
+    pub async fn opendir(&self, ino: u64) -> Result<u64> {
+        let node = self.node(ino)?;
+        if let Node::Dir(cell, path) = &node {
+            self.cell(cell)?.snapshot().await?;
+            self.require_dir(cell, path).await?;
+        }
+        if !node.is_dir() {
+            return Err(Error::new(Kind::NotDirectory, "not a directory"));
+        }
+        Ok(self.handles.open_dir(ino))
+    }
+
+    /// The entries of an open directory from an index on; index 0 looks again. Entries keep their index while the
+    /// directory is open, whatever comes and goes meanwhile.
+    pub async fn readdir(&self, ino: u64, handle: u64, from: usize) -> Result<Vec<(usize, DirEntry)>> {
+        let dir = self.handles.dir(handle)?;
+        if from == 0 {
+            let list = self.list(&self.node(ino)?).await?;
+            *dir.lock() = list;
+        }
+        let entries = dir.lock();
+        Ok(entries.iter().cloned().enumerate().skip(from).collect())
+    }
+
+    /// Attributes of an entry of a listing, without the kernel's knowing it yet; `None` if it has gone meanwhile.
+    pub async fn entry_attr(&self, entry: &DirEntry) -> Option<Attr> {
+        let attr = match &entry.node {
+            Node::Dir(..) => self.dir_attr(),
+            node => self.attr(node).await.ok()?,
+        };
+        Some(Attr { ino: self.inodes.number(&entry.node), ..attr })
+    }
+
+    /// The kernel has taken an entry of a listing with its attributes.
+    pub fn told(&self, entry: &DirEntry) -> u64 {
+        self.inodes.told(&entry.node)
+    }
+
+    /// The inode number of an entry of a listing.
+    pub fn number(&self, entry: &DirEntry) -> u64 {
+        self.inodes.number(&entry.node)
+    }
+}

@@ -1,0 +1,54 @@
+//! Extended attributes.
+
+use std::ffi::OsStr;
+
+use super::{Node, Tree};
+use crate::error::{Error, Kind, Result};
+
+const VERSION: &str = "user.topo.version";
+const TYPE: &str = "user.topo.type";
+const PATH: &str = "user.topo.path";
+const CELL: &str = "user.topo.cell";
+const SCRATCH: &str = "user.topo.scratch";
+
+impl Tree {
+    /// One extended attribute; ENODATA if there is none of that name.
+    pub async fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
+        let missing = || Error::new(Kind::NoAttribute, "no such attribute");
+        // Others (security.capability, posix ACLs) are asked for often and never exist.
+        let name = name.to_str().filter(|name| name.starts_with("user.topo.")).ok_or_else(missing)?;
+        let attributes = self.xattrs(ino).await?;
+        attributes.into_iter().find(|(known, _)| *known == name).map(|(_, value)| value.into_bytes()).ok_or_else(missing)
+    }
+
+    /// The names of all extended attributes, each followed by NUL.
+    pub async fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
+        let attributes = self.xattrs(ino).await?;
+        Ok(attributes.iter().flat_map(|(name, _)| name.bytes().chain([0])).collect())
+    }
+
+    async fn xattrs(&self, ino: u64) -> Result<Vec<(&'static str, String)>> {
+        Ok(match self.node(ino)? {
+            Node::Root | Node::Control | Node::ControlFile(_) => Vec::new(),
+            Node::Dir(cell, path) => vec![(CELL, cell.to_string()), (PATH, path.to_string())],
+            Node::Scratch(_) => vec![(SCRATCH, "1".to_owned())],
+            Node::Record(cell, path, _) => {
+                let snapshot = self.cell(&cell)?.snapshot().await?;
+                let mut attributes = vec![(CELL, cell.to_string()), (PATH, path.to_string())];
+                if let Some(record) = snapshot.records.get(&path) {
+                    attributes.push((VERSION, record.version.number.to_string()));
+                }
+                if let Some(message) = self.records.message(&cell, &path) {
+                    attributes.push((TYPE, message.to_owned()));
+                }
+                attributes
+            }
+        })
+    }
+
+    /// Attributes describe; they cannot be set.
+    pub fn setxattr(&self, ino: u64) -> Result<()> {
+        self.node(ino)?;
+        Err(Error::new(Kind::Unsupported, "extended attributes cannot be set"))
+    }
+}

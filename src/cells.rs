@@ -77,9 +77,10 @@ impl Cell {
     }
 
     fn unreachable(&self) -> Error {
-        let cause = self.mirror.trouble().map_or_else(String::new, |(cause, since)| {
-            format!(": {cause} (for {} s)", since.as_secs())
-        });
+        let cause = self
+            .mirror
+            .trouble()
+            .map_or_else(String::new, |(cause, since)| format!(": {cause} (for {} s)", since.as_secs()));
         Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}"))
     }
 
@@ -186,10 +187,7 @@ impl Cells {
         let mut next = BTreeMap::new();
         for (name, location) in wanted {
             let kept = current.get(&name).filter(|cell| cell.location == location).cloned();
-            match kept.map_or_else(
-                || open_cell(name.clone(), location, &self.options, &self.tasks, &self.stop),
-                Ok,
-            ) {
+            match kept.map_or_else(|| open_cell(name.clone(), location, &self.options, &self.tasks, &self.stop), Ok) {
                 Ok(cell) => {
                     next.insert(name, cell);
                 }

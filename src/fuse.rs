@@ -12,9 +12,11 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+
+use tokio_util::task::TaskTracker;
 
 use crate::control::{Op, Refusal};
 use crate::error::Result;
@@ -36,6 +38,7 @@ const BLOCK: u64 = 4096;
 pub struct Adapter {
     tree: Arc<Tree>,
     runtime: tokio::runtime::Handle,
+    under_way: TaskTracker,
 }
 
 /// One request, as the log of errors names it.
@@ -50,7 +53,12 @@ struct Call {
 impl Adapter {
     /// Over a tree; what waits runs in the given runtime.
     pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
-        Self { tree, runtime }
+        Self { tree, runtime, under_way: TaskTracker::new() }
+    }
+
+    /// The requests that wait for a backend: what is to be waited for after the last one.
+    pub fn under_way(&self) -> TaskTracker {
+        self.under_way.clone()
     }
 
     /// Runs an operation and replies.
@@ -83,7 +91,7 @@ impl Adapter {
         // A panic must not end the session thread; the unanswered request is answered with EIO when its reply is dropped.
         match std::panic::catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut context))) {
             Ok(Poll::Ready(())) => {}
-            Ok(Poll::Pending) => drop(self.runtime.spawn(task)),
+            Ok(Poll::Pending) => drop(self.under_way.spawn_on(task, &self.runtime)),
             Err(_) => tracing::error!(%op, "a request has failed with a panic; please report this"),
         }
     }
@@ -454,7 +462,8 @@ impl fuser::Filesystem for Adapter {
             |tree, _| async move { tree.readdir(ino.0, handle.0, index_of(offset)).await },
             move |result| match result {
                 Ok(entries) => {
-                    for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS)) {
+                    for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS))
+                    {
                         let _ = reply.add(ino, at as u64 + 1, FileType::Directory, name);
                     }
                     for (index, entry) in entries {
@@ -498,7 +507,8 @@ impl fuser::Filesystem for Adapter {
             },
             move |result| match result {
                 Ok((own, entries)) => {
-                    for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS)) {
+                    for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS))
+                    {
                         let _ = reply.add(ino, at as u64 + 1, name, &TTL, &file_attr(&own), GENERATION);
                     }
                     for (index, entry, attr) in entries {

@@ -2,10 +2,13 @@
 
 pub mod backend;
 pub mod cells;
+pub mod cli;
 pub mod control;
 pub mod error;
 pub mod fuse;
 pub mod mirror;
+pub mod mount;
 pub mod name;
 pub mod record;
+pub mod sample;
 pub mod tree;

@@ -34,6 +34,12 @@ impl MemoryServers {
         let server = self.0.lock().entry(location.server.clone()).or_default().clone();
         Ok(Memory { server, keys: KeySpace::new(&location.root) })
     }
+
+    /// Stores a value before anybody is connected: how a sample comes in.
+    pub fn put(&self, location: &Location, path: &TopoPath, value: Bytes) -> Result<(), BackendError> {
+        let change = Change { path: path.clone(), guard: Guard::Any, action: Action::Put(value) };
+        self.open(location)?.apply_now(&[change]).map(drop)
+    }
 }
 
 #[derive(Debug)]
@@ -121,6 +127,30 @@ impl State {
 }
 
 impl Memory {
+    fn apply_now(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        check_limits(changes, LIMITS)?;
+        let mut state = self.server.state.lock();
+        for change in changes {
+            state.check(&self.keys, change)?;
+        }
+        let at = Revision(state.revision + 1);
+        let mut events = Vec::new();
+        let mut versions = Vec::new();
+        for change in changes {
+            let event = state.change(self.keys.key(&change.path), &change.action, at);
+            versions.push(event.as_ref().and_then(|e| e.stored.as_ref()).map(|stored| stored.version));
+            events.extend(event);
+        }
+        if !events.is_empty() {
+            state.revision = at.0;
+            let events = Arc::new(events);
+            state.remember(&events);
+            // Sent under the lock: watchers must hear revisions in order. Nobody listening is not an error.
+            let _ = self.server.news.send(events);
+        }
+        Ok(Applied { at: Revision(state.revision), versions })
+    }
+
     fn batch(keys: &KeySpace, events: &[KeyEvent]) -> WatchBatch {
         let mut batch = WatchBatch { events: Vec::new(), at: Revision::default(), skipped: 0 };
         for event in events {
@@ -166,27 +196,7 @@ impl Backend for Memory {
     }
 
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
-        check_limits(changes, LIMITS)?;
-        let mut state = self.server.state.lock();
-        for change in changes {
-            state.check(&self.keys, change)?;
-        }
-        let at = Revision(state.revision + 1);
-        let mut events = Vec::new();
-        let mut versions = Vec::new();
-        for change in changes {
-            let event = state.change(self.keys.key(&change.path), &change.action, at);
-            versions.push(event.as_ref().and_then(|e| e.stored.as_ref()).map(|stored| stored.version));
-            events.extend(event);
-        }
-        if !events.is_empty() {
-            state.revision = at.0;
-            let events = Arc::new(events);
-            state.remember(&events);
-            // Sent under the lock: watchers must hear revisions in order. Nobody listening is not an error.
-            let _ = self.server.news.send(events);
-        }
-        Ok(Applied { at: Revision(state.revision), versions })
+        self.apply_now(changes)
     }
 
     async fn watch(&self, after: Revision) -> Result<WatchStream, BackendError> {

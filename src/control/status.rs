@@ -29,8 +29,7 @@ pub struct TreeCounts {
 const NAMED_SCRATCH: usize = 100;
 
 pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> Value {
-    let cells: Map<String, Value> =
-        cells.all().iter().map(|cell| (cell.name.to_string(), cell_status(cell))).collect();
+    let cells: Map<String, Value> = cells.all().iter().map(|cell| (cell.name.to_string(), cell_status(cell))).collect();
     let requests: Map<String, Value> =
         control.requests.counts().map(|(op, count)| (op.name().to_owned(), json!(count))).collect();
     json!({

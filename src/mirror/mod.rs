@@ -15,13 +15,15 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Applied, Backend, BackendError, Change, Fetched, Listing, Node, Revision, WatchBatch, WatchStream};
+use crate::backend::{
+    Applied, Backend, BackendError, Change, Fetched, Listing, Node, Revision, WatchBatch, WatchStream,
+};
 use crate::name::TopoPath;
 
 mod state;
 
-pub use state::{Entry, Record, Snapshot, Update};
 use state::State;
+pub use state::{Entry, Record, Snapshot, Update};
 
 /// Updates that a slow listener may be behind before it is told to look at everything.
 const UPDATE_QUEUE: usize = 1_024;
@@ -126,7 +128,11 @@ impl Mirror {
             Link::Loading => Health::Loading,
             Link::Live => Health::Live,
             Link::Broken { since, .. } => {
-                if self.is_loaded() && since.elapsed() < self.options.stale_after { Health::Shaky } else { Health::Down }
+                if self.is_loaded() && since.elapsed() < self.options.stale_after {
+                    Health::Shaky
+                } else {
+                    Health::Down
+                }
             }
         }
     }

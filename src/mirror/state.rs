@@ -229,7 +229,9 @@ mod tests {
     #[test]
     fn entries_seek_past_subtrees() {
         let mut state = State::default();
-        for (i, path) in ["foo/Keyspace", "foo/shards/0/Shard", "foo-bar/Keyspace", "top", "top/below"].iter().enumerate() {
+        for (i, path) in
+            ["foo/Keyspace", "foo/shards/0/Shard", "foo-bar/Keyspace", "top", "top/below"].iter().enumerate()
+        {
             state.put(node(path, "", i as u64 + 1), SystemTime::now());
         }
         let names: Vec<_> = state
@@ -240,11 +242,7 @@ mod tests {
             .collect();
         assert_eq!(
             names,
-            [
-                ("foo".to_owned(), false, true),
-                ("foo-bar".to_owned(), false, true),
-                ("top".to_owned(), true, true)
-            ]
+            [("foo".to_owned(), false, true), ("foo-bar".to_owned(), false, true), ("top".to_owned(), true, true)]
         );
         let foo = TopoPath::parse("foo").unwrap();
         assert_eq!(state.snapshot.entries(&foo).len(), 2);

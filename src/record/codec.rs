@@ -122,7 +122,11 @@ impl Flaw {
 }
 
 /// Parses a text or JSON form.
-pub(super) fn parse(message: &MessageDescriptor, form: Form, input: &[u8]) -> std::result::Result<DynamicMessage, Flaw> {
+pub(super) fn parse(
+    message: &MessageDescriptor,
+    form: Form,
+    input: &[u8],
+) -> std::result::Result<DynamicMessage, Flaw> {
     let text = std::str::from_utf8(input).map_err(|error| {
         let at = error.valid_up_to();
         let end = error.error_len().map_or(input.len(), |len| at + len);

@@ -54,7 +54,18 @@ fn number(value: f64) -> Json {
         return Json::from(value as i64);
     }
     Number::from_f64(value).map_or_else(
-        || Json::String(if value.is_nan() { "NaN" } else if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned()),
+        || {
+            Json::String(
+                if value.is_nan() {
+                    "NaN"
+                } else if value > 0.0 {
+                    "Infinity"
+                } else {
+                    "-Infinity"
+                }
+                .to_owned(),
+            )
+        },
         Json::Number,
     )
 }

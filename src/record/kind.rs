@@ -77,7 +77,9 @@ fn is_cell_record(parts: &[&str]) -> bool {
     match *parts {
         ["tablets", alias, "Tablet"] => is_tablet_alias(alias),
         ["keyspaces", keyspace, "SrvKeyspace"] => is_vitess_name(keyspace),
-        ["keyspaces", keyspace, "shards", shard, "ShardReplication"] => is_vitess_name(keyspace) && is_vitess_name(shard),
+        ["keyspaces", keyspace, "shards", shard, "ShardReplication"] => {
+            is_vitess_name(keyspace) && is_vitess_name(shard)
+        }
         ["SrvVSchema"] => true,
         _ => false,
     }

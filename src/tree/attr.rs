@@ -102,7 +102,14 @@ impl Tree {
     }
 
     /// A record as its callers see it: its writer sees what it has written, an open file outlives its name.
-    async fn record_attr(&self, caller: &Caller, ino: u64, cell: &CellName, path: &TopoPath, form: Form) -> Result<Attr> {
+    async fn record_attr(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        cell: &CellName,
+        path: &TopoPath,
+        form: Form,
+    ) -> Result<Attr> {
         self.save_under_way(cell, path).await;
         let drafts = self.handles.drafts(ino);
         if let Some(draft) = drafts.iter().find(|draft| draft.opener == caller.process()) {

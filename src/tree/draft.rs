@@ -173,7 +173,9 @@ impl Draft {
         match &state.broken {
             _ if !wanted => Ok(None),
             Some(error) => Err(error.clone()),
-            None => Ok(Some(Job { content: state.content.clone().into(), base: state.base.clone(), edits: state.edits })),
+            None => {
+                Ok(Some(Job { content: state.content.clone().into(), base: state.base.clone(), edits: state.edits }))
+            }
         }
     }
 

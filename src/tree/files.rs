@@ -65,7 +65,10 @@ impl Tree {
                 if mode.write {
                     self.refuse_if_read_only()?;
                     let base = self.fetch_base(cell, path).await?;
-                    if base.is_none() && self.recent.removal(caller, &node).is_none() && self.own_draft(caller, ino).is_none() {
+                    if base.is_none()
+                        && self.recent.removal(caller, &node).is_none()
+                        && self.own_draft(caller, ino).is_none()
+                    {
                         return Err(Error::not_found());
                     }
                     self.open_draft(caller, ino, (cell, path, *form), base, mode)
@@ -204,7 +207,9 @@ impl Tree {
             _ => {}
         }
         let ino = self.inodes.told(&node);
-        let opened = self.open_draft(caller, ino, (&cell, path, *form), base, mode).inspect_err(|_| self.inodes.forget(ino, 1))?;
+        let opened = self
+            .open_draft(caller, ino, (&cell, path, *form), base, mode)
+            .inspect_err(|_| self.inodes.forget(ino, 1))?;
         let size = self.handles.draft(opened.handle).map_or(0, |draft| draft.len());
         Ok((Attr { ino, ..self.file_attr(size, SystemTime::now()) }, opened))
     }
@@ -218,7 +223,9 @@ impl Tree {
         mode: OpenMode,
     ) -> Result<(Attr, Opened)> {
         let file = match self.overlay.get(&place) {
-            Some(Local::Scratch(_)) if mode.exclusive => return Err(Error::new(Kind::Exists, "the file exists already")),
+            Some(Local::Scratch(_)) if mode.exclusive => {
+                return Err(Error::new(Kind::Exists, "the file exists already"));
+            }
             Some(Local::Scratch(file)) => file,
             Some(Local::Dir { .. }) => return Err(Error::new(Kind::IsDirectory, "is a directory")),
             None => self.overlay.create(place, made_at, (caller.uid, caller.gid, permissions))?,
@@ -267,9 +274,9 @@ impl Tree {
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
         let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
         match self.handles.get(handle)? {
-            Handle::Draft(draft) => {
-                draft.write(offset, data, |content| self.records.refuse_early(&draft.cell, &draft.path, draft.form, content))
-            }
+            Handle::Draft(draft) => draft.write(offset, data, |content| {
+                self.records.refuse_early(&draft.cell, &draft.path, draft.form, content)
+            }),
             Handle::Scratch { file, append } => {
                 let place = move |length: usize| if append { length } else { offset };
                 let length = |length: usize| length.max(place(length).saturating_add(data.len()));
@@ -331,6 +338,7 @@ impl Tree {
 /// The error of a save over a version that is not the one it was made from.
 pub(super) fn moved_on(cell: &CellName, path: &TopoPath, known: Version, found: Version) -> Error {
     let (known, found) = (known.number, found.number);
-    let reason = format!("someone else changed the record meanwhile: {cell}/{path} has version {found}, expected {known}");
+    let reason =
+        format!("someone else changed the record meanwhile: {cell}/{path} has version {found}, expected {known}");
     Error::new(Kind::Conflict, reason)
 }

@@ -149,7 +149,10 @@ impl Tree {
             inodes: self.inodes.count(),
             handles: self.handles.count(),
             scratch: self.scratch_files(),
-            scratch_bytes: { let (quota, used) = self.overlay.usage(); (used, quota) },
+            scratch_bytes: {
+                let (quota, used) = self.overlay.usage();
+                (used, quota)
+            },
             local_directories: self.overlay.survey().1,
             shadowed_forms: self.shadowed_forms(),
         }

@@ -266,7 +266,12 @@ impl Overlay {
     }
 
     /// Changes the content. The length afterwards is charged against the quota before the change is made.
-    pub fn edit(&self, file: &Scratch, length: impl FnOnce(usize) -> usize, edit: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+    pub fn edit(
+        &self,
+        file: &Scratch,
+        length: impl FnOnce(usize) -> usize,
+        edit: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<()> {
         let mut state = self.state.lock();
         let mut inner = file.state.lock();
         let (before, after) = (inner.content.len(), length(inner.content.len()));
@@ -304,7 +309,8 @@ impl Overlay {
         let used = state.used.saturating_add(bytes);
         if used > self.quota {
             let quota = self.quota;
-            let reason = format!("the scratch quota of {quota} bytes is used up; names that are no record are kept in memory");
+            let reason =
+                format!("the scratch quota of {quota} bytes is used up; names that are no record are kept in memory");
             return Err(Error::new(Kind::NoSpace, reason));
         }
         state.used = used;

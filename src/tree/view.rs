@@ -97,7 +97,13 @@ impl Tree {
     }
 
     /// The record that a name would stand for, stored or not: fails if the name is no form of a record.
-    pub(super) fn record_of_name(&self, cell: &CellName, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Node> {
+    pub(super) fn record_of_name(
+        &self,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<Node> {
         let stored = |path: &TopoPath| snapshot.records.contains_key(path);
         if let Some(suffix) = name.strip_prefix(DATA)
             && stored(dir)
@@ -161,7 +167,8 @@ impl Tree {
                 Ok(cells.iter().map(|cell| DirEntry { name: cell.name.to_string(), node: dir(cell) }).collect())
             }
             Node::Control => {
-                let entry = |file: ControlFile| DirEntry { name: file.name().to_owned(), node: Node::ControlFile(file) };
+                let entry =
+                    |file: ControlFile| DirEntry { name: file.name().to_owned(), node: Node::ControlFile(file) };
                 Ok(ControlFile::ALL.into_iter().map(entry).collect())
             }
             Node::Dir(cell, path) => {
@@ -194,7 +201,9 @@ impl Tree {
             let Some(path) = child(&entry.name) else { continue };
             if entry.is_directory {
                 add(entry.name.clone(), Node::Dir(cell.clone(), path));
-            } else if self.listed_forms(cell, &path).any(|form| form == Form::Raw) || self.shadows(cell, snapshot, &path) {
+            } else if self.listed_forms(cell, &path).any(|form| form == Form::Raw)
+                || self.shadows(cell, snapshot, &path)
+            {
                 add(entry.name.clone(), Node::Record(cell.clone(), path, Form::Raw));
             }
         }

@@ -18,7 +18,11 @@ impl Tree {
         // Others (security.capability, posix ACLs) are asked for often and never exist.
         let name = name.to_str().filter(|name| name.starts_with("user.topo.")).ok_or_else(missing)?;
         let attributes = self.xattrs(ino).await?;
-        attributes.into_iter().find(|(known, _)| *known == name).map(|(_, value)| value.into_bytes()).ok_or_else(missing)
+        attributes
+            .into_iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value.into_bytes())
+            .ok_or_else(missing)
     }
 
     /// The names of all extended attributes, each followed by NUL.

@@ -225,7 +225,8 @@ fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, BackendError> {
 }
 
 fn no_answer(server: &Server, waited: Duration) -> BackendError {
-    let waited = humantime::format_duration(Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)));
+    let waited =
+        humantime::format_duration(Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)));
     BackendError::new(Failure::Unreachable, format!("{}: no answer within {waited}", server.address))
 }
 
@@ -248,9 +249,9 @@ pub(super) fn classify(error: &etcd_client::Error) -> BackendError {
     const CANCELLED: i32 = 1;
     let etcd_client::Error::GRpcStatus(status) = error else {
         let failure = match error {
-            etcd_client::Error::IoError(_) | etcd_client::Error::TransportError(_) | etcd_client::Error::WatchError(_) => {
-                Failure::Unreachable
-            }
+            etcd_client::Error::IoError(_)
+            | etcd_client::Error::TransportError(_)
+            | etcd_client::Error::WatchError(_) => Failure::Unreachable,
             _ => Failure::Other,
         };
         return BackendError::new(failure, with_sources(error));

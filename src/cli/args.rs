@@ -1,0 +1,181 @@
+//! The flags.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::backend::Implementation;
+use crate::record::Form;
+
+/// Flags of `topofs mount`.
+#[derive(Debug, Args)]
+pub(super) struct MountArgs {
+    #[command(flatten)]
+    pub topo: TopoArgs,
+    #[command(flatten)]
+    pub view: ViewArgs,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Where to mount: a directory
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: PathBuf,
+}
+
+/// Flags of `topofs demo`.
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    #[command(flatten)]
+    pub view: ViewArgs,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Where to mount: a directory
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: PathBuf,
+}
+
+/// Which topology, and how to talk to it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Topology")]
+pub(super) struct TopoArgs {
+    /// The kind of service
+    #[arg(long, value_name = "NAME", default_value = "etcd2", env = "TOPOFS_TOPO_IMPLEMENTATION")]
+    pub topo_implementation: Implementation,
+    /// Servers of the global topology, separated by commas
+    #[arg(long, value_name = "SERVERS", default_value = "localhost:2379", env = "TOPOFS_TOPO_GLOBAL_SERVER_ADDRESS")]
+    pub topo_global_server_address: String,
+    /// The path that all keys of the global topology begin with
+    #[arg(long, value_name = "PATH", default_value = "/vitess/global", env = "TOPOFS_TOPO_GLOBAL_ROOT")]
+    pub topo_global_root: String,
+    /// Connect these cells at once and show no others
+    ///
+    /// Without it, every cell that has a CellInfo record is shown and is connected when its directory is first used.
+    #[arg(long, value_name = "CELL,...", value_delimiter = ',', env = "TOPOFS_CELLS")]
+    pub cells: Option<Vec<String>>,
+    /// Longest time for one call to a service
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration, env = "TOPOFS_REMOTE_OPERATION_TIMEOUT")]
+    pub remote_operation_timeout: Duration,
+    /// How often the mirror is compared with a bulk list of the service
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration, env = "TOPOFS_RESYNC_INTERVAL")]
+    pub resync_interval: Duration,
+    /// How long a broken watch is tolerated before reads of the cell fail with ETIMEDOUT
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = any_duration, env = "TOPOFS_STALE_AFTER")]
+    pub stale_after: Duration,
+    /// Show the last known records of a cell that is down instead of failing; .topofs/status says so
+    #[arg(long, env = "TOPOFS_SERVE_STALE")]
+    pub serve_stale: bool,
+    /// How long to keep trying when the global topology does not answer at the start
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = any_duration, env = "TOPOFS_RETRY")]
+    pub retry: Duration,
+    /// PEM file of the client certificate for etcd
+    #[arg(long, value_name = "FILE", requires = "topo_etcd_tls_key", env = "TOPOFS_TOPO_ETCD_TLS_CERT")]
+    pub topo_etcd_tls_cert: Option<PathBuf>,
+    /// PEM file of the client key for etcd
+    #[arg(long, value_name = "FILE", requires = "topo_etcd_tls_cert", env = "TOPOFS_TOPO_ETCD_TLS_KEY")]
+    pub topo_etcd_tls_key: Option<PathBuf>,
+    /// PEM file of the authorities that sign etcd's certificates
+    #[arg(long, value_name = "FILE", env = "TOPOFS_TOPO_ETCD_TLS_CA")]
+    pub topo_etcd_tls_ca: Option<PathBuf>,
+    /// User name for etcd
+    #[arg(long, value_name = "NAME", requires = "topo_etcd_password_file", env = "TOPOFS_TOPO_ETCD_USER")]
+    pub topo_etcd_user: Option<String>,
+    /// File that holds the password for etcd, and nothing else
+    #[arg(long, value_name = "FILE", requires = "topo_etcd_user", env = "TOPOFS_TOPO_ETCD_PASSWORD_FILE")]
+    pub topo_etcd_password_file: Option<PathBuf>,
+}
+
+/// How the tree looks, and what may be done to it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Files")]
+pub(super) struct ViewArgs {
+    /// Refuse every change
+    #[arg(long, short = 'r', visible_alias = "ro", env = "TOPOFS_READ_ONLY")]
+    pub read_only: bool,
+    /// Refuse to delete stored records
+    #[arg(long, env = "TOPOFS_NO_DELETE")]
+    pub no_delete: bool,
+    /// The forms in which records exist
+    #[arg(long, value_name = "FORM,...", value_delimiter = ',', default_value = "raw,txt,json", env = "TOPOFS_FORMS")]
+    pub forms: Vec<Form>,
+    /// The forms that directory listings show; the others still open by name [default: those of --forms]
+    #[arg(long, value_name = "FORM,...", value_delimiter = ',', env = "TOPOFS_LIST")]
+    pub list: Option<Vec<Form>>,
+    /// Store new files of these names, too, written as CELL/PATH; `*` stays within a name, `**` crosses directories
+    ///
+    /// Other names than those of Vitess's records are kept in memory and never stored. May be given more than once.
+    #[arg(long, value_name = "GLOB", env = "TOPOFS_RECORD", value_delimiter = ' ')]
+    pub record: Vec<String>,
+    /// Messages of another Vitess version: a file made by `protoc --include_imports --descriptor_set_out`
+    #[arg(long, value_name = "FILE", env = "TOPOFS_DESCRIPTOR_SET")]
+    pub descriptor_set: Option<PathBuf>,
+    /// Owner of all files [default: the mounting user]
+    #[arg(long, value_name = "ID", env = "TOPOFS_UID")]
+    pub uid: Option<u32>,
+    /// Group of all files [default: the mounting user's]
+    #[arg(long, value_name = "ID", env = "TOPOFS_GID")]
+    pub gid: Option<u32>,
+    /// Permission bits that are taken away, in octal
+    #[arg(long, value_name = "MODE", default_value = "077", value_parser = octal, env = "TOPOFS_UMASK")]
+    pub umask: u32,
+    /// Let other users in; the kernel checks owner and mode
+    #[arg(long, env = "TOPOFS_ALLOW_OTHER")]
+    pub allow_other: bool,
+    /// Room for files that are no records, such as editors' temporary files
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, env = "TOPOFS_SCRATCH_QUOTA")]
+    pub scratch_quota: u64,
+}
+
+/// How the daemon runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
+pub(super) struct ProcessArgs {
+    /// Stay in the foreground
+    #[arg(long, short)]
+    pub foreground: bool,
+    /// Stay in the foreground and log everything
+    #[arg(long, short)]
+    pub debug: bool,
+    /// What is logged: error, warn, info, debug, trace, or a filter as RUST_LOG takes it
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "TOPOFS_LOG_LEVEL")]
+    pub log_level: String,
+    /// Append the log to this file [default: standard error in the foreground, syslog in the background]
+    #[arg(long, value_name = "FILE", env = "TOPOFS_LOG_FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Mount options as mount(8) takes them
+    ///
+    /// Every long flag is an option, too (`-o ro,allow_other,retry=2m`), with `_` or `-`; a comma in a value is written `\,`.
+    /// Options that concern mount(8) alone are ignored: auto, noauto, user, nouser, _netdev, nofail, defaults, dev, suid, exec, the
+    /// atime family, and x-*.
+    #[arg(short, value_name = "OPTION,...", action = clap::ArgAction::Append)]
+    pub options: Vec<String>,
+}
+
+impl ProcessArgs {
+    /// Whether the process stays in the foreground.
+    pub fn stays(&self) -> bool {
+        self.foreground || self.debug
+    }
+}
+
+fn any_duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}
+
+/// A time that something needs: zero would mean that nothing ever works.
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
+        parsed => parsed.map_err(|error| error.to_string()),
+    }
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("not an octal number up to 777".to_owned()),
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
+}

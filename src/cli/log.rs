@@ -1,0 +1,52 @@
+//! Where the log goes, and how its level changes while running.
+
+use std::sync::Mutex;
+
+use anyhow::{Context, anyhow};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, reload};
+
+use super::args::ProcessArgs;
+use crate::control::SetLogLevel;
+
+/// fuser tells of things that are everyday to us.
+const QUIET: &str = "fuser=error";
+
+/// Logs from now on to where the flags say; to syslog if nobody would see standard error.
+pub(super) fn start(args: &ProcessArgs) -> anyhow::Result<SetLogLevel> {
+    let (filter, handle) = reload::Layer::new(filter(args)?);
+    let format = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false);
+    let registry = tracing_subscriber::registry().with(filter);
+    if let Some(path) = &args.log_file {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let file = file.with_context(|| format!("cannot open the log file {}", path.display()))?;
+        registry.with(format.with_writer(Mutex::new(file))).try_init()?;
+    } else if args.stays() {
+        registry.with(format.with_writer(std::io::stderr)).try_init()?;
+    } else {
+        let (options, facility) = (syslog_tracing::Options::LOG_PID, syslog_tracing::Facility::Daemon);
+        let syslog = syslog_tracing::Syslog::new(c"topofs", options, facility).context("syslog is in use already")?;
+        // Syslog adds time and level itself.
+        registry.with(format.with_writer(syslog).without_time().with_level(false)).try_init()?;
+    }
+    Ok(Box::new(move |level| {
+        let filter = parse(level).map_err(|error| error.to_string())?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    }))
+}
+
+fn filter(args: &ProcessArgs) -> anyhow::Result<EnvFilter> {
+    let level = if args.debug { "debug" } else { &args.log_level };
+    parse(level).with_context(|| format!("--log-level {level}"))
+}
+
+fn parse(level: &str) -> anyhow::Result<EnvFilter> {
+    /// What a level may be alone; EnvFilter would take any other word for the name of a module.
+    const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
+    let is_filter = level.contains(['=', ',']);
+    if !is_filter && !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
+        return Err(anyhow!("not a level: use one of {}", LEVELS.join(", ")));
+    }
+    Ok(EnvFilter::try_new(if is_filter { level.to_owned() } else { format!("{level},{QUIET}") })?)
+}

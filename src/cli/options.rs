@@ -1,0 +1,143 @@
+//! Spellings: `-o` lists as mount(8) passes them, and underscores in flag names as older Vitess has them.
+
+use std::ffi::{OsStr, OsString};
+
+/// Options that mean something to mount(8) and nothing to us.
+const IGNORED: &[&str] = &[
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "group",
+    "owner",
+    "_netdev",
+    "nofail",
+    "defaults",
+    "rw",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "noexec",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "async",
+];
+
+/// A mount option that cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// `-o` at the end of the line.
+    #[error("-o needs a list of options")]
+    Missing,
+    /// Bytes that are not UTF-8.
+    #[error("mount options are UTF-8")]
+    NotText,
+    /// `=value` without a name, or a name that cannot be one.
+    #[error("not a mount option: {0:?}")]
+    Malformed(String),
+}
+
+/// Rewrites a command line: `-o a,b=c` becomes `--a --b=c`, `--a_b=c` becomes `--a-b=c`.
+pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, OptionError> {
+    let mut args = args.into_iter();
+    let mut line: Vec<OsString> = args.by_ref().take(1).collect();
+    while let Some(arg) = args.next() {
+        if arg == "--" {
+            line.push(arg);
+            line.extend(args.by_ref());
+            break;
+        }
+        match arg.to_str() {
+            Some("-o") => line.extend(expand(&args.next().ok_or(OptionError::Missing)?)?),
+            Some(text) => match text.strip_prefix("-o").filter(|list| !list.is_empty() && !text.starts_with("--")) {
+                Some(list) => line.extend(expand(OsStr::new(list))?),
+                None => line.push(dashed(text).into()),
+            },
+            None => line.push(arg),
+        }
+    }
+    Ok(line)
+}
+
+/// The flag with dashes in its name; its value and everything that is no flag stay as they are.
+fn dashed(arg: &str) -> String {
+    match (arg.starts_with("--"), arg.split_once('=')) {
+        (true, Some((name, value))) => format!("{}={value}", name.replace('_', "-")),
+        (true, None) => arg.replace('_', "-"),
+        (false, _) => arg.to_owned(),
+    }
+}
+
+fn expand(list: &OsStr) -> Result<Vec<OsString>, OptionError> {
+    let list = list.to_str().ok_or(OptionError::NotText)?;
+    let options = split(list).into_iter().filter(|option| !option.is_empty() && !is_ignored(option));
+    options
+        .map(|option| {
+            let name = option.split('=').next().unwrap_or("");
+            let valid = !name.is_empty() && !name.starts_with('-') && !name.contains(char::is_whitespace);
+            if valid { Ok(dashed(&format!("--{option}")).into()) } else { Err(OptionError::Malformed(option)) }
+        })
+        .collect()
+}
+
+fn is_ignored(option: &str) -> bool {
+    option.starts_with("x-") || IGNORED.contains(&option)
+}
+
+/// Splits at commas; a backslash takes the next character as it is.
+fn split(list: &str) -> Vec<String> {
+    let mut options = vec![String::new()];
+    let mut chars = list.chars();
+    while let Some(c) = chars.next() {
+        match (c, options.last_mut()) {
+            (',', _) => options.push(String::new()),
+            ('\\', Some(option)) => option.extend(chars.next()),
+            (c, Some(option)) => option.push(c),
+            (_, None) => {}
+        }
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(args: &[&str]) -> Result<Vec<String>, OptionError> {
+        let args = std::iter::once("topofs").chain(args.iter().copied()).map(OsString::from);
+        Ok(normalize(args)?.into_iter().skip(1).map(|arg| arg.into_string().unwrap()).collect())
+    }
+
+    #[test]
+    fn options_become_flags() {
+        let expected = ["mount", "--ro", "--topo-global-server-address=a:1,b:2", "--umask=022", "dir"];
+        let list = r"ro,noauto,_netdev,x-systemd.automount,topo_global_server_address=a:1\,b:2,,umask=022";
+        assert_eq!(line(&["mount", "-o", list, "dir"]).unwrap(), expected);
+        assert_eq!(line(&["mount", &format!("-o{list}"), "dir"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn underscores_are_accepted_in_names_only() {
+        let args = ["mount", "--topo_global_root=/a_b", "--serve_stale", "my_dir", "--", "--x_y"];
+        let expected = ["mount", "--topo-global-root=/a_b", "--serve-stale", "my_dir", "--", "--x_y"];
+        assert_eq!(line(&args).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_no_option_is_refused() {
+        assert_eq!(line(&["mount", "-o"]), Err(OptionError::Missing));
+        assert!(line(&["mount", "-o", "=x"]).is_err());
+        assert!(line(&["mount", "-o", "--help"]).is_err());
+    }
+}

@@ -1,0 +1,192 @@
+//! From flags to the settings of a mount.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::args::{DemoArgs, MountArgs, TopoArgs, ViewArgs};
+use crate::backend::etcd2::EtcdOptions;
+use crate::backend::memory::MemoryServers;
+use crate::backend::{ConnectOptions, Implementation, Location};
+use crate::cells::CellOptions;
+use crate::control::SetLogLevel;
+use crate::mirror::MirrorOptions;
+use crate::mount::Settings;
+use crate::name::CellName;
+use crate::record::{Codec, Kinds, Records};
+use crate::sample::Cluster;
+use crate::tree::TreeOptions;
+
+/// What the demo's service is called.
+const DEMO_SERVER: &str = "demo";
+
+impl MountArgs {
+    /// The settings of a mount of the given topology.
+    pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
+        let cells = self.topo.cell_options()?;
+        self.view.settings(&self.mountpoint, cells, self.topo.retry, set_log_level)
+    }
+}
+
+impl DemoArgs {
+    /// The settings of a mount of the sample cluster.
+    pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
+        let location = |root: &str| Location {
+            implementation: Implementation::Memory,
+            server: DEMO_SERVER.to_owned(),
+            root: root.to_owned(),
+        };
+        let memory = MemoryServers::default();
+        let cluster = Cluster::demo(DEMO_SERVER);
+        for (cell, path, value) in cluster.records(&Codec::builtin()?)? {
+            memory.put(&location(&format!("{}/{cell}", cluster.root)), &path, value)?;
+        }
+        let cells = CellOptions {
+            global: location(&format!("{}/{}", cluster.root, CellName::GLOBAL)),
+            connect: ConnectOptions { timeout: Duration::from_secs(15), etcd: EtcdOptions::default(), memory },
+            mirror: MirrorOptions {
+                resync_interval: Duration::from_secs(300),
+                stale_after: Duration::from_secs(10),
+                serve_stale: false,
+            },
+            only: None,
+        };
+        self.view.settings(&self.mountpoint, cells, Duration::ZERO, set_log_level)
+    }
+}
+
+impl TopoArgs {
+    fn cell_options(&self) -> anyhow::Result<CellOptions> {
+        let only = self.cells.as_ref().map(|names| {
+            let parsed = names.iter().map(|name| CellName::new(name).with_context(|| format!("--cells: {name:?}")));
+            parsed.collect::<anyhow::Result<Vec<_>>>()
+        });
+        Ok(CellOptions {
+            global: Location {
+                implementation: self.topo_implementation,
+                server: self.topo_global_server_address.clone(),
+                root: self.topo_global_root.clone(),
+            },
+            connect: ConnectOptions {
+                timeout: self.remote_operation_timeout,
+                etcd: self.etcd_options()?,
+                memory: MemoryServers::default(),
+            },
+            mirror: MirrorOptions {
+                resync_interval: self.resync_interval,
+                stale_after: self.stale_after,
+                serve_stale: self.serve_stale,
+            },
+            only: only.transpose()?,
+        })
+    }
+
+    fn etcd_options(&self) -> anyhow::Result<EtcdOptions> {
+        // The daemon leaves the working directory before it reads them.
+        let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
+        let user = match (&self.topo_etcd_user, &self.topo_etcd_password_file) {
+            (Some(name), Some(file)) => {
+                let password = std::fs::read_to_string(file)
+                    .with_context(|| format!("cannot read the password file {}", file.display()))?;
+                Some((name.clone(), password.trim_end_matches(['\r', '\n']).to_owned()))
+            }
+            _ => None,
+        };
+        Ok(EtcdOptions {
+            cert: absolute(&self.topo_etcd_tls_cert)?,
+            key: absolute(&self.topo_etcd_tls_key)?,
+            ca: absolute(&self.topo_etcd_tls_ca)?,
+            user,
+        })
+    }
+}
+
+impl ViewArgs {
+    fn settings(
+        &self,
+        mountpoint: &Path,
+        cells: CellOptions,
+        retry: Duration,
+        set_log_level: SetLogLevel,
+    ) -> anyhow::Result<Settings> {
+        let codec = match &self.descriptor_set {
+            Some(file) => Codec::from_file(file)?,
+            None => Codec::builtin()?,
+        };
+        let kinds = Kinds::new(&self.record).context("--record")?;
+        let mountpoint = resolve(mountpoint).with_context(|| mountpoint.display().to_string())?;
+        Ok(Settings {
+            config: self.config(&mountpoint, &cells),
+            mountpoint,
+            cells,
+            records: Records::new(codec, kinds),
+            tree: self.tree_options(),
+            allow_other: self.allow_other,
+            retry,
+            set_log_level,
+        })
+    }
+
+    fn tree_options(&self) -> TreeOptions {
+        let list = self.list.clone().unwrap_or_else(|| self.forms.clone());
+        TreeOptions {
+            read_only: self.read_only,
+            no_delete: self.no_delete,
+            list: list.into_iter().filter(|form| self.forms.contains(form)).collect(),
+            forms: self.forms.clone(),
+            uid: self.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
+            gid: self.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
+            umask: self.umask,
+            scratch_quota: self.scratch_quota,
+        }
+    }
+
+    /// The effective settings; the password is not among them.
+    fn config(&self, mountpoint: &Path, cells: &CellOptions) -> serde_json::Value {
+        let CellOptions { global, connect, mirror, only } = cells;
+        let tree = self.tree_options();
+        let duration = |time: Duration| humantime::format_duration(time).to_string();
+        json!({
+            "mountpoint": mountpoint,
+            "topo-implementation": global.implementation.to_string(),
+            "topo-global-server-address": global.server,
+            "topo-global-root": global.root,
+            "topo-etcd-tls-cert": connect.etcd.cert,
+            "topo-etcd-tls-key": connect.etcd.key,
+            "topo-etcd-tls-ca": connect.etcd.ca,
+            "topo-etcd-user": connect.etcd.user.as_ref().map(|(name, _)| name),
+            "cells": only.as_ref().map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            "remote-operation-timeout": duration(connect.timeout),
+            "resync-interval": duration(mirror.resync_interval),
+            "stale-after": duration(mirror.stale_after),
+            "serve-stale": mirror.serve_stale,
+            "read-only": tree.read_only,
+            "no-delete": tree.no_delete,
+            "forms": tree.forms,
+            "list": tree.list,
+            "record": self.record,
+            "descriptor-set": self.descriptor_set,
+            "uid": tree.uid,
+            "gid": tree.gid,
+            "umask": format!("{:03o}", tree.umask),
+            "allow-other": self.allow_other,
+            "scratch-quota": tree.scratch_quota,
+        })
+    }
+}
+
+/// The absolute path of a mount point; a dead mount there cannot be asked itself.
+fn resolve(mountpoint: &Path) -> std::io::Result<PathBuf> {
+    match mountpoint.canonicalize() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            let absolute = std::path::absolute(mountpoint)?;
+            match (absolute.parent(), absolute.file_name()) {
+                (Some(dir), Some(name)) => Ok(dir.canonicalize()?.join(name)),
+                _ => Err(error),
+            }
+        }
+        resolved => resolved,
+    }
+}

@@ -1,0 +1,159 @@
+//! The mount itself: attaching to the kernel and letting go.
+//!
+//! root mounts with mount(2), because fuser's own way leaves the type `fuse` and cannot say `fuse.topofs`; everybody else
+//! through fusermount3.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use nix::mount::{MntFlags, MsFlags};
+use tokio::sync::watch;
+
+use crate::fuse::Adapter;
+
+/// What /proc/mounts shows as the type, after `fuse.`.
+const SUBTYPE: &str = "topofs";
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub(super) struct MountSpec {
+    /// An absolute path.
+    pub mountpoint: PathBuf,
+    /// What /proc/mounts shows as the source: no secrets.
+    pub source: String,
+    pub allow_other: bool,
+    pub read_only: bool,
+    /// Session threads.
+    pub threads: usize,
+}
+
+/// A mount that answers.
+#[derive(Debug)]
+pub(super) struct KernelMount {
+    mountpoint: PathBuf,
+    handle: Handle,
+    ended: watch::Receiver<bool>,
+}
+
+#[derive(Debug)]
+enum Handle {
+    /// Made by mount(2), with the kernel's number of the mount.
+    Own(i32),
+    /// Made by fusermount3.
+    Helper(SessionUnmounter),
+}
+
+impl KernelMount {
+    /// Mounts and starts answering.
+    pub fn start(adapter: Adapter, spec: &MountSpec) -> io::Result<Self> {
+        clear_dead_mount(&spec.mountpoint)?;
+        let mut config = Config::default();
+        config.acl = if spec.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.n_threads = Some(spec.threads);
+        config.clone_fd = true;
+        let (session, handle) = if nix::unistd::geteuid().is_root() {
+            let device = mount_as_root(spec)?;
+            let session = Session::from_fd(adapter, device, config.acl, config).inspect_err(|_| {
+                // The device is closed: what is left is a dead mount, and the first error is the one to tell.
+                let _ = nix::mount::umount2(&spec.mountpoint, MntFlags::MNT_DETACH);
+            })?;
+            (session, Handle::Own(mount_id(&spec.mountpoint)?))
+        } else {
+            config.mount_options = vec![
+                // fusermount3 takes a list: a comma in a name would begin another option.
+                MountOption::FSName(spec.source.replace('\\', "\\\\").replace(',', "\\,")),
+                MountOption::Subtype(SUBTYPE.to_owned()),
+                MountOption::DefaultPermissions,
+            ];
+            let mut session = Session::new(adapter, &spec.mountpoint, &config)?;
+            let unmounter = session.unmount_callable();
+            (session, Handle::Helper(unmounter))
+        };
+        let (end, ended) = watch::channel(false);
+        std::thread::Builder::new().name("session".to_owned()).spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::error!(%error, "the session has ended with an error");
+            }
+            // Nobody listening is not an error.
+            let _ = end.send(true);
+        })?;
+        Ok(Self { mountpoint: spec.mountpoint.clone(), handle, ended })
+    }
+
+    /// Waits until the mount is gone.
+    pub async fn ended(&mut self) {
+        // An error means that the session thread is gone, which is the same.
+        let _ = self.ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Unmounts; a busy mount disappears from the tree at once, and its open files end with this process.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        match &mut self.handle {
+            Handle::Helper(unmounter) => unmounter.unmount(),
+            Handle::Own(id) => {
+                if mount_id(&self.mountpoint).ok() != Some(*id) {
+                    tracing::warn!("something else is mounted over the mount point: it is left alone");
+                    return Ok(());
+                }
+                match nix::mount::umount2(&self.mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
+                    Err(nix::Error::EBUSY) => {
+                        tracing::warn!("the mount is busy: files that are still open will fail");
+                        Ok(nix::mount::umount2(&self.mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)
+                    }
+                    result => Ok(result?),
+                }
+            }
+        }
+    }
+}
+
+fn mount_as_root(spec: &MountSpec) -> io::Result<OwnedFd> {
+    let device = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| {
+        io::Error::new(error.kind(), format!("/dev/fuse: {error} (is the kernel module fuse loaded?)"))
+    })?;
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    if spec.allow_other {
+        data.push_str(",allow_other");
+    }
+    let mut flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    if spec.read_only {
+        flags |= MsFlags::MS_RDONLY;
+    }
+    let kind = format!("fuse.{SUBTYPE}");
+    nix::mount::mount(Some(spec.source.as_str()), &spec.mountpoint, Some(kind.as_str()), flags, Some(data.as_str()))?;
+    Ok(device.into())
+}
+
+/// The kernel's number of the topmost mount at a path.
+fn mount_id(mountpoint: &Path) -> io::Result<i32> {
+    let mounts = procfs::process::Process::myself().and_then(|own| own.mountinfo()).map_err(io::Error::other)?;
+    let topmost = mounts.0.iter().rfind(|mount| mount.mount_point == mountpoint);
+    topmost.map(|mount| mount.mnt_id).ok_or_else(|| io::Error::other("not mounted"))
+}
+
+/// A mount whose daemon has died answers every call with ENOTCONN: it is taken away, so that a restart just works.
+fn clear_dead_mount(mountpoint: &Path) -> io::Result<()> {
+    match std::fs::metadata(mountpoint) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            tracing::warn!("the mount point holds a dead mount: it is replaced");
+            detach(mountpoint)?;
+            std::fs::metadata(mountpoint)?
+        }
+        metadata => metadata?,
+    }
+    .is_dir()
+    .then_some(())
+    .ok_or_else(|| io::Error::other("is not a directory"))
+}
+
+fn detach(mountpoint: &Path) -> io::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(nix::mount::umount2(mountpoint, MntFlags::MNT_DETACH)?);
+    }
+    let status = std::process::Command::new("fusermount3").arg("-uzq").arg("--").arg(mountpoint).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other("fusermount3 cannot unmount it")) }
+}

@@ -1,0 +1,179 @@
+//! The life of a mount: connect, attach to the kernel, serve, let go. The one place where blocking and asynchronous code meet.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cells::{CellOptions, Cells, ReadCellInfo};
+use crate::control::{Control, SetLogLevel};
+use crate::error::{Error, Kind, Result};
+use crate::fuse::Adapter;
+use crate::record::Records;
+use crate::tree::{Tree, TreeOptions};
+
+mod daemon;
+mod kernel;
+
+pub use daemon::{Readiness, Side, detach};
+use kernel::{KernelMount, MountSpec};
+
+/// Pause between attempts to reach the global topology while `--retry` lasts.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long open files may keep a session alive after it was asked to end.
+const BUSY_GRACE: Duration = Duration::from_secs(1);
+/// Session threads: one a core, within reason.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// Everything that a mount is made from.
+pub struct Settings {
+    /// An absolute path of a directory.
+    pub mountpoint: PathBuf,
+    /// The cells.
+    pub cells: CellOptions,
+    /// How records are shown.
+    pub records: Arc<Records>,
+    /// How the tree is shown.
+    pub tree: TreeOptions,
+    /// Other users may look, too; the kernel checks permissions.
+    pub allow_other: bool,
+    /// How long to keep trying when the global topology does not answer.
+    pub retry: Duration,
+    /// Shown in `.topofs/config`: no secrets.
+    pub config: serde_json::Value,
+    /// Changes the level of the log.
+    pub set_log_level: SetLogLevel,
+}
+
+/// Serves a mount until it is unmounted or the process is told to end. Returns once nothing is under way any more.
+pub fn serve(settings: Settings, ready: Readiness) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error)?;
+    let outcome = runtime.block_on(run(settings, ready));
+    // What is left waits for backends that do not answer.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(settings: Settings, ready: Readiness) -> Result<()> {
+    let timeout = settings.cells.connect.timeout;
+    let spec = MountSpec {
+        mountpoint: settings.mountpoint.clone(),
+        source: settings.cells.global.to_string(),
+        allow_other: settings.allow_other,
+        read_only: settings.tree.read_only,
+        threads: std::thread::available_parallelism()
+            .map_or(*THREADS.start(), usize::from)
+            .clamp(*THREADS.start(), *THREADS.end()),
+    };
+    // Signals are heard from before the mount exists, so that none can leave it behind.
+    let mut signals = Signals::listen().map_err(io_error)?;
+    let cells = tokio::select! {
+        cells = connect(&settings) => cells?,
+        () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),
+    };
+    let control = Arc::new(Control::new(settings.config, settings.set_log_level));
+    let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
+    let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
+    let under_way = adapter.under_way();
+    let mut mount = KernelMount::start(adapter, &spec)
+        .map_err(|error| Error::new(Kind::Io, format!("cannot mount {}: {error}", spec.mountpoint.display())))?;
+    tracing::info!(mountpoint = %spec.mountpoint.display(), source = %spec.source, "mounted");
+    let served = match ready.tell() {
+        Ok(()) => until_end(&mut mount, &mut signals, &cells).await,
+        // Nobody would ever unmount it.
+        Err(error) => mount.unmount().and(Err(error)),
+    };
+    under_way.close();
+    if tokio::time::timeout(timeout, under_way.wait()).await.is_err() {
+        tracing::error!("the backend has not answered in time: changes that were under way may be lost");
+    }
+    for path in tree.scratch_files() {
+        tracing::warn!(path, "a scratch file is gone with the mount; it was never stored");
+    }
+    cells.shutdown().await;
+    served.map_err(io_error)
+}
+
+async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells) -> std::io::Result<()> {
+    loop {
+        tokio::select! {
+            () = mount.ended() => {
+                tracing::info!("unmounted");
+                return Ok(());
+            }
+            signal = signals.next() => {
+                if signal == Signal::Resync {
+                    cells.all().iter().for_each(|cell| cell.mirror.request_resync());
+                    continue;
+                }
+                tracing::info!("told to end");
+                mount.unmount()?;
+                // Open files keep a busy mount alive; they fail when the process ends.
+                let _ = tokio::time::timeout(BUSY_GRACE, mount.ended()).await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn connect(settings: &Settings) -> Result<Arc<Cells>> {
+    let deadline = Instant::now() + settings.retry;
+    loop {
+        match Cells::start(settings.cells.clone(), read_cell_info(&settings.records)).await {
+            Err(error) if error.kind == Kind::Unreachable && Instant::now() + RETRY_PAUSE < deadline => {
+                tracing::warn!(%error, "trying again");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn read_cell_info(records: &Arc<Records>) -> ReadCellInfo {
+    let records = records.clone();
+    Arc::new(move |value| {
+        let info = records.codec.decode("topodata.CellInfo", value).ok()?;
+        let field = |name: &str| Some(info.get_field_by_name(name)?.as_str()?.to_owned());
+        Some((field("server_address")?, field("root")?))
+    })
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::End,
+            _ = self.interrupt.recv() => Signal::End,
+            _ = self.hang_up.recv() => Signal::Resync,
+        }
+    }
+
+    async fn end(&mut self) {
+        while self.next().await != Signal::End {}
+    }
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    End,
+    Resync,
+}
+
+fn io_error(error: std::io::Error) -> Error {
+    Error::new(Kind::Io, error.to_string())
+}

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -132,6 +134,9 @@ impl Drop for Cell {
 pub struct Cells {
     global: Arc<Cell>,
     local: ArcSwap<BTreeMap<CellName, Arc<Cell>>>,
+    /// The revision of the global topology that the set of cells follows.
+    followed: AtomicU64,
+    refreshing: Mutex<()>,
     options: CellOptions,
     read_cell_info: ReadCellInfo,
     tasks: TaskTracker,
@@ -151,7 +156,16 @@ impl Cells {
         let stop = CancellationToken::new();
         let global = open_cell(CellName::global(), options.global.clone(), &options, &tasks, &stop)?;
         global.snapshot().await.inspect_err(|_| stop.cancel())?;
-        let cells = Arc::new(Self { global, local: ArcSwap::default(), options, read_cell_info, tasks, stop });
+        let cells = Arc::new(Self {
+            global,
+            local: ArcSwap::default(),
+            followed: AtomicU64::default(),
+            refreshing: Mutex::default(),
+            options,
+            read_cell_info,
+            tasks,
+            stop,
+        });
         let updates = cells.global.mirror.subscribe();
         cells.refresh();
         cells.tasks.spawn(follow_cell_info(Arc::downgrade(&cells), updates, cells.stop.clone()));
@@ -165,11 +179,16 @@ impl Cells {
 
     /// A cell by name.
     pub fn get(&self, name: &CellName) -> Option<Arc<Cell>> {
-        if name.is_global() { Some(self.global.clone()) } else { self.local.load().get(name).cloned() }
+        if name.is_global() {
+            return Some(self.global.clone());
+        }
+        self.follow_news();
+        self.local.load().get(name).cloned()
     }
 
     /// All cells, the global topology first.
     pub fn all(&self) -> Vec<Arc<Cell>> {
+        self.follow_news();
         std::iter::once(self.global.clone()).chain(self.local.load().values().cloned()).collect()
     }
 
@@ -180,8 +199,18 @@ impl Cells {
         self.tasks.wait().await;
     }
 
+    /// Whoever has just stored a CellInfo record finds the cell at once, not when its event has come round.
+    fn follow_news(&self) {
+        if self.followed.load(Ordering::Relaxed) != self.global.mirror.revision().0 {
+            self.refresh();
+        }
+    }
+
     /// Makes the set of cells follow the CellInfo records.
     fn refresh(&self) {
+        // One at a time: the older view must not replace the newer one.
+        let _turn = self.refreshing.lock();
+        self.followed.store(self.global.mirror.revision().0, Ordering::Relaxed);
         let wanted = self.known_cells();
         let current = self.local.load();
         let mut next = BTreeMap::new();

@@ -10,8 +10,8 @@ use tracing_subscriber::{EnvFilter, reload};
 use super::args::ProcessArgs;
 use crate::control::SetLogLevel;
 
-/// fuser tells of things that are everyday to us.
-const QUIET: &str = "fuser=error";
+/// fuser logs every reply that comes too late for a caller who was killed; what ends a session comes back as an error.
+const QUIET: &str = "fuser=off";
 
 /// Logs from now on to where the flags say; to syslog if nobody would see standard error.
 pub(super) fn start(args: &ProcessArgs) -> anyhow::Result<SetLogLevel> {

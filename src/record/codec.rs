@@ -4,10 +4,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 use miette::Diagnostic;
-use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
-use super::{Form, early, json, text, unknown};
+use super::{Form, early, encode, json, text, unknown};
 use crate::error::{Error, Kind, Position, Result};
 
 /// Deepest nesting of an input. The text parser has no limit of its own and would overflow the stack; protobuf's own is 100.
@@ -88,7 +87,7 @@ impl Codec {
                 return Ok(None);
             }
         }
-        Ok(Some(new.encode_to_vec().into()))
+        Ok(Some(encode::encode(&new).into()))
     }
 
     /// Parses a decoded form.

@@ -100,16 +100,18 @@ fn is_tablet_alias(name: &str) -> bool {
     })
 }
 
-/// Names that editors and stream editors give to their temporary and backup files.
+/// Names that editors, stream editors and mktemp give to temporary and backup files.
 pub fn is_editor_file(name: &str) -> bool {
-    let random = |rest: &str| rest.len() == 6 && rest.bytes().all(|b| b.is_ascii_alphanumeric());
+    let random =
+        |length: usize| move |rest: &str| rest.len() == length && rest.bytes().all(|b| b.is_ascii_alphanumeric());
     name.starts_with('.')
         || name.ends_with('~')
         || name == "4913"
         || (name.starts_with('#') && name.ends_with('#'))
         || [".tmp", ".bak", ".orig", ".rej", ".new", ".swp", ".swo", ".swx"].iter().any(|end| name.ends_with(end))
-        || name.strip_prefix("sed").is_some_and(random)
-        || name.strip_prefix("XX").is_some_and(random)
+        || name.strip_prefix("sed").is_some_and(random(6))
+        || name.strip_prefix("XX").is_some_and(random(6))
+        || name.strip_prefix("tmp.").is_some_and(random(10))
 }
 
 #[cfg(test)]
@@ -169,6 +171,7 @@ mod tests {
             "metadata/.key.swp",
             "metadata/sedq1W2e3",
             "metadata/key~",
+            "metadata/tmp.a1B2c3D4e5",
             "SrvVSchema",
         ] {
             assert!(!kinds.is_record(&global(), &path(other)), "{other}");

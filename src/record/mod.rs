@@ -11,6 +11,7 @@ use crate::name::{CellName, TopoPath};
 
 mod codec;
 mod early;
+mod encode;
 mod json;
 mod kind;
 mod text;

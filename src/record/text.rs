@@ -70,7 +70,9 @@ fn print_field(out: &mut String, name: &str, kind: &Kind, value: &Value, indent:
 /// The first declared name of an enum's number, as protoc and Go print it.
 pub(super) fn enum_name(kind: &Kind, number: i32) -> Option<String> {
     let Kind::Enum(values) = kind else { return None };
-    values.values().find(|value| value.number() == number).map(|value| value.name().to_owned())
+    // The reflected values come in an order of their own; the descriptor keeps the declared one.
+    let declared = &values.enum_descriptor_proto().value;
+    declared.iter().find(|value| value.number() == number).map(|value| value.name().to_owned())
 }
 
 /// C escapes with three octal digits for everything that is not printable ASCII.

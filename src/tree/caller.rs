@@ -93,6 +93,9 @@ pub enum Removal {
     Ghost(Instant),
     /// An editor has renamed the record to a backup; the name is free, and the save that follows replaces this version.
     MovedAway(Instant, Version),
+    /// The record was made with O_EXCL under another form's name: `cp -a` and `tar x` make each form so, and expect each
+    /// name to be free.
+    Appeared(Instant),
 }
 
 impl Default for Recent {
@@ -131,7 +134,7 @@ impl Recent {
             return None;
         }
         let removal = self.removals.get(&(caller.process(), node.clone()))?;
-        let (Removal::Ghost(when) | Removal::MovedAway(when, _)) = &removal;
+        let (Removal::Ghost(when) | Removal::MovedAway(when, _) | Removal::Appeared(when)) = &removal;
         (when.elapsed() < REMOVAL_TIME).then_some(removal)
     }
 

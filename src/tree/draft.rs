@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::claim::Claim;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
@@ -30,8 +31,8 @@ pub(super) struct Draft {
     pub form: Form,
     /// The process that has opened the file: its flush saves, that of a child which inherited the descriptor does not.
     pub opener: u32,
-    /// Opened with O_EXCL: someone else's record is EEXIST.
-    pub exclusive: bool,
+    /// Made with O_EXCL: someone else's record is EEXIST.
+    claim: Option<Claim>,
     append: bool,
     /// Largest content, in bytes.
     limit: usize,
@@ -67,7 +68,7 @@ pub(super) struct Start {
     /// Truncated or newly made: a close without a write saves it, too.
     pub dirty: bool,
     pub append: bool,
-    pub exclusive: bool,
+    pub claim: Option<Claim>,
     /// Largest value that the backend takes, in bytes.
     pub value_limit: usize,
 }
@@ -110,12 +111,16 @@ impl Draft {
             path,
             form,
             opener,
-            exclusive: start.exclusive,
+            claim: start.claim,
             append: start.append,
             limit,
             turn: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
         }
+    }
+
+    pub fn is_exclusive(&self) -> bool {
+        self.claim.is_some()
     }
 
     pub fn len(&self) -> usize {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::caller::{Removal, has_ended, was_killed};
+use super::claim::Claim;
 use super::draft::{Base, Draft, Occasion, Start};
 use super::handles::{Handle, Reader};
 use super::overlay::{Local, Scratch};
@@ -71,7 +72,7 @@ impl Tree {
                     {
                         return Err(Error::not_found());
                     }
-                    self.open_draft(caller, ino, (cell, path, *form), base, mode)
+                    self.open_draft(caller, ino, (cell, path, *form), base, None, mode)
                 } else {
                     self.open_reader(caller, ino, (cell, path, *form), mode.direct).await
                 }
@@ -143,6 +144,7 @@ impl Tree {
         ino: u64,
         (cell, path, form): (&CellName, &TopoPath, Form),
         base: Option<Base>,
+        claim: Option<Claim>,
         mode: OpenMode,
     ) -> Result<Opened> {
         let content = match &base {
@@ -158,7 +160,7 @@ impl Tree {
             dirty: mode.truncate || base.is_none(),
             base,
             append: mode.append,
-            exclusive: mode.exclusive,
+            claim,
             value_limit: self.cell(cell)?.limits().value,
         };
         let draft = Draft::new((cell.clone(), path.clone(), form), caller.process(), start);
@@ -194,6 +196,7 @@ impl Tree {
         let removal = self.recent.removal(caller, &node);
         self.recent.settle(caller, &node);
         let mut mode = mode;
+        let mut claim = None;
         match (&base, removal) {
             (Some(base), Some(Removal::MovedAway(_, version))) => {
                 // The backup that an editor has made is of this version: this is a save, not a new record.
@@ -203,12 +206,24 @@ impl Tree {
                 mode.truncate = true;
                 mode.exclusive = false;
             }
+            (Some(_), Some(Removal::Appeared(_))) => {
+                mode.truncate = true;
+                mode.exclusive = false;
+            }
+            (None, _) if mode.exclusive => {
+                let exists = || Error::new(Kind::Exists, "somebody else is making the record");
+                claim = Some(self.claims.take((cell.clone(), path.clone())).ok_or_else(exists)?);
+                for other in self.forms(&cell, path).filter(|other| other != form) {
+                    let name = Node::Record(cell.clone(), path.clone(), other);
+                    self.recent.removed(caller, name, Removal::Appeared(std::time::Instant::now()));
+                }
+            }
             (Some(_), _) if mode.exclusive => return Err(Error::new(Kind::Exists, "the record exists already")),
             _ => {}
         }
         let ino = self.inodes.told(&node);
         let opened = self
-            .open_draft(caller, ino, (&cell, path, *form), base, mode)
+            .open_draft(caller, ino, (&cell, path, *form), base, claim, mode)
             .inspect_err(|_| self.inodes.forget(ino, 1))?;
         let size = self.handles.draft(opened.handle).map_or(0, |draft| draft.len());
         Ok((Attr { ino, ..self.file_attr(size, SystemTime::now()) }, opened))

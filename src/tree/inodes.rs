@@ -9,6 +9,9 @@ use super::Node;
 
 /// The number that the kernel gives to the root.
 pub const ROOT: u64 = 1;
+/// The number of the global topology's directory: the smallest, since `cp` and `tar` walk a directory in the order of inode
+/// numbers, and a copy of a whole tree must make the CellInfo records before it comes to the cells.
+const GLOBAL: u64 = 2;
 
 /// Numbers and nodes. A node's number is a hash of what it stands for, so that it is the same when the kernel has
 /// forgotten the node and asks again (`tar`, `find` and `rsync` compare numbers over time).
@@ -41,11 +44,14 @@ impl Table {
         if let Some(number) = self.by_node.get(node) {
             return *number;
         }
+        if matches!(node, Node::Dir(cell, path) if cell.is_global() && path.is_root()) {
+            return GLOBAL;
+        }
         let mut hasher = DefaultHasher::new();
         node.hash(&mut hasher);
         let mut number = hasher.finish();
-        // 0 means "no inode", 1 is the root; a number that another node has is passed over.
-        while number <= ROOT || self.by_number.contains_key(&number) {
+        // 0 means "no inode"; a number that another node has is passed over.
+        while number <= GLOBAL || self.by_number.contains_key(&number) {
             number = number.wrapping_add(1);
         }
         number

@@ -18,6 +18,7 @@ use crate::record::{Form, Records};
 mod attr;
 mod caller;
 mod change;
+mod claim;
 mod draft;
 mod files;
 mod handles;
@@ -85,6 +86,7 @@ pub struct Tree {
     overlay: Overlay,
     recent: Recent,
     saving: save::Saving,
+    claims: claim::Claims,
     mounted: SystemTime,
 }
 
@@ -102,6 +104,7 @@ impl Tree {
             overlay,
             recent: Recent::default(),
             saving: save::Saving::default(),
+            claims: claim::Claims::default(),
             mounted: SystemTime::now(),
         })
     }

@@ -73,7 +73,7 @@ impl Tree {
     async fn store(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Result<Base> {
         let Draft { cell, path, form, .. } = draft;
         self.replace(cell, path, *form, content, base).await.map_err(|error| match error.kind {
-            Kind::Conflict if draft.exclusive && base.is_none() => Error { kind: Kind::Exists, ..error },
+            Kind::Conflict if draft.is_exclusive() && base.is_none() => Error { kind: Kind::Exists, ..error },
             _ => error,
         })
     }

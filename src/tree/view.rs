@@ -74,8 +74,8 @@ impl Tree {
         if is_dir {
             return Ok(Node::Dir(cell_name.clone(), child));
         }
-        if snapshot.records.contains_key(&child) {
-            return self.unless_moved_away(caller, Node::Record(cell_name.clone(), child, Form::Raw));
+        if self.shows_raw(cell_name, snapshot, &child) {
+            return self.unless_free(caller, Node::Record(cell_name.clone(), child, Form::Raw));
         }
         match self.overlay.get(&place) {
             Some(Local::Scratch(file)) => return Ok(Node::Scratch(file.id)),
@@ -86,7 +86,7 @@ impl Tree {
         let node = self.record_of_name(cell_name, snapshot, dir, name)?;
         let Node::Record(_, path, _) = &node else { return Err(Error::not_found()) };
         if snapshot.records.contains_key(path) {
-            return self.unless_moved_away(caller, node);
+            return self.unless_free(caller, node);
         }
         let ghost = matches!(self.recent.removal(caller, &node), Some(Removal::Ghost(_)));
         let drafts = self.handles.drafts(self.inodes.number(&node));
@@ -112,7 +112,7 @@ impl Tree {
             return Ok(Node::Record(cell.clone(), dir.clone(), form));
         }
         let child = dir.join(name)?;
-        if stored(&child) {
+        if self.shows_raw(cell, snapshot, &child) {
             return Ok(Node::Record(cell.clone(), child, Form::Raw));
         }
         if let Some((base, form)) = Form::of_name(name) {
@@ -128,10 +128,17 @@ impl Tree {
         Err(Error::not_found())
     }
 
-    /// An editor that has renamed the record to a backup expects the name to be free.
-    fn unless_moved_away(&self, caller: &Caller, node: Node) -> Result<Node> {
+    /// Whether a stored record is shown under its own name: what the forms hide gives way only to nothing.
+    fn shows_raw(&self, cell: &CellName, snapshot: &Snapshot, path: &TopoPath) -> bool {
+        snapshot.records.contains_key(path)
+            && (self.forms(cell, path).any(|form| form == Form::Raw) || self.shadows(cell, snapshot, path))
+    }
+
+    /// A name that its caller expects to be free: an editor has renamed the record to a backup, or `cp` has just made it
+    /// under another form's name and is about to make this one.
+    fn unless_free(&self, caller: &Caller, node: Node) -> Result<Node> {
         match self.recent.removal(caller, &node) {
-            Some(Removal::MovedAway(..)) => Err(Error::not_found()),
+            Some(Removal::MovedAway(..) | Removal::Appeared(_)) => Err(Error::not_found()),
             _ => Ok(node),
         }
     }

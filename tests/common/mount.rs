@@ -1,0 +1,122 @@
+//! A mount by the real program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{bash_in, bound_command, eventually, spawn_bound, text};
+
+pub const TOPOFS: &str = env!("CARGO_BIN_EXE_topofs");
+
+pub struct Mount {
+    work: TempDir,
+    daemon: Child,
+}
+
+impl Mount {
+    /// `topofs ARGS --foreground MOUNTPOINT`, once it answers.
+    pub fn new(args: &[&str]) -> Self {
+        let work = tempfile::tempdir().unwrap();
+        std::fs::create_dir(work.path().join("m")).unwrap();
+        let mut command = bound_command(TOPOFS);
+        let log = std::fs::File::create(work.path().join("log")).unwrap();
+        command.args(args).arg("--foreground").arg(work.path().join("m")).stdout(Stdio::null()).stderr(log);
+        let daemon = spawn_bound(command);
+        let mut mount = Self { work, daemon };
+        eventually("the mount answers", || {
+            assert!(mount.daemon.try_wait().unwrap().is_none(), "topofs has ended: {}", mount.log());
+            mount.root().join("global").exists().then_some(())
+        });
+        mount
+    }
+
+    /// Of a topology in an etcd.
+    pub fn etcd(endpoint: &str, root: &str, flags: &[&str]) -> Self {
+        let global = format!("{root}/global");
+        let args = ["mount", "--topo-global-server-address", endpoint, "--topo-global-root", &global];
+        Self::new(&[&args, flags].concat())
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.work.path().join("m")
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root().join(path)
+    }
+
+    /// A directory outside of the mount that goes with it.
+    pub fn outside(&self) -> &Path {
+        self.work.path()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.work.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    pub fn read(&self, path: &str) -> String {
+        let bytes = std::fs::read(self.path(path)).unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()));
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Runs a script with the mount as its directory.
+    pub fn bash(&self, script: &str) -> Output {
+        bash_in(&self.root(), script)
+    }
+
+    /// The output of a script that must succeed.
+    pub fn sh(&self, script: &str) -> String {
+        let output = self.bash(&format!("set -e; {script}"));
+        assert!(output.status.success(), "{script}: {}\n{}\nlog:\n{}", output.status, text(&output), self.log());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.read(".topofs/status")).unwrap()
+    }
+
+    /// The lines of `.topofs/errors`.
+    pub fn errors(&self) -> Vec<Value> {
+        self.read(".topofs/errors").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    pub fn xattr(&self, path: &str, name: &str) -> Option<String> {
+        let output = self.bash(&format!("getfattr --only-values -n {name} {path}"));
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    }
+
+    pub fn version(&self, path: &str) -> u64 {
+        self.xattr(path, "user.topo.version").expect("the record has a version").parse().unwrap()
+    }
+
+    /// Ends the daemon as systemd would, and returns its log.
+    pub fn stop(mut self) -> String {
+        super::signal(self.pid(), nix::sys::signal::Signal::SIGTERM);
+        let status = eventually("topofs ends", || self.daemon.try_wait().unwrap());
+        assert!(status.success(), "{status}: {}", self.log());
+        assert!(!is_mounted(&self.root()), "the mount is left behind");
+        self.log()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.root(), nix::mount::MntFlags::MNT_DETACH);
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        if std::thread::panicking() {
+            eprintln!("log of the mount:\n{}", self.log());
+        }
+    }
+}
+
+pub fn is_mounted(path: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(1) == path.to_str())
+}

@@ -1,0 +1,413 @@
+//! What every backend must do, whatever the service behind it. A new backend adds a factory to `factories!` and nothing else.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::world::{connect_options, runtime};
+use futures::StreamExt;
+use topofs::backend::{
+    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Guard, Implementation, Location, Revision,
+    Version, WatchEvent, WatchStream, open,
+};
+use topofs::name::TopoPath;
+
+/// Makes cells of one service. Each root is used by one test.
+struct Factory {
+    implementation: Implementation,
+    server: String,
+    options: ConnectOptions,
+}
+
+impl Factory {
+    fn memory() -> Self {
+        Self { implementation: Implementation::Memory, server: "test".to_owned(), options: connect_options() }
+    }
+
+    fn etcd2() -> Self {
+        let server = common::etcd::shared().endpoint();
+        Self { implementation: Implementation::Etcd2, server, options: connect_options() }
+    }
+
+    fn cell(&self, root: &str) -> Arc<dyn Backend> {
+        let location =
+            Location { implementation: self.implementation, server: self.server.clone(), root: root.to_owned() };
+        open(&location, &self.options).unwrap()
+    }
+
+    fn fresh(&self) -> Arc<dyn Backend> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        self.cell(&format!("/conformance/{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+macro_rules! conformance {
+    ($($(#[$meta:meta])* async fn $name:ident($factory:ident) $body:block)*) => {$(
+        $(#[$meta])*
+        mod $name {
+            use super::*;
+            async fn conforms($factory: Factory) $body
+            factories! { conforms }
+        }
+    )*};
+}
+
+macro_rules! factories {
+    ($check:ident) => {
+        #[test]
+        fn memory() {
+            runtime().block_on($check(Factory::memory()));
+        }
+        #[test]
+        fn etcd2() {
+            runtime().block_on($check(Factory::etcd2()));
+        }
+    };
+}
+
+fn path(text: &str) -> TopoPath {
+    TopoPath::parse(text).unwrap()
+}
+
+fn put(at: &str, guard: Guard, value: impl Into<Bytes>) -> Change {
+    Change { path: path(at), guard, action: Action::Put(value.into()) }
+}
+
+fn delete(at: &str, guard: Guard) -> Change {
+    Change { path: path(at), guard, action: Action::Delete }
+}
+
+fn check(at: &str, guard: Guard) -> Change {
+    Change { path: path(at), guard, action: Action::Check }
+}
+
+async fn apply_one(cell: &dyn Backend, change: Change) -> Result<Applied, BackendError> {
+    cell.apply(&[change]).await
+}
+
+async fn store(cell: &dyn Backend, at: &str, value: &str) -> Version {
+    apply_one(cell, put(at, Guard::Any, value.to_owned())).await.unwrap().versions[0].unwrap()
+}
+
+async fn value(cell: &dyn Backend, at: &str) -> Option<Bytes> {
+    cell.get(&path(at)).await.unwrap().node.map(|node| node.value)
+}
+
+async fn names(cell: &dyn Backend, dir: &str) -> Vec<String> {
+    let mut names: Vec<_> =
+        cell.list(&path(dir)).await.unwrap().nodes.into_iter().map(|node| node.path.to_string()).collect();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn failure<T: std::fmt::Debug>(result: Result<T, BackendError>) -> Failure {
+    result.unwrap_err().failure
+}
+
+/// The next events, until one concerns the path.
+async fn events_until(watch: &mut WatchStream, last: &str) -> Vec<WatchEvent> {
+    let mut events = Vec::new();
+    loop {
+        let batch =
+            tokio::time::timeout(common::DEADLINE, watch.next()).await.expect("an event comes").unwrap().unwrap();
+        assert!(batch.events.iter().all(|event| event.at <= batch.at));
+        events.extend(batch.events);
+        if events.last().is_some_and(|event| event.path.as_str() == last) {
+            return events;
+        }
+    }
+}
+
+conformance! {
+    async fn create_is_exclusive(factory) {
+        let cell = factory.fresh();
+        let applied = apply_one(&*cell, put("a/b", Guard::Absent, "1")).await.unwrap();
+        let fetched = cell.get(&path("a/b")).await.unwrap();
+        assert_eq!(fetched.node.as_ref().map(|node| (&node.value[..], Some(node.version))), Some((&b"1"[..], applied.versions[0])));
+        assert!(fetched.at >= applied.at);
+        assert_eq!(failure(apply_one(&*cell, put("a/b", Guard::Absent, "2")).await), Failure::NodeExists);
+        assert_eq!(value(&*cell, "a/b").await.unwrap(), "1");
+    }
+
+    async fn update_compares_the_version(factory) {
+        let cell = factory.fresh();
+        let first = store(&*cell, "f", "1").await;
+        let second = apply_one(&*cell, put("f", Guard::Version(first), "2")).await.unwrap().versions[0].unwrap();
+        assert_ne!(first.number, second.number);
+        assert!(second.written > first.written);
+        assert_eq!(second.created, first.created);
+        let error = apply_one(&*cell, put("f", Guard::Version(first), "3")).await.unwrap_err();
+        assert_eq!(error.failure, Failure::BadVersion);
+        assert!(error.message.contains('f'), "{error}");
+        assert_eq!(value(&*cell, "f").await.unwrap(), "2");
+        assert_eq!(failure(apply_one(&*cell, put("missing", Guard::Version(first), "x")).await), Failure::NoNode);
+    }
+
+    async fn unconditional_update_creates_and_replaces(factory) {
+        let cell = factory.fresh();
+        let first = store(&*cell, "f", "1").await;
+        let second = store(&*cell, "f", "1").await;
+        assert!(second.written > first.written, "equal content is a new version all the same");
+        // An empty value is a value.
+        store(&*cell, "f", "").await;
+        assert_eq!(value(&*cell, "f").await.unwrap(), "");
+    }
+
+    async fn delete_compares_the_version(factory) {
+        let cell = factory.fresh();
+        let first = store(&*cell, "f", "1").await;
+        let second = store(&*cell, "f", "2").await;
+        assert_eq!(failure(apply_one(&*cell, delete("f", Guard::Version(first))).await), Failure::BadVersion);
+        let applied = apply_one(&*cell, delete("f", Guard::Version(second))).await.unwrap();
+        assert_eq!(applied.versions, [None]);
+        assert!(applied.at > second.written);
+        assert_eq!(value(&*cell, "f").await, None);
+        assert_eq!(failure(apply_one(&*cell, delete("f", Guard::Version(second))).await), Failure::NoNode);
+        assert_eq!(failure(apply_one(&*cell, delete("f", Guard::Any)).await), Failure::NoNode);
+        store(&*cell, "f", "3").await;
+        apply_one(&*cell, delete("f", Guard::Any)).await.unwrap();
+        assert_eq!(value(&*cell, "f").await, None);
+    }
+
+    async fn a_record_is_not_its_successor(factory) {
+        // ZooKeeper's version numbers begin again: the creation tells.
+        let cell = factory.fresh();
+        let first = apply_one(&*cell, put("f", Guard::Absent, "1")).await.unwrap().versions[0].unwrap();
+        apply_one(&*cell, delete("f", Guard::Version(first))).await.unwrap();
+        let again = apply_one(&*cell, put("f", Guard::Absent, "1")).await.unwrap().versions[0].unwrap();
+        assert_ne!(first, again);
+        assert_ne!(first.created, again.created);
+        assert_eq!(failure(apply_one(&*cell, put("f", Guard::Version(first), "2")).await), Failure::BadVersion);
+    }
+
+    async fn changes_apply_whole_or_not_at_all(factory) {
+        let cell = factory.fresh();
+        let a = store(&*cell, "a", "1").await;
+        let b = store(&*cell, "b", "1").await;
+        let outcome = cell
+            .apply(&[put("a", Guard::Version(a), "2"), put("c", Guard::Absent, "2"), delete("b", Guard::Version(a))])
+            .await;
+        assert_eq!(failure(outcome), Failure::BadVersion);
+        assert_eq!((value(&*cell, "a").await.unwrap(), value(&*cell, "c").await), (Bytes::from("1"), None));
+        let applied = cell
+            .apply(&[put("a", Guard::Version(a), "2"), check("b", Guard::Version(b)), put("c", Guard::Absent, "2")])
+            .await
+            .unwrap();
+        let versions: Vec<_> = applied.versions.iter().map(|version| version.map(|v| v.written)).collect();
+        assert_eq!(versions, [Some(applied.at), None, Some(applied.at)]);
+        assert_eq!(value(&*cell, "b").await.unwrap(), "1", "a check changes nothing");
+        assert_eq!(failure(cell.apply(&[check("b", Guard::Absent)]).await), Failure::NodeExists);
+        assert_eq!(failure(cell.apply(&[check("none", Guard::Version(b))]).await), Failure::NoNode);
+        cell.apply(&[check("none", Guard::Absent)]).await.unwrap();
+    }
+
+    async fn limits_are_checked_before_sending(factory) {
+        let cell = factory.fresh();
+        let limits = cell.limits();
+        let large = vec![b'x'; limits.value];
+        apply_one(&*cell, put("large", Guard::Any, large.clone())).await.unwrap();
+        assert_eq!(value(&*cell, "large").await.unwrap(), large);
+        let larger = vec![b'x'; limits.value + 1];
+        assert_eq!(failure(apply_one(&*cell, put("large", Guard::Any, larger)).await), Failure::TooLarge);
+        let many: Vec<Change> = (0..limits.changes).map(|n| put(&format!("n{n}"), Guard::Any, "x")).collect();
+        cell.apply(&many).await.unwrap();
+        let more = [many, vec![put("one-more", Guard::Any, "x")]].concat();
+        assert_eq!(failure(cell.apply(&more).await), Failure::TooMany);
+        assert_eq!(value(&*cell, "one-more").await, None);
+    }
+
+    async fn values_are_bytes(factory) {
+        let cell = factory.fresh();
+        let all: Vec<u8> = (0..=255).cycle().take(70_000).collect();
+        apply_one(&*cell, put("bytes", Guard::Any, all.clone())).await.unwrap();
+        assert_eq!(value(&*cell, "bytes").await.unwrap(), all);
+    }
+
+    async fn a_list_shows_the_subtree(factory) {
+        let cell = factory.fresh();
+        assert!(names(&*cell, "").await.is_empty(), "an empty cell is no error");
+        assert!(names(&*cell, "nowhere").await.is_empty());
+        for at in ["foo/Keyspace", "foo/shards/0/Shard", "foo-bar/Keyspace", "foo.x", "other/y", "ü/ñ"] {
+            store(&*cell, at, at).await;
+        }
+        assert_eq!(names(&*cell, "foo").await, ["foo/Keyspace", "foo/shards/0/Shard"], "not foo-bar, not foo.x");
+        assert_eq!(names(&*cell, "foo/shards").await, ["foo/shards/0/Shard"]);
+        assert_eq!(names(&*cell, "").await.len(), 6);
+        let listing = cell.list(&path("other")).await.unwrap();
+        assert_eq!(listing.nodes[0].value, "other/y");
+        assert!(listing.at >= listing.nodes[0].version.written);
+        assert_eq!(listing.nodes[0].version, cell.get(&path("other/y")).await.unwrap().node.unwrap().version);
+    }
+
+    async fn a_list_is_one_point_of_a_busy_service(factory) {
+        // A writer moves a token from place to place in one transaction: every list shows exactly one.
+        let cell = factory.fresh();
+        let filler: Vec<Change> = (0..60).map(|n| put(&format!("filler/{n}"), Guard::Any, vec![b'x'; 20_000])).collect();
+        for chunk in filler.chunks(20) {
+            cell.apply(chunk).await.unwrap();
+        }
+        store(&*cell, "filler/token0", "t").await;
+        let (writer, stop) = (cell.clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+        let stopped = stop.clone();
+        let moving = tokio::spawn(async move {
+            let mut at = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let next = (at + 37) % 100;
+                let (old, new) = (format!("filler/token{at}"), format!("filler/token{next}"));
+                writer.apply(&[delete(&old, Guard::Any), put(&new, Guard::Absent, "t")]).await.unwrap();
+                at = next;
+                tokio::task::yield_now().await;
+            }
+        });
+        for _ in 0..10 {
+            let tokens = names(&*cell, "filler").await.into_iter().filter(|name| name.contains("token")).count();
+            assert_eq!(tokens, 1);
+        }
+        stop.store(true, Ordering::Relaxed);
+        moving.await.unwrap();
+    }
+
+    async fn roots_do_not_see_each_other(factory) {
+        let (one, two) = (factory.cell("/conformance/roots/one"), factory.cell("/conformance/roots/one-more"));
+        store(&*one, "x", "1").await;
+        store(&*two, "y", "2").await;
+        assert_eq!(names(&*one, "").await, ["x"]);
+        assert_eq!(names(&*two, "").await, ["y"]);
+        // Slashes around a root make no difference, as in Vitess.
+        assert_eq!(names(&*factory.cell("/conformance//roots/one/"), "").await, ["x"]);
+    }
+
+    async fn keys_that_cannot_be_names_are_counted(factory) {
+        let inner = factory.cell("/conformance/names");
+        let mut watch = inner.watch(inner.list(&TopoPath::root()).await.unwrap().at).await.unwrap();
+        // A path of this trait cannot hold `.`, a root can: the key is `odd/./z` below the first root.
+        store(&*factory.cell("/conformance/names/odd/."), "z", "skipped").await;
+        store(&*inner, "last", "1").await;
+        let listing = inner.list(&TopoPath::root()).await.unwrap();
+        let shown: Vec<_> = listing.nodes.iter().map(|node| node.path.to_string()).filter(|name| name.contains("odd")).collect();
+        assert_eq!((listing.skipped, shown), (1, Vec::<String>::new()));
+        let events = events_until(&mut watch, "last").await;
+        assert!(events.iter().all(|event| !event.path.as_str().contains("odd")));
+    }
+
+    async fn a_watch_tells_everything_after_its_point(factory) {
+        let cell = factory.fresh();
+        let before = store(&*cell, "a", "before").await;
+        let at = cell.list(&TopoPath::root()).await.unwrap().at;
+        assert!(at >= before.written);
+        // What happens between the list and the watch is not lost.
+        let changed = store(&*cell, "a", "between").await;
+        let mut watch = cell.watch(at).await.unwrap();
+        store(&*cell, "b/c", "1").await;
+        let deleted = apply_one(&*cell, delete("a", Guard::Any)).await.unwrap();
+        store(&*cell, "last", "1").await;
+        let events = events_until(&mut watch, "last").await;
+        let seen: Vec<_> = events.iter().map(|e| (e.path.as_str(), e.node.as_ref().map(|node| &node.value[..]))).collect();
+        assert_eq!(seen, [("a", Some(&b"between"[..])), ("b/c", Some(b"1")), ("a", None), ("last", Some(b"1"))]);
+        assert_eq!(events[0].node.as_ref().unwrap().version, changed);
+        assert_eq!(events[2].at, deleted.at);
+        assert!(events.windows(2).all(|pair| pair[0].at < pair[1].at));
+    }
+
+    async fn a_watch_tells_of_its_root_only(factory) {
+        let (cell, other) = (factory.cell("/conformance/watched"), factory.cell("/conformance/watched-not"));
+        let mut watch = cell.watch(cell.list(&TopoPath::root()).await.unwrap().at).await.unwrap();
+        store(&*other, "x", "1").await;
+        store(&*cell, "last", "1").await;
+        assert_eq!(events_until(&mut watch, "last").await.len(), 1);
+    }
+
+    async fn a_transaction_comes_as_one(factory) {
+        let cell = factory.fresh();
+        let mut watch = cell.watch(cell.list(&TopoPath::root()).await.unwrap().at).await.unwrap();
+        let applied = cell.apply(&[put("a", Guard::Absent, "1"), put("b", Guard::Absent, "1")]).await.unwrap();
+        let batch = watch.next().await.unwrap().unwrap();
+        assert_eq!((batch.events.len(), batch.at), (2, applied.at));
+    }
+
+    async fn ten_thousand_events_arrive_in_order(factory) {
+        let cell = factory.fresh();
+        let mut watch = cell.watch(cell.list(&TopoPath::root()).await.unwrap().at).await.unwrap();
+        let writer = cell.clone();
+        let writing = tokio::spawn(async move {
+            for round in 0..200 {
+                let changes: Vec<_> = (0..50).map(|n| put(&format!("d{n}/f"), Guard::Any, format!("{round}"))).collect();
+                writer.apply(&changes).await.unwrap();
+            }
+            store(&*writer, "last", "1").await;
+        });
+        let events = events_until(&mut watch, "last").await;
+        writing.await.unwrap();
+        assert_eq!(events.len(), 10_001);
+        let mut rounds = std::collections::HashMap::new();
+        for event in &events[..10_000] {
+            let round: usize = std::str::from_utf8(&event.node.as_ref().unwrap().value).unwrap().parse().unwrap();
+            let seen = rounds.entry(event.path.clone()).or_insert(0);
+            assert_eq!(round, *seen, "{}", event.path);
+            *seen += 1;
+        }
+    }
+
+    async fn concurrent_updates_lose_nothing(factory) {
+        let cell = factory.fresh();
+        store(&*cell, "counter", "0").await;
+        let workers: Vec<_> = (0..8)
+            .map(|_| {
+                let cell = cell.clone();
+                tokio::spawn(async move {
+                    let mut done = 0;
+                    while done < 25 {
+                        let node = cell.get(&path("counter")).await.unwrap().node.unwrap();
+                        let count: u32 = std::str::from_utf8(&node.value).unwrap().parse().unwrap();
+                        match apply_one(&*cell, put("counter", Guard::Version(node.version), (count + 1).to_string())).await {
+                            Ok(_) => done += 1,
+                            Err(error) => assert_eq!(error.failure, Failure::BadVersion),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.await.unwrap();
+        }
+        assert_eq!(value(&*cell, "counter").await.unwrap(), "200");
+    }
+
+    async fn siblings_come_and_go_beside_each_other(factory) {
+        // ZooKeeper's parents are collected when they are empty: a create beside a delete must not fail.
+        let cell = factory.fresh();
+        let workers: Vec<_> = (0..4)
+            .map(|worker| {
+                let cell = cell.clone();
+                tokio::spawn(async move {
+                    for _ in 0..50 {
+                        let at = format!("deep/dir/{worker}/f");
+                        let version = apply_one(&*cell, put(&at, Guard::Absent, "x")).await.unwrap().versions[0].unwrap();
+                        apply_one(&*cell, delete(&at, Guard::Version(version))).await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.await.unwrap();
+        }
+        assert!(names(&*cell, "").await.is_empty());
+    }
+
+    async fn the_past_of_a_watch_can_be_gone(factory) {
+        // Either the service still tells everything from the beginning, or it says that it cannot.
+        let cell = factory.fresh();
+        store(&*cell, "last", "1").await;
+        match cell.watch(Revision(0)).await {
+            Ok(mut watch) => match tokio::time::timeout(Duration::from_secs(5), watch.next()).await.unwrap().unwrap() {
+                Ok(batch) => assert!(batch.events.iter().any(|event| event.path.as_str() == "last") || batch.events.is_empty()),
+                Err(error) => assert_eq!(error.failure, Failure::Compacted),
+            },
+            Err(error) => assert_eq!(error.failure, Failure::Compacted),
+        }
+    }
+}

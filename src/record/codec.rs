@@ -76,6 +76,8 @@ impl Codec {
     pub fn store(&self, message: &str, form: Form, input: &Bytes, old: Option<&Bytes>) -> Result<Option<Bytes>> {
         if form == Form::Raw {
             self.decode(message, input)?;
+            // prost-reflect takes a map entry of any wire type; Vitess would not.
+            self.refuse_early(message, form, input)?;
             return Ok(if old == Some(input) { None } else { Some(input.clone()) });
         }
         let mut new = self.parse(message, form, input)?;

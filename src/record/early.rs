@@ -11,14 +11,17 @@ use super::codec::{Flaw, parse};
 
 /// The flaw that makes every continuation of this input invalid.
 pub(super) fn flaw(message: &MessageDescriptor, form: Form, input: &[u8]) -> Option<Flaw> {
-    match form {
-        Form::Raw => raw_flaw(message, input),
-        Form::Text => parse(message, form, complete_characters(input)).err().filter(|flaw| is_final_text(flaw, input)),
-        Form::Json => {
-            // The reader reports the position of the byte that it cannot take, or of the one after it.
-            parse(message, form, complete_characters(input)).err().filter(|flaw| flaw.span.start + 1 < input.len())
-        }
+    if form == Form::Raw {
+        return raw_flaw(message, input);
     }
+    let input = complete_characters(input);
+    let flaw = parse(message, form, input).err()?;
+    let is_final = match form {
+        // The reader reports the position of the byte that it cannot take, or of the one after it.
+        Form::Json => flaw.span.start + 1 < input.len(),
+        Form::Raw | Form::Text => is_final_text(&flaw, input),
+    };
+    is_final.then_some(flaw)
 }
 
 /// The input without a character that is cut in the middle.
@@ -30,12 +33,15 @@ fn complete_characters(input: &[u8]) -> &[u8] {
 }
 
 fn is_final_text(flaw: &Flaw, input: &[u8]) -> bool {
-    if flaw.span.end >= input.len() {
-        return false;
-    }
-    // A string that is cut in the middle is not a token either; but strings end with their line.
+    let from = |at: usize| input.get(at..).unwrap_or_default();
+    // A string that is cut in the middle is not a token; strings end with their line. Any other token (`1e+`) ends with
+    // white space at the latest.
     let lexical = flaw.reason.contains("invalid token") || flaw.reason.contains("invalid string");
-    !lexical || input.get(flaw.span.start..).is_some_and(|rest| rest.contains(&b'\n'))
+    if lexical {
+        from(flaw.span.start).contains(&b'\n')
+    } else {
+        from(flaw.span.end).iter().any(u8::is_ascii_whitespace)
+    }
 }
 
 fn raw_flaw(message: &MessageDescriptor, input: &[u8]) -> Option<Flaw> {

@@ -133,12 +133,12 @@ pub struct WatchEvent {
     pub at: Revision,
 }
 
-/// Events in the order in which they happened.
-#[derive(Debug, Clone)]
+/// Events in the order in which they happened. Without events: a sign of life.
+#[derive(Debug, Clone, Default)]
 pub struct WatchBatch {
     /// The events.
     pub events: Vec<WatchEvent>,
-    /// The service has delivered everything up to here.
+    /// The service has delivered everything up to here; [`Revision::default`] if it does not say.
     pub at: Revision,
     /// Events of keys that cannot be file names.
     pub skipped: u64,

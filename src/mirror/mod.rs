@@ -98,6 +98,8 @@ pub struct Mirror {
     resync: Notify,
     wanted: Notify,
     last_event: Mutex<Option<SystemTime>>,
+    /// When the watch last gave a sign of life: what is shown is known to have been true then.
+    last_heard: Mutex<Instant>,
     /// What happened to this mirror so far.
     pub counters: Counters,
 }
@@ -116,6 +118,7 @@ impl Mirror {
             resync: Notify::new(),
             wanted: Notify::new(),
             last_event: Mutex::new(None),
+            last_heard: Mutex::new(Instant::now()),
             counters: Counters::default(),
         })
     }
@@ -251,6 +254,7 @@ impl Mirror {
             self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
         }
         self.loaded.store(true, Ordering::Release);
+        *self.last_heard.lock() = Instant::now();
         self.set_link(Link::Live);
         *backoff = new_backoff();
         let mut tick = tokio::time::interval_at(Instant::now() + self.resync_interval(), self.resync_interval());
@@ -305,6 +309,10 @@ impl Mirror {
 
     fn merge(&self, batch: WatchBatch) {
         let now = SystemTime::now();
+        *self.last_heard.lock() = Instant::now();
+        if batch.events.is_empty() {
+            return;
+        }
         *self.last_event.lock() = Some(now);
         self.counters.events.fetch_add(batch.events.len() as u64, Ordering::Relaxed);
         let mut updates = Vec::new();
@@ -347,10 +355,11 @@ impl Mirror {
 
     fn broken(&self, error: &BackendError) {
         self.link.send_modify(|link| {
-            // The time of the first failure counts, not that of the last attempt.
+            // What counts is when we last heard of it, neither when we noticed its silence nor when the last attempt failed.
             let since = match link {
                 Link::Broken { since, .. } => *since,
-                _ => Instant::now(),
+                Link::Live => *self.last_heard.lock(),
+                Link::Idle | Link::Loading => Instant::now(),
             };
             *link = Link::Broken { since, cause: error.message.clone() };
         });

@@ -29,10 +29,14 @@ pub fn fresh_root() -> String {
 
 impl Etcd {
     pub fn start() -> Self {
-        let port = free_port();
-        let mut etcd = Self { dir: tempfile::tempdir().unwrap(), child: None, port };
+        let mut etcd = Self::new();
         etcd.restart();
         etcd
+    }
+
+    /// Not started yet.
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), child: None, port: free_port() }
     }
 
     pub fn endpoint(&self) -> String {
@@ -41,15 +45,15 @@ impl Etcd {
 
     /// Starts it again on its data and its port.
     pub fn restart(&mut self) {
-        self.launch();
+        self.launch(&[]);
         eventually("etcd answers", || self.try_ctl(&["get", "x"]).then_some(()));
     }
 
-    /// Starts it without waiting for it.
-    pub fn launch(&mut self) {
+    /// Starts it without waiting for it, with flags of its own.
+    pub fn launch(&mut self, flags: &[String]) {
         assert!(self.child.is_none(), "etcd runs already");
         let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/etcd"));
-        command.arg(self.dir.path()).arg(self.port.to_string()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg(self.dir.path()).arg(self.port.to_string()).args(flags).stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(spawn_bound(command));
     }
 
@@ -66,6 +70,11 @@ impl Etcd {
 
     pub fn resume(&self) {
         signal(self.child.as_ref().unwrap().id(), Signal::SIGCONT);
+    }
+
+    /// The directory of its data, for files that go with it.
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     fn command(&self, args: &[&str]) -> Command {

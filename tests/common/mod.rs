@@ -4,6 +4,7 @@
 
 pub mod etcd;
 pub mod mount;
+pub mod proxy;
 pub mod world;
 
 use std::process::{Command, Output, Stdio};

@@ -68,10 +68,7 @@ impl Watch {
                 Ok(Ok(Some(response))) => {
                     self.answers_probes |= asked;
                     self.last_heard = Instant::now();
-                    asked = false;
-                    if let Some(batch) = self.batch(&response)? {
-                        return Ok(batch);
-                    }
+                    return self.batch(&response);
                 }
                 Ok(Ok(None)) => return Err(BackendError::new(Failure::Unreachable, "etcd closed the watch")),
                 Ok(Err(error)) => return Err(classify(&error)),
@@ -94,15 +91,17 @@ impl Watch {
         }
     }
 
-    /// `None` for messages without events.
-    fn batch(&mut self, response: &WatchResponse) -> Result<Option<WatchBatch>, BackendError> {
+    /// A message without events is a sign of life. What it says of the revision is not used: etcd before 3.4.25 and 3.5.8 may say
+    /// it before the events up to there are out.
+    fn batch(&mut self, response: &WatchResponse) -> Result<WatchBatch, BackendError> {
         if response.canceled() {
             return Err(cancelled(response));
         }
+        let mut batch = WatchBatch::default();
         if response.events().is_empty() {
-            return Ok(None);
+            return Ok(batch);
         }
-        let mut batch = WatchBatch { events: Vec::new(), at: header_revision(response.header())?, skipped: 0 };
+        batch.at = header_revision(response.header())?;
         for event in response.events() {
             let Some(kv) = event.kv() else { continue };
             let at = Revision(kv.mod_revision().cast_unsigned());
@@ -116,7 +115,7 @@ impl Watch {
             };
             batch.events.push(WatchEvent { path, node, at });
         }
-        Ok(Some(batch))
+        Ok(batch)
     }
 }
 

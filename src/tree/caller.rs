@@ -109,12 +109,17 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// A caller has read a version of a record.
-    pub fn read(&self, caller: &Caller, cell: &CellName, path: &TopoPath, version: Version) {
-        self.reads.insert((caller.thread, cell.clone(), path.clone()), (version.written, Instant::now()));
+    /// A thread has read or stored a version of a record.
+    pub fn read(&self, thread: u32, cell: &CellName, path: &TopoPath, version: Version) {
+        self.reads.insert((thread, cell.clone(), path.clone()), (version.written, Instant::now()));
     }
 
-    /// The version that a caller has read last.
+    /// A caller has removed a record: what it has read of it does not matter any more.
+    pub fn forget_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath) {
+        self.reads.remove(&(caller.thread, cell.clone(), path.clone()));
+    }
+
+    /// The version that a caller has read or stored last.
     pub fn last_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Revision> {
         /// Clock ticks are coarse.
         const TOLERANCE: Duration = Duration::from_millis(50);

@@ -82,6 +82,7 @@ impl Tree {
         };
         self.refuse_delete()?;
         connected.apply(&[deletion(path, &record)]).await?;
+        self.recent.forget_read(caller, cell, path);
         self.deleted(caller, cell, path, form).await
     }
 

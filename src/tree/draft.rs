@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::Caller;
 use super::claim::Claim;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
@@ -31,6 +32,8 @@ pub(super) struct Draft {
     pub form: Form,
     /// The process that has opened the file: its flush saves, that of a child which inherited the descriptor does not.
     pub opener: u32,
+    /// The thread that has opened the file: knows what is saved.
+    pub thread: u32,
     /// Made with O_EXCL: someone else's record is EEXIST.
     claim: Option<Claim>,
     append: bool,
@@ -92,7 +95,7 @@ pub(super) enum Occasion {
 }
 
 impl Draft {
-    pub fn new((cell, path, form): (CellName, TopoPath, Form), opener: u32, start: Start) -> Self {
+    pub fn new((cell, path, form): (CellName, TopoPath, Form), caller: &Caller, start: Start) -> Self {
         let limit = if form == Form::Raw { start.value_limit } else { CONTENT_LIMIT };
         let state = State {
             content: start.content,
@@ -110,7 +113,8 @@ impl Draft {
             cell,
             path,
             form,
-            opener,
+            opener: caller.process(),
+            thread: caller.thread,
             claim: start.claim,
             append: start.append,
             limit,

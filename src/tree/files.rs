@@ -134,7 +134,7 @@ impl Tree {
         let snapshot = connected.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
         let shown = self.records.show(cell, path, record.version.written, &record.value, form)?;
-        self.recent.read(caller, cell, path, record.version);
+        self.recent.read(caller.thread, cell, path, record.version);
         Ok((shown, record.modified))
     }
 
@@ -149,7 +149,7 @@ impl Tree {
     ) -> Result<Opened> {
         let content = match &base {
             Some(base) if !mode.truncate => {
-                self.recent.read(caller, cell, path, base.version);
+                self.recent.read(caller.thread, cell, path, base.version);
                 self.records.show(cell, path, base.version.written, &base.value, form)?.to_vec()
             }
             _ => Vec::new(),
@@ -163,7 +163,7 @@ impl Tree {
             claim,
             value_limit: self.cell(cell)?.limits().value,
         };
-        let draft = Draft::new((cell.clone(), path.clone(), form), caller.process(), start);
+        let draft = Draft::new((cell.clone(), path.clone(), form), caller, start);
         Ok(Opened { handle: self.handles.add(ino, Handle::Draft(Arc::new(draft))), cached: false })
     }
 
@@ -194,7 +194,6 @@ impl Tree {
         self.save_under_way(&cell, path).await;
         let base = self.fetch_base(&cell, path).await?;
         let removal = self.recent.removal(caller, &node);
-        self.recent.settle(caller, &node);
         let mut mode = mode;
         let mut claim = None;
         match (&base, removal) {
@@ -221,6 +220,8 @@ impl Tree {
             (Some(_), _) if mode.exclusive => return Err(Error::new(Kind::Exists, "the record exists already")),
             _ => {}
         }
+        // Not before: the kernel repeats what fails with ESTALE, and must find things as they were.
+        self.recent.settle(caller, &node);
         let ino = self.inodes.told(&node);
         let opened = self
             .open_draft(caller, ino, (&cell, path, *form), base, claim, mode)

@@ -98,7 +98,7 @@ impl Tree {
         };
         match outcome {
             Ok(stored) => {
-                self.recent.read(caller, cell, path, stored.version);
+                self.recent.read(caller.thread, cell, path, stored.version);
                 self.recent.settle(caller, target);
                 self.overlay.unlink(from);
                 Ok(())
@@ -154,10 +154,16 @@ impl Tree {
         let guard = snapshot.records.get(to).map_or(Guard::Absent, |old| Guard::Version(old.version));
         let put = Change { path: to.clone(), guard, action: Action::Put(record.value.clone()) };
         let outcome = connected.apply(&[put, deletion(from, record)]).await.map_err(as_conflict);
-        if let Err(error) = &outcome
-            && error.kind == Kind::Conflict
-        {
-            self.recent.refused(caller, target, error);
+        match &outcome {
+            Ok(applied) => {
+                self.recent.settle(caller, target);
+                self.recent.forget_read(caller, cell, from);
+                if let Some(version) = applied.versions.iter().flatten().next() {
+                    self.recent.read(caller.thread, cell, to, *version);
+                }
+            }
+            Err(error) if error.kind == Kind::Conflict => self.recent.refused(caller, target, error),
+            Err(_) => {}
         }
         outcome.map(drop)
     }

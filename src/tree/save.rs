@@ -58,6 +58,9 @@ impl Tree {
         let Some(job) = draft.begin(occasion)? else { return Ok(()) };
         let outcome = self.store(draft, &job.content, job.base.as_ref()).await;
         draft.finish(&job, &outcome);
+        if let Ok(stored) = &outcome {
+            self.recent.read(draft.thread, &draft.cell, &draft.path, stored.version);
+        }
         outcome.map(drop)
     }
 
@@ -126,7 +129,9 @@ impl Tree {
         }
         content.resize(size, 0);
         tracing::debug!(%cell, %path, size, uid = caller.uid, "truncate");
-        self.replace(cell, path, form, &content.into(), Some(&base)).await.map(drop)
+        let stored = self.replace(cell, path, form, &content.into(), Some(&base)).await?;
+        self.recent.read(caller.thread, cell, path, stored.version);
+        Ok(())
     }
 }
 

@@ -1,0 +1,506 @@
+//! The tree and the write path against a simple reference: random operations of one program and of others on the same
+//! records; both must agree after every step. The kernel's habit of repeating what fails with ESTALE is part of it.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use common::world::{connect_options, runtime};
+use proptest::prelude::*;
+use topofs::backend::{Action, Backend, Change, Guard, Implementation, Location};
+use topofs::cells::{CellOptions, Cells};
+use topofs::control::Control;
+use topofs::error::{Error, Kind};
+use topofs::mirror::MirrorOptions;
+use topofs::name::{CellName, TopoPath};
+use topofs::record::{Codec, Form, Kinds, Records};
+use topofs::tree::{Caller, OpenMode, ROOT, SetAttr, Tree, TreeOptions};
+
+/// Names of records, and of scratch files.
+const RECORDS: &[&str] = &["a", "b"];
+const SCRATCH: &[&str] = &[".x", ".y"];
+const DIR: &str = "metadata";
+
+type Name = &'static str;
+type Outcome<T> = Result<T, Kind>;
+
+/// What another program does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Remote {
+    Put(u8),
+    Delete,
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Read(Name),
+    /// Opened, written to, closed; somebody else acts in between.
+    Save {
+        name: Name,
+        append: bool,
+        content: u8,
+        length: usize,
+        meanwhile: Option<Remote>,
+    },
+    /// O_EXCL.
+    Make {
+        name: Name,
+        content: u8,
+    },
+    Truncate {
+        name: Name,
+        size: usize,
+    },
+    Unlink(Name),
+    Rename(Name, Name),
+    Remote(Name, Remote),
+}
+
+fn name() -> impl Strategy<Value = Name> {
+    prop_oneof![2 => prop::sample::select(RECORDS), 1 => prop::sample::select(SCRATCH)]
+}
+
+fn remote() -> impl Strategy<Value = Remote> {
+    prop_oneof![3 => (0_u8..4).prop_map(Remote::Put), 1 => Just(Remote::Delete)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let meanwhile = prop_oneof![3 => Just(None), 1 => remote().prop_map(Some)];
+    prop_oneof![
+        2 => name().prop_map(Op::Read),
+        4 => (name(), any::<bool>(), 0_u8..4, 0_usize..3, meanwhile)
+            .prop_map(|(name, append, content, length, meanwhile)| Op::Save { name, append, content, length, meanwhile }),
+        1 => (name(), 0_u8..4).prop_map(|(name, content)| Op::Make { name, content }),
+        1 => (name(), 0_usize..4).prop_map(|(name, size)| Op::Truncate { name, size }),
+        2 => name().prop_map(Op::Unlink),
+        4 => (name(), name()).prop_map(|(from, to)| Op::Rename(from, to)),
+        2 => (prop::sample::select(RECORDS), remote()).prop_map(|(name, remote)| Op::Remote(name, remote)),
+    ]
+}
+
+fn bytes(content: u8, length: usize) -> Vec<u8> {
+    vec![b'0' + content; length]
+}
+
+fn is_record(name: Name) -> bool {
+    RECORDS.contains(&name)
+}
+
+/// The reference.
+#[derive(Debug, Default)]
+struct Model {
+    revision: u64,
+    /// Content, and the revision that wrote it.
+    records: BTreeMap<Name, (Vec<u8>, u64)>,
+    /// Content, and the revision at which the file was made.
+    scratch: BTreeMap<Name, (Vec<u8>, u64)>,
+    /// What our program has last read or written of each record.
+    known: BTreeMap<Name, u64>,
+    /// Records that our program has renamed to a backup: the version.
+    moved: BTreeMap<Name, u64>,
+}
+
+impl Model {
+    fn visible(&self, name: Name) -> Option<&Vec<u8>> {
+        match is_record(name) {
+            true if self.moved.contains_key(name) => None,
+            true => self.records.get(name).map(|(content, _)| content),
+            false => self.scratch.get(name).map(|(content, _)| content),
+        }
+    }
+
+    fn store(&mut self, name: Name, content: Vec<u8>) {
+        if self.records.get(name).is_none_or(|(old, _)| *old != content) {
+            self.revision += 1;
+            self.records.insert(name, (content, self.revision));
+        }
+    }
+
+    fn stored_by_us(&mut self, name: Name, content: Vec<u8>) {
+        self.store(name, content);
+        self.known.insert(name, self.records[name].1);
+        self.moved.remove(name);
+    }
+
+    fn remote(&mut self, name: Name, remote: Remote) {
+        match remote {
+            Remote::Put(content) => {
+                self.revision += 1;
+                self.records.insert(name, (bytes(content, 2), self.revision));
+            }
+            Remote::Delete if self.records.remove(name).is_some() => self.revision += 1,
+            Remote::Delete => {}
+        }
+    }
+
+    fn read(&mut self, name: Name) -> Outcome<Vec<u8>> {
+        let content = self.visible(name).cloned().ok_or(Kind::NotFound)?;
+        if is_record(name) {
+            self.known.insert(name, self.records[name].1);
+        }
+        Ok(content)
+    }
+
+    fn save(&mut self, name: Name, append: bool, added: Vec<u8>, meanwhile: Option<Remote>) -> Outcome<()> {
+        if !is_record(name) {
+            let revision = self.revision;
+            let (content, _) = self.scratch.entry(name).or_insert((Vec::new(), revision));
+            if !append {
+                content.clear();
+            }
+            content.extend(added);
+            return Ok(());
+        }
+        if let Some(version) = self.moved.get(name)
+            && self.records.get(name).is_some_and(|(_, written)| written != version)
+        {
+            return Err(Kind::Conflict);
+        }
+        let base = self.records.get(name).map(|(_, written)| *written);
+        let mut content = match self.visible(name) {
+            Some(old) if append => old.clone(),
+            _ => Vec::new(),
+        };
+        if append && self.visible(name).is_some() {
+            self.known.insert(name, self.records[name].1);
+        }
+        // Opened for appending and closed without a write: nothing is done.
+        let untouched = append && self.visible(name).is_some() && added.is_empty();
+        // The name is an ordinary one again as soon as the file is open.
+        self.moved.remove(name);
+        content.extend(added);
+        if let Some(remote) = meanwhile {
+            self.remote(name, remote);
+        }
+        if untouched {
+            return Ok(());
+        }
+        if self.records.get(name).map(|(_, written)| *written) != base {
+            return Err(Kind::Conflict);
+        }
+        self.stored_by_us(name, content);
+        Ok(())
+    }
+
+    fn unlink(&mut self, name: Name) -> Outcome<()> {
+        self.visible(name).ok_or(Kind::NotFound)?;
+        if is_record(name) {
+            self.revision += 1;
+            self.records.remove(name);
+            self.known.remove(name);
+        } else {
+            self.scratch.remove(name);
+        }
+        Ok(())
+    }
+
+    fn rename(&mut self, from: Name, to: Name) -> Outcome<()> {
+        let content = self.visible(from).cloned().ok_or(Kind::NotFound)?;
+        match (is_record(from), is_record(to)) {
+            _ if from == to => {}
+            (false, false) => drop(self.scratch.remove(from).map(|file| self.scratch.insert(to, file))),
+            (false, true) => {
+                let made_at = self.scratch[from].1;
+                let written = self.records.get(to).map(|(_, written)| *written);
+                let conflict = match (written, self.moved.get(to), self.known.get(to)) {
+                    (Some(written), Some(version), _) => written != *version,
+                    (Some(written), None, Some(known)) => written != *known,
+                    (Some(written), None, None) => written > made_at,
+                    (None, Some(_), _) => false,
+                    (None, None, known) => known.is_some(),
+                };
+                if conflict {
+                    return Err(Kind::Conflict);
+                }
+                self.scratch.remove(from);
+                self.stored_by_us(to, content);
+            }
+            (true, true) => {
+                self.revision += 1;
+                self.records.remove(from);
+                self.known.remove(from);
+                self.records.insert(to, (content, self.revision));
+                self.known.insert(to, self.revision);
+                self.moved.remove(to);
+            }
+            (true, false) => {
+                self.moved.insert(from, self.records[from].1);
+                self.scratch.insert(to, (content, self.revision));
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, op: &Op) -> Outcome<Vec<u8>> {
+        let nothing = |outcome: Outcome<()>| outcome.map(|()| Vec::new());
+        match *op {
+            Op::Read(name) => self.read(name),
+            Op::Save { name, append, content, length, meanwhile } => {
+                nothing(self.save(name, append, bytes(content, length), meanwhile))
+            }
+            Op::Make { name, content } => match self.visible(name) {
+                Some(_) => Err(Kind::Exists),
+                None => nothing(self.save(name, false, bytes(content, 2), None)),
+            },
+            Op::Truncate { name, size } => {
+                let mut new = self.visible(name).cloned().ok_or(Kind::NotFound)?;
+                new.resize(size, 0);
+                if is_record(name) {
+                    self.stored_by_us(name, new);
+                } else if let Some((content, _)) = self.scratch.get_mut(name) {
+                    *content = new;
+                }
+                Ok(Vec::new())
+            }
+            Op::Unlink(name) => nothing(self.unlink(name)),
+            Op::Rename(from, to) => nothing(self.rename(from, to)),
+            Op::Remote(name, remote) => {
+                self.remote(name, remote);
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn listing(&self) -> BTreeMap<String, Vec<u8>> {
+        let all = self.records.iter().chain(&self.scratch);
+        all.map(|(name, (content, _))| ((*name).to_owned(), content.clone())).collect()
+    }
+}
+
+/// The real thing, without a kernel.
+struct Real {
+    tree: Arc<Tree>,
+    cells: Arc<Cells>,
+    backend: Arc<dyn Backend>,
+    dir: u64,
+}
+
+fn caller() -> Caller {
+    // A real process: what a caller has read counts only if it happened in its lifetime.
+    Caller::new(0, 0, std::process::id())
+}
+
+impl Real {
+    async fn new() -> Self {
+        let location =
+            Location { implementation: Implementation::Memory, server: "m".to_owned(), root: "/g".to_owned() };
+        let options = CellOptions {
+            global: location.clone(),
+            connect: connect_options(),
+            mirror: MirrorOptions {
+                resync_interval: std::time::Duration::from_secs(3600),
+                stale_after: std::time::Duration::from_secs(10),
+                serve_stale: false,
+            },
+            only: None,
+        };
+        let backend = topofs::backend::open(&location, &options.connect).unwrap();
+        let cells = Cells::start(options, Arc::new(|_| None)).await.unwrap();
+        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+        let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
+        let options = TreeOptions {
+            read_only: false,
+            no_delete: false,
+            forms: Form::ALL.to_vec(),
+            list: Form::ALL.to_vec(),
+            uid: 0,
+            gid: 0,
+            umask: 0o077,
+            scratch_quota: 1 << 20,
+        };
+        let tree = Tree::new(cells.clone(), records, control, options);
+        let global = tree.lookup(&caller(), ROOT, OsStr::new("global")).await.unwrap().ino;
+        let dir = tree.mkdir(&caller(), global, OsStr::new(DIR)).await.unwrap().ino;
+        Self { tree, cells, backend, dir }
+    }
+
+    /// As the kernel does: what fails with ESTALE is tried once more, and must fail the same way.
+    async fn repeating<T: std::fmt::Debug>(&self, operation: impl AsyncFn() -> Result<T, Error>) -> Outcome<T> {
+        match operation().await {
+            Err(error) if error.kind == Kind::Conflict => {
+                let again = operation().await.expect_err("the repetition must fail, too");
+                assert_eq!(again.kind, Kind::Conflict);
+                Err(Kind::Conflict)
+            }
+            outcome => outcome.map_err(|error| error.kind),
+        }
+    }
+
+    async fn lookup(&self, name: Name) -> Outcome<u64> {
+        self.tree.lookup(&caller(), self.dir, OsStr::new(name)).await.map(|attr| attr.ino).map_err(|error| error.kind)
+    }
+
+    async fn remote(&self, name: Name, remote: Remote) {
+        let path = TopoPath::parse(&format!("{DIR}/{name}")).unwrap();
+        let action = match remote {
+            Remote::Put(content) => Action::Put(bytes(content, 2).into()),
+            Remote::Delete => Action::Delete,
+        };
+        if let Ok(applied) = self.backend.apply(&[Change { path, guard: Guard::Any, action }]).await {
+            let mirror = &self.cells.get(&CellName::global()).unwrap().mirror;
+            while mirror.revision() < applied.at {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn read(&self, name: Name) -> Outcome<Vec<u8>> {
+        let ino = self.lookup(name).await?;
+        let mode = OpenMode { read: true, ..OpenMode::default() };
+        let opened = self.tree.open(&caller(), ino, mode).await.map_err(|error| error.kind)?;
+        let content = self.tree.read(&caller(), opened.handle, 0, 1000).await;
+        self.tree.release(opened.handle).await.unwrap();
+        self.tree.forget(ino, 1);
+        content.map(|content| content.to_vec()).map_err(|error| error.kind)
+    }
+
+    async fn save(&self, name: Name, mode: OpenMode, content: Vec<u8>, meanwhile: Option<Remote>) -> Outcome<()> {
+        // As open(2) with O_CREAT: a lookup, then open or create, and all of it again on ESTALE.
+        let (ino, handle) = self
+            .repeating(async || match self.tree.lookup(&caller(), self.dir, OsStr::new(name)).await {
+                Ok(_) if mode.exclusive => Err(Error::new(Kind::Exists, "exists")),
+                Ok(attr) => Ok((attr.ino, self.tree.open(&caller(), attr.ino, mode).await?.handle)),
+                Err(error) if error.kind == Kind::NotFound => {
+                    let (attr, opened) = self.tree.create(&caller(), self.dir, OsStr::new(name), 0o600, mode).await?;
+                    Ok((attr.ino, opened.handle))
+                }
+                Err(error) => Err(error),
+            })
+            .await?;
+        if let Some(remote) = meanwhile.filter(|_| is_record(name)) {
+            self.remote(name, remote).await;
+        }
+        // A shell flushes before it writes.
+        self.tree.flush(&caller(), handle).await.unwrap();
+        let written = if content.is_empty() { Ok(()) } else { self.tree.write(handle, 0, &content) };
+        let flushed = self.tree.flush(&caller(), handle).await;
+        let released = self.tree.release(handle).await;
+        self.tree.forget(ino, 1);
+        written.and(flushed).and(released).map_err(|error| error.kind)
+    }
+
+    async fn apply(&self, op: &Op) -> Outcome<Vec<u8>> {
+        let nothing = |outcome: Outcome<()>| outcome.map(|()| Vec::new());
+        match *op {
+            Op::Read(name) => self.read(name).await,
+            Op::Save { name, append, content, length, meanwhile } => {
+                let mode = OpenMode { write: true, append, truncate: !append, ..OpenMode::default() };
+                nothing(self.save(name, mode, bytes(content, length), meanwhile).await)
+            }
+            Op::Make { name, content } => {
+                let mode = OpenMode { write: true, exclusive: true, ..OpenMode::default() };
+                nothing(self.save(name, mode, bytes(content, 2), None).await)
+            }
+            Op::Truncate { name, size } => {
+                let ino = self.lookup(name).await?;
+                let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+                let outcome = self.tree.setattr(&caller(), ino, None, set).await;
+                self.tree.forget(ino, 1);
+                nothing(outcome.map(drop).map_err(|error| error.kind))
+            }
+            Op::Unlink(name) => {
+                nothing(self.repeating(async || self.tree.unlink(&caller(), self.dir, OsStr::new(name)).await).await)
+            }
+            Op::Rename(from, to) => {
+                let (from, to) = ((self.dir, OsStr::new(from)), (self.dir, OsStr::new(to)));
+                nothing(self.repeating(async || self.tree.rename(&caller(), from, to, false).await).await)
+            }
+            Op::Remote(name, remote) => {
+                self.remote(name, remote).await;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// What the directory holds: names from the listing, contents from the service and the scratch files.
+    async fn listing(&self) -> BTreeMap<String, Vec<u8>> {
+        let handle = self.tree.opendir(self.dir).await.unwrap();
+        let entries = self.tree.readdir(self.dir, handle, 0).await.unwrap();
+        self.tree.release(handle).await.unwrap();
+        let mut all = BTreeMap::new();
+        for (_, entry) in entries {
+            let path = TopoPath::parse(&format!("{DIR}/{}", entry.name)).unwrap();
+            let content = match self.backend.get(&path).await.unwrap().node {
+                Some(node) => node.value.to_vec(),
+                None => self.read(SCRATCH.iter().find(|name| **name == entry.name).unwrap()).await.unwrap(),
+            };
+            assert!(all.insert(entry.name, content).is_none(), "listed twice");
+        }
+        all
+    }
+
+    /// A number in `.topofs/status`.
+    async fn count(&self, what: &str) -> u64 {
+        let control = self.tree.lookup(&caller(), ROOT, OsStr::new(".topofs")).await.unwrap().ino;
+        let status = self.tree.lookup(&caller(), control, OsStr::new("status")).await.unwrap().ino;
+        let mode = OpenMode { read: true, ..OpenMode::default() };
+        let opened = self.tree.open(&caller(), status, mode).await.unwrap();
+        let content = self.tree.read(&caller(), opened.handle, 0, 1 << 20).await.unwrap();
+        self.tree.release(opened.handle).await.unwrap();
+        self.tree.forget(status, 1);
+        self.tree.forget(control, 1);
+        serde_json::from_slice::<serde_json::Value>(&content).unwrap()[what].as_u64().unwrap()
+    }
+}
+
+async fn agree(ops: &[Op]) -> Result<(), TestCaseError> {
+    let real = Real::new().await;
+    let mut model = Model::default();
+    let (inodes, handles) = (real.count("inodes").await, real.count("handles").await);
+    for (step, op) in ops.iter().enumerate() {
+        let expected = model.apply(op);
+        prop_assert_eq!(real.apply(op).await, expected, "step {}: {:?}", step, op);
+        prop_assert_eq!(real.listing().await, model.listing(), "after step {}: {:?}", step, op);
+        let revision = real.cells.get(&CellName::global()).unwrap().mirror.revision().0;
+        prop_assert_eq!(revision, model.revision, "versions made, step {}: {:?}", step, op);
+    }
+    real.tree.forget(real.dir, 0);
+    prop_assert_eq!(real.count("handles").await, handles, "handles leak");
+    prop_assert!(real.count("inodes").await <= inodes + 64, "inodes leak");
+    real.cells.shutdown().await;
+    Ok(())
+}
+
+/// A short run by default; PROPTEST_CASES for a long one.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: cases(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_tree_agrees_with_the_reference(ops in prop::collection::vec(op(), 1..25)) {
+        runtime().block_on(agree(&ops))?;
+    }
+}
+
+/// Found by the test above, or worth keeping by name.
+mod known {
+    use super::*;
+
+    fn check(ops: &[Op]) {
+        runtime().block_on(agree(ops)).unwrap();
+    }
+
+    fn save(name: Name, content: u8) -> Op {
+        Op::Save { name, append: false, content, length: 2, meanwhile: None }
+    }
+
+    #[test]
+    fn a_program_does_not_conflict_with_its_own_save() {
+        check(&[save("a", 1), Op::Read("a"), save("a", 2), save(".x", 3), Op::Rename(".x", "a")]);
+    }
+
+    #[test]
+    fn a_program_does_not_conflict_with_its_own_removal() {
+        check(&[save("a", 1), Op::Read("a"), Op::Unlink("a"), save(".x", 3), Op::Rename(".x", "a")]);
+    }
+
+    #[test]
+    fn a_save_after_a_backup_conflicts_with_a_change_between_them() {
+        check(&[save("a", 1), Op::Rename("a", ".x"), Op::Remote("a", Remote::Put(3)), save("a", 2), Op::Read(".x")]);
+    }
+}

@@ -11,7 +11,7 @@ use super::caller::{Removal, has_ended, was_killed};
 use super::claim::Claim;
 use super::draft::{Base, Draft, Occasion, Start};
 use super::handles::{Handle, Reader};
-use super::overlay::{Local, Scratch};
+use super::overlay::Scratch;
 use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
@@ -238,14 +238,8 @@ impl Tree {
         permissions: u32,
         mode: OpenMode,
     ) -> Result<(Attr, Opened)> {
-        let file = match self.overlay.get(&place) {
-            Some(Local::Scratch(_)) if mode.exclusive => {
-                return Err(Error::new(Kind::Exists, "the file exists already"));
-            }
-            Some(Local::Scratch(file)) => file,
-            Some(Local::Dir { .. }) => return Err(Error::new(Kind::IsDirectory, "is a directory")),
-            None => self.overlay.create(place, made_at, (caller.uid, caller.gid, permissions))?,
-        };
+        let owner = (caller.uid, caller.gid, permissions);
+        let file = self.overlay.open_or_create(place, made_at, owner, mode.exclusive)?;
         let node = Node::Scratch(file.id);
         let ino = self.inodes.told(&node);
         let opened = self.open_scratch(ino, file.clone(), mode)?;

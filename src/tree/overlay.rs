@@ -103,6 +103,32 @@ impl State {
             .filter(move |((_, path), local)| path != dir && local.alive())
     }
 
+    /// Puts something at a place; what was there before loses its name.
+    fn put(&mut self, place: Place, local: Local) {
+        self.vacate(&place);
+        self.places.insert(place, local);
+    }
+
+    /// Takes away what is at a place, with what it is charged. The content of a scratch file goes with its last open handle.
+    fn vacate(&mut self, place: &Place) {
+        match self.places.remove(place) {
+            Some(Local::Dir { until: None }) => self.used = self.used.saturating_sub(OVERHEAD),
+            Some(Local::Scratch(file)) => {
+                let open = {
+                    let mut inner = file.state.lock();
+                    inner.unlinked = true;
+                    inner.changed = SystemTime::now();
+                    inner.handles > 0
+                };
+                if !open {
+                    self.drop_file(file.id);
+                }
+            }
+            // Lingering costs nothing.
+            Some(Local::Dir { until: Some(_) }) | None => {}
+        }
+    }
+
     fn drop_file(&mut self, id: ScratchId) {
         if let Some(file) = self.files.remove(&id) {
             self.used = self.used.saturating_sub(OVERHEAD + file.state.lock().content.len() as u64);
@@ -151,11 +177,15 @@ impl Overlay {
         entries
     }
 
-    /// Makes a directory that stays until rmdir.
+    /// Makes a directory that stays until rmdir. One that only lingers becomes such a one.
     pub fn make_dir(&self, place: Place) -> Result<()> {
         let mut state = self.state.lock();
+        match state.get(&place) {
+            None | Some(Local::Dir { until: Some(_) }) => {}
+            Some(Local::Dir { until: None } | Local::Scratch(_)) => return Err(exists()),
+        }
         self.charge(&mut state, OVERHEAD)?;
-        state.places.insert(place, Local::Dir { until: None });
+        state.put(place, Local::Dir { until: None });
         Ok(())
     }
 
@@ -170,23 +200,44 @@ impl Overlay {
     /// Removes a directory. Says whether there was one.
     pub fn remove_dir(&self, place: &Place) -> bool {
         let mut state = self.state.lock();
-        match state.places.get(place) {
-            Some(Local::Dir { until }) => {
-                if until.is_none() {
-                    state.used = state.used.saturating_sub(OVERHEAD);
-                }
-                state.places.remove(place);
-                true
-            }
-            _ => false,
+        let there = matches!(state.places.get(place), Some(Local::Dir { .. }));
+        if there {
+            state.vacate(place);
+        }
+        there
+    }
+
+    /// A scratch file to be opened: the one that is there, unless that must not be, or a new one.
+    pub fn open_or_create(
+        &self,
+        place: Place,
+        made_at: Revision,
+        owner: (u32, u32, u32),
+        exclusive: bool,
+    ) -> Result<Arc<Scratch>> {
+        let mut state = self.state.lock();
+        match state.get(&place) {
+            Some(Local::Scratch(file)) if !exclusive => Ok(file.clone()),
+            Some(Local::Scratch(_)) => Err(exists()),
+            Some(Local::Dir { .. }) => Err(Error::new(Kind::IsDirectory, "is a directory")),
+            None => self.create(&mut state, place, made_at, owner),
         }
     }
 
-    /// Makes a scratch file.
-    pub fn create(&self, place: Place, made_at: Revision, (uid, gid, mode): (u32, u32, u32)) -> Result<Arc<Scratch>> {
+    /// A new scratch file in the place of whatever was there.
+    pub fn replace(&self, place: Place, made_at: Revision, owner: (u32, u32, u32)) -> Result<Arc<Scratch>> {
+        self.create(&mut self.state.lock(), place, made_at, owner)
+    }
+
+    fn create(
+        &self,
+        state: &mut State,
+        place: Place,
+        made_at: Revision,
+        (uid, gid, mode): (u32, u32, u32),
+    ) -> Result<Arc<Scratch>> {
         let now = SystemTime::now();
-        let mut state = self.state.lock();
-        self.charge(&mut state, OVERHEAD)?;
+        self.charge(state, OVERHEAD)?;
         state.next += 1;
         let inner = ScratchState {
             content: Vec::new(),
@@ -201,7 +252,7 @@ impl Overlay {
         };
         let file = Arc::new(Scratch { id: ScratchId(state.next), made_at, state: Mutex::new(inner) });
         state.files.insert(file.id, file.clone());
-        state.places.insert(place, Local::Scratch(file.clone()));
+        state.put(place, Local::Scratch(file.clone()));
         Ok(file)
     }
 
@@ -220,31 +271,19 @@ impl Overlay {
     /// Takes the name from a scratch file; its content goes with the last open handle.
     pub fn unlink(&self, place: &Place) {
         let mut state = self.state.lock();
-        if !matches!(state.places.get(place), Some(Local::Scratch(_))) {
-            return;
-        }
-        if let Some(Local::Scratch(file)) = state.places.remove(place) {
-            let open = {
-                let mut inner = file.state.lock();
-                inner.unlinked = true;
-                inner.changed = SystemTime::now();
-                inner.handles > 0
-            };
-            if !open {
-                state.drop_file(file.id);
-            }
+        if matches!(state.places.get(place), Some(Local::Scratch(_))) {
+            state.vacate(place);
         }
     }
 
-    /// Moves a scratch file to another name; a scratch file there loses its name.
+    /// Moves a scratch file to another name; what is there loses it.
     pub fn rename(&self, from: &Place, to: Place) {
         if *from == to {
             return;
         }
-        self.unlink(&to);
         let mut state = self.state.lock();
         if let Some(local) = state.places.remove(from) {
-            state.places.insert(to, local);
+            state.put(to, local);
         }
     }
 
@@ -259,7 +298,7 @@ impl Overlay {
                 Some(rest) => TopoPath::parse(&format!("{}/{rest}", to.1))?,
             };
             if let Some(local) = state.places.remove(&(from.0.clone(), path)) {
-                state.places.insert((to.0.clone(), target), local);
+                state.put((to.0.clone(), target), local);
             }
         }
         Ok(())
@@ -329,4 +368,8 @@ impl Overlay {
         let files = alive().filter(|(_, local)| matches!(local, Local::Scratch(_))).map(|(place, _)| place.clone());
         (files.collect(), alive().filter(|(_, local)| matches!(local, Local::Dir { .. })).count())
     }
+}
+
+fn exists() -> Error {
+    Error::new(Kind::Exists, "exists already")
 }

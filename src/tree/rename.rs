@@ -124,8 +124,7 @@ impl Tree {
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
         let shown = self.records.show(cell, path, record.version.written, &record.value, *form)?;
         let mode = self.file_attr(0, record.modified).mode;
-        self.overlay.unlink(&to);
-        let copy = self.overlay.create(to, snapshot.at, (self.options.uid, self.options.gid, mode))?;
+        let copy = self.overlay.replace(to, snapshot.at, (self.options.uid, self.options.gid, mode))?;
         self.overlay.edit(&copy, |_| shown.len(), |content| *content = shown.to_vec())?;
         copy.state.lock().modified = record.modified;
         self.recent.removed(caller, source.clone(), Removal::MovedAway(Instant::now(), record.version));

@@ -1,5 +1,7 @@
 //! What every backend must do, whatever the service behind it. A new backend adds a factory to `factories!` and nothing else.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Servers that die, stop, forget and lie: nothing blocks, nothing is lost, and the mount comes back by itself.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod common;
 
 use std::collections::BTreeMap;

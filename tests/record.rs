@@ -1,5 +1,7 @@
 //! The codec: every message, generated, through every form; the text against protoc; hostile input.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 

@@ -57,7 +57,7 @@ on_each_backend! {
             "head -c 2097152 /dev/zero | tr '\\0' x > global/metadata/big",
             "head -c 2097152 /dev/zero | tr '\\0' x | dd of=global/metadata/big bs=1M status=none",
             "truncate -s 2M global/metadata/owner",
-            &format!("(printf 'base_keyspace: \"'; head -c 2097152 /dev/zero | tr '\\0' x; printf '\"') | dd of=global/keyspaces/commerce/Keyspace.txt bs=64k status=none"),
+            "(printf 'base_keyspace: \"'; head -c 2097152 /dev/zero | tr '\\0' x; printf '\"') | dd of=global/keyspaces/commerce/Keyspace.txt bs=64k status=none",
         ] {
             let output = mount.bash(&format!("set -o pipefail; {script}"));
             assert!(crate::common::text(&output).contains("File too large"), "{script}: {}", crate::common::text(&output));

@@ -1,5 +1,7 @@
 //! End to end: the real program, the real kernel, the real tools.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "../common/mod.rs"]
 mod common;
 

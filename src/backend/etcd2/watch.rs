@@ -9,7 +9,7 @@ use futures::StreamExt;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{Connection, classify, watch_client};
-use super::{header_revision, node};
+use super::node;
 use crate::backend::{BackendError, Failure, KeySpace, Revision, WatchBatch, WatchEvent, WatchStream};
 
 /// How often we ask for a sign of life.
@@ -91,20 +91,17 @@ impl Watch {
         }
     }
 
-    /// A message without events is a sign of life. What it says of the revision is not used: etcd before 3.4.25 and 3.5.8 may say
-    /// it before the events up to there are out.
+    /// A message without events is a sign of life. The revision in the header of a message is not used: a watch that is catching
+    /// up has not delivered everything up to it.
     fn batch(&mut self, response: &WatchResponse) -> Result<WatchBatch, BackendError> {
         if response.canceled() {
             return Err(cancelled(response));
         }
         let mut batch = WatchBatch::default();
-        if response.events().is_empty() {
-            return Ok(batch);
-        }
-        batch.at = header_revision(response.header())?;
         for event in response.events() {
             let Some(kv) = event.kv() else { continue };
             let at = Revision(kv.mod_revision().cast_unsigned());
+            batch.at = at;
             let Some(path) = self.keys.path(kv.key()) else {
                 batch.skipped += 1;
                 continue;

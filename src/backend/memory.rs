@@ -1,8 +1,6 @@
 //! The embedded default: a topology service inside this process, for trying and testing.
-//!
-//! It keeps a short history, so that a watch can start in the past as it can with a real service.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -17,8 +15,6 @@ use super::{
 };
 use crate::name::TopoPath;
 
-/// Events kept for watches that start in the past; a watch from before them is told [`Failure::Compacted`].
-const HISTORY: usize = 10_000;
 /// Events that a slow watcher may be behind before its watch breaks (and its mirror compares everything).
 const WATCH_QUEUE: usize = 4_096;
 /// The same limits as etcd's defaults, so that what works here works there.
@@ -52,9 +48,6 @@ struct Server {
 struct State {
     revision: u64,
     keys: BTreeMap<String, Stored>,
-    history: VecDeque<Arc<Vec<KeyEvent>>>,
-    /// The revision before the oldest event of the history.
-    compacted: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -115,18 +108,21 @@ impl State {
         };
         Some(KeyEvent { key, stored, at })
     }
-
-    fn remember(&mut self, events: &Arc<Vec<KeyEvent>>) {
-        self.history.push_back(events.clone());
-        if self.history.len() > HISTORY
-            && let Some(last) = self.history.pop_front().as_ref().and_then(|events| events.last())
-        {
-            self.compacted = last.at.0;
-        }
-    }
 }
 
 impl Memory {
+    fn list_now(&self, state: &State, dir: &TopoPath) -> Listing {
+        let prefix = self.keys.dir_prefix(dir);
+        let mut listing = Listing { at: Revision(state.revision), ..Listing::default() };
+        for (key, stored) in state.keys.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
+            match self.keys.path(key.as_bytes()) {
+                Some(path) => listing.nodes.push(node(path, stored)),
+                None => listing.skipped += 1,
+            }
+        }
+        listing
+    }
+
     fn apply_now(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, LIMITS)?;
         let mut state = self.server.state.lock();
@@ -143,10 +139,8 @@ impl Memory {
         }
         if !events.is_empty() {
             state.revision = at.0;
-            let events = Arc::new(events);
-            state.remember(&events);
             // Sent under the lock: watchers must hear revisions in order. Nobody listening is not an error.
-            let _ = self.server.news.send(events);
+            let _ = self.server.news.send(Arc::new(events));
         }
         Ok(Applied { at: Revision(state.revision), versions })
     }
@@ -177,16 +171,7 @@ impl Backend for Memory {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        let prefix = self.keys.dir_prefix(dir);
-        let state = self.server.state.lock();
-        let mut listing = Listing { at: Revision(state.revision), ..Listing::default() };
-        for (key, stored) in state.keys.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
-            match self.keys.path(key.as_bytes()) {
-                Some(path) => listing.nodes.push(node(path, stored)),
-                None => listing.skipped += 1,
-            }
-        }
-        Ok(listing)
+        Ok(self.list_now(&self.server.state.lock(), dir))
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -199,17 +184,12 @@ impl Backend for Memory {
         self.apply_now(changes)
     }
 
-    async fn watch(&self, after: Revision) -> Result<WatchStream, BackendError> {
-        let (past, live) = {
+    async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
+        let (listing, live) = {
             let state = self.server.state.lock();
-            if after.0 < state.compacted {
-                return Err(BackendError::new(Failure::Compacted, "the wanted revision is no longer kept"));
-            }
-            let newer = |events: &&Arc<Vec<KeyEvent>>| events.last().is_some_and(|event| event.at > after);
-            (state.history.iter().filter(newer).cloned().collect::<Vec<_>>(), self.server.news.subscribe())
+            (self.list_now(&state, &TopoPath::root()), self.server.news.subscribe())
         };
         let keys = self.keys.clone();
-        let past = futures::stream::iter(past.into_iter().map(Ok));
         let live = futures::stream::unfold(live, |mut live| async move {
             let next = match live.recv().await {
                 Ok(events) => Ok(events),
@@ -220,6 +200,6 @@ impl Backend for Memory {
             };
             Some((next, live))
         });
-        Ok(past.chain(live).map(move |next| next.map(|events| Self::batch(&keys, &events))).boxed())
+        Ok((listing, live.map(move |next| next.map(|events| Self::batch(&keys, &events))).boxed()))
     }
 }

@@ -3,7 +3,8 @@
 //! A backend is one cell: the keys below one root of one service. Contract, checked by tests/conformance.rs:
 //!
 //! - Every call ends within the operation time-out given at construction (a list: each of its requests).
-//! - [`Backend::list`] shows one consistent point, named by [`Listing::at`]; a watch from that point misses nothing.
+//! - [`Backend::list`] shows one consistent point, named by [`Listing::at`]; [`Backend::follow`] goes on from such a point and
+//!   misses nothing.
 //! - [`Backend::apply`] applies all changes or none.
 //! - Revisions are totally ordered within one backend: what happened later has the greater revision.
 //! - Keys that are not valid file names are skipped and counted, never shown under another name.
@@ -226,8 +227,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// node is [`Failure::NoNode`].
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError>;
 
-    /// Everything that happens below the root after the given point. Returns once the service has accepted the watch.
-    async fn watch(&self, after: Revision) -> Result<WatchStream, BackendError>;
+    /// Everything below the root at one point, and everything that happens there afterwards.
+    async fn follow(&self) -> Result<(Listing, WatchStream), BackendError>;
 }
 
 /// The services that topofs can mount.

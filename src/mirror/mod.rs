@@ -243,7 +243,7 @@ impl Mirror {
 
     /// One connection: list, watch, follow. Returns why it ended.
     async fn follow(&self, backoff: &mut backon::ExponentialBackoff) -> BackendError {
-        let (listing, mut stream) = match self.connect().await {
+        let (listing, mut stream) = match self.backend.follow().await {
             Ok(connected) => connected,
             Err(error) => return error,
         };
@@ -269,12 +269,6 @@ impl Mirror {
                 () = self.resync.notified() => if let Err(error) = self.compare(&mut stream).await { return error },
             }
         }
-    }
-
-    async fn connect(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let listing = self.backend.list(&TopoPath::root()).await?;
-        let stream = self.backend.watch(listing.at).await?;
-        Ok((listing, stream))
     }
 
     /// Compares with a bulk list while the watch goes on. Only what the watch has not delivered after a grace time counts.

@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use futures::StreamExt;
-use topofs::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location, Revision};
+use topofs::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
 use topofs::name::TopoPath;
 use topofs::record::Codec;
 use topofs::sample::Cluster;
@@ -68,22 +67,25 @@ impl History {
         // The watch has told everything when it tells of this one.
         let marker = format!("marker{}", NEXT.fetch_add(1, Ordering::Relaxed));
         shared().put(&format!("{}/{marker}", self.root), b".");
-        let cell = etcd_cell(&shared().endpoint(), &self.root);
-        let all = runtime().block_on(async {
-            let mut watch = cell.watch(Revision(0)).await.unwrap();
+        runtime().block_on(async {
+            let mut client = etcd_client::Client::connect([shared().endpoint()], None).await.unwrap();
+            let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(1);
+            let mut watch = client.watch(format!("{}/", self.root), Some(options)).await.unwrap();
             let mut all = Vec::new();
-            while let Some(batch) = watch.next().await {
-                all.extend(batch.unwrap().events);
-                if all.last().is_some_and(|event| event.path.as_str() == marker) {
-                    break;
+            loop {
+                for event in watch.message().await.unwrap().unwrap().events() {
+                    let kv = event.kv().unwrap();
+                    let key = kv.key_str().unwrap().trim_start_matches(&format!("{}/", self.root)).to_owned();
+                    if key == marker {
+                        return all;
+                    }
+                    let put = event.event_type() == etcd_client::EventType::Put;
+                    if !key.starts_with("marker") {
+                        all.push((key, put.then(|| Bytes::copy_from_slice(kv.value()))));
+                    }
                 }
             }
-            all
-        });
-        all.into_iter()
-            .filter(|event| !event.path.as_str().starts_with("marker"))
-            .map(|event| (event.path.to_string(), event.node.map(|node| node.value)))
-            .collect()
+        })
     }
 }
 

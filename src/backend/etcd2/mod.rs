@@ -255,8 +255,10 @@ impl Backend for Etcd {
         self.outcome(changes, &response, repeated)
     }
 
-    async fn watch(&self, after: Revision) -> Result<WatchStream, BackendError> {
-        watch::start(self.connection.clone(), self.keys.clone(), after).await
+    async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
+        let listing = self.list(&TopoPath::root()).await?;
+        let stream = watch::start(self.connection.clone(), self.keys.clone(), listing.at).await?;
+        Ok((listing, stream))
     }
 }
 

@@ -21,6 +21,7 @@ async fn main() -> anyhow::Result<()> {
     let options = ConnectOptions {
         timeout: std::time::Duration::from_secs(15),
         etcd: Default::default(),
+        zk: Default::default(),
         memory: Default::default(),
     };
     let all = open(&location, &options)?;

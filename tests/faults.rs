@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
-use common::etcd::{Etcd, free_port, fresh_root, shared};
+use common::etcd::{Etcd, fresh_root, shared};
 use common::mount::{Mount, TOPOFS};
 use common::proxy::Proxy;
+use common::server::{Server, free_port};
 use common::world::{etcd_cell, load, runtime};
 use common::{bash_in, eventually, text};
 use topofs::name::TopoPath;
@@ -26,7 +27,7 @@ const OWNER: &str = "global/metadata/owner";
 /// The sample cluster in an etcd; the CellInfo records name it under the given address.
 fn cluster(etcd: &Etcd, address: &str) -> Cluster {
     let cluster = Cluster { root: "/t".to_owned(), ..Cluster::demo(address) };
-    load(&etcd.endpoint(), "/t", &cluster);
+    load(&*etcd_cell(&etcd.endpoint(), "/t"), &cluster);
     cluster
 }
 
@@ -355,8 +356,8 @@ fn user_and_password_are_used_and_told_to_nobody() {
 
 #[test]
 fn tls_with_client_certificates() {
-    let mut etcd = Etcd::new();
-    let dir = etcd.dir().to_owned();
+    let certificates = tempfile::tempdir().unwrap();
+    let dir = certificates.path();
     let make = r#"
         openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem
         openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out req.pem
@@ -364,18 +365,22 @@ fn tls_with_client_certificates() {
         openssl x509 -req -in req.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out cert.pem
         openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=other-ca -keyout other.key -out other.pem
     "#;
-    let output = bash_in(&dir, &format!("set -e; {make}"));
+    let output = bash_in(dir, &format!("set -e; {make}"));
     assert!(output.status.success(), "{}", text(&output));
     let file = |name: &str| dir.join(name).display().to_string();
-    let url = format!("https://127.0.0.1:{}", etcd.port);
-    etcd.launch(&[
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    let flags = vec![
         format!("--listen-client-urls={url}"),
         format!("--advertise-client-urls={url}"),
         format!("--cert-file={}", file("cert.pem")),
         format!("--key-file={}", file("key.pem")),
         format!("--trusted-ca-file={}", file("ca.pem")),
         "--client-cert-auth".to_owned(),
-    ]);
+    ];
+    let mut etcd = Server::new("etcd", flags);
+    etcd.port = port;
+    etcd.launch();
     let (cert, key) =
         (format!("--topo-etcd-tls-cert={}", file("cert.pem")), format!("--topo-etcd-tls-key={}", file("key.pem")));
     let trusted = format!("--topo-etcd-tls-ca={}", file("ca.pem"));

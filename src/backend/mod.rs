@@ -21,6 +21,7 @@ use crate::name::TopoPath;
 
 pub mod etcd2;
 pub mod memory;
+pub mod zk2;
 
 /// A point in the history of one service. Greater is later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -236,6 +237,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
 pub enum Implementation {
     /// etcd, version 3 of its protocol.
     Etcd2,
+    /// ZooKeeper, 3.6 or newer.
+    Zk2,
     /// Kept in this process: for trying and testing.
     Memory,
 }
@@ -244,6 +247,7 @@ impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Implementation::Etcd2 => "etcd2",
+            Implementation::Zk2 => "zk2",
             Implementation::Memory => "memory",
         })
     }
@@ -274,6 +278,8 @@ pub struct ConnectOptions {
     pub timeout: Duration,
     /// Settings of etcd.
     pub etcd: etcd2::EtcdOptions,
+    /// Settings of ZooKeeper.
+    pub zk: zk2::ZkOptions,
     /// The services that live in this process.
     pub memory: memory::MemoryServers,
 }
@@ -282,6 +288,7 @@ pub struct ConnectOptions {
 pub fn open(location: &Location, options: &ConnectOptions) -> Result<Arc<dyn Backend>, BackendError> {
     Ok(match location.implementation {
         Implementation::Etcd2 => Arc::new(etcd2::Etcd::new(location, options)?),
+        Implementation::Zk2 => Arc::new(zk2::Zk::new(location, options)?),
         Implementation::Memory => Arc::new(options.memory.open(location)?),
     })
 }

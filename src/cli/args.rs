@@ -82,6 +82,24 @@ pub(super) struct TopoArgs {
     /// File that holds the password for etcd, and nothing else
     #[arg(long, value_name = "FILE", requires = "topo_etcd_user", env = "TOPOFS_TOPO_ETCD_PASSWORD_FILE")]
     pub topo_etcd_password_file: Option<PathBuf>,
+    /// File with one line SCHEME:AUTH (`digest:user:password`) for ZooKeeper
+    #[arg(long, value_name = "FILE", env = "TOPOFS_TOPO_ZK_AUTH_FILE")]
+    pub topo_zk_auth_file: Option<PathBuf>,
+    /// PEM file of the client certificate for ZooKeeper; turns TLS on
+    #[arg(long, value_name = "FILE", requires_all = ["topo_zk_tls_key", "topo_zk_tls_ca"], env = "TOPOFS_TOPO_ZK_TLS_CERT")]
+    pub topo_zk_tls_cert: Option<PathBuf>,
+    /// PEM file of the client key for ZooKeeper
+    #[arg(long, value_name = "FILE", requires = "topo_zk_tls_cert", env = "TOPOFS_TOPO_ZK_TLS_KEY")]
+    pub topo_zk_tls_key: Option<PathBuf>,
+    /// PEM file of the authorities that sign ZooKeeper's certificates
+    #[arg(long, value_name = "FILE", requires = "topo_zk_tls_cert", env = "TOPOFS_TOPO_ZK_TLS_CA")]
+    pub topo_zk_tls_ca: Option<PathBuf>,
+    /// Requests in flight to ZooKeeper at most, for each connection
+    #[arg(long, value_name = "NUMBER", default_value_t = 64, env = "TOPOFS_TOPO_ZK_MAX_CONCURRENCY")]
+    pub topo_zk_max_concurrency: usize,
+    /// Session time-out that ZooKeeper is asked for
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, env = "TOPOFS_TOPO_ZK_BASE_TIMEOUT")]
+    pub topo_zk_base_timeout: Duration,
 }
 
 /// How the tree looks, and what may be done to it.

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::args::{DemoArgs, MountArgs, TopoArgs, ViewArgs};
 use crate::backend::etcd2::EtcdOptions;
 use crate::backend::memory::MemoryServers;
+use crate::backend::zk2::ZkOptions;
 use crate::backend::{ConnectOptions, Implementation, Location};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
@@ -45,7 +46,12 @@ impl DemoArgs {
         }
         let cells = CellOptions {
             global: location(&format!("{}/{}", cluster.root, CellName::GLOBAL)),
-            connect: ConnectOptions { timeout: Duration::from_secs(15), etcd: EtcdOptions::default(), memory },
+            connect: ConnectOptions {
+                timeout: Duration::from_secs(15),
+                etcd: EtcdOptions::default(),
+                zk: ZkOptions::default(),
+                memory,
+            },
             mirror: MirrorOptions {
                 resync_interval: Duration::from_secs(300),
                 stale_after: Duration::from_secs(10),
@@ -72,6 +78,7 @@ impl TopoArgs {
             connect: ConnectOptions {
                 timeout: self.remote_operation_timeout,
                 etcd: self.etcd_options()?,
+                zk: self.zk_options()?,
                 memory: MemoryServers::default(),
             },
             mirror: MirrorOptions {
@@ -83,9 +90,18 @@ impl TopoArgs {
         })
     }
 
+    fn zk_options(&self) -> anyhow::Result<ZkOptions> {
+        Ok(ZkOptions {
+            auth_file: absolute(&self.topo_zk_auth_file)?,
+            cert: absolute(&self.topo_zk_tls_cert)?,
+            key: absolute(&self.topo_zk_tls_key)?,
+            ca: absolute(&self.topo_zk_tls_ca)?,
+            max_concurrency: self.topo_zk_max_concurrency,
+            base_timeout: self.topo_zk_base_timeout,
+        })
+    }
+
     fn etcd_options(&self) -> anyhow::Result<EtcdOptions> {
-        // The daemon leaves the working directory before it reads them.
-        let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
         let user = match (&self.topo_etcd_user, &self.topo_etcd_password_file) {
             (Some(name), Some(file)) => {
                 let password = std::fs::read_to_string(file)
@@ -157,6 +173,12 @@ impl ViewArgs {
             "topo-etcd-tls-key": connect.etcd.key,
             "topo-etcd-tls-ca": connect.etcd.ca,
             "topo-etcd-user": connect.etcd.user.as_ref().map(|(name, _)| name),
+            "topo-zk-auth-file": connect.zk.auth_file,
+            "topo-zk-tls-cert": connect.zk.cert,
+            "topo-zk-tls-key": connect.zk.key,
+            "topo-zk-tls-ca": connect.zk.ca,
+            "topo-zk-max-concurrency": connect.zk.max_concurrency,
+            "topo-zk-base-timeout": duration(connect.zk.base_timeout),
             "cells": only.as_ref().map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "remote-operation-timeout": duration(connect.timeout),
             "resync-interval": duration(mirror.resync_interval),
@@ -175,6 +197,11 @@ impl ViewArgs {
             "scratch-quota": tree.scratch_quota,
         })
     }
+}
+
+/// The daemon leaves the working directory before it reads files.
+fn absolute(path: &Option<PathBuf>) -> std::io::Result<Option<PathBuf>> {
+    path.as_ref().map(std::path::absolute).transpose()
 }
 
 /// The absolute path of a mount point; a dead mount there cannot be asked itself.

@@ -1,18 +1,25 @@
 //! A real etcd, started by scripts/etcd.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use nix::sys::signal::Signal;
-use tempfile::TempDir;
+use super::server::Server;
+pub use super::server::fresh_root;
+use super::{eventually, text};
 
-use super::{eventually, signal, spawn_bound, text};
+pub struct Etcd(Server);
 
-pub struct Etcd {
-    dir: TempDir,
-    child: Option<Child>,
-    pub port: u16,
+impl std::ops::Deref for Etcd {
+    type Target = Server;
+    fn deref(&self) -> &Server {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Etcd {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.0
+    }
 }
 
 /// The etcd that the tests of one program share, each below a root of its own. It is never stopped nor compacted.
@@ -21,60 +28,17 @@ pub fn shared() -> &'static Etcd {
     &SHARED
 }
 
-/// A root that no other test uses.
-pub fn fresh_root() -> String {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    format!("/t{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
 impl Etcd {
     pub fn start() -> Self {
-        let mut etcd = Self::new();
+        let mut etcd = Self(Server::new("etcd", Vec::new()));
         etcd.restart();
         etcd
     }
 
-    /// Not started yet.
-    pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), child: None, port: free_port() }
-    }
-
-    pub fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
     /// Starts it again on its data and its port.
     pub fn restart(&mut self) {
-        self.launch(&[]);
+        self.0.launch();
         eventually("etcd answers", || self.try_ctl(&["get", "x"]).then_some(()));
-    }
-
-    /// Starts it without waiting for it, with flags of its own.
-    pub fn launch(&mut self, flags: &[String]) {
-        assert!(self.child.is_none(), "etcd runs already");
-        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/etcd"));
-        command.arg(self.dir.path()).arg(self.port.to_string()).args(flags).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(spawn_bound(command));
-    }
-
-    /// kill -9.
-    pub fn kill(&mut self) {
-        let mut child = self.child.take().expect("etcd runs");
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    pub fn pause(&self) {
-        signal(self.child.as_ref().unwrap().id(), Signal::SIGSTOP);
-    }
-
-    pub fn resume(&self) {
-        signal(self.child.as_ref().unwrap().id(), Signal::SIGCONT);
-    }
-
-    /// The directory of its data, for files that go with it.
-    pub fn dir(&self) -> &std::path::Path {
-        self.dir.path()
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -116,18 +80,4 @@ impl Etcd {
         let answer: serde_json::Value = serde_json::from_str(&self.ctl(&["get", "x", "-w", "json"])).unwrap();
         answer["header"]["revision"].as_u64().unwrap()
     }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

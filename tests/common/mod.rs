@@ -5,7 +5,9 @@
 pub mod etcd;
 pub mod mount;
 pub mod proxy;
+pub mod server;
 pub mod world;
+pub mod zookeeper;
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};

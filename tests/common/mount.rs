@@ -34,9 +34,14 @@ impl Mount {
 
     /// Of a topology in an etcd.
     pub fn etcd(endpoint: &str, root: &str, flags: &[&str]) -> Self {
+        Self::of("etcd2", endpoint, root, flags)
+    }
+
+    /// Of a topology in any service.
+    pub fn of(implementation: &str, server: &str, root: &str, flags: &[&str]) -> Self {
         let global = format!("{root}/global");
-        let args = ["mount", "--topo-global-server-address", endpoint, "--topo-global-root", &global];
-        Self::new(&[&args, flags].concat())
+        let place = ["--topo-global-server-address", server, "--topo-global-root", &global];
+        Self::new(&[&["mount", "--topo-implementation", implementation], &place[..], flags].concat())
     }
 
     pub fn root(&self) -> PathBuf {

@@ -1,15 +1,17 @@
 //! The sample cluster on each backend, mounted.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use topofs::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
-use topofs::name::TopoPath;
-use topofs::record::Codec;
+use topofs::name::{CellName, TopoPath};
+use topofs::record::{Codec, Kinds};
 use topofs::sample::Cluster;
 
-use super::etcd::{fresh_root, shared};
 use super::mount::Mount;
+use super::server::fresh_root;
+use super::{etcd, eventually, zookeeper};
 
 /// Runs a test once on each backend: `on_each_backend!(fn name(world: World) { ... })`.
 #[macro_export]
@@ -24,6 +26,8 @@ macro_rules! on_each_backend {
             fn memory() { test($crate::common::world::World::memory()) }
             #[test]
             fn etcd2() { test($crate::common::world::World::etcd2()) }
+            #[test]
+            fn zk2() { test($crate::common::world::World::zk2()) }
         }
     )*};
 }
@@ -31,44 +35,160 @@ macro_rules! on_each_backend {
 /// A mount of the sample cluster.
 pub struct World {
     pub mount: Mount,
-    /// What the service has seen; `None` for memory, which nobody else can reach.
-    pub etcd: Option<History>,
+    /// `None` for memory, which nobody else can reach.
+    pub service: Option<Service>,
+    counter: Counter,
+}
+
+/// Where a world is stored.
+pub struct Service {
+    pub implementation: Implementation,
+    pub server: String,
+    pub root: String,
+}
+
+/// How the changes of a world are counted, by the service itself.
+enum Counter {
+    Revision,
+    History(History),
+    Events(Arc<AtomicUsize>),
 }
 
 impl World {
     pub fn memory() -> Self {
-        Self { mount: Mount::new(&["demo"]), etcd: None }
+        Self { mount: Mount::new(&["demo"]), service: None, counter: Counter::Revision }
     }
 
     pub fn etcd2() -> Self {
-        let root = fresh_root();
-        load(&shared().endpoint(), &root, &Cluster { root: root.clone(), ..Cluster::demo(&shared().endpoint()) });
-        Self { mount: Mount::etcd(&shared().endpoint(), &root, &[]), etcd: Some(History { root }) }
+        let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+        let counter = Counter::History(History { root: service.root.clone() });
+        Self { mount: service.mount(&[]), service: Some(service), counter }
     }
 
-    /// How many changes the service has seen in this world so far.
+    pub fn zk2() -> Self {
+        let service = Service::new(Implementation::Zk2, zookeeper::shared().endpoint());
+        let counter = Counter::Events(count_events(&service));
+        Self { mount: service.mount(&[]), service: Some(service), counter }
+    }
+
+    /// How many changes of records the service has seen in this world so far.
     pub fn changes(&self) -> u64 {
-        match &self.etcd {
-            Some(history) => history.events().len() as u64,
-            None => self.mount.status()["cells"]["global"]["revision"].as_u64().unwrap(),
+        match &self.counter {
+            Counter::Revision => self.mount.status()["cells"]["global"]["revision"].as_u64().unwrap(),
+            Counter::History(history) => history.events().len() as u64,
+            Counter::Events(count) => {
+                // The watch has told everything when it tells of this one.
+                let before = count.load(Ordering::SeqCst);
+                let service = self.service.as_ref().unwrap();
+                service.put("global/metadata/marker", b"x");
+                eventually("the marker is counted", || {
+                    (count.load(Ordering::SeqCst) > before && !service.is_behind(count)).then_some(())
+                });
+                (count.load(Ordering::SeqCst) / MARKER_UNIT) as u64
+            }
+        }
+    }
+
+    /// Every change with its value, where the service keeps them.
+    pub fn history(&self) -> Option<Vec<(String, Option<Bytes>)>> {
+        match &self.counter {
+            Counter::History(history) => Some(history.events()),
+            _ => None,
         }
     }
 }
 
+/// Changes are counted in units, markers in ones.
+const MARKER_UNIT: usize = 1 << 20;
+
+impl Service {
+    /// A fresh root with the sample cluster.
+    fn new(implementation: Implementation, server: String) -> Self {
+        let root = fresh_root();
+        let service = Self { implementation, server: server.clone(), root: root.clone() };
+        load(&*service.cell(), &Cluster { root, ..Cluster::demo(&server) });
+        service
+    }
+
+    /// Everything below the root, for looking at it without a mount.
+    pub fn cell(&self) -> Arc<dyn Backend> {
+        cell(self.implementation, &self.server, &self.root)
+    }
+
+    /// Another mount of it.
+    pub fn mount(&self, flags: &[&str]) -> Mount {
+        let implementation = self.implementation.to_string();
+        Mount::of(&implementation, &self.server, &self.root, flags)
+    }
+
+    /// The stored bytes.
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let fetched = runtime().block_on(self.cell().get(&TopoPath::parse(key).unwrap())).unwrap();
+        fetched.node.map(|node| node.value.to_vec())
+    }
+
+    pub fn put(&self, key: &str, value: &[u8]) {
+        runtime().block_on(self.cell().apply(&[put(key, value.to_vec())])).unwrap();
+    }
+
+    /// All stored keys.
+    pub fn keys(&self) -> Vec<String> {
+        let listing = runtime().block_on(self.cell().list(&TopoPath::root())).unwrap();
+        listing.nodes.into_iter().map(|node| node.path.to_string()).collect()
+    }
+
+    fn is_behind(&self, count: &AtomicUsize) -> bool {
+        let version = runtime().block_on(self.cell().get(&TopoPath::parse("global/metadata/marker").unwrap())).unwrap();
+        let markers = version.node.unwrap().version.number as usize + 1;
+        count.load(Ordering::SeqCst) % MARKER_UNIT < markers
+    }
+}
+
+/// Counts the events of a persistent watch.
+fn count_events(service: &Service) -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let (counter, server, root) = (count.clone(), service.server.clone(), service.root.clone());
+    let (ready, started) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        runtime().block_on(async {
+            let client = zookeeper_client::Client::connect(&server).await.unwrap();
+            let mode = zookeeper_client::AddWatchMode::PersistentRecursive;
+            let mut watcher = client.watch(&root, mode).await.unwrap();
+            ready.send(()).unwrap();
+            let kinds = Kinds::default();
+            loop {
+                let event = watcher.changed().await;
+                let Some((cell, path)) = event.path.trim_start_matches(&root).trim_start_matches('/').split_once('/')
+                else {
+                    continue;
+                };
+                let (cell, path) = (CellName::new(cell).unwrap(), TopoPath::parse(path).unwrap());
+                if path.as_str() == "metadata/marker" {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                } else if kinds.is_record(&cell, &path) {
+                    counter.fetch_add(MARKER_UNIT, Ordering::SeqCst);
+                }
+            }
+        });
+    });
+    started.recv().unwrap();
+    count
+}
+
 /// Everything that ever happened below a root in the shared etcd, as etcd itself tells it.
-pub struct History {
-    pub root: String,
+struct History {
+    root: String,
 }
 
 impl History {
     /// All changes so far, in order: which key below the root, and its value (`None`: deleted).
-    pub fn events(&self) -> Vec<(String, Option<Bytes>)> {
+    fn events(&self) -> Vec<(String, Option<Bytes>)> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         // The watch has told everything when it tells of this one.
         let marker = format!("marker{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        shared().put(&format!("{}/{marker}", self.root), b".");
+        etcd::shared().put(&format!("{}/{marker}", self.root), b".");
         runtime().block_on(async {
-            let mut client = etcd_client::Client::connect([shared().endpoint()], None).await.unwrap();
+            let mut client = etcd_client::Client::connect([etcd::shared().endpoint()], None).await.unwrap();
             let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(1);
             let mut watch = client.watch(format!("{}/", self.root), Some(options)).await.unwrap();
             let mut all = Vec::new();
@@ -94,19 +214,27 @@ pub fn runtime() -> tokio::runtime::Runtime {
 }
 
 pub fn connect_options() -> ConnectOptions {
-    ConnectOptions { timeout: std::time::Duration::from_secs(15), etcd: Default::default(), memory: Default::default() }
+    ConnectOptions {
+        timeout: std::time::Duration::from_secs(15),
+        etcd: Default::default(),
+        zk: Default::default(),
+        memory: Default::default(),
+    }
 }
 
-/// A cell on an etcd, for looking at it without a mount.
-pub fn etcd_cell(endpoint: &str, root: &str) -> std::sync::Arc<dyn Backend> {
-    let location =
-        Location { implementation: Implementation::Etcd2, server: endpoint.to_owned(), root: root.to_owned() };
+/// A cell of a service, for looking at it without a mount.
+pub fn cell(implementation: Implementation, server: &str, root: &str) -> Arc<dyn Backend> {
+    let location = Location { implementation, server: server.to_owned(), root: root.to_owned() };
     topofs::backend::open(&location, &connect_options()).unwrap()
 }
 
+/// A cell on an etcd.
+pub fn etcd_cell(endpoint: &str, root: &str) -> Arc<dyn Backend> {
+    cell(Implementation::Etcd2, endpoint, root)
+}
+
 /// Stores a cluster.
-pub fn load(endpoint: &str, root: &str, cluster: &Cluster) {
-    let all = etcd_cell(endpoint, root);
+pub fn load(all: &dyn Backend, cluster: &Cluster) {
     let records = cluster.records(&Codec::builtin().unwrap()).unwrap();
     let changes: Vec<Change> =
         records.into_iter().map(|(cell, path, value)| put(&format!("{cell}/{path}"), value)).collect();

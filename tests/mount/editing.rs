@@ -110,9 +110,8 @@ on_each_backend! {
                 // A save of a file that was closed without anybody waiting is waited for by the read above.
                 let made = world.changes() - before;
                 assert_eq!(made, *versions, "{name} {}: versions", target.file);
-                if let Some(history) = &world.etcd {
-                    let events = history.events();
-                    let stored = shared().get(&format!("{}/{}", history.root, target.key));
+                let stored = world.service.as_ref().and_then(|service| service.get(target.key));
+                if let Some(events) = world.history() {
                     for (key, value) in &events[events.len() - usize::try_from(made).unwrap()..] {
                         assert_eq!(key, target.key, "{name}");
                         let whole = value.is_none() && *versions == 2 || value.as_deref() == stored.as_deref();
@@ -199,7 +198,7 @@ on_each_backend! {
 
     fn two_mounts_count_to_four_hundred(world) {
         // The memory service is in the mount's own process: there two programs share one mount.
-        let second = world.etcd.as_ref().map(|history| Mount::etcd(&shared().endpoint(), &history.root, &[]));
+        let second = world.service.as_ref().map(|service| service.mount(&[]));
         let roots = [world.mount.root(), second.as_ref().map_or(world.mount.root(), Mount::root)];
         world.mount.sh("echo 0 > global/metadata/counter");
         if let Some(second) = &second {
@@ -265,8 +264,8 @@ print(conflicts)
         assert_eq!(mount.sh("ls zone1/tablets/moved"), "copy\n");
         assert_eq!(mount.status()["scratch"]["files"], 2);
         // Everybody else still sees a healthy directory of tablets.
-        if let Some(history) = &world.etcd {
-            assert!(shared().ctl(&["get", "--prefix", "--keys-only", &format!("{}/zone1/tablets", history.root)]).lines().all(|key| !key.contains("notes")));
+        if let Some(service) = &world.service {
+            assert!(service.keys().iter().all(|key| !key.contains("notes") && !key.contains("copy")));
         }
         mount.sh("rm -r zone1/tablets/moved zone1/tablets/notes");
         let scratch = mount.status()["scratch"].clone();

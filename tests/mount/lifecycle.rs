@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
-use crate::common::etcd::{free_port, fresh_root, shared};
+use crate::common::etcd::{fresh_root, shared};
 use crate::common::mount::{Mount, TOPOFS, is_mounted};
+use crate::common::server::free_port;
 use crate::common::{bash_in, eventually, text};
 
 /// A mount point whose background daemon is ended with the test.

@@ -1,0 +1,136 @@
+//! ZooKeeper.
+//!
+//! `session` owns the connections, `view` reads and watches a subtree, `write` applies changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::{
+    Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, KeySpace, Limits, Listing, Location,
+    Node, Role, WatchStream, check_limits,
+};
+use crate::name::TopoPath;
+
+mod session;
+mod view;
+mod write;
+
+use session::Sessions;
+pub use session::ZkOptions;
+use view::{Ended, View, version};
+
+/// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
+const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
+/// How often a quiet watch asks for a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+
+/// One cell on ZooKeeper.
+#[derive(Debug)]
+pub struct Zk {
+    /// For writes and fresh reads: the voters.
+    voters: Arc<Sessions>,
+    /// For bulk reads and watches: the observers, if there are any.
+    readers: Arc<Sessions>,
+    keys: KeySpace,
+}
+
+impl Zk {
+    /// Prepares the connections; nothing is sent yet. The server address is a comma list; what stands after `|` are observers.
+    pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
+        let (voters, observers) = match location.server.split_once('|') {
+            Some((voters, observers)) => (voters, Some(observers)),
+            None => (location.server.as_str(), None),
+        };
+        let voters = Sessions::new(voters, options.timeout, &options.zk)?;
+        let readers = match observers {
+            Some(servers) => Sessions::new(servers, options.timeout, &options.zk)?,
+            None => voters.clone(),
+        };
+        // Paths of ZooKeeper are absolute.
+        Ok(Self { voters, readers, keys: KeySpace::new(&format!("/{}", location.root)) })
+    }
+
+    fn ended(sessions: &Sessions, ended: Ended) -> BackendError {
+        match ended {
+            Ended::Call(error) => sessions.explain(&error),
+            Ended::Session(what) => BackendError::new(Failure::Unreachable, what),
+        }
+    }
+}
+
+/// The znode of a path.
+fn znode(keys: &KeySpace, path: &TopoPath) -> String {
+    let key = keys.key(path);
+    match key.trim_end_matches('/') {
+        "" => "/".to_owned(),
+        key => key.to_owned(),
+    }
+}
+
+/// The znode above; `None` for `/`.
+fn parent(path: &str) -> Option<&str> {
+    match path.rsplit_once('/')? {
+        ("", "") => None,
+        ("", _) => Some("/"),
+        (parent, _) => Some(parent),
+    }
+}
+
+#[async_trait]
+impl Backend for Zk {
+    fn limits(&self) -> Limits {
+        LIMITS
+    }
+
+    async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
+        let opened = View::open(&self.readers, &self.keys, dir).await;
+        opened.map(|(listing, _)| listing).map_err(|ended| Self::ended(&self.readers, ended))
+    }
+
+    async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
+        let key = znode(&self.keys, path);
+        let found = write::look(&self.voters, &[key]).await.map_err(|error| self.voters.explain(&error))?;
+        let at = found.at;
+        let node = found
+            .nodes
+            .into_iter()
+            .next()
+            .flatten()
+            .filter(|znode| !(znode.data.is_empty() && znode.stat.num_children > 0));
+        let node = node.map(|znode| Node {
+            path: path.clone(),
+            version: version(&znode.stat),
+            role: if znode.stat.ephemeral_owner == 0 { Role::Record } else { Role::Lock },
+            value: Bytes::from(znode.data),
+            modified: None,
+        });
+        Ok(Fetched { node, at })
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        check_limits(changes, LIMITS)?;
+        write::apply(&self.voters, &self.keys, changes).await
+    }
+
+    async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
+        let sessions = self.readers.clone();
+        let opened = View::open(&sessions, &self.keys, &TopoPath::root()).await;
+        let (listing, view) = opened.map_err(|ended| Self::ended(&sessions, ended))?;
+        let stream = futures::stream::unfold(Some((view, sessions)), |state| async move {
+            let (mut view, sessions) = state?;
+            let next = match tokio::time::timeout(SIGN_OF_LIFE, view.changed()).await {
+                Err(_) => view.probe(&sessions).await,
+                Ok(Ok(changed)) => view.read_again(&sessions, changed).await,
+                Ok(Err(ended)) => Err(ended),
+            };
+            let next = next.map_err(|ended| Self::ended(&sessions, ended));
+            let state = next.is_ok().then_some((view, sessions));
+            Some((next, state))
+        });
+        Ok((listing, stream.boxed()))
+    }
+}

@@ -1,0 +1,262 @@
+//! The sessions of one ensemble: made when needed, replaced when they have ended, every call bounded in time and number.
+//!
+//! The client reconnects by itself within its session; an expired one fails for ever, so the next call makes another.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+use zookeeper_client::{Client, Error as ZkError, TlsOptions};
+
+use crate::backend::{BackendError, Failure};
+
+/// How long a silent connection is trusted before another server is tried.
+const SILENCE_LIMIT: Duration = Duration::from_secs(4);
+/// How long a server may take to say what it is, when we look for the reason why none could be connected.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Settings of ZooKeeper connections.
+#[derive(Clone)]
+pub struct ZkOptions {
+    /// File with one line `SCHEME:AUTH` (`digest:user:password`).
+    pub auth_file: Option<PathBuf>,
+    /// PEM file of the client certificate.
+    pub cert: Option<PathBuf>,
+    /// PEM file of the client key.
+    pub key: Option<PathBuf>,
+    /// PEM file of the authorities to trust.
+    pub ca: Option<PathBuf>,
+    /// Requests in flight at most, for each connection.
+    pub max_concurrency: usize,
+    /// Session time-out that is asked for.
+    pub base_timeout: Duration,
+}
+
+impl Default for ZkOptions {
+    fn default() -> Self {
+        // Vitess's defaults.
+        let base_timeout = Duration::from_secs(30);
+        Self { auth_file: None, cert: None, key: None, ca: None, max_concurrency: 64, base_timeout }
+    }
+}
+
+impl std::fmt::Debug for ZkOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ZkOptions")
+            .field("auth_file", &self.auth_file)
+            .field("cert", &self.cert)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Sessions {
+    servers: String,
+    timeout: Duration,
+    base_timeout: Duration,
+    auth: Option<Auth>,
+    tls: Option<TlsOptions>,
+    slots: Semaphore,
+    client: Mutex<Option<Client>>,
+    /// One connects, the others wait for it.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Auth {
+    scheme: String,
+    secret: Vec<u8>,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth").field("scheme", &self.scheme).finish_non_exhaustive()
+    }
+}
+
+impl Sessions {
+    /// Of a comma list of servers; nothing is connected yet.
+    pub fn new(servers: &str, timeout: Duration, options: &ZkOptions) -> Result<Arc<Self>, BackendError> {
+        let servers: Vec<&str> = servers.split(',').map(str::trim).filter(|server| !server.is_empty()).collect();
+        if servers.is_empty() {
+            return Err(BackendError::new(Failure::Other, "no ZooKeeper server address is given"));
+        }
+        Ok(Arc::new(Self {
+            servers: servers.join(","),
+            timeout,
+            base_timeout: options.base_timeout,
+            auth: options.auth_file.as_ref().map(read_auth).transpose()?,
+            tls: tls(options)?,
+            slots: Semaphore::new(options.max_concurrency.max(1)),
+            client: Mutex::new(None),
+            connecting: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    /// Longest time for one call.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Calls once, within the operation time-out.
+    pub async fn try_call<T>(&self, operation: impl AsyncFnOnce(Client) -> Result<T, ZkError>) -> Result<T, CallError> {
+        let deadline = Instant::now() + self.timeout;
+        let attempt = async {
+            let client = self.client().await?;
+            self.bounded(operation(client)).await
+        };
+        timeout_at(deadline, attempt).await.unwrap_or(Err(CallError::NoAnswer))
+    }
+
+    /// A request on a given session, in its turn and within its time.
+    pub async fn bounded<T>(&self, request: impl Future<Output = Result<T, ZkError>>) -> Result<T, CallError> {
+        let attempt = async {
+            let _slot = self.slots.acquire().await.map_err(|_| CallError::NoAnswer)?;
+            request.await.map_err(CallError::Client)
+        };
+        timeout(self.timeout, attempt).await.unwrap_or(Err(CallError::NoAnswer))
+    }
+
+    /// A living session.
+    pub async fn client(&self) -> Result<Client, CallError> {
+        if let Some(client) = self.living() {
+            return Ok(client);
+        }
+        let _turn = self.connecting.lock().await;
+        if let Some(client) = self.living() {
+            return Ok(client);
+        }
+        let client = self.open().await?;
+        *self.client.lock() = Some(client.clone());
+        Ok(client)
+    }
+
+    /// A session of its caller's own, for a watch: what is delivered on it comes in order with what is read on it.
+    pub async fn open(&self) -> Result<Client, CallError> {
+        match timeout(self.timeout, self.connect()).await {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(error @ (ZkError::NoHosts | ZkError::Timeout))) => Err(self.probe(error).await),
+            Ok(Err(error)) => Err(CallError::Client(error)),
+            Err(_) => Err(CallError::NoAnswer),
+        }
+    }
+
+    fn living(&self) -> Option<Client> {
+        self.client.lock().clone().filter(|client| !client.state().is_terminated())
+    }
+
+    async fn connect(&self) -> Result<Client, ZkError> {
+        let mut connector = Client::connector()
+            .with_session_timeout(self.base_timeout)
+            .with_connection_timeout(SILENCE_LIMIT.min(self.base_timeout / 2))
+            .with_fail_eagerly();
+        if let Some(Auth { scheme, secret }) = &self.auth {
+            connector = connector.with_auth(scheme, secret);
+        }
+        match &self.tls {
+            Some(tls) => connector.with_tls(tls.clone()).secure_connect(&self.servers).await,
+            None => connector.connect(&self.servers).await,
+        }
+    }
+
+    /// The client says no more than that it could not connect: ask the servers why.
+    async fn probe(&self, error: ZkError) -> CallError {
+        let mut reasons = Vec::new();
+        for server in self.servers.split(',') {
+            let address = if server.contains(':') { server.to_owned() } else { format!("{server}:2181") };
+            let reason = match timeout(PROBE_TIMEOUT, tokio::net::TcpStream::connect(&address)).await {
+                Err(_) => format!("no answer within {} s", PROBE_TIMEOUT.as_secs()),
+                Ok(Err(error)) => error.to_string(),
+                Ok(Ok(_)) if self.tls.is_some() => {
+                    "reached, but the TLS handshake failed: check the certificates, and that this is the secure port"
+                        .to_owned()
+                }
+                Ok(Ok(_)) => "reached, but it does not serve: no quorum, or a port that wants TLS".to_owned(),
+            };
+            reasons.push(format!("{server}: {reason}"));
+        }
+        CallError::Unreachable(format!("{error}: {}", reasons.join("; ")))
+    }
+
+    /// The error of a call in the terms of the contract.
+    pub fn explain(&self, error: &CallError) -> BackendError {
+        let (failure, message) = match error {
+            CallError::NoAnswer => {
+                let waited = humantime::format_duration(self.timeout);
+                (Failure::Unreachable, format!("no answer within {waited}"))
+            }
+            CallError::Unreachable(message) => return BackendError::new(Failure::Unreachable, message),
+            CallError::Client(error) => (classify(error), error.to_string()),
+        };
+        BackendError::new(failure, format!("{}: {message}", self.servers))
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// Time ran out.
+    NoAnswer,
+    /// No server could be connected.
+    Unreachable(String),
+    /// The client's own error, which may be an answer.
+    Client(ZkError),
+}
+
+impl CallError {
+    /// Whether the request may have been carried out although no answer came.
+    pub fn is_uncertain(&self) -> bool {
+        match self {
+            CallError::NoAnswer => true,
+            CallError::Unreachable(_) => false,
+            CallError::Client(error) => classify(error) == Failure::Unreachable,
+        }
+    }
+}
+
+fn classify(error: &ZkError) -> Failure {
+    match error {
+        ZkError::NoNode => Failure::NoNode,
+        ZkError::NodeExists => Failure::NodeExists,
+        ZkError::BadVersion => Failure::BadVersion,
+        ZkError::NoAuth | ZkError::AuthFailed | ZkError::InvalidAcl => Failure::Denied,
+        ZkError::ConnectionLoss
+        | ZkError::SessionExpired
+        | ZkError::SessionMoved
+        | ZkError::ClientClosed
+        | ZkError::NoHosts
+        | ZkError::Timeout
+        | ZkError::NotReadOnly
+        | ZkError::Throttled => Failure::Unreachable,
+        _ => Failure::Other,
+    }
+}
+
+fn read(path: &PathBuf) -> Result<String, BackendError> {
+    std::fs::read_to_string(path).map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
+}
+
+fn read_auth(path: &PathBuf) -> Result<Auth, BackendError> {
+    let line = read(path)?;
+    match line.trim_end_matches(['\r', '\n']).split_once(':') {
+        Some((scheme, secret)) => Ok(Auth { scheme: scheme.to_owned(), secret: secret.as_bytes().to_vec() }),
+        None => {
+            let message = format!("{}: not of the form SCHEME:AUTH", path.display());
+            Err(BackendError::new(Failure::Other, message))
+        }
+    }
+}
+
+fn tls(options: &ZkOptions) -> Result<Option<TlsOptions>, BackendError> {
+    let wrong = |error: ZkError| BackendError::new(Failure::Other, format!("TLS files: {error}"));
+    let (Some(cert), Some(key)) = (&options.cert, &options.key) else { return Ok(None) };
+    let Some(ca) = &options.ca else {
+        return Err(BackendError::new(Failure::Other, "--topo-zk-tls-cert needs --topo-zk-tls-ca"));
+    };
+    let tls = TlsOptions::new().with_pem_ca(&read(ca)?).map_err(wrong)?;
+    Ok(Some(tls.with_pem_identity(&read(cert)?, &read(key)?).map_err(wrong)?))
+}

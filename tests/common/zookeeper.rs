@@ -1,0 +1,63 @@
+//! A real ZooKeeper, started by scripts/zookeeper.
+
+use std::io::{Read, Write};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use super::eventually;
+use super::server::Server;
+
+pub struct Zookeeper(pub Server);
+
+impl std::ops::Deref for Zookeeper {
+    type Target = Server;
+    fn deref(&self) -> &Server {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Zookeeper {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.0
+    }
+}
+
+/// The one that the tests of a program share.
+pub fn shared() -> &'static Zookeeper {
+    static SHARED: LazyLock<Zookeeper> = LazyLock::new(Zookeeper::start);
+    &SHARED
+}
+
+impl Zookeeper {
+    pub fn start() -> Self {
+        Self::with(Vec::new())
+    }
+
+    /// With lines of zoo.cfg.
+    pub fn with(settings: Vec<String>) -> Self {
+        let mut server = Self(Server::new("zookeeper", settings));
+        server.restart();
+        server
+    }
+
+    /// Starts it again on its data and its port.
+    pub fn restart(&mut self) {
+        self.0.launch();
+        self.wait();
+    }
+
+    /// Waits until it serves.
+    pub fn wait(&self) {
+        eventually("ZooKeeper serves", || self.ask("srvr").filter(|answer| answer.contains("Mode:")));
+    }
+
+    /// The answer to a four-letter word.
+    pub fn ask(&self, word: &str) -> Option<String> {
+        let mut stream = std::net::TcpStream::connect(self.endpoint()).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream.write_all(word.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+}

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use topofs::backend::{Action, Change, ConnectOptions, Guard, Implementation, Location, open};
-use topofs::name::TopoPath;
+use topofs::name::{CellName, TopoPath};
 use topofs::record::Codec;
 use topofs::sample::Cluster;
 
@@ -22,9 +22,10 @@ async fn main() -> anyhow::Result<()> {
         timeout: std::time::Duration::from_secs(15),
         etcd: Default::default(),
         zk: Default::default(),
+        consul: Default::default(),
         memory: Default::default(),
     };
-    let all = open(&location, &options)?;
+    let all = open(&CellName::global(), &location, &options)?;
     let records = Cluster::of_size(server, root, cells, keyspaces, shards, tablets).records(&Codec::builtin()?)?;
     let count = records.len();
     let changes: Vec<Change> = records

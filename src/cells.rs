@@ -79,10 +79,10 @@ impl Cell {
     }
 
     fn unreachable(&self) -> Error {
-        let cause = self
-            .mirror
-            .trouble()
-            .map_or_else(String::new, |(cause, since)| format!(": {cause} (for {} s)", since.as_secs()));
+        let cause = self.mirror.trouble().map_or_else(String::new, |(cause, since)| match since.as_secs() {
+            0 => format!(": {cause}"),
+            seconds => format!(": {cause} (for {seconds} s)"),
+        });
         Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}"))
     }
 
@@ -134,6 +134,8 @@ impl Drop for Cell {
 pub struct Cells {
     global: Arc<Cell>,
     local: ArcSwap<BTreeMap<CellName, Arc<Cell>>>,
+    /// Cells that cannot be shown, and why.
+    hidden: ArcSwap<BTreeMap<CellName, String>>,
     /// The revision of the global topology that the set of cells follows.
     followed: AtomicU64,
     refreshing: Mutex<()>,
@@ -159,6 +161,7 @@ impl Cells {
         let cells = Arc::new(Self {
             global,
             local: ArcSwap::default(),
+            hidden: ArcSwap::default(),
             followed: AtomicU64::default(),
             refreshing: Mutex::default(),
             options,
@@ -192,6 +195,12 @@ impl Cells {
         std::iter::once(self.global.clone()).chain(self.local.load().values().cloned()).collect()
     }
 
+    /// Cells that cannot be shown, and why.
+    pub fn hidden(&self) -> Arc<BTreeMap<CellName, String>> {
+        self.follow_news();
+        self.hidden.load_full()
+    }
+
     /// Ends all background work and waits for it.
     pub async fn shutdown(&self) {
         self.stop.cancel();
@@ -214,19 +223,36 @@ impl Cells {
         let wanted = self.known_cells();
         let current = self.local.load();
         let mut next = BTreeMap::new();
+        let mut hidden = BTreeMap::new();
         for (name, location) in wanted {
+            let location = match location {
+                Ok(location) => location,
+                Err(error) => {
+                    hidden.insert(name, error.reason);
+                    continue;
+                }
+            };
             let kept = current.get(&name).filter(|cell| cell.location == location).cloned();
             match kept.map_or_else(|| open_cell(name.clone(), location, &self.options, &self.tasks, &self.stop), Ok) {
                 Ok(cell) => {
                     next.insert(name, cell);
                 }
-                Err(error) => tracing::error!(cell = %name, %error, "the cell cannot be shown"),
+                Err(error) => drop(hidden.insert(name, error.reason)),
             }
+        }
+        for name in self.options.only.iter().flatten() {
+            if !name.is_global() && !next.contains_key(name) && !hidden.contains_key(name) {
+                hidden.insert(name.clone(), "it has no CellInfo record".to_owned());
+            }
+        }
+        let before = self.hidden.swap(Arc::new(hidden.clone()));
+        for (name, reason) in hidden.iter().filter(|(name, reason)| before.get(*name) != Some(reason)) {
+            tracing::warn!(cell = %name, reason, "the cell cannot be shown");
         }
         self.local.store(Arc::new(next));
     }
 
-    fn known_cells(&self) -> BTreeMap<CellName, Location> {
+    fn known_cells(&self) -> BTreeMap<CellName, Result<Location>> {
         let snapshot = self.global.mirror.snapshot();
         let Ok(dir) = TopoPath::parse("cells") else { return BTreeMap::new() };
         snapshot
@@ -237,9 +263,11 @@ impl Cells {
                 if self.options.only.as_ref().is_some_and(|only| !only.contains(&name)) {
                     return None;
                 }
-                let (server, root) = (self.read_cell_info)(&record.value)?;
                 let implementation = self.options.global.implementation;
-                Some((name, Location { implementation, server, root }))
+                let location = (self.read_cell_info)(&record.value)
+                    .map(|(server, root)| Location { implementation, server, root })
+                    .ok_or_else(|| Error::new(Kind::BadMessage, "its CellInfo record cannot be decoded"));
+                Some((name, location))
             })
             .collect()
     }
@@ -252,7 +280,7 @@ fn open_cell(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Arc<Cell>> {
-    let backend = crate::backend::open(&location, &options.connect).map_err(|error| {
+    let backend = crate::backend::open(&name, &location, &options.connect).map_err(|error| {
         let mut error = Error::from(error);
         error.reason = format!("cell {name} ({location}): {}", error.reason);
         error

@@ -298,7 +298,7 @@ impl Real {
             },
             only: None,
         };
-        let backend = topofs::backend::open(&location, &options.connect).unwrap();
+        let backend = topofs::backend::open(&CellName::global(), &location, &options.connect).unwrap();
         let cells = Cells::start(options, Arc::new(|_| None)).await.unwrap();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
@@ -314,7 +314,17 @@ impl Real {
         };
         let tree = Tree::new(cells.clone(), records, control, options);
         let global = tree.lookup(&caller(), ROOT, OsStr::new("global")).await.unwrap().ino;
-        let dir = tree.mkdir(&caller(), global, OsStr::new(DIR)).await.unwrap().ino;
+        // A record of nobody's business keeps the directory there.
+        let keep = Change {
+            path: TopoPath::parse(&format!("{DIR}/keep")).unwrap(),
+            guard: Guard::Any,
+            action: Action::Put("k".into()),
+        };
+        let applied = backend.apply(&[keep]).await.unwrap();
+        while cells.get(&CellName::global()).unwrap().mirror.revision() < applied.at {
+            tokio::task::yield_now().await;
+        }
+        let dir = tree.lookup(&caller(), global, OsStr::new(DIR)).await.unwrap().ino;
         Self { tree, cells, backend, dir }
     }
 
@@ -422,7 +432,7 @@ impl Real {
         let entries = self.tree.readdir(self.dir, handle, 0).await.unwrap();
         self.tree.release(handle).await.unwrap();
         let mut all = BTreeMap::new();
-        for (_, entry) in entries {
+        for (_, entry) in entries.into_iter().filter(|(_, entry)| entry.name != "keep") {
             let path = TopoPath::parse(&format!("{DIR}/{}", entry.name)).unwrap();
             let content = match self.backend.get(&path).await.unwrap().node {
                 Some(node) => node.value.to_vec(),
@@ -449,7 +459,7 @@ impl Real {
 
 async fn agree(ops: &[Op]) -> Result<(), TestCaseError> {
     let real = Real::new().await;
-    let mut model = Model::default();
+    let mut model = Model { revision: 1, ..Model::default() };
     let (inodes, handles) = (real.count("inodes").await, real.count("handles").await);
     for (step, op) in ops.iter().enumerate() {
         let expected = model.apply(op);

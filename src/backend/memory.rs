@@ -170,6 +170,10 @@ impl Backend for Memory {
         LIMITS
     }
 
+    fn gives_signs_of_life(&self) -> bool {
+        false
+    }
+
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         Ok(self.list_now(&self.server.state.lock(), dir))
     }

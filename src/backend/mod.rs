@@ -17,8 +17,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-use crate::name::TopoPath;
+use crate::name::{CellName, TopoPath};
 
+pub mod consul;
 pub mod etcd2;
 pub mod memory;
 pub mod zk2;
@@ -146,6 +147,9 @@ pub struct WatchBatch {
     pub skipped: u64,
 }
 
+/// How often a watch over a network gives a sign of life, at least, while nothing happens.
+pub const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+
 /// Ends with an error when the watch breaks, also when it breaks silently (the backend must notice within seconds).
 pub type WatchStream = BoxStream<'static, Result<WatchBatch, BackendError>>;
 
@@ -217,6 +221,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What the service takes.
     fn limits(&self) -> Limits;
 
+    /// Whether a quiet watch gives a sign of life every [`SIGN_OF_LIFE`]. A service in this process need not.
+    fn gives_signs_of_life(&self) -> bool {
+        true
+    }
+
     /// Everything below `dir` at one point. An empty listing is not an error.
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError>;
 
@@ -239,6 +248,8 @@ pub enum Implementation {
     Etcd2,
     /// ZooKeeper, 3.6 or newer.
     Zk2,
+    /// Consul.
+    Consul,
     /// Kept in this process: for trying and testing.
     Memory,
 }
@@ -248,6 +259,7 @@ impl fmt::Display for Implementation {
         f.write_str(match self {
             Implementation::Etcd2 => "etcd2",
             Implementation::Zk2 => "zk2",
+            Implementation::Consul => "consul",
             Implementation::Memory => "memory",
         })
     }
@@ -280,14 +292,17 @@ pub struct ConnectOptions {
     pub etcd: etcd2::EtcdOptions,
     /// Settings of ZooKeeper.
     pub zk: zk2::ZkOptions,
+    /// Settings of Consul.
+    pub consul: consul::ConsulOptions,
     /// The services that live in this process.
     pub memory: memory::MemoryServers,
 }
 
 /// Prepares a backend; nothing is connected yet. Fails if the address or the options cannot be right.
-pub fn open(location: &Location, options: &ConnectOptions) -> Result<Arc<dyn Backend>, BackendError> {
+pub fn open(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Arc<dyn Backend>, BackendError> {
     Ok(match location.implementation {
         Implementation::Etcd2 => Arc::new(etcd2::Etcd::new(location, options)?),
+        Implementation::Consul => Arc::new(consul::Consul::new(cell, location, options)?),
         Implementation::Zk2 => Arc::new(zk2::Zk::new(location, options)?),
         Implementation::Memory => Arc::new(options.memory.open(location)?),
     })

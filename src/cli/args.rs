@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use crate::backend::Implementation;
 use crate::record::Form;
@@ -62,7 +63,7 @@ pub(super) struct TopoArgs {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = any_duration, env = "TOPOFS_STALE_AFTER")]
     pub stale_after: Duration,
     /// Show the last known records of a cell that is down instead of failing; .topofs/status says so
-    #[arg(long, env = "TOPOFS_SERVE_STALE")]
+    #[arg(long, env = "TOPOFS_SERVE_STALE", value_parser = BoolishValueParser::new())]
     pub serve_stale: bool,
     /// How long to keep trying when the global topology does not answer at the start
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = any_duration, env = "TOPOFS_RETRY")]
@@ -100,6 +101,21 @@ pub(super) struct TopoArgs {
     /// Session time-out that ZooKeeper is asked for
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, env = "TOPOFS_TOPO_ZK_BASE_TIMEOUT")]
     pub topo_zk_base_timeout: Duration,
+    /// JSON file with the ACL tokens for Consul: {"CELL": {"acl_token": "..."}}
+    #[arg(long, value_name = "FILE", env = "TOPOFS_CONSUL_AUTH_STATIC_FILE")]
+    pub consul_auth_static_file: Option<PathBuf>,
+    /// PEM file of the client certificate for Consul
+    #[arg(long, value_name = "FILE", requires = "topo_consul_tls_key", env = "TOPOFS_TOPO_CONSUL_TLS_CERT")]
+    pub topo_consul_tls_cert: Option<PathBuf>,
+    /// PEM file of the client key for Consul
+    #[arg(long, value_name = "FILE", requires = "topo_consul_tls_cert", env = "TOPOFS_TOPO_CONSUL_TLS_KEY")]
+    pub topo_consul_tls_key: Option<PathBuf>,
+    /// PEM file of the authorities that sign Consul's certificates; turns TLS on
+    #[arg(long, value_name = "FILE", env = "TOPOFS_TOPO_CONSUL_TLS_CA")]
+    pub topo_consul_tls_ca: Option<PathBuf>,
+    /// How long a query to Consul may wait for a change
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, env = "TOPOFS_TOPO_CONSUL_WATCH_POLL_DURATION")]
+    pub topo_consul_watch_poll_duration: Duration,
 }
 
 /// How the tree looks, and what may be done to it.
@@ -107,10 +123,10 @@ pub(super) struct TopoArgs {
 #[command(next_help_heading = "Files")]
 pub(super) struct ViewArgs {
     /// Refuse every change
-    #[arg(long, short = 'r', visible_alias = "ro", env = "TOPOFS_READ_ONLY")]
+    #[arg(long, short = 'r', visible_alias = "ro", env = "TOPOFS_READ_ONLY", value_parser = BoolishValueParser::new())]
     pub read_only: bool,
     /// Refuse to delete stored records
-    #[arg(long, env = "TOPOFS_NO_DELETE")]
+    #[arg(long, env = "TOPOFS_NO_DELETE", value_parser = BoolishValueParser::new())]
     pub no_delete: bool,
     /// The forms in which records exist
     #[arg(long, value_name = "FORM,...", value_delimiter = ',', default_value = "raw,txt,json", env = "TOPOFS_FORMS")]
@@ -136,7 +152,7 @@ pub(super) struct ViewArgs {
     #[arg(long, value_name = "MODE", default_value = "077", value_parser = octal, env = "TOPOFS_UMASK")]
     pub umask: u32,
     /// Let other users in; the kernel checks owner and mode
-    #[arg(long, env = "TOPOFS_ALLOW_OTHER")]
+    #[arg(long, env = "TOPOFS_ALLOW_OTHER", value_parser = BoolishValueParser::new())]
     pub allow_other: bool,
     /// Room for files that are no records, such as editors' temporary files
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, env = "TOPOFS_SCRATCH_QUOTA")]

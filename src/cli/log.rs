@@ -10,8 +10,9 @@ use tracing_subscriber::{EnvFilter, reload};
 use super::args::ProcessArgs;
 use crate::control::SetLogLevel;
 
-/// fuser logs every reply that comes too late for a caller who was killed; what ends a session comes back as an error.
-const QUIET: &str = "fuser=off";
+/// fuser logs every reply that comes too late for a caller who was killed; the ZooKeeper client logs every session and attempt.
+/// What matters of both comes back as an error.
+const QUIET: &str = "fuser=off,zookeeper_client=off";
 
 /// Logs from now on to where the flags say; to syslog if nobody would see standard error.
 pub(super) fn start(args: &ProcessArgs) -> anyhow::Result<SetLogLevel> {

@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::args::{DemoArgs, MountArgs, TopoArgs, ViewArgs};
+use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::EtcdOptions;
 use crate::backend::memory::MemoryServers;
 use crate::backend::zk2::ZkOptions;
@@ -50,6 +51,7 @@ impl DemoArgs {
                 timeout: Duration::from_secs(15),
                 etcd: EtcdOptions::default(),
                 zk: ZkOptions::default(),
+                consul: ConsulOptions::default(),
                 memory,
             },
             mirror: MirrorOptions {
@@ -66,7 +68,10 @@ impl DemoArgs {
 impl TopoArgs {
     fn cell_options(&self) -> anyhow::Result<CellOptions> {
         let only = self.cells.as_ref().map(|names| {
-            let parsed = names.iter().map(|name| CellName::new(name).with_context(|| format!("--cells: {name:?}")));
+            let parsed = names
+                .iter()
+                .filter(|name| !name.is_empty())
+                .map(|name| CellName::new(name).with_context(|| format!("--cells: {name:?}")));
             parsed.collect::<anyhow::Result<Vec<_>>>()
         });
         Ok(CellOptions {
@@ -79,6 +84,7 @@ impl TopoArgs {
                 timeout: self.remote_operation_timeout,
                 etcd: self.etcd_options()?,
                 zk: self.zk_options()?,
+                consul: self.consul_options()?,
                 memory: MemoryServers::default(),
             },
             mirror: MirrorOptions {
@@ -86,7 +92,17 @@ impl TopoArgs {
                 stale_after: self.stale_after,
                 serve_stale: self.serve_stale,
             },
-            only: only.transpose()?,
+            only: only.transpose()?.filter(|names| !names.is_empty()),
+        })
+    }
+
+    fn consul_options(&self) -> anyhow::Result<ConsulOptions> {
+        Ok(ConsulOptions {
+            auth_file: absolute(&self.consul_auth_static_file)?,
+            cert: absolute(&self.topo_consul_tls_cert)?,
+            key: absolute(&self.topo_consul_tls_key)?,
+            ca: absolute(&self.topo_consul_tls_ca)?,
+            poll_duration: self.topo_consul_watch_poll_duration,
         })
     }
 
@@ -131,7 +147,13 @@ impl ViewArgs {
             Some(file) => Codec::from_file(file)?,
             None => Codec::builtin()?,
         };
+        if let Some(glob) = self.record.iter().find(|glob| !glob.trim_start_matches('/').contains('/')) {
+            anyhow::bail!("--record {glob}: is written as CELL/PATH");
+        }
         let kinds = Kinds::new(&self.record).context("--record")?;
+        if self.tree_options().list.is_empty() {
+            anyhow::bail!("--list names none of the forms of --forms: nothing would be listed");
+        }
         let mountpoint = resolve(mountpoint).with_context(|| mountpoint.display().to_string())?;
         Ok(Settings {
             config: self.config(&mountpoint, &cells),
@@ -179,6 +201,11 @@ impl ViewArgs {
             "topo-zk-tls-ca": connect.zk.ca,
             "topo-zk-max-concurrency": connect.zk.max_concurrency,
             "topo-zk-base-timeout": duration(connect.zk.base_timeout),
+            "consul-auth-static-file": connect.consul.auth_file,
+            "topo-consul-tls-cert": connect.consul.cert,
+            "topo-consul-tls-key": connect.consul.key,
+            "topo-consul-tls-ca": connect.consul.ca,
+            "topo-consul-watch-poll-duration": duration(connect.consul.poll_duration),
             "cells": only.as_ref().map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "remote-operation-timeout": duration(connect.timeout),
             "resync-interval": duration(mirror.resync_interval),

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::{Op, timestamp};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// Errors kept.
 const KEPT: usize = 1_000;
@@ -30,12 +30,26 @@ pub struct Refusal<'a> {
 
 /// A bounded log, newest last.
 #[derive(Debug, Default)]
-pub struct ErrorLog(Mutex<VecDeque<String>>);
+pub struct ErrorLog(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    lines: VecDeque<String>,
+    /// What was refused last, to whom: the kernel repeats what fails with ESTALE, and once is enough to say so.
+    last: Option<(Op, String, u32, Error)>,
+}
 
 impl ErrorLog {
     /// Adds a refusal to the log, and to the daemon's own.
     pub fn record(&self, refusal: &Refusal<'_>) {
         let Refusal { op, path, uid, pid, error } = refusal;
+        let mut kept = self.0.lock();
+        let this = (*op, (*path).to_owned(), *pid, (*error).clone());
+        if error.kind == Kind::Conflict && kept.last.as_ref() == Some(&this) {
+            kept.last = None;
+            return;
+        }
+        kept.last = Some(this);
         let errno = error.kind.errno_name();
         tracing::warn!(%op, path, uid, pid, errno, "{}", error.reason);
         let mut line = json!({
@@ -51,15 +65,14 @@ impl ErrorLog {
             object.insert("line".to_owned(), json!(position.line));
             object.insert("column".to_owned(), json!(position.column));
         }
-        let mut lines = self.0.lock();
-        if lines.len() >= KEPT {
-            lines.pop_front();
+        if kept.lines.len() >= KEPT {
+            kept.lines.pop_front();
         }
-        lines.push_back(format!("{line}\n"));
+        kept.lines.push_back(format!("{line}\n"));
     }
 
     /// All lines.
     pub fn lines(&self) -> Bytes {
-        self.0.lock().iter().fold(String::new(), |all, line| all + line).into()
+        self.0.lock().lines.iter().fold(String::new(), |all, line| all + line).into()
     }
 }

@@ -29,7 +29,9 @@ pub struct TreeCounts {
 const NAMED_SCRATCH: usize = 100;
 
 pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> Value {
+    let hidden = cells.hidden();
     let cells: Map<String, Value> = cells.all().iter().map(|cell| (cell.name.to_string(), cell_status(cell))).collect();
+    let hidden: Map<String, Value> = hidden.iter().map(|(name, reason)| (name.to_string(), json!(reason))).collect();
     let requests: Map<String, Value> =
         control.requests.counts().map(|(op, count)| (op.name().to_owned(), json!(count))).collect();
     json!({
@@ -37,6 +39,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "pid": std::process::id(),
         "mounted": timestamp(control.started),
         "cells": cells,
+        "cells_not_shown": hidden,
         "requests": requests,
         "inodes": counts.inodes,
         "handles": counts.handles,

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::Failure;
 use crate::backend::{
     Applied, Backend, BackendError, Change, Fetched, Listing, Node, Revision, WatchBatch, WatchStream,
 };
@@ -22,6 +23,7 @@ use crate::name::TopoPath;
 
 mod state;
 
+use crate::backend::SIGN_OF_LIFE;
 use state::State;
 pub use state::{Entry, Record, Snapshot, Update};
 
@@ -81,7 +83,7 @@ pub struct Counters {
     pub caught_up: AtomicU64,
     /// Times the watch was set up again.
     pub reconnects: AtomicU64,
-    /// Keys of the last list that cannot be file names.
+    /// Keys that cannot be file names: of the last list, and changes of such since.
     pub skipped: AtomicU64,
 }
 
@@ -140,10 +142,19 @@ impl Mirror {
         }
     }
 
+    /// Whether a watch that seems to live has given no sign of life for too long.
+    fn is_silent(&self) -> bool {
+        let patience = self.options.stale_after.max(SIGN_OF_LIFE * 2);
+        self.backend.gives_signs_of_life() && self.last_heard.lock().elapsed() > patience
+    }
+
     /// Why the watch is broken, and for how long.
     pub fn trouble(&self) -> Option<(String, Duration)> {
         match &*self.link.borrow() {
             Link::Broken { since, cause } => Some((cause.clone(), since.elapsed())),
+            Link::Live if self.is_silent() => {
+                Some(("the watch gives no sign of life".to_owned(), self.last_heard.lock().elapsed()))
+            }
             _ => None,
         }
     }
@@ -190,6 +201,7 @@ impl Mirror {
                 None => state.delete(path, fetched.at),
             }
         };
+        self.state.lock().note_own(path);
         self.publish(update.into_iter().collect());
     }
 
@@ -214,6 +226,7 @@ impl Mirror {
                     _ => None,
                 };
                 updates.extend(update);
+                state.note_own(&change.path);
             }
         }
         self.publish(updates);
@@ -243,12 +256,20 @@ impl Mirror {
 
     /// One connection: list, watch, follow. Returns why it ended.
     async fn follow(&self, backoff: &mut backon::ExponentialBackoff) -> BackendError {
+        self.state.lock().begin_list();
         let (listing, mut stream) = match self.backend.follow().await {
             Ok(connected) => connected,
             Err(error) => return error,
         };
         let again = self.is_loaded();
-        let differences = self.take_over(listing);
+        if listing.at < self.revision() {
+            let (from, to) = (self.revision().0, listing.at.0);
+            tracing::warn!(from, to, "the service's history has gone back: it was restored or made anew");
+        }
+        self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
+        let updates = self.state.lock().restart(listing, SystemTime::now());
+        let differences = updates.len() as u64;
+        self.publish(updates);
         if again {
             self.counters.caught_up.fetch_add(differences, Ordering::Relaxed);
             self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
@@ -263,7 +284,7 @@ impl Mirror {
                 batch = stream.next() => match batch {
                     Some(Ok(batch)) => self.merge(batch),
                     Some(Err(error)) => return error,
-                    None => return BackendError::new(crate::backend::Failure::Unreachable, "the watch ended"),
+                    None => return BackendError::new(Failure::Unreachable, "the watch ended"),
                 },
                 _ = tick.tick() => if let Err(error) = self.compare(&mut stream).await { return error },
                 () = self.resync.notified() => if let Err(error) = self.compare(&mut stream).await { return error },
@@ -274,7 +295,11 @@ impl Mirror {
     /// Compares with a bulk list while the watch goes on. Only what the watch has not delivered after a grace time counts.
     async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
         let root = TopoPath::root();
+        let before = self.revision();
         let listing = self.merge_until(stream, self.backend.list(&root)).await??;
+        if listing.at < before {
+            return Err(BackendError::new(Failure::Compacted, "the service's history has gone back"));
+        }
         self.merge_until(stream, tokio::time::sleep(RESYNC_GRACE)).await?;
         let at = listing.at;
         let missed = self.take_over(listing);
@@ -295,7 +320,7 @@ impl Mirror {
                 value = &mut done => return Ok(value),
                 batch = stream.next() => match batch {
                     Some(batch) => self.merge(batch?),
-                    None => return Err(BackendError::new(crate::backend::Failure::Unreachable, "the watch ended")),
+                    None => return Err(BackendError::new(Failure::Unreachable, "the watch ended")),
                 },
             }
         }
@@ -304,6 +329,7 @@ impl Mirror {
     fn merge(&self, batch: WatchBatch) {
         let now = SystemTime::now();
         *self.last_heard.lock() = Instant::now();
+        self.counters.skipped.fetch_add(batch.skipped, Ordering::Relaxed);
         if batch.events.is_empty() {
             return;
         }

@@ -2,9 +2,10 @@
 //!
 //! News comes from three sides that may overtake each other: the watch, bulk lists, and this mount's own calls. Every piece
 //! of news carries a revision, and an older piece never replaces a newer one. Deletions are remembered while an older
-//! piece may still be on its way.
+//! piece may still be on its way. One exception: a list that begins a new watch is the truth, whatever was known before,
+//! because the service may have been restored from a backup, and then its revisions begin again lower.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -103,6 +104,8 @@ pub(super) struct State {
     pub snapshot: Snapshot,
     /// When paths were deleted: news from before must not bring them back.
     deleted: HashMap<TopoPath, Revision>,
+    /// What this mount's own calls have told of since a list was begun: it may be newer than the list.
+    own: HashSet<TopoPath>,
 }
 
 /// Deletions remembered at most. Reached only when tens of thousands of records are deleted while a list is under way.
@@ -120,6 +123,11 @@ impl State {
         }
         self.snapshot.at = self.snapshot.at.max(version.written);
         self.deleted.remove(&path);
+        self.insert(Node { path, value, version, role, modified }, now)
+    }
+
+    fn insert(&mut self, node: Node, now: SystemTime) -> Option<Update> {
+        let Node { path, value, version, role, modified } = node;
         let old = self.snapshot.records.get(&path).cloned();
         let seen = modified.unwrap_or(now);
         let modified = old.as_ref().map_or(seen, |old| seen.max(old.modified + Duration::from_nanos(1)));
@@ -156,7 +164,7 @@ impl State {
 
     /// Merges a bulk list: what it shows differently and is not overtaken by newer news is taken over.
     pub fn reconcile(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
-        let listed: std::collections::HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
+        let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
         let vanished: Vec<TopoPath> = self
             .snapshot
             .records
@@ -168,6 +176,46 @@ impl State {
         let mut updates: Vec<Update> = vanished.iter().filter_map(|path| self.delete(path, listing.at)).collect();
         updates.extend(listing.nodes.into_iter().filter_map(|node| self.put(node, now)));
         self.snapshot.at = self.snapshot.at.max(listing.at);
+        updates
+    }
+
+    /// A list is asked for.
+    pub fn begin_list(&mut self) {
+        self.own.clear();
+    }
+
+    /// This mount's own calls have told of a record.
+    pub fn note_own(&mut self, path: &TopoPath) {
+        self.own.insert(path.clone());
+    }
+
+    /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have told more since.
+    pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
+        let own = std::mem::take(&mut self.own);
+        let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
+        let known = self.snapshot.records.keys().chain(self.snapshot.locks.keys());
+        let vanished: Vec<TopoPath> =
+            known.filter(|path| !listed.contains(*path) && !own.contains(*path)).cloned().collect();
+        let mut updates = Vec::new();
+        for path in vanished {
+            self.snapshot.locks.remove(&path);
+            let old = self.snapshot.records.remove(&path);
+            updates.extend(old.map(|old| Update { path, old: Some(old), new: None }));
+        }
+        self.deleted.retain(|path, _| own.contains(path));
+        for node in listing.nodes {
+            let same = |record: &Record| record.version == node.version && record.value == node.value;
+            let shown = match node.role {
+                Role::Record => self.snapshot.records.get(&node.path).is_some_and(same),
+                Role::Lock => self.snapshot.locks.get(&node.path).is_some_and(same),
+            };
+            if own.contains(&node.path) {
+                updates.extend(self.put(node, now));
+            } else if !shown {
+                updates.extend(self.insert(node, now));
+            }
+        }
+        self.snapshot.at = listing.at;
         updates
     }
 
@@ -215,6 +263,34 @@ mod tests {
         let updates = state.reconcile(Listing { nodes: vec![], at: Revision(10), skipped: 0 }, now);
         assert_eq!(updates.len(), 1);
         assert!(state.snapshot.records.is_empty());
+    }
+
+    #[test]
+    fn a_restored_service_is_believed() {
+        let mut state = State::default();
+        let now = SystemTime::now();
+        state.put(node("a", "newer", 9), now);
+        state.put(node("gone", "x", 8), now);
+        state.delete(&TopoPath::parse("back").unwrap(), Revision(7));
+        state.begin_list();
+        let nodes = vec![node("a", "restored", 2), node("back", "restored", 3)];
+        let updates = state.restart(Listing { nodes, at: Revision(5), skipped: 0 }, now);
+        assert_eq!(updates.len(), 3);
+        let shown: Vec<_> =
+            state.snapshot.records.iter().map(|(path, record)| (path.as_str(), &record.value[..])).collect();
+        assert_eq!(shown, [("a", &b"restored"[..]), ("back", b"restored")]);
+        assert!(state.put(node("a", "after", 6), now).is_some());
+    }
+
+    #[test]
+    fn an_own_save_during_a_list_stands() {
+        let mut state = State::default();
+        let now = SystemTime::now();
+        state.begin_list();
+        state.put(node("mine", "saved", 9), now);
+        state.note_own(&TopoPath::parse("mine").unwrap());
+        state.restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), skipped: 0 }, now);
+        assert_eq!(state.snapshot.records[&TopoPath::parse("mine").unwrap()].value, "saved");
     }
 
     #[test]

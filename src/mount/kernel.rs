@@ -56,11 +56,12 @@ impl KernelMount {
         config.clone_fd = true;
         let (session, handle) = if nix::unistd::geteuid().is_root() {
             let device = mount_as_root(spec)?;
-            let session = Session::from_fd(adapter, device, config.acl, config).inspect_err(|_| {
+            let session = Session::from_fd(adapter, device, config.acl, config);
+            let attached = session.and_then(|session| Ok((session, Handle::Own(mount_id(&spec.mountpoint)?))));
+            attached.inspect_err(|_| {
                 // The device is closed: what is left is a dead mount, and the first error is the one to tell.
                 let _ = nix::mount::umount2(&spec.mountpoint, MntFlags::MNT_DETACH);
-            })?;
-            (session, Handle::Own(mount_id(&spec.mountpoint)?))
+            })?
         } else {
             config.mount_options = vec![
                 // fusermount3 takes a list: a comma in a name would begin another option.
@@ -68,7 +69,12 @@ impl KernelMount {
                 MountOption::Subtype(SUBTYPE.to_owned()),
                 MountOption::DefaultPermissions,
             ];
-            let mut session = Session::new(adapter, &spec.mountpoint, &config)?;
+            let mut session = Session::new(adapter, &spec.mountpoint, &config).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    io::Error::new(error.kind(), format!("{error} (may you open /dev/fuse, and is fusermount3 there?)"))
+                }
+                _ => error,
+            })?;
             let unmounter = session.unmount_callable();
             (session, Handle::Helper(unmounter))
         };
@@ -131,8 +137,29 @@ fn mount_as_root(spec: &MountSpec) -> io::Result<OwnedFd> {
 /// The kernel's number of the topmost mount at a path.
 fn mount_id(mountpoint: &Path) -> io::Result<i32> {
     let mounts = procfs::process::Process::myself().and_then(|own| own.mountinfo()).map_err(io::Error::other)?;
-    let topmost = mounts.0.iter().rfind(|mount| mount.mount_point == mountpoint);
+    let topmost = mounts.0.iter().rfind(|mount| unescape(&mount.mount_point) == mountpoint);
     topmost.map(|mount| mount.mnt_id).ok_or_else(|| io::Error::other("not mounted"))
+}
+
+/// The path that mountinfo means: white space and backslashes are three octal digits there.
+fn unescape(path: &Path) -> PathBuf {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut bytes = Vec::new();
+    let mut rest = path.as_os_str().as_bytes();
+    while let Some((first, others)) = rest.split_first() {
+        let code = others.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match (first, code) {
+            (b'\\', Some(code)) => {
+                bytes.push(code);
+                rest = others.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(*first);
+                rest = others;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(bytes).into()
 }
 
 /// A mount whose daemon has died answers every call with ENOTCONN: it is taken away, so that a restart just works.

@@ -58,7 +58,7 @@ impl Kinds {
     pub fn is_record(&self, cell: &CellName, path: &TopoPath) -> bool {
         let parts: Vec<&str> = path.components().collect();
         let known = if cell.is_global() { is_global_record(&parts) } else { is_cell_record(&parts) };
-        known || self.extra.is_match(format!("{cell}/{path}"))
+        known || (!is_editor_file(path.name()) && self.extra.is_match(format!("{cell}/{path}")))
     }
 }
 
@@ -188,6 +188,9 @@ mod tests {
         assert!(!kinds.is_record(&global(), &path("custom/a/b")));
         assert!(kinds.is_record(&zone1(), &path("rules/a/b")));
         assert!(!kinds.is_record(&zone1(), &path("custom/a")));
+        for temporary in ["custom/.a.swp", "custom/seda1b2c3", "custom/a.bak", "custom/a~"] {
+            assert!(!kinds.is_record(&global(), &path(temporary)), "{temporary}");
+        }
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::backend::Revision;
 use crate::error::Result;
 use crate::name::{CellName, TopoPath};
 
@@ -80,7 +79,8 @@ pub struct Records {
     printed: quick_cache::sync::Cache<Printed, Bytes, Weight>,
 }
 
-type Printed = (CellName, TopoPath, Revision, Form);
+/// A form of a value: by its digest, since versions can come again when a service is restored.
+type Printed = (CellName, TopoPath, u64, Form);
 
 #[derive(Debug, Clone)]
 struct Weight;
@@ -104,19 +104,12 @@ impl Records {
     }
 
     /// One form of a stored record. Fails with EBADMSG if the bytes do not decode.
-    pub fn show(
-        &self,
-        cell: &CellName,
-        path: &TopoPath,
-        written: Revision,
-        value: &Bytes,
-        form: Form,
-    ) -> Result<Bytes> {
+    pub fn show(&self, cell: &CellName, path: &TopoPath, value: &Bytes, form: Form) -> Result<Bytes> {
         let message = match (form, self.message(cell, path)) {
             (Form::Raw, _) | (_, None) => return Ok(value.clone()),
             (_, Some(message)) => message,
         };
-        let key = (cell.clone(), path.clone(), written, form);
+        let key = (cell.clone(), path.clone(), digest(value), form);
         if let Some(known) = self.printed.get(&key) {
             return Ok(known);
         }
@@ -148,4 +141,11 @@ impl Records {
             Some(message) => self.codec.refuse_early(message, form, input),
         }
     }
+}
+
+fn digest(value: &Bytes) -> u64 {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(value);
+    hasher.finish()
 }

@@ -130,7 +130,7 @@ impl Tree {
 
     /// The attributes of a stored record. What does not decode has no size.
     pub(super) fn shown_attr(&self, cell: &CellName, path: &TopoPath, form: Form, record: &Record) -> Attr {
-        let shown = self.records.show(cell, path, record.version.written, &record.value, form);
+        let shown = self.records.show(cell, path, &record.value, form);
         self.file_attr(shown.map_or(0, |shown| shown.len()), record.modified)
     }
 

@@ -3,10 +3,11 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::Node;
-use crate::backend::{Revision, Version};
+use crate::backend::Version;
 use crate::error::Error;
 use crate::name::{CellName, TopoPath};
 
@@ -14,6 +15,8 @@ use crate::name::{CellName, TopoPath};
 const READS: usize = 50_000;
 /// Removed or moved names remembered, over all callers.
 const REMOVALS: usize = 10_000;
+/// Deleted records kept, over all callers: only of the last few does anybody change their mind.
+const DELETED: usize = 64;
 /// How long the names that vanish together with an unlinked one still answer to the process that unlinked it.
 const REMOVAL_TIME: Duration = Duration::from_secs(30);
 /// How long a refused operation is answered the same way: the kernel repeats it at once on ESTALE.
@@ -78,11 +81,32 @@ pub fn was_killed(thread: u32) -> bool {
     code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & SIGNAL != 0)
 }
 
+/// How many descriptors of a process are open for writing on an inode; `None` if that cannot be told, or is too much to look at.
+pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
+    /// Descriptors looked at.
+    const LIMIT: usize = 4_096;
+    let wanted = format!("ino:\t{ino}");
+    let mut count = 0;
+    for (number, entry) in std::fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?.enumerate() {
+        if number == LIMIT {
+            return None;
+        }
+        // One that is closed meanwhile does not count.
+        let Ok(info) = std::fs::read_to_string(entry.ok()?.path()) else { continue };
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:\t"));
+        let flags = flags.and_then(|flags| i32::from_str_radix(flags, 8).ok()).unwrap_or(0);
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        count += usize::from(writes && info.lines().any(|line| line == wanted));
+    }
+    Some(count)
+}
+
 /// What callers did lately.
 #[derive(Debug)]
 pub struct Recent {
-    reads: quick_cache::sync::Cache<(u32, CellName, TopoPath), (Revision, Instant)>,
+    reads: quick_cache::sync::Cache<(u32, CellName, TopoPath), (Version, Instant)>,
     removals: quick_cache::sync::Cache<(u32, Node), Removal>,
+    deleted: quick_cache::sync::Cache<(u32, CellName, TopoPath), (Bytes, Instant)>,
     refusals: Mutex<Vec<(u32, Node, Instant, Error)>>,
 }
 
@@ -103,6 +127,7 @@ impl Default for Recent {
         Self {
             reads: quick_cache::sync::Cache::new(READS),
             removals: quick_cache::sync::Cache::new(REMOVALS),
+            deleted: quick_cache::sync::Cache::new(DELETED),
             refusals: Mutex::default(),
         }
     }
@@ -111,7 +136,7 @@ impl Default for Recent {
 impl Recent {
     /// A thread has read or stored a version of a record.
     pub fn read(&self, thread: u32, cell: &CellName, path: &TopoPath, version: Version) {
-        self.reads.insert((thread, cell.clone(), path.clone()), (version.written, Instant::now()));
+        self.reads.insert((thread, cell.clone(), path.clone()), (version, Instant::now()));
     }
 
     /// A caller has removed a record: what it has read of it does not matter any more.
@@ -119,13 +144,25 @@ impl Recent {
         self.reads.remove(&(caller.thread, cell.clone(), path.clone()));
     }
 
+    /// A caller has deleted a record, perhaps to make it anew: `mv` and `install` from elsewhere do so.
+    pub fn deleted(&self, caller: &Caller, cell: &CellName, path: &TopoPath, value: Bytes) {
+        self.forget_read(caller, cell, path);
+        self.deleted.insert((caller.process(), cell.clone(), path.clone()), (value, Instant::now()));
+    }
+
+    /// What a process has deleted just now, once.
+    pub fn take_deleted(&self, process: u32, cell: &CellName, path: &TopoPath) -> Option<Bytes> {
+        let (_, (value, when)) = self.deleted.remove(&(process, cell.clone(), path.clone()))?;
+        (when.elapsed() < REMOVAL_TIME).then_some(value)
+    }
+
     /// The version that a caller has read or stored last.
-    pub fn last_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Revision> {
+    pub fn last_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Version> {
         /// Clock ticks are coarse.
         const TOLERANCE: Duration = Duration::from_millis(50);
-        let (revision, when) = self.reads.get(&(caller.thread, cell.clone(), path.clone()))?;
+        let (version, when) = self.reads.get(&(caller.thread, cell.clone(), path.clone()))?;
         // Process numbers are used again: what happened before this process began was somebody else.
-        caller.age().is_some_and(|age| when.elapsed() <= age + TOLERANCE).then_some(revision)
+        caller.age().is_some_and(|age| when.elapsed() <= age + TOLERANCE).then_some(version)
     }
 
     /// A name is gone or free for one process.

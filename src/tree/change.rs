@@ -77,12 +77,13 @@ impl Tree {
         let Some(record) = connected.snapshot().await?.records.get(path).cloned() else {
             // It went with another form's name, or was never saved.
             self.recent.settle(caller, &node);
+            drop(self.recent.take_deleted(caller.process(), cell, path));
             self.handles.drafts(self.inodes.number(&node)).iter().for_each(|draft| draft.abandon());
             return Ok(());
         };
         self.refuse_delete()?;
         connected.apply(&[deletion(path, &record)]).await?;
-        self.recent.forget_read(caller, cell, path);
+        self.recent.deleted(caller, cell, path, record.value.clone());
         self.deleted(caller, cell, path, form).await
     }
 

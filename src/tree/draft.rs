@@ -123,6 +123,11 @@ impl Draft {
         }
     }
 
+    /// Whether bytes were written since the last save.
+    pub fn wrote(&self) -> bool {
+        self.state.lock().wrote
+    }
+
     pub fn is_exclusive(&self) -> bool {
         self.claim.is_some()
     }
@@ -148,6 +153,10 @@ impl Draft {
     /// Takes bytes. `check` refuses the beginning of a content that nothing could make valid.
     pub fn write(&self, offset: usize, data: &[u8], check: impl FnOnce(&[u8]) -> Result<()>) -> Result<()> {
         let mut state = self.state.lock();
+        if let Some(error) = &state.broken {
+            // Some callers try again in another way, and would take the rest for the whole.
+            return Err(error.clone());
+        }
         let outcome = state.write(if self.append { None } else { Some(offset) }, data, self.limit, check);
         if let Err(error) = &outcome {
             state.broken = Some(error.clone());
@@ -175,7 +184,7 @@ impl Draft {
         let state = self.state.lock();
         let wanted = match occasion {
             // A shell redirection flushes before the first write: that must not store an empty record.
-            Occasion::Flush => state.wrote && state.broken.is_none(),
+            Occasion::Flush => state.wrote,
             Occasion::Sync => state.dirty,
             Occasion::Release => state.dirty && state.broken.is_none() && state.refused.is_none(),
         };
@@ -186,6 +195,16 @@ impl Draft {
                 Ok(Some(Job { content: state.content.clone().into(), base: state.base.clone(), edits: state.edits }))
             }
         }
+    }
+
+    /// Whether this was to make a record and has not.
+    pub fn has_made_nothing(&self) -> bool {
+        self.state.lock().base.is_none()
+    }
+
+    /// The record is there again: a later save replaces it.
+    pub fn rebase(&self, base: Base) {
+        self.state.lock().base = Some(base);
     }
 
     /// The outcome of a save: the record now, or why it was refused.

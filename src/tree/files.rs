@@ -7,14 +7,14 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::caller::{Removal, has_ended, was_killed};
+use super::caller::{Removal, has_ended, was_killed, writers_of};
 use super::claim::Claim;
 use super::draft::{Base, Draft, Occasion, Start};
 use super::handles::{Handle, Reader};
 use super::overlay::Scratch;
 use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
-use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
+use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
@@ -85,7 +85,10 @@ impl Tree {
             return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
         }
         let content = self.control.read(file, &self.cells, &self.counts());
-        Ok(Opened { handle: self.handles.add(ino, Handle::Control(content)), cached: false })
+        Ok(Opened {
+            handle: self.handles.add(ino, Handle::Control(file, Arc::new(Mutex::new(content)))),
+            cached: false,
+        })
     }
 
     fn open_scratch(&self, ino: u64, file: Arc<Scratch>, mode: OpenMode) -> Result<Opened> {
@@ -129,11 +132,13 @@ impl Tree {
     ) -> Result<(Bytes, SystemTime)> {
         let connected = self.cell(cell)?;
         if direct {
-            connected.fetch(path).await?;
+            let node = connected.fetch(path).await?.node.ok_or_else(Error::not_found)?;
+            self.recent.read(caller.thread, cell, path, node.version);
+            return Ok((self.records.show(cell, path, &node.value, form)?, SystemTime::now()));
         }
         let snapshot = connected.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
-        let shown = self.records.show(cell, path, record.version.written, &record.value, form)?;
+        let shown = self.records.show(cell, path, &record.value, form)?;
         self.recent.read(caller.thread, cell, path, record.version);
         Ok((shown, record.modified))
     }
@@ -150,7 +155,7 @@ impl Tree {
         let content = match &base {
             Some(base) if !mode.truncate => {
                 self.recent.read(caller.thread, cell, path, base.version);
-                self.records.show(cell, path, base.version.written, &base.value, form)?.to_vec()
+                self.records.show(cell, path, &base.value, form)?.to_vec()
             }
             _ => Vec::new(),
         };
@@ -187,7 +192,7 @@ impl Tree {
             Ok(node) => node,
             Err(_) => {
                 let place = (cell, dir.join(name)?);
-                return self.create_scratch(caller, place, snapshot.at, permissions, mode);
+                return self.create_scratch(caller, place, snapshot, permissions, mode);
             }
         };
         let Node::Record(_, path, form) = &node else { return Err(Error::not_found()) };
@@ -200,7 +205,7 @@ impl Tree {
             (Some(base), Some(Removal::MovedAway(_, version))) => {
                 // The backup that an editor has made is of this version: this is a save, not a new record.
                 if base.version != version {
-                    return Err(moved_on(&cell, path, version, base.version));
+                    return Err(moved_on(&cell, path, version.number, base.version.number));
                 }
                 mode.truncate = true;
                 mode.exclusive = false;
@@ -234,12 +239,12 @@ impl Tree {
         &self,
         caller: &Caller,
         place: super::overlay::Place,
-        made_at: crate::backend::Revision,
+        seen: Arc<Snapshot>,
         permissions: u32,
         mode: OpenMode,
     ) -> Result<(Attr, Opened)> {
         let owner = (caller.uid, caller.gid, permissions);
-        let file = self.overlay.open_or_create(place, made_at, owner, mode.exclusive)?;
+        let file = self.overlay.open_or_create(place, seen, owner, mode.exclusive)?;
         let node = Node::Scratch(file.id);
         let ino = self.inodes.told(&node);
         let opened = self.open_scratch(ino, file.clone(), mode)?;
@@ -256,7 +261,14 @@ impl Tree {
         };
         match self.handles.get(handle)? {
             Handle::Dir(_) => Err(Error::new(Kind::IsDirectory, "is a directory")),
-            Handle::Control(content) => Ok(slice(&content)),
+            Handle::Control(file, content) => {
+                let mut content = content.lock();
+                // `tail -f` reads on at the end.
+                if file == ControlFile::Errors && offset >= content.len() {
+                    *content = self.control.read(file, &self.cells, &self.counts());
+                }
+                Ok(slice(&content))
+            }
             Handle::Draft(draft) => Ok(draft.read(offset, size)),
             Handle::Scratch { file, .. } => {
                 let state = file.state.lock();
@@ -300,7 +312,7 @@ impl Tree {
                     }
                 })
             }
-            Handle::Control(_) => self.control.command(data, &self.cells),
+            Handle::Control(..) => self.control.command(data, &self.cells),
             Handle::Dir(_) | Handle::Reader(_) => Err(Error::new(Kind::BadDescriptor, "not open for writing")),
         }
     }
@@ -315,7 +327,25 @@ impl Tree {
             return Ok(());
         }
         // Every child that inherited the descriptor flushes, too, when it ends; the record is complete when its opener says so.
-        if own || has_ended(draft.opener) { self.save(&draft, Occasion::Flush).await } else { Ok(()) }
+        if !own && !has_ended(draft.opener) {
+            return Ok(());
+        }
+        // A shell that redirects within a redirected block closes one of two descriptors: more is to come.
+        if own && self.has_duplicate(&draft, handle) {
+            return Ok(());
+        }
+        let outcome = self.save(&draft, Occasion::Flush).await;
+        if outcome.is_err() {
+            self.put_back(&draft).await;
+        }
+        outcome
+    }
+
+    /// Whether the process that has opened a draft holds another descriptor of the same open file: more than its other
+    /// open files account for.
+    fn has_duplicate(&self, draft: &Draft, handle: u64) -> bool {
+        let Some((ino, others)) = self.handles.other_drafts(handle, draft.opener) else { return false };
+        draft.wrote() && writers_of(draft.opener, ino).is_some_and(|count| count > others)
     }
 
     /// fsync(2): saves now.
@@ -333,6 +363,7 @@ impl Tree {
                 // The draft stays visible to its writer until it is saved.
                 let outcome = self.save_released(&draft).await;
                 self.handles.remove(handle)?;
+                self.put_back(&draft).await;
                 outcome
             }
             Handle::Scratch { file, .. } => {
@@ -340,14 +371,13 @@ impl Tree {
                 self.overlay.closed(&file);
                 Ok(())
             }
-            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(_) => self.handles.remove(handle).map(drop),
+            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(..) => self.handles.remove(handle).map(drop),
         }
     }
 }
 
 /// The error of a save over a version that is not the one it was made from.
-pub(super) fn moved_on(cell: &CellName, path: &TopoPath, known: Version, found: Version) -> Error {
-    let (known, found) = (known.number, found.number);
+pub(super) fn moved_on(cell: &CellName, path: &TopoPath, known: u64, found: u64) -> Error {
     let reason =
         format!("someone else changed the record meanwhile: {cell}/{path} has version {found}, expected {known}");
     Error::new(Kind::Conflict, reason)

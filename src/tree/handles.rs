@@ -7,9 +7,9 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::DirEntry;
 use super::draft::Draft;
 use super::overlay::Scratch;
+use super::{ControlFile, DirEntry};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
@@ -20,8 +20,12 @@ pub(super) enum Handle {
     Dir(Arc<Mutex<Vec<DirEntry>>>),
     Reader(Arc<Reader>),
     Draft(Arc<Draft>),
-    Scratch { file: Arc<Scratch>, append: bool },
-    Control(Bytes),
+    Scratch {
+        file: Arc<Scratch>,
+        append: bool,
+    },
+    /// Shows one state, like a reader.
+    Control(ControlFile, Arc<Mutex<Bytes>>),
 }
 
 /// A record open for reading: shows one state of it until it is read from the beginning again.
@@ -103,6 +107,17 @@ impl Handles {
             _ => None,
         });
         drafts.collect()
+    }
+
+    /// The inode of a draft, and how many other drafts of it the same process has open.
+    pub fn other_drafts(&self, number: u64, process: u32) -> Option<(u64, usize)> {
+        let table = self.0.lock();
+        let (ino, _) = table.open.get(&number)?;
+        let same = |other: &&u64| {
+            let handle = table.open.get(other).map(|(_, handle)| handle);
+            **other != number && matches!(handle, Some(Handle::Draft(draft)) if draft.opener == process)
+        };
+        Some((*ino, table.by_inode.get(ino)?.iter().filter(same).count()))
     }
 
     /// Size and time of what a reader of an inode still shows.

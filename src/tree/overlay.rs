@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 use super::node::ScratchId;
-use crate::backend::Revision;
 use crate::error::{Error, Kind, Result};
+use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 
 /// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to come
@@ -25,8 +25,8 @@ pub type Place = (CellName, TopoPath);
 pub struct Scratch {
     /// Its identity.
     pub id: ScratchId,
-    /// The mirror's revision when it was made: a save by rename must not overwrite anything newer.
-    pub made_at: Revision,
+    /// What the mirror showed when it was made: a save by rename must not overwrite anything else.
+    pub seen: Arc<Snapshot>,
     /// The rest.
     pub state: Mutex<ScratchState>,
 }
@@ -197,6 +197,19 @@ impl Overlay {
         state.places.entry(place).or_insert(Local::Dir { until: Some(now + LINGER) });
     }
 
+    /// A record is stored: the directories above it are no longer of this mount only.
+    pub fn made_real(&self, cell: &CellName, path: &TopoPath) {
+        let mut state = self.state.lock();
+        let mut dir = path.parent();
+        while let Some(path) = dir {
+            dir = path.parent();
+            let place = (cell.clone(), path);
+            if matches!(state.places.get(&place), Some(Local::Dir { .. })) {
+                state.vacate(&place);
+            }
+        }
+    }
+
     /// Removes a directory. Says whether there was one.
     pub fn remove_dir(&self, place: &Place) -> bool {
         let mut state = self.state.lock();
@@ -211,7 +224,7 @@ impl Overlay {
     pub fn open_or_create(
         &self,
         place: Place,
-        made_at: Revision,
+        seen: Arc<Snapshot>,
         owner: (u32, u32, u32),
         exclusive: bool,
     ) -> Result<Arc<Scratch>> {
@@ -220,20 +233,20 @@ impl Overlay {
             Some(Local::Scratch(file)) if !exclusive => Ok(file.clone()),
             Some(Local::Scratch(_)) => Err(exists()),
             Some(Local::Dir { .. }) => Err(Error::new(Kind::IsDirectory, "is a directory")),
-            None => self.create(&mut state, place, made_at, owner),
+            None => self.create(&mut state, place, seen, owner),
         }
     }
 
     /// A new scratch file in the place of whatever was there.
-    pub fn replace(&self, place: Place, made_at: Revision, owner: (u32, u32, u32)) -> Result<Arc<Scratch>> {
-        self.create(&mut self.state.lock(), place, made_at, owner)
+    pub fn replace(&self, place: Place, seen: Arc<Snapshot>, owner: (u32, u32, u32)) -> Result<Arc<Scratch>> {
+        self.create(&mut self.state.lock(), place, seen, owner)
     }
 
     fn create(
         &self,
         state: &mut State,
         place: Place,
-        made_at: Revision,
+        seen: Arc<Snapshot>,
         (uid, gid, mode): (u32, u32, u32),
     ) -> Result<Arc<Scratch>> {
         let now = SystemTime::now();
@@ -250,7 +263,7 @@ impl Overlay {
             unlinked: false,
             handles: 0,
         };
-        let file = Arc::new(Scratch { id: ScratchId(state.next), made_at, state: Mutex::new(inner) });
+        let file = Arc::new(Scratch { id: ScratchId(state.next), seen, state: Mutex::new(inner) });
         state.files.insert(file.id, file.clone());
         state.put(place, Local::Scratch(file.clone()));
         Ok(file)

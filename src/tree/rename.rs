@@ -11,7 +11,7 @@ use super::files::moved_on;
 use super::overlay::{Local, Place, Scratch};
 use super::save::as_conflict;
 use super::{Caller, Node, Tree, known_name, new_name};
-use crate::backend::{Action, Change, Guard, Version};
+use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
 use crate::name::CellName;
 use crate::record::Form;
@@ -79,16 +79,17 @@ impl Tree {
             Some(Removal::MovedAway(_, version)) => Some(version),
             _ => None,
         };
+        let then = file.seen.records.get(path).map(|record| record.version);
         let outdated = match (&base, moved_away, read) {
             (Some(base), Some(version), _) => base.version != version,
-            (Some(base), None, Some(read)) => base.version.written != read,
-            (Some(base), None, None) => base.version.written > file.made_at,
+            (Some(base), None, Some(read)) => base.version != read,
+            (Some(base), None, None) => then != Some(base.version),
             (None, _, read) => read.is_some() && moved_away.is_none() && !self.is_ghost(caller, target),
         };
         let outcome = match (&base, outdated) {
             (Some(base), true) => {
-                let known = moved_away.map_or(read.unwrap_or(file.made_at).0, |version| version.number);
-                Err(moved_on(cell, path, Version { number: known, ..base.version }, base.version))
+                let known = moved_away.or(read).or(then).map_or(0, |version| version.number);
+                Err(moved_on(cell, path, known, base.version.number))
             }
             (None, true) => Err(Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile"))),
             (_, false) => {
@@ -122,9 +123,9 @@ impl Tree {
         let connected = self.cell(cell)?;
         let snapshot = connected.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
-        let shown = self.records.show(cell, path, record.version.written, &record.value, *form)?;
+        let shown = self.records.show(cell, path, &record.value, *form)?;
         let mode = self.file_attr(0, record.modified).mode;
-        let copy = self.overlay.replace(to, snapshot.at, (self.options.uid, self.options.gid, mode))?;
+        let copy = self.overlay.replace(to, snapshot.clone(), (self.options.uid, self.options.gid, mode))?;
         self.overlay.edit(&copy, |_| shown.len(), |content| *content = shown.to_vec())?;
         copy.state.lock().modified = record.modified;
         self.recent.removed(caller, source.clone(), Removal::MovedAway(Instant::now(), record.version));

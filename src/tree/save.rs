@@ -73,6 +73,26 @@ impl Tree {
         outcome
     }
 
+    /// A tool that removes a record and makes it anew (`mv` and `install` from another file system, `tar x`) must not leave
+    /// nothing behind because the new content was refused or the tool was killed: the record comes back.
+    pub(super) async fn put_back(&self, draft: &Draft) {
+        let Draft { cell, path, .. } = draft;
+        if !draft.has_made_nothing() {
+            return;
+        }
+        let Some(value) = self.recent.take_deleted(draft.opener, cell, path) else { return };
+        let place = (cell.clone(), path.clone());
+        self.saving.begin(place.clone());
+        match self.replace(cell, path, Form::Raw, &value, None).await {
+            Ok(base) => {
+                tracing::warn!(%cell, %path, "nothing took its place: the record that was removed is put back");
+                draft.rebase(base);
+            }
+            Err(error) => tracing::error!(%cell, %path, %error, "the record that was removed cannot be put back"),
+        }
+        self.saving.end(&place);
+    }
+
     async fn store(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Result<Base> {
         let Draft { cell, path, form, .. } = draft;
         self.replace(cell, path, *form, content, base).await.map_err(|error| match error.kind {
@@ -97,7 +117,12 @@ impl Tree {
         let change = Change { path: path.clone(), guard, action };
         let applied = self.cell(cell)?.apply(&[change]).await.map_err(as_conflict)?;
         match (value, applied.versions.into_iter().flatten().next(), base) {
-            (Some(value), Some(version), _) => Ok(Base { version, value }),
+            (Some(value), Some(version), base) => {
+                if base.is_none() {
+                    self.overlay.made_real(cell, path);
+                }
+                Ok(Base { version, value })
+            }
             (None, _, Some(base)) => Ok(base.clone()),
             _ => Err(Error::new(Kind::Io, format!("{cell}/{path}: the backend has told no version"))),
         }
@@ -121,7 +146,7 @@ impl Tree {
         let base = self.fetch_base(cell, path).await?.ok_or_else(Error::not_found)?;
         let mut content = match size {
             0 => Vec::new(),
-            _ => self.records.show(cell, path, base.version.written, &base.value, form)?.to_vec(),
+            _ => self.records.show(cell, path, &base.value, form)?.to_vec(),
         };
         let limit = self.cell(cell)?.limits().value;
         if size > limit {

@@ -4,7 +4,6 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use super::server::Server;
-pub use super::server::fresh_root;
 use super::{eventually, text};
 
 pub struct Etcd(Server);

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test program uses its part
 
+pub mod consul;
 pub mod etcd;
 pub mod mount;
 pub mod proxy;

@@ -218,6 +218,7 @@ pub fn connect_options() -> ConnectOptions {
         timeout: std::time::Duration::from_secs(15),
         etcd: Default::default(),
         zk: Default::default(),
+        consul: Default::default(),
         memory: Default::default(),
     }
 }
@@ -225,7 +226,7 @@ pub fn connect_options() -> ConnectOptions {
 /// A cell of a service, for looking at it without a mount.
 pub fn cell(implementation: Implementation, server: &str, root: &str) -> Arc<dyn Backend> {
     let location = Location { implementation, server: server.to_owned(), root: root.to_owned() };
-    topofs::backend::open(&location, &connect_options()).unwrap()
+    topofs::backend::open(&CellName::global(), &location, &connect_options()).unwrap()
 }
 
 /// A cell on an etcd.

@@ -1,7 +1,8 @@
 //! Saving with the tools that people have: each save is one version, never an empty or partial record in between.
 
-use crate::common::etcd::{fresh_root, shared};
+use crate::common::etcd::shared;
 use crate::common::mount::Mount;
+use crate::common::server::fresh_root;
 use crate::common::world::World;
 use crate::common::{eventually, text};
 use crate::on_each_backend;
@@ -184,6 +185,59 @@ on_each_backend! {
         assert_eq!(mount.sh("ls zone1"), "SrvVSchema\nSrvVSchema.json\nSrvVSchema.txt\n");
     }
 
+    fn a_block_that_redirects_within_is_one_save(world) {
+        // The shell duplicates and closes descriptors of the file while the block goes on.
+        let mount = &world.mount;
+        for (shell, block) in [
+            ("bash", "{ echo 'durability_policy: \"a\"'; echo log >&2; echo 'sidecar_db_name: \"b\"'; } > F"),
+            ("dash", "{ echo 'durability_policy: \"c\"'; /bin/echo log >&2; echo 'sidecar_db_name: \"d\"'; } > F"),
+            ("bash", "exec 3>F; echo 'durability_policy: \"e\"' >&3; ls > /dev/null; echo 'sidecar_db_name: \"f\"' >&3; exec 3>&-"),
+            ("bash", "f() { echo 'durability_policy: \"g\"'; echo x > /dev/null; echo 'sidecar_db_name: \"h\"'; }; f > F"),
+        ] {
+            let before = world.changes();
+            let block = block.replace('F', "global/keyspaces/commerce/Keyspace.txt");
+            std::fs::write(mount.outside().join("script"), &block).unwrap();
+            mount.sh(&format!("{shell} {}", mount.outside().join("script").display()));
+            assert_eq!(mount.read("global/keyspaces/commerce/Keyspace.txt").lines().count(), 2, "{block}");
+            assert_eq!(world.changes(), before + 1, "{shell}: {block}");
+        }
+    }
+
+    fn what_was_refused_is_refused_to_the_end(world) {
+        let mount = &world.mount;
+        let before = (world.changes(), mount.read("global/keyspaces/commerce/Keyspace.json"));
+        let bad = mount.outside().join("bad.json");
+        std::fs::write(&bad, "{\"bogus\": 1}\n").unwrap();
+        let target = "global/keyspaces/commerce/Keyspace.json";
+        for python in [
+            format!("import shutil; shutil.copyfile('{}', '{target}')", bad.display()),
+            format!("import shutil; shutil.move('{}', '{target}')", bad.display()),
+        ] {
+            let output = mount.bash(&format!("python3 -c \"{python}\""));
+            assert!(!output.status.success() && text(&output).contains("Bad message"), "{python}: {}", text(&output));
+            assert!(bad.exists(), "the only copy must not go");
+        }
+        let output = mount.bash("(echo 'bogus: 1'; echo 'durability_policy: \"none\"') > global/keyspaces/commerce/Keyspace.txt");
+        assert!(!output.status.success(), "{}", text(&output));
+        assert_eq!((world.changes(), mount.read(target)), before);
+    }
+
+    fn a_tool_that_removes_first_loses_nothing(world) {
+        let mount = &world.mount;
+        let target = "global/keyspaces/commerce/Keyspace.json";
+        let before = mount.read(target);
+        for tool in ["mv", "install", "cp --remove-destination"] {
+            let bad = mount.outside().join("bad");
+            std::fs::write(&bad, "{\"bogus\": 1}\n").unwrap();
+            let output = mount.bash(&format!("{tool} {} {target}", bad.display()));
+            assert!(text(&output).contains("Bad message"), "{tool}: {}", text(&output));
+            assert_eq!(mount.read(target), before, "{tool}");
+        }
+        // A record that was removed on purpose stays away.
+        mount.sh(&format!("rm {target}"));
+        assert!(!mount.path(target).exists());
+    }
+
     fn exclusive_creation_is_exclusive(world) {
         let mount = &world.mount;
         let output = mount.bash("set -C; echo x > global/metadata/owner");
@@ -291,6 +345,13 @@ fn record_globs_store_more_names() {
     assert_eq!(shared().get(&format!("{root}/global/rules/throttle")).as_deref(), Some(&b"[]\n"[..]));
     assert_eq!(shared().get(&format!("{root}/global/a/b/notes")).as_deref(), Some(&b"n\n"[..]));
     assert_eq!(shared().get(&format!("{root}/global/a/other")), None);
+    // Temporary files are no records, wherever they are made.
+    mount.sh("sed -i s/n/m/ global/a/b/notes; cd global/rules; sed -i 's/]/{}]/' throttle; vim -es -u NONE -c 's/{/[/' -c 's/}/]/' -c wq throttle; cat throttle");
+    let keys = shared().ctl(&["get", "--prefix", "--keys-only", &format!("{root}/")]);
+    assert_eq!(
+        keys.split_whitespace().collect::<Vec<_>>(),
+        [format!("{root}/global/a/b/notes"), format!("{root}/global/rules/throttle")]
+    );
 }
 
 #[test]

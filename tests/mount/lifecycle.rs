@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
-use crate::common::etcd::{fresh_root, shared};
+use crate::common::etcd::shared;
 use crate::common::mount::{Mount, TOPOFS, is_mounted};
 use crate::common::server::free_port;
+use crate::common::server::fresh_root;
 use crate::common::{bash_in, eventually, text};
 
 /// A mount point whose background daemon is ended with the test.
@@ -108,6 +109,57 @@ fn a_dead_mount_is_replaced() {
 }
 
 #[test]
+fn any_name_of_a_mount_point_will_do() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["with space", "with\ttab", "back\\slash", "ünïcode", "com,ma"] {
+        let point = dir.path().join(name);
+        std::fs::create_dir(&point).unwrap();
+        let output = Command::new(TOPOFS).arg("demo").arg(&point).output().unwrap();
+        assert!(output.status.success(), "{name:?}: {}", text(&output));
+        assert!(point.join("global").exists());
+        let output = Command::new("umount").arg(&point).output().unwrap();
+        assert!(output.status.success(), "{name:?}: {}", text(&output));
+    }
+}
+
+#[test]
+fn a_cell_that_cannot_be_shown_is_named() {
+    let root = fresh_root();
+    let mount = Mount::etcd(&shared().endpoint(), &root, &["--cells", "zone1,nosuch"]);
+    assert_eq!(mount.status()["cells_not_shown"]["nosuch"], "it has no CellInfo record");
+    shared().put(&format!("{root}/global/cells/zone1/CellInfo"), b"zzz");
+    eventually("the status says so", || {
+        let reason = mount.status()["cells_not_shown"]["zone1"].as_str()?.to_owned();
+        reason.contains("cannot be decoded").then_some(())
+    });
+    assert!(mount.log().contains("zone1"), "{}", mount.log());
+}
+
+#[test]
+fn the_environment_sets_flags() {
+    let point = Point::new();
+    let output =
+        bash_in(point.0.path(), &format!("TOPOFS_READ_ONLY=1 TOPOFS_CELLS= {TOPOFS} demo . && ! touch $PWD/global/x"));
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("Read-only"), "{}", text(&output));
+}
+
+#[test]
+fn errors_can_be_followed() {
+    let mount = Mount::new(&["demo"]);
+    let log = mount.outside().join("followed");
+    let script = format!("timeout 20 tail -n 0 -f .topofs/errors > {}", log.display());
+    let root = mount.root();
+    let tail = std::thread::spawn(move || bash_in(&root, &script));
+    eventually("the error is followed", || {
+        mount.bash("echo 'bogus: 1' > global/keyspaces/commerce/Keyspace.txt");
+        std::fs::read_to_string(&log).ok().filter(|text| text.contains("bogus"))
+    });
+    drop(mount);
+    let _ = tail.join();
+}
+
+#[test]
 fn a_failed_mount_says_why_and_leaves_nothing() {
     let point = Point::new();
     let port = free_port();
@@ -131,6 +183,8 @@ fn a_failed_mount_says_why_and_leaves_nothing() {
         ("demo --descriptor-set /dev/null .", 1, "/dev/null"),
         ("demo /no/such/dir", 1, "No such file"),
         ("demo --record '[' .", 1, "--record"),
+        ("demo --record 'global/[' .", 1, "--record"),
+        ("demo --forms txt --list raw .", 1, "--list"),
         ("mount --topo-implementation zk .", 1, "zk"),
     ] {
         let output = point.topofs(args);

@@ -48,6 +48,7 @@ pub(super) struct Connection {
     /// Index of the server that answered last.
     preferred: AtomicUsize,
     timeout: Duration,
+    anonymous_tls: bool,
     options: etcd_client::ConnectOptions,
 }
 
@@ -93,7 +94,8 @@ impl Connection {
             Some((name, password)) => connect.with_user(name, password),
             None => connect,
         };
-        Ok(Self { servers, preferred: AtomicUsize::new(0), timeout, options: connect })
+        let anonymous_tls = options.ca.is_some() && options.cert.is_none();
+        Ok(Self { servers, preferred: AtomicUsize::new(0), timeout, anonymous_tls, options: connect })
     }
 
     /// Calls until a server answers; goes round the servers more than once, because reading twice does no harm.
@@ -167,22 +169,32 @@ impl Connection {
         let started = Instant::now();
         let client = match timeout(slice, self.client(server)).await {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(Attempt { error: failure(server, &error), uncertain: false }),
-            Err(_) => return Err(Attempt { error: no_answer(server, slice), uncertain: false }),
+            Ok(Err(error)) => return Err(Attempt { error: self.failure(server, &error), uncertain: false }),
+            Err(_) => return Err(Attempt { error: no_answer(server, self.timeout), uncertain: false }),
         };
         let left = slice.saturating_sub(started.elapsed());
         match timeout(left, call(client)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
                 let uncertain = !never_sent(&error);
-                Err(Attempt { error: failure(server, &error), uncertain })
+                Err(Attempt { error: self.failure(server, &error), uncertain })
             }
             Err(_) => {
                 // The connection may be dead without knowing it; the next call makes a new one.
                 *server.client.lock() = None;
-                Err(Attempt { error: no_answer(server, slice), uncertain: true })
+                Err(Attempt { error: no_answer(server, self.timeout), uncertain: true })
             }
         }
+    }
+
+    fn failure(&self, server: &Server, error: &etcd_client::Error) -> BackendError {
+        let mut error = classify(error);
+        error.message = format!("{}: {}", server.address, error.message);
+        // A server that wants a certificate may close the connection before its reason has been read.
+        if self.anonymous_tls && error.failure == Failure::Unreachable {
+            error.message.push_str(" (TLS without a client certificate)");
+        }
+        error
     }
 
     async fn client(&self, server: &Server) -> Result<Client, etcd_client::Error> {
@@ -228,11 +240,6 @@ fn no_answer(server: &Server, waited: Duration) -> BackendError {
     let waited =
         humantime::format_duration(Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)));
     BackendError::new(Failure::Unreachable, format!("{}: no answer within {waited}", server.address))
-}
-
-fn failure(server: &Server, error: &etcd_client::Error) -> BackendError {
-    let error = classify(error);
-    BackendError::new(error.failure, format!("{}: {}", server.address, error.message))
 }
 
 /// gRPC codes as etcd uses them.

@@ -52,7 +52,8 @@ impl Etcd {
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
         let end = prefix_end(prefix.as_bytes());
         let mut listing = Listing::default();
-        let mut start = prefix.as_bytes().to_vec();
+        // The empty key stands for nothing; all keys begin at NUL.
+        let mut start = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
         let mut limit = FIRST_PAGE;
         loop {
             let mut options = GetOptions::new().with_range(end.clone()).with_limit(limit);

@@ -10,18 +10,17 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{Connection, classify, watch_client};
 use super::node;
-use crate::backend::{BackendError, Failure, KeySpace, Revision, WatchBatch, WatchEvent, WatchStream};
+use crate::backend::{BackendError, Failure, KeySpace, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
 
-/// How often we ask for a sign of life.
-const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the server may stay silent after that.
 const SILENCE_LIMIT: Duration = Duration::from_secs(6);
 
 struct Watch {
+    connection: Arc<Connection>,
     stream: EtcdStream,
     keys: KeySpace,
     last_heard: Instant,
-    /// Servers before 3.4 do not answer probes; there only TCP and HTTP/2 tell.
+    /// Servers before 3.4 do not answer; there another request tells that they live.
     answers_probes: bool,
     ended: bool,
 }
@@ -47,7 +46,7 @@ pub(super) async fn start(
             }
         })
         .await?;
-    let watch = Watch { stream, keys, last_heard: Instant::now(), answers_probes: false, ended: false };
+    let watch = Watch { connection, stream, keys, last_heard: Instant::now(), answers_probes: false, ended: false };
     Ok(futures::stream::unfold(watch, |mut watch| async move {
         if watch.ended {
             return None;
@@ -63,7 +62,7 @@ impl Watch {
     async fn next(&mut self) -> Result<WatchBatch, BackendError> {
         let mut asked = false;
         loop {
-            let patience = if asked { SILENCE_LIMIT } else { PROBE_INTERVAL };
+            let patience = if asked { SILENCE_LIMIT } else { SIGN_OF_LIFE };
             match timeout_at(self.last_heard + patience, self.stream.message()).await {
                 Ok(Ok(Some(response))) => {
                     self.answers_probes |= asked;
@@ -74,7 +73,7 @@ impl Watch {
                 Ok(Err(error)) => return Err(classify(&error)),
                 Err(_) if !asked => {
                     // A full queue of requests means that the connection does not take them: also a silence.
-                    if let Ok(Err(error)) = timeout(PROBE_INTERVAL, self.stream.request_progress()).await {
+                    if let Ok(Err(error)) = timeout(SIGN_OF_LIFE, self.stream.request_progress()).await {
                         return Err(classify(&error));
                     }
                     asked = true;
@@ -84,8 +83,9 @@ impl Watch {
                     return Err(BackendError::new(Failure::Unreachable, message));
                 }
                 Err(_) => {
+                    self.connection.read(|client| async move { client.kv_client().get("/", None).await }).await?;
                     self.last_heard = Instant::now();
-                    asked = false;
+                    return Ok(WatchBatch::default());
                 }
             }
         }

@@ -3,7 +3,6 @@
 //! `session` owns the connections, `view` reads and watches a subtree, `write` applies changes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use futures::StreamExt;
 
 use super::{
     Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, KeySpace, Limits, Listing, Location,
-    Node, Role, WatchStream, check_limits,
+    Node, Role, SIGN_OF_LIFE, WatchStream, check_limits,
 };
 use crate::name::TopoPath;
 
@@ -25,8 +24,6 @@ use view::{Ended, View, version};
 
 /// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
 const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
-/// How often a quiet watch asks for a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// One cell on ZooKeeper.
 #[derive(Debug)]

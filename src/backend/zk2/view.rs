@@ -70,6 +70,8 @@ impl View {
         let root = znode(keys, dir);
         let watching = client.clone();
         let watcher = sessions.bounded(watching.watch(&root, AddWatchMode::PersistentRecursive)).await?;
+        // A follower, or an observer, may not have heard of what this mount has just written.
+        sessions.bounded(client.sync(&root)).await?;
         let mut view = Self { client, watcher, keys: keys.clone(), root, nodes: HashMap::new() };
         let mut listing = view.read_all(sessions, dir).await?;
         for _ in 0..SETTLE_ROUNDS {

@@ -1,0 +1,207 @@
+//! What has changed, without asking for everything.
+//!
+//! A blocking query says that something below the root has changed, not what. But each prefix has an index of its own: where
+//! it has not moved, nothing has changed. So the keys are searched as a tree of prefixes, only where the index has moved,
+//! until few keys are left, and those are read.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt};
+use tokio::time::timeout;
+
+use super::client::{Client, Pair};
+use super::node;
+use crate::backend::{BackendError, Failure, KeySpace, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent};
+
+/// So few keys are read with their values rather than searched further.
+const FEW: usize = 16;
+/// Queries of a search under way at the same time.
+const PIPELINE: usize = 8;
+/// How long a silent server is trusted.
+const SILENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
+
+/// The keys of a cell as they were last told, and from where to go on.
+pub(super) struct Changes {
+    client: Arc<Client>,
+    keys: KeySpace,
+    /// Everything up to this index has been told.
+    told: u64,
+    /// ModifyIndex of each stored key.
+    known: BTreeMap<String, u64>,
+    /// The query that waits. It outlives a pause to probe.
+    waiting: Option<tokio::task::JoinHandle<Result<u64, BackendError>>>,
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        if let Some(waiting) = &self.waiting {
+            waiting.abort();
+        }
+    }
+}
+
+impl Changes {
+    pub fn new(client: Arc<Client>, keys: KeySpace, told: u64, pairs: &[Pair]) -> Self {
+        let known = pairs.iter().map(|pair| (pair.key.clone(), pair.modify_index)).collect();
+        Self { client, keys, told, known, waiting: None }
+    }
+
+    /// The next changes, or a sign of life.
+    pub async fn next(&mut self) -> Result<WatchBatch, BackendError> {
+        let mut waiting = match self.waiting.take() {
+            Some(waiting) => waiting,
+            None => {
+                let (client, prefix, told) = (self.client.clone(), self.keys.prefix().to_owned(), self.told);
+                tokio::spawn(async move { client.wait(&prefix, told).await })
+            }
+        };
+        let Ok(woken) = timeout(SIGN_OF_LIFE, &mut waiting).await else {
+            self.waiting = Some(waiting);
+            return match timeout(SILENCE_LIMIT, self.client.probe()).await {
+                Ok(probed) => probed.map(|()| WatchBatch::default()),
+                Err(_) => Err(BackendError::new(Failure::Unreachable, "Consul has been silent for too long")),
+            };
+        };
+        let index = woken.map_err(|_| BackendError::new(Failure::Other, "the waiting query has failed"))??;
+        if index < self.told {
+            // The servers were restored from a snapshot, or the index fell back: only a comparison helps.
+            let message = format!("Consul's index went back from {} to {index}", self.told);
+            return Err(BackendError::new(Failure::Compacted, message));
+        }
+        if index == self.told {
+            return Ok(WatchBatch::default());
+        }
+        self.search(index).await
+    }
+
+    /// Finds what has changed since, up to at least the given index.
+    async fn search(&mut self, index: u64) -> Result<WatchBatch, BackendError> {
+        let mut batch = WatchBatch::default();
+        let mut level = vec![Scope::Below(self.keys.prefix().to_owned())];
+        while !level.is_empty() {
+            let looks = std::mem::take(&mut level).into_iter().map(|scope| {
+                let known: Vec<String> = self.in_scope(&scope).take(FEW + 1).cloned().collect();
+                look(self.client.clone(), scope, known.len() > FEW, self.told)
+            });
+            let looks: Vec<Look> = futures::stream::iter(looks).buffered(PIPELINE).try_collect().await?;
+            for look in looks {
+                match look {
+                    Look::Same => {}
+                    Look::Many { prefix, keys } => level.extend(self.branches(&prefix, keys)),
+                    Look::Few { scope, pairs, index } => self.tell(&scope, pairs, index, &mut batch)?,
+                }
+            }
+        }
+        self.told = index;
+        batch.events.sort_by_key(|event| event.at);
+        batch.at = Revision(index);
+        Ok(batch)
+    }
+
+    fn in_scope(&self, scope: &Scope) -> impl Iterator<Item = &String> + use<'_> {
+        let scope = scope.clone();
+        let from = match &scope {
+            Scope::Below(prefix) | Scope::Key(prefix) => (Bound::Included(prefix.clone()), Bound::Unbounded),
+        };
+        self.known.range::<String, _>(from).map(|(key, _)| key).take_while(move |key| match &scope {
+            Scope::Below(prefix) => key.starts_with(prefix),
+            Scope::Key(name) => *key == name,
+        })
+    }
+
+    /// The scopes that together hold all keys of a prefix, those that are there and those that were: one for each character
+    /// that goes on after what they share, as long as its keys agree, and the prefix itself if it is a key.
+    fn branches(&self, prefix: &str, mut keys: Vec<String>) -> Vec<Scope> {
+        keys.extend(self.in_scope(&Scope::Below(prefix.to_owned())).cloned());
+        keys.sort();
+        keys.dedup();
+        let next = |key: &String| key.strip_prefix(prefix).and_then(|rest| rest.chars().next());
+        keys.chunk_by(|a, b| next(a) == next(b))
+            .filter_map(|group| match group {
+                [name] => Some(Scope::Key(name.clone())),
+                [first, .., last] => {
+                    let shared = first.chars().zip(last.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c).collect();
+                    Some(Scope::Below(shared))
+                }
+                [] => None,
+            })
+            .collect()
+    }
+
+    /// Compares what was read with what is known.
+    fn tell(
+        &mut self,
+        scope: &Scope,
+        pairs: Vec<Pair>,
+        index: u64,
+        batch: &mut WatchBatch,
+    ) -> Result<(), BackendError> {
+        let there: std::collections::HashSet<&str> = pairs.iter().map(|pair| pair.key.as_str()).collect();
+        let gone: Vec<String> = self.in_scope(scope).filter(|key| !there.contains(key.as_str())).cloned().collect();
+        for key in gone {
+            self.known.remove(&key);
+            match self.keys.path(key.as_bytes()) {
+                Some(path) => batch.events.push(WatchEvent { path, node: None, at: Revision(index) }),
+                None => batch.skipped += 1,
+            }
+        }
+        for pair in pairs {
+            if self.known.insert(pair.key.clone(), pair.modify_index) == Some(pair.modify_index) {
+                continue;
+            }
+            match node(&self.keys, &pair)? {
+                Some(node) => {
+                    let (path, at) = (node.path.clone(), node.version.written);
+                    batch.events.push(WatchEvent { path, node: Some(node), at });
+                }
+                None => batch.skipped += 1,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A part of the keys.
+#[derive(Debug, Clone)]
+enum Scope {
+    /// All that begin with this.
+    Below(String),
+    /// This one.
+    Key(String),
+}
+
+/// What a look at a scope shows.
+enum Look {
+    /// Nothing has changed since.
+    Same,
+    /// Too much to read it all.
+    Many { prefix: String, keys: Vec<String> },
+    /// All there is.
+    Few { scope: Scope, pairs: Vec<Pair>, index: u64 },
+}
+
+async fn look(client: Arc<Client>, scope: Scope, known_to_be_many: bool, told: u64) -> Result<Look, BackendError> {
+    let prefix = match scope {
+        Scope::Key(key) => {
+            let found = client.pair(&key).await?;
+            return Ok(Look::Few {
+                scope: Scope::Key(key),
+                pairs: found.value.into_iter().collect(),
+                index: found.index,
+            });
+        }
+        Scope::Below(prefix) => prefix,
+    };
+    // Names are cheap, and tell whether the values are.
+    let found = client.keys(&prefix).await?;
+    if found.index <= told {
+        return Ok(Look::Same);
+    }
+    if known_to_be_many || found.value.len() > FEW {
+        return Ok(Look::Many { prefix, keys: found.value });
+    }
+    let pairs = client.pairs(&prefix).await?;
+    Ok(Look::Few { scope: Scope::Below(prefix), pairs: pairs.value, index: pairs.index })
+}

@@ -1,0 +1,225 @@
+//! Consul.
+//!
+//! `client` speaks the HTTP API, `changes` finds out what has changed; this file translates the contract.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::{
+    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
+    Location, Node, Revision, Role, Version, WatchStream, check_limits,
+};
+use crate::name::{CellName, TopoPath};
+
+mod changes;
+mod client;
+
+use changes::Changes;
+pub use client::ConsulOptions;
+use client::{Client, KvOperation, Operation, Pair, Transacted};
+
+/// Consul refuses values of more than 512 KiB, and transactions of more than 64 operations, of which a change may need two.
+const LIMITS: Limits = Limits { value: 512 * 1024, changes: 32 };
+/// Consul refuses transactions of more than 512 KiB; values are in base64 there.
+const TRANSACTION_BYTES: usize = 350 * 1024;
+/// Marks the keys of Consul's own locks (github.com/hashicorp/consul/api, LockFlagValue).
+const LOCK_FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
+
+/// One cell on Consul.
+#[derive(Debug)]
+pub struct Consul {
+    client: Arc<Client>,
+    keys: KeySpace,
+}
+
+impl Consul {
+    /// Prepares the client; nothing is sent yet.
+    pub fn new(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
+        let client = Client::new(&location.server, cell, options.timeout, &options.consul)?;
+        // Consul refuses locks on keys that begin with a slash.
+        Ok(Self { client: Arc::new(client), keys: KeySpace::new(location.root.trim_start_matches('/')) })
+    }
+
+    async fn list_prefix(&self, prefix: &str) -> Result<(Listing, Vec<Pair>), BackendError> {
+        // The index of a prefix can be lower than that of a deletion there; the index of everything, read before, cannot.
+        let at = self.client.newest().await?;
+        let pairs = self.client.pairs(prefix).await?.value;
+        let mut listing = Listing { at: Revision(at), ..Listing::default() };
+        for pair in &pairs {
+            match node(&self.keys, pair)? {
+                Some(node) => listing.nodes.push(node),
+                None => listing.skipped += 1,
+            }
+        }
+        Ok((listing, pairs))
+    }
+
+    fn operations(&self, change: &Change) -> Vec<Operation> {
+        let key = self.keys.key(&change.path);
+        let operation = |verb, value: Option<&Bytes>, index| {
+            let value = value.map(|value| STANDARD.encode(value));
+            Operation { kv: KvOperation { verb, key: key.clone(), value, index } }
+        };
+        match (&change.action, change.guard) {
+            (Action::Put(value), Guard::Any) => vec![operation("set", Some(value), None)],
+            (Action::Put(value), Guard::Absent) => vec![operation("cas", Some(value), Some(0))],
+            (Action::Put(value), Guard::Version(version)) => vec![operation("cas", Some(value), Some(version.number))],
+            (Action::Delete, Guard::Any) => vec![operation("get", None, None), operation("delete", None, None)],
+            (Action::Delete, Guard::Version(version)) => {
+                vec![operation("get", None, None), operation("delete-cas", None, Some(version.number))]
+            }
+            (Action::Check, Guard::Version(version)) => vec![operation("check-index", None, Some(version.number))],
+            (Action::Check | Action::Delete, Guard::Absent) => vec![operation("check-not-exists", None, None)],
+            (Action::Check, Guard::Any) => Vec::new(),
+        }
+    }
+
+    /// A guard was not met: says which, in the terms of the contract.
+    async fn unmet(&self, changes: &[Change], words: &str) -> BackendError {
+        for change in changes {
+            let found = match self.client.pair(&self.keys.key(&change.path)).await {
+                Ok(found) => found.value.as_ref().map(version),
+                Err(error) => return error,
+            };
+            let met = match change.guard {
+                Guard::Any => change.action != Action::Delete || found.is_some(),
+                Guard::Absent => found.is_none(),
+                Guard::Version(version) => found == Some(version),
+            };
+            if !met {
+                return BackendError::unmet(change.guard, &change.path, found);
+            }
+        }
+        BackendError::new(Failure::BadVersion, format!("bad node version: {words}"))
+    }
+
+    /// One value that is too large for a transaction.
+    async fn put_large(&self, change: &Change, value: &Bytes) -> Result<Applied, BackendError> {
+        let key = self.keys.key(&change.path);
+        let cas = match change.guard {
+            Guard::Any => None,
+            Guard::Absent => Some(0),
+            Guard::Version(version) => Some(version.number),
+        };
+        if !self.client.put(&key, value.clone(), cas).await? {
+            return Err(self.unmet(std::slice::from_ref(change), "the value was not stored").await);
+        }
+        // The answer does not tell the version.
+        let found = self.client.pair(&key).await?;
+        let stored = found.value.filter(|pair| bytes(pair).is_ok_and(|stored| stored == *value));
+        let version = match stored {
+            Some(pair) => version(&pair),
+            // Overtaken already: older than what is there now, which the watch will tell.
+            None => Version { number: 0, written: Revision(found.index.saturating_sub(1)), created: Revision(0) },
+        };
+        Ok(Applied { at: version.written, versions: vec![Some(version)] })
+    }
+}
+
+fn version(pair: &Pair) -> Version {
+    Version { number: pair.modify_index, written: Revision(pair.modify_index), created: Revision(pair.create_index) }
+}
+
+fn bytes(pair: &Pair) -> Result<Bytes, BackendError> {
+    let value = pair.value.as_deref().unwrap_or_default();
+    let decoded =
+        STANDARD.decode(value).map_err(|error| BackendError::new(Failure::Other, format!("{}: {error}", pair.key)))?;
+    Ok(decoded.into())
+}
+
+/// `None` for keys that cannot be file names.
+fn node(keys: &KeySpace, pair: &Pair) -> Result<Option<Node>, BackendError> {
+    let Some(path) = keys.path(pair.key.as_bytes()) else { return Ok(None) };
+    let role = if pair.flags == LOCK_FLAGS || pair.session.is_some() { Role::Lock } else { Role::Record };
+    Ok(Some(Node { path, value: bytes(pair)?, version: version(pair), role, modified: None }))
+}
+
+#[async_trait]
+impl Backend for Consul {
+    fn limits(&self) -> Limits {
+        LIMITS
+    }
+
+    async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
+        Ok(self.list_prefix(&self.keys.dir_prefix(dir)).await?.0)
+    }
+
+    async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
+        let found = self.client.pair(&self.keys.key(path)).await?;
+        let node = found.value.as_ref().map(|pair| node(&self.keys, pair)).transpose()?.flatten();
+        Ok(Fetched { node, at: Revision(found.index) })
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        check_limits(changes, LIMITS)?;
+        let size = |change: &Change| match &change.action {
+            Action::Put(value) => value.len(),
+            Action::Delete | Action::Check => 0,
+        };
+        if changes.iter().map(size).sum::<usize>() > TRANSACTION_BYTES {
+            return match changes {
+                [change @ Change { action: Action::Put(value), .. }] => self.put_large(change, value).await,
+                _ => Err(BackendError::new(Failure::TooMany, "more bytes than Consul takes in one transaction")),
+            };
+        }
+        let operations: Vec<Operation> = changes.iter().flat_map(|change| self.operations(change)).collect();
+        if operations.is_empty() {
+            return Ok(Applied { at: Revision(self.client.newest().await?), versions: vec![None; changes.len()] });
+        }
+        match self.client.transact(&operations).await? {
+            Transacted::Refused(words) => Err(self.unmet(changes, &words).await),
+            Transacted::Done(pairs) => {
+                // Only what was stored comes back changed; a deletion's index is that of everything.
+                let mut stored =
+                    pairs.iter().filter(|pair| changes.iter().any(|change| self.keys.key(&change.path) == pair.key));
+                let versions: Vec<Option<Version>> = changes
+                    .iter()
+                    .map(|change| match change.action {
+                        Action::Put(_) => {
+                            let key = self.keys.key(&change.path);
+                            stored.find(|pair| pair.key == key).map(version)
+                        }
+                        Action::Delete | Action::Check => None,
+                    })
+                    .collect();
+                let at = match versions.iter().flatten().next() {
+                    Some(version) => version.written,
+                    None => Revision(self.gone_at(changes).await?),
+                };
+                Ok(Applied { at, versions })
+            }
+        }
+    }
+
+    async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
+        let (listing, pairs) = self.list_prefix(self.keys.prefix()).await?;
+        let changes = Changes::new(self.client.clone(), self.keys.clone(), listing.at.0, &pairs);
+        let stream = futures::stream::unfold(Some(changes), |changes| async move {
+            let mut changes = changes?;
+            let next = changes.next().await;
+            let state = next.is_ok().then_some(changes);
+            Some((next, state))
+        });
+        Ok((listing, stream.boxed()))
+    }
+}
+
+impl Consul {
+    /// When a transaction without stored values was: not before this index of one of its keys.
+    async fn gone_at(&self, changes: &[Change]) -> Result<u64, BackendError> {
+        for change in changes.iter().filter(|change| change.action == Action::Delete) {
+            let found = self.client.pair(&self.keys.key(&change.path)).await?;
+            return Ok(match found.value {
+                // Made again since: what we did was before.
+                Some(pair) => pair.create_index.saturating_sub(1),
+                None => found.index,
+            });
+        }
+        self.client.newest().await
+    }
+}

@@ -66,7 +66,7 @@ fn fsx_over_a_scratch_file() {
 
 #[test]
 fn fsx_over_a_raw_record() {
-    for world in [World::memory(), World::etcd2(), World::zk2()] {
+    for world in [World::memory(), World::etcd2(), World::zk2(), World::consul()] {
         fsx(&world.mount, "global/metadata/fsx", Some("fsx.toml"), 1_000);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,13 +21,34 @@ struct Shared {
     /// Messages of the server that contain these bytes are lost.
     drop_marked: Mutex<Option<Vec<u8>>>,
     dropped: AtomicUsize,
+    /// How often each of these stands in what the client has sent, or the server has answered.
+    counted: Mutex<Vec<(Vec<u8>, isize)>>,
+    count: AtomicIsize,
+    /// The server speaks HTTP/1: bytes are passed as they come.
+    plain: bool,
 }
 
 impl Proxy {
+    /// In front of an HTTP/2 server.
     pub fn start(target: u16) -> Self {
+        Self::with(target, Shared::default())
+    }
+
+    /// In front of an HTTP/1 server. Adds up a number for each time that a text passes, in either direction.
+    pub fn counting(target: u16, texts: &[(&str, isize)]) -> Self {
+        let counted = texts.iter().map(|(text, number)| (text.as_bytes().to_vec(), *number)).collect();
+        Self::with(target, Shared { counted: Mutex::new(counted), plain: true, ..Shared::default() })
+    }
+
+    /// In front of any server.
+    pub fn plain(target: u16) -> Self {
+        Self::with(target, Shared { plain: true, ..Shared::default() })
+    }
+
+    fn with(target: u16, shared: Shared) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared);
         let state = shared.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -68,6 +89,10 @@ impl Proxy {
         *self.shared.drop_marked.lock().unwrap() = marker.map(|text| text.as_bytes().to_vec());
     }
 
+    pub fn count(&self) -> isize {
+        self.shared.count.load(Ordering::SeqCst)
+    }
+
     pub fn dropped(&self) -> usize {
         self.shared.dropped.load(Ordering::Relaxed)
     }
@@ -82,8 +107,10 @@ impl Shared {
 
     fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = vec![0; 64 << 10];
+        let mut seen: Vec<u8> = Vec::new();
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             self.wait_while_silent();
+            self.add_up(&mut seen, &buffer[..count]);
             if to.write_all(&buffer[..count]).is_err() {
                 break;
             }
@@ -91,8 +118,25 @@ impl Shared {
         let _ = to.shutdown(Shutdown::Both);
     }
 
+    /// Counts texts that end in the new bytes; they may have begun in earlier ones.
+    fn add_up(&self, seen: &mut Vec<u8>, new: &[u8]) {
+        let before = seen.len();
+        seen.extend_from_slice(new);
+        let counted = self.counted.lock().unwrap();
+        for (text, number) in counted.iter() {
+            let ends =
+                seen.windows(text.len()).enumerate().filter(|(at, window)| window == text && at + text.len() > before);
+            self.count.fetch_add(number * ends.count() as isize, Ordering::SeqCst);
+        }
+        let longest = counted.iter().map(|(text, _)| text.len()).max().unwrap_or(0);
+        seen.drain(..seen.len().saturating_sub(longest));
+    }
+
     /// Passes HTTP/2 frames of the server, except marked DATA frames.
     fn pass_frames(&self, mut from: TcpStream, mut to: TcpStream) {
+        if self.plain {
+            return self.pass(from, to);
+        }
         let _ = self.try_pass_frames(&mut from, &mut to);
         let _ = to.shutdown(Shutdown::Both);
     }

@@ -10,8 +10,9 @@ use topofs::record::{Codec, Kinds};
 use topofs::sample::Cluster;
 
 use super::mount::Mount;
+use super::proxy::Proxy;
 use super::server::fresh_root;
-use super::{etcd, eventually, zookeeper};
+use super::{consul, etcd, eventually, zookeeper};
 
 /// Runs a test once on each backend: `on_each_backend!(fn name(world: World) { ... })`.
 #[macro_export]
@@ -28,6 +29,8 @@ macro_rules! on_each_backend {
             fn etcd2() { test($crate::common::world::World::etcd2()) }
             #[test]
             fn zk2() { test($crate::common::world::World::zk2()) }
+            #[test]
+            fn consul() { test($crate::common::world::World::consul()) }
         }
     )*};
 }
@@ -52,6 +55,7 @@ enum Counter {
     Revision,
     History(History),
     Events(Arc<AtomicUsize>),
+    Requests(Proxy),
 }
 
 impl World {
@@ -71,11 +75,29 @@ impl World {
         Self { mount: service.mount(&[]), service: Some(service), counter }
     }
 
+    pub fn consul() -> Self {
+        // Consul keeps no history: what the mount asks for is counted on the way.
+        let changes = [
+            ("\"Verb\":\"set\"", 1),
+            ("\"Verb\":\"cas\"", 1),
+            ("\"Verb\":\"delete\"", 1),
+            ("\"Verb\":\"delete-cas\"", 1),
+            ("PUT /v1/kv/", 1),
+            // Refused.
+            ("HTTP/1.1 409", -1),
+        ];
+        let proxy = Proxy::counting(consul::shared().port, &changes);
+        let service = Service::at(Implementation::Consul, consul::shared().endpoint(), &proxy.endpoint());
+        let mount = Mount::of("consul", &proxy.endpoint(), &service.root, &[]);
+        Self { mount, service: Some(service), counter: Counter::Requests(proxy) }
+    }
+
     /// How many changes of records the service has seen in this world so far.
     pub fn changes(&self) -> u64 {
         match &self.counter {
             Counter::Revision => self.mount.status()["cells"]["global"]["revision"].as_u64().unwrap(),
             Counter::History(history) => history.events().len() as u64,
+            Counter::Requests(proxy) => u64::try_from(proxy.count()).unwrap(),
             Counter::Events(count) => {
                 // The watch has told everything when it tells of this one.
                 let before = count.load(Ordering::SeqCst);
@@ -104,9 +126,15 @@ const MARKER_UNIT: usize = 1 << 20;
 impl Service {
     /// A fresh root with the sample cluster.
     fn new(implementation: Implementation, server: String) -> Self {
+        let address = server.clone();
+        Self::at(implementation, server, &address)
+    }
+
+    /// The same, where the CellInfo records name another address of the server.
+    fn at(implementation: Implementation, server: String, address: &str) -> Self {
         let root = fresh_root();
-        let service = Self { implementation, server: server.clone(), root: root.clone() };
-        load(&*service.cell(), &Cluster { root, ..Cluster::demo(&server) });
+        let service = Self { implementation, server, root: root.clone() };
+        load(&*service.cell(), &Cluster { root, ..Cluster::demo(address) });
         service
     }
 

@@ -24,6 +24,8 @@ struct Shared {
     /// How often each of these stands in what the client has sent, or the server has answered.
     counted: Mutex<Vec<(Vec<u8>, isize)>>,
     count: AtomicIsize,
+    /// Bytes passed, in both directions.
+    bytes: AtomicUsize,
     /// The server speaks HTTP/1: bytes are passed as they come.
     plain: bool,
 }
@@ -93,6 +95,11 @@ impl Proxy {
         self.shared.count.load(Ordering::SeqCst)
     }
 
+    /// Bytes passed so far, in both directions.
+    pub fn bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::SeqCst)
+    }
+
     pub fn dropped(&self) -> usize {
         self.shared.dropped.load(Ordering::Relaxed)
     }
@@ -110,6 +117,7 @@ impl Shared {
         let mut seen: Vec<u8> = Vec::new();
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             self.wait_while_silent();
+            self.bytes.fetch_add(count, Ordering::SeqCst);
             self.add_up(&mut seen, &buffer[..count]);
             if to.write_all(&buffer[..count]).is_err() {
                 break;

@@ -212,14 +212,14 @@ impl Backend for Consul {
 impl Consul {
     /// When a transaction without stored values was: not before this index of one of its keys.
     async fn gone_at(&self, changes: &[Change]) -> Result<u64, BackendError> {
-        for change in changes.iter().filter(|change| change.action == Action::Delete) {
-            let found = self.client.pair(&self.keys.key(&change.path)).await?;
-            return Ok(match found.value {
-                // Made again since: what we did was before.
-                Some(pair) => pair.create_index.saturating_sub(1),
-                None => found.index,
-            });
-        }
-        self.client.newest().await
+        let Some(deletion) = changes.iter().find(|change| change.action == Action::Delete) else {
+            return self.client.newest().await;
+        };
+        let found = self.client.pair(&self.keys.key(&deletion.path)).await?;
+        Ok(match found.value {
+            // Made again since: what we did was before.
+            Some(pair) => pair.create_index.saturating_sub(1),
+            None => found.index,
+        })
     }
 }

@@ -107,7 +107,12 @@ impl Sessions {
         let deadline = Instant::now() + self.timeout;
         let attempt = async {
             let client = self.client().await?;
-            self.bounded(operation(client)).await
+            let outcome = self.bounded(operation(client)).await;
+            if let Err(CallError::Client(ZkError::UnexpectedError(_))) = &outcome {
+                // The client has lost its way: the next call makes another.
+                *self.client.lock() = None;
+            }
+            outcome
         };
         timeout_at(deadline, attempt).await.unwrap_or(Err(CallError::NoAnswer))
     }
@@ -231,6 +236,7 @@ fn classify(error: &ZkError) -> Failure {
         | ZkError::NoHosts
         | ZkError::Timeout
         | ZkError::NotReadOnly
+        | ZkError::UnexpectedError(_)
         | ZkError::Throttled => Failure::Unreachable,
         _ => Failure::Other,
     }

@@ -160,7 +160,10 @@ impl View {
             .zip(results)
             .map(|(path, result)| match result {
                 MultiReadResult::Data { data, stat } => Ok((path, Some(Znode { data, stat }))),
-                // What must not be read is not shown.
+                // Nothing at all is an error to tell; a part that must not be read is not shown.
+                MultiReadResult::Error { err: err @ ZkError::NoAuth } if path == self.root => {
+                    Err(CallError::Client(err))
+                }
                 MultiReadResult::Error { err: ZkError::NoNode | ZkError::NoAuth } => Ok((path, None)),
                 MultiReadResult::Error { err } => Err(CallError::Client(err)),
                 other => Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),

@@ -1,0 +1,15 @@
+//! Servers that die, stop, forget and lie: nothing blocks, nothing is lost, and the mount comes back by itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod access;
+mod each;
+mod ensemble;
+mod etcd;
+mod rig;
+mod size;
+mod tools;
+mod zookeeper_async;

@@ -102,6 +102,17 @@ impl Cell {
         Ok(applied)
     }
 
+    /// Names of what this kind of service can tell of a record beside its version.
+    pub fn attributes(&self) -> &'static [&'static str] {
+        self.backend.attributes()
+    }
+
+    /// One of [`Cell::attributes`], as the service has it now.
+    pub async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>> {
+        self.refuse_if_down()?;
+        self.backend.attribute(path, name).await.map_err(|e| self.explain(e))
+    }
+
     /// What the service takes.
     pub fn limits(&self) -> Limits {
         self.backend.limits()

@@ -232,6 +232,17 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// One node, as the service has it now (linearizable where the service offers it).
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError>;
 
+    /// Names of what this kind of service can tell of a node beside its version.
+    fn attributes(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// One of [`Backend::attributes`], as the service has it now.
+    async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
+        let _ = (path, name);
+        Ok(None)
+    }
+
     /// Applies all changes or none. Fails with [`Failure::NodeExists`], [`Failure::NoNode`] or [`Failure::BadVersion`] for
     /// an unmet guard, [`Failure::TooLarge`] and [`Failure::TooMany`] before anything is sent. [`Action::Delete`] of a missing
     /// node is [`Failure::NoNode`].

@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use super::{Node, Tree};
 use crate::error::{Error, Kind, Result};
 
+/// What all names begin with.
+const PREFIX: &str = "user.topo.";
 const VERSION: &str = "user.topo.version";
 const TYPE: &str = "user.topo.type";
 const PATH: &str = "user.topo.path";
@@ -16,7 +18,14 @@ impl Tree {
     pub async fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         let missing = || Error::new(Kind::NoAttribute, "no such attribute");
         // Others (security.capability, posix ACLs) are asked for often and never exist.
-        let name = name.to_str().filter(|name| name.starts_with("user.topo.")).ok_or_else(missing)?;
+        let name = name.to_str().filter(|name| name.starts_with(PREFIX)).ok_or_else(missing)?;
+        if let Node::Record(cell, path, _) = self.node(ino)? {
+            let cell = self.cell(&cell)?;
+            let known = name.strip_prefix(PREFIX).filter(|name| cell.attributes().contains(name));
+            if let Some(name) = known {
+                return cell.attribute(&path, name).await?.map(String::into_bytes).ok_or_else(missing);
+            }
+        }
         let attributes = self.xattrs(ino).await?;
         attributes
             .into_iter()
@@ -28,7 +37,12 @@ impl Tree {
     /// The names of all extended attributes, each followed by NUL.
     pub async fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
         let attributes = self.xattrs(ino).await?;
-        Ok(attributes.iter().flat_map(|(name, _)| name.bytes().chain([0])).collect())
+        let mut names: Vec<u8> = attributes.iter().flat_map(|(name, _)| name.bytes().chain([0])).collect();
+        if let Node::Record(cell, ..) = self.node(ino)? {
+            let more = self.cell(&cell)?.attributes();
+            names.extend(more.iter().flat_map(|name| PREFIX.bytes().chain(name.bytes()).chain([0])));
+        }
+        Ok(names)
     }
 
     async fn xattrs(&self, ino: u64) -> Result<Vec<(&'static str, String)>> {

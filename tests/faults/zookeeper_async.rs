@@ -77,6 +77,8 @@ fn an_independent_client_sees_what_we_write() {
         client.set_data("/independent/global/metadata/owner", b"theirs".to_vec(), Some(0)).await.unwrap();
         eventually("theirs is seen", || (mount.read("global/metadata/owner") == "theirs").then_some(()));
         assert_eq!(mount.xattr("global/metadata/owner", "user.topo.version").as_deref(), Some("1"));
+        assert_eq!(mount.xattr("global/metadata/owner", "user.topo.acl").as_deref(), Some("world:anyone:rwa"));
+        assert_eq!(mount.xattr("global/metadata/owner", "user.topo.czxid"), Some(format!("{:#x}", stat.czxid)));
         client.close().await.unwrap();
     });
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use zookeeper_client::Permission;
 
 use super::{
     Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, KeySpace, Limits, Listing, Location,
@@ -24,6 +25,11 @@ use view::{Ended, View, version};
 
 /// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
 const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
+
+/// The transaction that created a node, in hexadecimal as ZooKeeper's tools show it.
+const CZXID: &str = "czxid";
+/// Who may do what, as zkCli.sh writes it.
+const ACL: &str = "acl";
 
 /// One cell on ZooKeeper.
 #[derive(Debug)]
@@ -57,6 +63,18 @@ impl Zk {
             Ended::Session(what) => BackendError::new(Failure::Unreachable, what),
         }
     }
+}
+
+/// Rights as zkCli.sh writes them.
+fn letters(permission: Permission) -> String {
+    let all = [
+        ('c', Permission::CREATE),
+        ('d', Permission::DELETE),
+        ('r', Permission::READ),
+        ('w', Permission::WRITE),
+        ('a', Permission::ADMIN),
+    ];
+    all.into_iter().filter(|(_, right)| permission.has(*right)).map(|(letter, _)| letter).collect()
 }
 
 /// The znode of a path.
@@ -106,6 +124,29 @@ impl Backend for Zk {
             modified: None,
         });
         Ok(Fetched { node, at })
+    }
+
+    fn attributes(&self) -> &'static [&'static str] {
+        &[CZXID, ACL]
+    }
+
+    async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
+        let key = znode(&self.keys, path);
+        let (acls, stat) = self
+            .voters
+            .try_call(async |client| client.get_acl(&key).await)
+            .await
+            .map_err(|error| self.voters.explain(&error))?;
+        Ok(match name {
+            CZXID => Some(format!("{:#x}", stat.czxid)),
+            ACL => {
+                let one = |acl: &zookeeper_client::Acl| {
+                    format!("{}:{}:{}", acl.scheme(), acl.id(), letters(acl.permission()))
+                };
+                Some(acls.iter().map(one).collect::<Vec<_>>().join(","))
+            }
+            _ => None,
+        })
     }
 
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {

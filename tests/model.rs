@@ -429,7 +429,7 @@ impl Real {
     /// What the directory holds: names from the listing, contents from the service and the scratch files.
     async fn listing(&self) -> BTreeMap<String, Vec<u8>> {
         let handle = self.tree.opendir(self.dir).await.unwrap();
-        let entries = self.tree.readdir(self.dir, handle, 0).await.unwrap();
+        let entries = self.tree.readdir(self.dir, handle, 0, usize::MAX).await.unwrap();
         self.tree.release(handle).await.unwrap();
         let mut all = BTreeMap::new();
         for (_, entry) in entries.into_iter().filter(|(_, entry)| entry.name != "keep") {

@@ -15,17 +15,12 @@ pub(super) struct MountArgs {
     #[command(flatten)]
     pub topo: TopoArgs,
     #[command(flatten)]
-    pub view: ViewArgs,
-    #[command(flatten)]
-    pub process: ProcessArgs,
-    /// Where to mount: a directory
-    #[arg(value_name = "MOUNTPOINT")]
-    pub mountpoint: PathBuf,
+    pub common: CommonArgs,
 }
 
-/// Flags of `topofs demo`.
+/// Flags of every mount; those of `topofs demo`.
 #[derive(Debug, Args)]
-pub(super) struct DemoArgs {
+pub(super) struct CommonArgs {
     #[command(flatten)]
     pub view: ViewArgs,
     #[command(flatten)]

@@ -37,7 +37,7 @@ enum Command {
     /// Exit status: 0 the mount answers, 1 wrong usage, 32 the mount failed.
     Mount(Box<args::MountArgs>),
     /// Mount a sample cluster that lives in this process, for trying
-    Demo(Box<args::DemoArgs>),
+    Demo(Box<args::CommonArgs>),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -62,8 +62,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let (outcome, failure) = match &cli.command {
-        Command::Mount(args) => (start(&args.process, |log| args.settings(log)), USAGE),
-        Command::Demo(args) => (start(&args.process, |log| args.settings(log)), USAGE),
+        Command::Mount(args) => (start(&args.common.process, |log| args.settings(log)), USAGE),
+        Command::Demo(args) => (start(&args.process, |log| args.demo_settings(log)), USAGE),
         Command::Completions { shell } => (completions(*shell).map(|()| Ok(())), USAGE),
         Command::Man => (man().map(|()| Ok(())), USAGE),
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::json;
 
-use super::args::{DemoArgs, MountArgs, TopoArgs, ViewArgs};
+use super::args::{CommonArgs, MountArgs, TopoArgs, ViewArgs};
 use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::EtcdOptions;
 use crate::backend::memory::MemoryServers;
@@ -28,13 +28,14 @@ impl MountArgs {
     /// The settings of a mount of the given topology.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
         let cells = self.topo.cell_options()?;
-        self.view.settings(&self.mountpoint, cells, self.topo.retry, set_log_level)
+        let CommonArgs { view, mountpoint, .. } = &self.common;
+        view.settings(mountpoint, cells, self.topo.retry, set_log_level)
     }
 }
 
-impl DemoArgs {
+impl CommonArgs {
     /// The settings of a mount of the sample cluster.
-    pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
+    pub fn demo_settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
         let location = |root: &str| Location {
             implementation: Implementation::Memory,
             server: DEMO_SERVER.to_owned(),

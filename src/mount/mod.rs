@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::backend::Implementation;
 use crate::cells::{CellOptions, Cells, ReadCellInfo};
 use crate::control::{Control, SetLogLevel};
 use crate::error::{Error, Kind, Result};
 use crate::fuse::Adapter;
+use crate::name::CellName;
 use crate::record::Records;
 use crate::tree::{Tree, TreeOptions};
 
@@ -72,6 +74,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
         cells = connect(&settings) => cells?,
         () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),
     };
+    warn_if_empty(&cells);
     let control = Arc::new(Control::new(settings.config, settings.set_log_level));
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
@@ -127,6 +130,17 @@ async fn connect(settings: &Settings) -> Result<Arc<Cells>> {
             }
             outcome => return outcome,
         }
+    }
+}
+
+/// A wrong root is an empty topology, which is legal: whoever mounts it should hear so all the same.
+fn warn_if_empty(cells: &Cells) {
+    let Some(global) = cells.get(&CellName::global()) else { return };
+    if global.location.implementation != Implementation::Memory && global.mirror.snapshot().records.is_empty() {
+        let warning = format!("{global}: nothing is stored there (is the root right?)");
+        tracing::warn!("{warning}");
+        // The terminal is still there. A closed one is nobody's loss.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("topofs: {warning}\n").as_bytes());
     }
 }
 

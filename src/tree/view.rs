@@ -251,16 +251,16 @@ impl Tree {
         Ok(self.handles.open_dir(ino))
     }
 
-    /// The entries of an open directory from an index on; index 0 looks again. Entries keep their index while the
+    /// At most a number of entries of an open directory from an index on; index 0 looks again. Entries keep their index while the
     /// directory is open, whatever comes and goes meanwhile.
-    pub async fn readdir(&self, ino: u64, handle: u64, from: usize) -> Result<Vec<(usize, DirEntry)>> {
+    pub async fn readdir(&self, ino: u64, handle: u64, from: usize, limit: usize) -> Result<Vec<(usize, DirEntry)>> {
         let dir = self.handles.dir(handle)?;
         if from == 0 {
             let list = self.list(&self.node(ino)?).await?;
             *dir.lock() = list;
         }
         let entries = dir.lock();
-        Ok(entries.iter().cloned().enumerate().skip(from).collect())
+        Ok(entries.iter().enumerate().skip(from).take(limit).map(|(index, entry)| (index, entry.clone())).collect())
     }
 
     /// Attributes of an entry of a listing, without the kernel's knowing it yet; `None` if it has gone meanwhile.

@@ -4,12 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use topofs::backend::Implementation;
-
 use crate::common::world::{put, runtime};
 use crate::common::{eventually, text};
 use crate::on_each_server;
-use crate::rig::{Any, OWNER, PATIENCE, Rig, nothing_blocks, state, wait_for_state, wait_until_equal};
+use crate::rig::{OWNER, PATIENCE, Rig, nothing_blocks, state, wait_for_state, wait_until_equal};
 
 /// Short time-outs, so that the tests need not wait long: what they check does not depend on the length.
 const SHORT: &[&str] = &["--remote-operation-timeout=2s", "--stale-after=3s", "--topo-zk-base-timeout=6s"];
@@ -53,8 +51,28 @@ impl Writer {
     }
 }
 
-/// A hundred programs that read and write through the mount, each many times, until told to stop. Returns how long the slowest
-/// operation took.
+/// A writer past the mount, and a hundred programs through it, while something happens; then nothing must be lost.
+fn under_load(mut rig: Rig, mut happen: impl FnMut(&mut Rig, &crate::common::mount::Mount, &Writer)) {
+    let mount = rig.mount(SHORT);
+    wait_until_equal(&mount, || rig.stored());
+    let writer = Writer::start(&rig);
+    let stop = Arc::new(AtomicBool::new(false));
+    let programs = hundred(&mount, &stop);
+    writer.goes_on();
+    happen(&mut rig, &mount, &writer);
+    writer.goes_on();
+    wait_for_state(&mount, "global", "live");
+    stop.store(true, Ordering::Relaxed);
+    let slowest = programs.into_iter().map(|program| program.join().unwrap()).max().unwrap();
+    // An operation is a few calls to the service, each within its time.
+    assert!(slowest < Duration::from_secs(20), "an operation took {slowest:?}");
+    writer.stop();
+    wait_until_equal(&mount, || rig.stored());
+    assert_eq!(mount.status()["cells"]["global"]["missed"], 0);
+}
+
+/// A hundred programs that read and write through the mount, each many times, until told to stop. Each returns how long its
+/// slowest operation took.
 fn hundred(mount: &crate::common::mount::Mount, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<Duration>> {
     (0..100)
         .map(|number| {
@@ -113,26 +131,15 @@ on_each_server! {
     }
 
     fn a_crash_under_load_loses_nothing(rig) {
-        let mount = rig.mount(SHORT);
-        wait_until_equal(&mount, || rig.stored());
-        let writer = Writer::start(&rig);
-        let stop = Arc::new(AtomicBool::new(false));
-        let programs = hundred(&mount, &stop);
-        writer.goes_on();
-        for _ in 0..2 {
-            rig.server.kill();
-            wait_for_state(&mount, "global", "down");
-            rig.server.restart();
-            writer.goes_on();
-            wait_for_state(&mount, "global", "live");
-        }
-        stop.store(true, Ordering::Relaxed);
-        let slowest = programs.into_iter().map(|program| program.join().unwrap()).max().unwrap();
-        // An operation is a few calls to the service, each within its time.
-        assert!(slowest < Duration::from_secs(20), "an operation took {slowest:?}");
-        writer.stop();
-        wait_until_equal(&mount, || rig.stored());
-        assert_eq!(mount.status()["cells"]["global"]["missed"], 0);
+        under_load(rig, |rig, mount, writer| {
+            for _ in 0..2 {
+                rig.server.kill();
+                wait_for_state(mount, "global", "down");
+                rig.server.restart();
+                writer.goes_on();
+                wait_for_state(mount, "global", "live");
+            }
+        });
     }
 
     fn a_pause_of_five_seconds_loses_nothing(rig) {
@@ -210,26 +217,9 @@ on_each_server! {
 }
 
 fn pause_under_load(rig: Rig, length: Duration) {
-    let mount = rig.mount(SHORT);
-    wait_until_equal(&mount, || rig.stored());
-    let writer = Writer::start(&rig);
-    let stop = Arc::new(AtomicBool::new(false));
-    let programs = hundred(&mount, &stop);
-    writer.goes_on();
-    rig.server.pause();
-    let begin = Instant::now();
-    while begin.elapsed() < length {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    rig.server.resume();
-    writer.goes_on();
-    wait_for_state(&mount, "global", "live");
-    stop.store(true, Ordering::Relaxed);
-    let slowest = programs.into_iter().map(|program| program.join().unwrap()).max().unwrap();
-    assert!(slowest < Duration::from_secs(20), "an operation took {slowest:?}");
-    writer.stop();
-    wait_until_equal(&mount, || rig.stored());
-    if let (Any::Zookeeper(_), true) = (&rig.server, length > Duration::from_secs(30)) {
-        assert_eq!(rig.implementation, Implementation::Zk2);
-    }
+    under_load(rig, |rig, _, _| {
+        rig.server.pause();
+        std::thread::sleep(length);
+        rig.server.resume();
+    });
 }

@@ -198,6 +198,17 @@ fn a_failed_mount_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn an_empty_topology_is_mounted_with_a_warning() {
+    let point = Point::new();
+    let output = point.topofs(&format!(
+        "mount --topo-global-server-address {} --topo-global-root /wrong/root .",
+        shared().endpoint()
+    ));
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("/wrong/root): nothing is stored there"), "{}", text(&output));
+}
+
+#[test]
 fn retry_waits_for_the_service() {
     let mut etcd = crate::common::etcd::Etcd::start();
     etcd.kill();

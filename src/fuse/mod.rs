@@ -11,16 +11,23 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use tokio_util::task::TaskTracker;
 
 use crate::control::{Op, Refusal};
 use crate::error::Result;
-use crate::tree::{Attr, Caller, DirEntry, OpenMode, Opened, SetAttr, Tree};
+use crate::tree::{Attr, Caller, DirEntry, OpenMode, SetAttr, Tree};
+
+mod convert;
+
+use convert::{
+    file_attr, index_of, kind, offset_of, open_flags, open_mode, reply_attr, reply_empty, reply_entry, reply_xattr,
+    time,
+};
 
 /// The kernel asks for names and attributes every time: they may change remotely at any moment.
 const TTL: Duration = Duration::ZERO;
@@ -30,6 +37,8 @@ const GENERATION: Generation = Generation(0);
 const MAX_WRITE: u32 = 1 << 20;
 /// `.` and `..` come before the entries of a directory.
 const DOTS: usize = 2;
+/// Entries of a directory looked at for one reply, which holds fewer.
+const BATCH: usize = 512;
 /// Unit of sizes in statfs, in bytes.
 const BLOCK: u64 = 4096;
 
@@ -95,93 +104,6 @@ impl Adapter {
             Err(_) => tracing::error!(%op, "a request has failed with a panic; please report this"),
         }
     }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    /// What st_blocks counts in, in bytes.
-    const SECTOR: u64 = 512;
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size,
-        blocks: attr.size.div_ceil(SECTOR),
-        atime: attr.accessed,
-        mtime: attr.modified,
-        ctime: attr.changed,
-        crtime: attr.changed,
-        kind: kind(attr.is_dir),
-        perm: u16::try_from(attr.mode).unwrap_or(0),
-        nlink: attr.links,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: u32::try_from(BLOCK).unwrap_or(0),
-        flags: 0,
-    }
-}
-
-fn kind(is_dir: bool) -> FileType {
-    if is_dir { FileType::Directory } else { FileType::RegularFile }
-}
-
-fn open_mode(flags: i32) -> OpenMode {
-    let access = flags & libc::O_ACCMODE;
-    OpenMode {
-        read: access != libc::O_WRONLY,
-        write: access != libc::O_RDONLY,
-        append: flags & libc::O_APPEND != 0,
-        truncate: flags & libc::O_TRUNC != 0,
-        exclusive: flags & libc::O_EXCL != 0,
-        direct: flags & libc::O_DIRECT != 0,
-    }
-}
-
-fn open_flags(opened: Opened) -> FopenFlags {
-    if opened.cached { FopenFlags::empty() } else { FopenFlags::FOPEN_DIRECT_IO }
-}
-
-fn time(time: TimeOrNow) -> SystemTime {
-    match time {
-        TimeOrNow::SpecificTime(time) => time,
-        TimeOrNow::Now => SystemTime::now(),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty) -> impl FnOnce(std::result::Result<(), Errno>) + Send {
-    |result| match result {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn reply_entry(reply: ReplyEntry) -> impl FnOnce(std::result::Result<Attr, Errno>) + Send {
-    |result| match result {
-        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn reply_attr(reply: ReplyAttr) -> impl FnOnce(std::result::Result<Attr, Errno>) + Send {
-    |result| match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn reply_xattr(reply: ReplyXattr, size: u32) -> impl FnOnce(std::result::Result<Vec<u8>, Errno>) + Send {
-    move |result| match result {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn offset_of(index: usize) -> u64 {
-    (index + DOTS + 1) as u64
-}
-
-fn index_of(offset: u64) -> usize {
-    usize::try_from(offset).unwrap_or(usize::MAX).saturating_sub(DOTS)
 }
 
 impl fuser::Filesystem for Adapter {
@@ -459,7 +381,7 @@ impl fuser::Filesystem for Adapter {
         let numbers = self.tree.clone();
         self.answer(
             (Op::Readdir, request, ino, None),
-            |tree, _| async move { tree.readdir(ino.0, handle.0, index_of(offset)).await },
+            |tree, _| async move { tree.readdir(ino.0, handle.0, index_of(offset), BATCH).await },
             move |result| match result {
                 Ok(entries) => {
                     for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS))
@@ -487,20 +409,22 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        /// Entries looked at for one reply; it holds fewer.
-        const BATCH: usize = 512;
         let tree = self.tree.clone();
         self.answer(
             (Op::Readdirplus, request, ino, None),
             |tree, caller| async move {
                 let own = tree.getattr(&caller, ino.0).await?;
                 let mut entries: Vec<(usize, DirEntry, Attr)> = Vec::new();
-                for (index, entry) in tree.readdir(ino.0, handle.0, index_of(offset)).await? {
-                    if let Some(attr) = tree.entry_attr(&entry).await {
-                        entries.push((index, entry, attr));
-                    }
-                    if entries.len() == BATCH {
-                        break;
+                let mut from = index_of(offset);
+                // Nothing would mean the end: what has gone meanwhile is passed over.
+                while entries.is_empty() {
+                    let batch = tree.readdir(ino.0, handle.0, from, BATCH).await?;
+                    let Some((last, _)) = batch.last() else { break };
+                    from = last + 1;
+                    for (index, entry) in batch {
+                        if let Some(attr) = tree.entry_attr(&entry).await {
+                            entries.push((index, entry, attr));
+                        }
                     }
                 }
                 Ok((own, entries))

@@ -104,8 +104,8 @@ pub(super) struct State {
     pub snapshot: Snapshot,
     /// When paths were deleted: news from before must not bring them back.
     deleted: HashMap<TopoPath, Revision>,
-    /// What this mount's own calls have told of since a list was begun: it may be newer than the list.
-    own: HashSet<TopoPath>,
+    /// What this mount's own calls have told of since a list was begun, while one is: it may be newer than the list.
+    own: Option<HashSet<TopoPath>>,
 }
 
 /// Deletions remembered at most. Reached only when tens of thousands of records are deleted while a list is under way.
@@ -181,17 +181,19 @@ impl State {
 
     /// A list is asked for.
     pub fn begin_list(&mut self) {
-        self.own.clear();
+        self.own = Some(HashSet::new());
     }
 
     /// This mount's own calls have told of a record.
     pub fn note_own(&mut self, path: &TopoPath) {
-        self.own.insert(path.clone());
+        if let Some(own) = &mut self.own {
+            own.insert(path.clone());
+        }
     }
 
     /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have told more since.
     pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
-        let own = std::mem::take(&mut self.own);
+        let own = self.own.take().unwrap_or_default();
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
         let known = self.snapshot.records.keys().chain(self.snapshot.locks.keys());
         let vanished: Vec<TopoPath> =

@@ -265,6 +265,18 @@ pub enum Implementation {
     Memory,
 }
 
+impl Implementation {
+    /// Where the service listens by default on this machine.
+    pub fn default_server(self) -> &'static str {
+        match self {
+            Implementation::Etcd2 => "localhost:2379",
+            Implementation::Zk2 => "localhost:2181",
+            Implementation::Consul => "localhost:8500",
+            Implementation::Memory => "memory",
+        }
+    }
+}
+
 impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

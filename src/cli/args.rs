@@ -37,9 +37,9 @@ pub(super) struct TopoArgs {
     /// The kind of service
     #[arg(long, value_name = "NAME", default_value = "etcd2", env = "TOPOFS_TOPO_IMPLEMENTATION")]
     pub topo_implementation: Implementation,
-    /// Servers of the global topology, separated by commas
-    #[arg(long, value_name = "SERVERS", default_value = "localhost:2379", env = "TOPOFS_TOPO_GLOBAL_SERVER_ADDRESS")]
-    pub topo_global_server_address: String,
+    /// Servers of the global topology, separated by commas [default: localhost, port 2379, 2181 or 8500]
+    #[arg(long, value_name = "SERVERS", env = "TOPOFS_TOPO_GLOBAL_SERVER_ADDRESS")]
+    pub topo_global_server_address: Option<String>,
     /// The path that all keys of the global topology begin with
     #[arg(long, value_name = "PATH", default_value = "/vitess/global", env = "TOPOFS_TOPO_GLOBAL_ROOT")]
     pub topo_global_root: String,

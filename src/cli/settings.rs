@@ -78,7 +78,10 @@ impl TopoArgs {
         Ok(CellOptions {
             global: Location {
                 implementation: self.topo_implementation,
-                server: self.topo_global_server_address.clone(),
+                server: match &self.topo_global_server_address {
+                    Some(server) => server.clone(),
+                    None => self.topo_implementation.default_server().to_owned(),
+                },
                 root: self.topo_global_root.clone(),
             },
             connect: ConnectOptions {

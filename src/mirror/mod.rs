@@ -131,6 +131,7 @@ impl Mirror {
         match &*link {
             Link::Idle => Health::Idle,
             Link::Loading => Health::Loading,
+            Link::Live if self.is_silent() => Health::Down,
             Link::Live => Health::Live,
             Link::Broken { since, .. } => {
                 if self.is_loaded() && since.elapsed() < self.options.stale_after {
@@ -406,4 +407,51 @@ fn new_backoff() -> backon::ExponentialBackoff {
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Limits;
+
+    /// A service whose watch says nothing any more.
+    #[derive(Debug)]
+    struct Silent;
+
+    #[async_trait::async_trait]
+    impl Backend for Silent {
+        fn limits(&self) -> Limits {
+            Limits { value: 0, changes: 0 }
+        }
+        async fn list(&self, _: &TopoPath) -> Result<Listing, BackendError> {
+            Ok(Listing::default())
+        }
+        async fn get(&self, _: &TopoPath) -> Result<Fetched, BackendError> {
+            Ok(Fetched { node: None, at: Revision(0) })
+        }
+        async fn apply(&self, _: &[Change]) -> Result<Applied, BackendError> {
+            Ok(Applied { at: Revision(0), versions: Vec::new() })
+        }
+        async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
+            Ok((Listing::default(), futures::stream::pending().boxed()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_says_nothing_is_not_trusted_for_longer_than_told() {
+        let options = MirrorOptions {
+            resync_interval: Duration::from_secs(3600),
+            stale_after: Duration::from_secs(10),
+            serve_stale: false,
+        };
+        let mirror = Mirror::new(Arc::new(Silent), options);
+        tokio::spawn(mirror.clone().run(CancellationToken::new()));
+        mirror.settled().await;
+        assert_eq!(mirror.health(), Health::Live);
+        tokio::time::advance(Duration::from_secs(9)).await;
+        assert_eq!(mirror.health(), Health::Live);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(mirror.health(), Health::Down);
+        assert!(mirror.trouble().is_some());
+    }
 }

@@ -9,6 +9,7 @@ mod access;
 mod each;
 mod ensemble;
 mod etcd;
+mod restored;
 mod rig;
 mod size;
 mod tools;

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::client::{Client, Pair};
 use super::node;
@@ -19,6 +19,10 @@ use crate::backend::{BackendError, Failure, KeySpace, Revision, SIGN_OF_LIFE, Wa
 const FEW: usize = 16;
 /// Queries of a search under way at the same time.
 const PIPELINE: usize = 8;
+/// Looks at prefixes in one search at most, beside two for each known key: whatever goes wrong, it ends.
+const LOOKS: usize = 10_000;
+/// The part of the poll duration before which the end of a wait is no time-out.
+const EARLY: f64 = 0.9;
 /// How long a silent server is trusted.
 const SILENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
 
@@ -30,13 +34,15 @@ pub(super) struct Changes {
     told: u64,
     /// ModifyIndex of each stored key.
     known: BTreeMap<String, u64>,
-    /// The query that waits. It outlives a pause to probe.
-    waiting: Option<tokio::task::JoinHandle<Result<u64, BackendError>>>,
+    /// The root's own index when it was last waited for: lower than that of everything.
+    waited: u64,
+    /// The query that waits, and since when. It outlives a pause to probe.
+    waiting: Option<(tokio::task::JoinHandle<Result<u64, BackendError>>, Instant)>,
 }
 
 impl Drop for Changes {
     fn drop(&mut self) {
-        if let Some(waiting) = &self.waiting {
+        if let Some((waiting, _)) = &self.waiting {
             waiting.abort();
         }
     }
@@ -45,32 +51,34 @@ impl Drop for Changes {
 impl Changes {
     pub fn new(client: Arc<Client>, keys: KeySpace, told: u64, pairs: &[Pair]) -> Self {
         let known = pairs.iter().map(|pair| (pair.key.clone(), pair.modify_index)).collect();
-        Self { client, keys, told, known, waiting: None }
+        Self { client, keys, told, known, waited: 0, waiting: None }
     }
 
     /// The next changes, or a sign of life.
     pub async fn next(&mut self) -> Result<WatchBatch, BackendError> {
-        let mut waiting = match self.waiting.take() {
+        let (mut waiting, since) = match self.waiting.take() {
             Some(waiting) => waiting,
             None => {
-                let (client, prefix, told) = (self.client.clone(), self.keys.prefix().to_owned(), self.told);
-                tokio::spawn(async move { client.wait(&prefix, told).await })
+                let (client, prefix, waited) = (self.client.clone(), self.keys.prefix().to_owned(), self.waited);
+                (tokio::spawn(async move { client.wait(&prefix, waited).await }), Instant::now())
             }
         };
         let Ok(woken) = timeout(SIGN_OF_LIFE, &mut waiting).await else {
-            self.waiting = Some(waiting);
+            self.waiting = Some((waiting, since));
             return match timeout(SILENCE_LIMIT, self.client.probe()).await {
                 Ok(probed) => probed.map(|()| WatchBatch::default()),
                 Err(_) => Err(BackendError::new(Failure::Unreachable, "Consul has been silent for too long")),
             };
         };
         let index = woken.map_err(|_| BackendError::new(Failure::Other, "the waiting query has failed"))??;
-        if index < self.told {
-            // The servers were restored from a snapshot, or the index fell back: only a comparison helps.
-            let message = format!("Consul's index went back from {} to {index}", self.told);
+        let early = since.elapsed() < self.client.poll_duration.mul_f64(EARLY);
+        if index < self.waited || (index == self.waited && early) {
+            // Restored from a snapshot, for example: only a comparison helps.
+            let message = format!("Consul's store was replaced: its index was {} and is {index}", self.waited);
             return Err(BackendError::new(Failure::Compacted, message));
         }
-        if index == self.told {
+        self.waited = index;
+        if index <= self.told {
             return Ok(WatchBatch::default());
         }
         self.search(index).await
@@ -80,7 +88,12 @@ impl Changes {
     async fn search(&mut self, index: u64) -> Result<WatchBatch, BackendError> {
         let mut batch = WatchBatch::default();
         let mut level = vec![Scope::Below(self.keys.prefix().to_owned())];
+        let mut looked = 0;
         while !level.is_empty() {
+            looked += level.len();
+            if looked > LOOKS + 2 * self.known.len() {
+                return Err(BackendError::new(Failure::Compacted, "too much has changed to be searched for"));
+            }
             let looks = std::mem::take(&mut level).into_iter().map(|scope| {
                 let known: Vec<String> = self.in_scope(&scope).take(FEW + 1).cloned().collect();
                 look(self.client.clone(), scope, known.len() > FEW, self.told)
@@ -89,7 +102,10 @@ impl Changes {
             for look in looks {
                 match look {
                     Look::Same => {}
-                    Look::Many { prefix, keys } => level.extend(self.branches(&prefix, keys)),
+                    Look::Many { prefix, mut keys } => {
+                        keys.retain(|key| key.starts_with(&prefix));
+                        level.extend(self.branches(&prefix, keys));
+                    }
                     Look::Few { scope, pairs, index } => self.tell(&scope, pairs, index, &mut batch)?,
                 }
             }

@@ -236,18 +236,41 @@ impl Client {
 
     /// One key, as the leader has it.
     pub async fn pair(&self, key: &str) -> Result<Indexed<Option<Pair>>, BackendError> {
+        if has_dots(key) {
+            let found = self.by_transaction("get", key).await?;
+            return Ok(Indexed { index: found.index, value: found.value.into_iter().next() });
+        }
         let pairs = self.indexed::<Vec<Pair>>(self.get(&kv(key)).query(&[("consistent", "")])).await?;
         Ok(Indexed { index: pairs.index, value: pairs.value.into_iter().next() })
     }
 
     /// All keys that begin with a prefix, with their values.
     pub async fn pairs(&self, prefix: &str) -> Result<Indexed<Vec<Pair>>, BackendError> {
+        if has_dots(prefix) {
+            return self.by_transaction("get-tree", prefix).await;
+        }
         self.indexed(self.get(&kv(prefix)).query(&[("recurse", "")])).await
     }
 
     /// The names of all keys that begin with a prefix.
     pub async fn keys(&self, prefix: &str) -> Result<Indexed<Vec<String>>, BackendError> {
+        if has_dots(prefix) {
+            let found = self.by_transaction("get-tree", prefix).await?;
+            return Ok(Indexed { index: found.index, value: found.value.into_iter().map(|pair| pair.key).collect() });
+        }
         self.indexed(self.get(&kv(prefix)).query(&[("keys", "")])).await
+    }
+
+    /// Reads what no address can name. The index is that of everything: it may be newer than what was read is old, so what is
+    /// missing is dated by it, and read again when in doubt.
+    async fn by_transaction(&self, verb: &'static str, key: &str) -> Result<Indexed<Vec<Pair>>, BackendError> {
+        let index = self.newest().await?;
+        let operation = Operation { kv: KvOperation { verb, key: key.to_owned(), value: None, index: None } };
+        let value = match self.transact(&[operation]).await? {
+            Transacted::Done(pairs) => pairs,
+            Transacted::Refused(_) => Vec::new(),
+        };
+        Ok(Indexed { value, index })
     }
 
     /// The index of everything that is stored.
@@ -255,7 +278,8 @@ impl Client {
         Ok(self.indexed::<Vec<String>>(self.get("kv/").query(&[("keys", ""), ("separator", "/")])).await?.index)
     }
 
-    /// Waits until something below a prefix changes after an index, or the poll duration is over. Transfers hardly anything.
+    /// Waits until something below a prefix changes after an index, or the poll duration is over. Transfers hardly anything. An
+    /// answer that comes early all the same means that the store was replaced.
     pub async fn wait(&self, prefix: &str, after: u64) -> Result<u64, BackendError> {
         /// The server adds up to a sixteenth of the time, and the answer takes its own.
         const MARGIN: Duration = Duration::from_secs(5);
@@ -296,6 +320,11 @@ impl Client {
         }
         self.json(self.send(request).await?).await
     }
+}
+
+/// Whether a part of a key would be taken for "here" or "above" in an address, in whatever encoding.
+pub(super) fn has_dots(key: &str) -> bool {
+    key.split('/').any(|part| matches!(part, "." | ".."))
 }
 
 /// The path of a key: each part percent-encoded.

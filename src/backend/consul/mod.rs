@@ -40,6 +40,12 @@ pub struct Consul {
 impl Consul {
     /// Prepares the client; nothing is sent yet.
     pub fn new(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
+        if client::has_dots(&location.root) {
+            return Err(BackendError::new(
+                Failure::Other,
+                format!("{:?} cannot be the root of a topology", location.root),
+            ));
+        }
         let client = Client::new(&location.server, cell, options.timeout, &options.consul)?;
         // Consul refuses locks on keys that begin with a slash.
         Ok(Self { client: Arc::new(client), keys: KeySpace::new(location.root.trim_start_matches('/')) })

@@ -62,7 +62,12 @@ impl Watch {
     async fn next(&mut self) -> Result<WatchBatch, BackendError> {
         let mut asked = false;
         loop {
-            let patience = if asked { SILENCE_LIMIT } else { SIGN_OF_LIFE };
+            let patience = match (asked, self.answers_probes) {
+                (false, _) => SIGN_OF_LIFE,
+                (true, true) => SILENCE_LIMIT,
+                // It may be a server that does not answer: not much time is lost by asking in another way.
+                (true, false) => SIGN_OF_LIFE.mul_f64(1.5),
+            };
             match timeout_at(self.last_heard + patience, self.stream.message()).await {
                 Ok(Ok(Some(response))) => {
                     self.answers_probes |= asked;

@@ -1,6 +1,6 @@
 //! The sessions of one ensemble: made when needed, replaced when they have ended, every call bounded in time and number.
 //!
-//! The client reconnects by itself within its session; an expired one fails for ever, so the next call makes another.
+//! The client reconnects by itself within its session, but not always: a call that finds no connection makes another session.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
-use zookeeper_client::{Client, Error as ZkError, TlsOptions};
+use zookeeper_client::{Client, Error as ZkError, SessionState, TlsOptions};
 
 use crate::backend::{BackendError, Failure};
 
@@ -151,7 +151,9 @@ impl Sessions {
     }
 
     fn living(&self) -> Option<Client> {
-        self.client.lock().clone().filter(|client| !client.state().is_terminated())
+        // One that has lost its server may never find another (a server that was made anew refuses what has seen more than it
+        // has); a new one costs little.
+        self.client.lock().clone().filter(|client| client.state() == SessionState::SyncConnected)
     }
 
     async fn connect(&self) -> Result<Client, ZkError> {
@@ -180,7 +182,10 @@ impl Sessions {
                     "reached, but the TLS handshake failed: check the certificates, and that this is the secure port"
                         .to_owned()
                 }
-                Ok(Ok(_)) => "reached, but it does not serve: no quorum, or a port that wants TLS".to_owned(),
+                Ok(Ok(_)) => {
+                    "reached, but it does not serve: stopped, no quorum, a port that wants TLS, or not ZooKeeper"
+                        .to_owned()
+                }
             };
             reasons.push(format!("{server}: {reason}"));
         }

@@ -1,0 +1,107 @@
+//! ZooKeeper and Consul that were restored from a backup, or made anew.
+
+use crate::common::bash_in;
+use crate::common::eventually;
+use crate::common::world::{put, runtime};
+use crate::rig::{Any, OWNER, Rig, wait_until_equal};
+use topofs::backend::Implementation;
+
+#[test]
+fn consul_from_a_snapshot() {
+    let rig = Rig::new(Implementation::Consul);
+    let mount = rig.mount(&[]);
+    wait_until_equal(&mount, || rig.stored());
+    let consul = format!("PATH=$PATH:{}/target/tools/consul/usr/bin consul", env!("CARGO_MANIFEST_DIR"));
+    let snapshot = |what: &str| {
+        let script = format!("CONSUL_HTTP_ADDR={} {consul} snapshot {what} backup", rig.server.endpoint());
+        assert!(
+            bash_in(
+                rig.server.dir(),
+                &script.replace("CONSUL_HTTP_ADDR", "export CONSUL_HTTP_ADDR").replace(" PATH=", "; PATH=")
+            )
+            .status
+            .success()
+        );
+    };
+    snapshot("save");
+    let runtime = runtime();
+    for round in 0..3 {
+        let changes = [put(OWNER, format!("after {round}")), put(&format!("global/metadata/new{round}"), "x")];
+        runtime.block_on(rig.cell().apply(&changes)).unwrap();
+    }
+    eventually("the changes are seen", || mount.path("global/metadata/new2").exists().then_some(()));
+    snapshot("restore");
+    // Writes that push the index past what it was hide the restore from those who look at the index only.
+    for round in 0..30 {
+        runtime.block_on(rig.cell().apply(&[put("global/metadata/later", round.to_string())])).unwrap();
+    }
+    eventually("the restored value is shown", || {
+        (std::fs::read(mount.path(OWNER)).ok()? == b"the shop team").then_some(())
+    });
+    wait_until_equal(&mount, || rig.stored());
+}
+
+#[test]
+fn zookeeper_made_anew() {
+    let mut rig = Rig::new(Implementation::Zk2);
+    let mount = rig.mount(&["--stale-after=1s", "--topo-zk-base-timeout=60s"]);
+    wait_until_equal(&mount, || rig.stored());
+    mount.sh("echo mine > global/metadata/mine");
+    rig.server.kill();
+    std::fs::remove_dir_all(rig.server.dir().join("data")).unwrap();
+    let Any::Zookeeper(server) = &mut rig.server else { unreachable!() };
+    server.restart();
+    eventually("nothing is left", || {
+        mount.bash("ls global").status.success().then(|| mount.sh("ls global").is_empty().then_some(()))?
+    });
+    // The sessions of before, which have seen more than the new server has, are not waited for.
+    mount.sh("timeout 10 bash -c 'mkdir global/metadata; echo new > global/metadata/owner; cat global/metadata/owner'");
+    wait_until_equal(&mount, || rig.stored());
+}
+
+#[test]
+fn consul_keys_with_dots() {
+    // No address can name them: `/v1/kv/a/./b` is `/v1/kv/a/b`.
+    let rig = Rig::new(Implementation::Consul);
+    let Any::Consul(server) = &rig.server else { unreachable!() };
+    let names: Vec<String> =
+        ('a'..='q').map(String::from).chain([".x", ".y", "..z", "...", "%2e", "a b#c?d"].map(String::from)).collect();
+    let runtime = runtime();
+    for name in &names {
+        runtime.block_on(rig.cell().apply(&[put(&format!("global/metadata/{name}"), "v")])).unwrap();
+    }
+    // And such as cannot be file names at all, made by a transaction.
+    let operation =
+        |key: &str| format!(r#"{{"KV": {{"Verb": "set", "Key": "t/global/metadata/{key}", "Value": "dg=="}}}}"#);
+    let body = format!("[{}, {}, {}]", operation("."), operation("../up"), operation("./here"));
+    assert!(server.curl(&["-f", "-X", "PUT", "-d", &body], "txn").is_some());
+    let mount = rig.mount(&[]);
+    for round in 0..3 {
+        for name in [".x", "..z", "p"] {
+            runtime.block_on(rig.cell().apply(&[put(&format!("global/metadata/{name}"), format!("{round}"))])).unwrap();
+            let path = mount.path(&format!("global/metadata/{name}"));
+            eventually("the change is seen", || {
+                (std::fs::read_to_string(&path).ok()? == round.to_string()).then_some(())
+            });
+        }
+    }
+    assert_eq!(mount.status()["cells"]["global"]["reconnects"], 0);
+    assert_eq!(mount.status()["cells"]["global"]["skipped_keys"], 3);
+}
+
+#[test]
+fn a_quiet_cell_of_consul_stays_quiet() {
+    // The end of a poll is no sign of anything, although others write elsewhere in the same Consul.
+    let rig = Rig::new(Implementation::Consul);
+    let mount = rig.mount(&["--topo-consul-watch-poll-duration=1s"]);
+    mount.sh("ls zone1");
+    let runtime = runtime();
+    for round in 0..40 {
+        runtime.block_on(rig.cell().apply(&[put(OWNER, round.to_string())])).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    eventually("the last change is seen", || (mount.read(OWNER) == "39").then_some(()));
+    for cell in ["global", "zone1"] {
+        assert_eq!(mount.status()["cells"][cell]["reconnects"], 0, "{cell}: {}", mount.log());
+    }
+}

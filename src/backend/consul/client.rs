@@ -162,7 +162,9 @@ impl Client {
         }
         let http = builder.build().map_err(|error| wrong(&error))?;
         let token = options.auth_file.as_ref().map(|file| token(file, cell)).transpose()?.flatten();
-        Ok(Self { http, base, token, timeout, poll_duration: options.poll_duration })
+        // Consul takes whole seconds.
+        let poll_duration = Duration::from_secs(options.poll_duration.as_secs().max(1));
+        Ok(Self { http, base, token, timeout, poll_duration })
     }
 
     fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
@@ -283,7 +285,7 @@ impl Client {
     pub async fn wait(&self, prefix: &str, after: u64) -> Result<u64, BackendError> {
         /// The server adds up to a sixteenth of the time, and the answer takes its own.
         const MARGIN: Duration = Duration::from_secs(5);
-        let wait = format!("{}s", self.poll_duration.as_secs().max(1));
+        let wait = format!("{}s", self.poll_duration.as_secs());
         let after = after.to_string();
         let request = self
             .get(&kv(prefix))

@@ -177,7 +177,11 @@ impl Connection {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
                 let uncertain = !never_sent(&error);
-                Err(Attempt { error: self.failure(server, &error), uncertain })
+                let error = self.failure(server, &error);
+                if error.failure == Failure::Unreachable {
+                    *server.client.lock() = None;
+                }
+                Err(Attempt { error, uncertain })
             }
             Err(_) => {
                 // The connection may be dead without knowing it; the next call makes a new one.

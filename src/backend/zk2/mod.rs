@@ -86,6 +86,11 @@ fn znode(keys: &KeySpace, path: &TopoPath) -> String {
     }
 }
 
+/// The znodes above, the nearest first, `/` last.
+fn ancestors(path: &str) -> Vec<String> {
+    std::iter::successors(parent(path), |path| parent(path)).map(ToOwned::to_owned).collect()
+}
+
 /// The znode above; `None` for `/`.
 fn parent(path: &str) -> Option<&str> {
     match path.rsplit_once('/')? {

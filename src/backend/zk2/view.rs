@@ -14,7 +14,7 @@ use zookeeper_client::{
 };
 
 use super::session::{CallError, Sessions};
-use super::{parent, znode};
+use super::{ancestors, znode};
 use crate::backend::{KeySpace, Listing, Node, Revision, Role, Version, WatchBatch, WatchEvent};
 use crate::name::TopoPath;
 
@@ -319,11 +319,6 @@ fn merge(listing: &mut Listing, batch: WatchBatch) {
 /// The newest change that a node shows: of itself, or of its children.
 fn newest(stat: &Stat) -> Revision {
     Revision(stat.mzxid.max(stat.pzxid).cast_unsigned())
-}
-
-/// The directories above a znode, the nearest first, `/` last.
-fn ancestors(path: &str) -> Vec<String> {
-    std::iter::successors(parent(path), |path| parent(path)).map(ToOwned::to_owned).collect()
 }
 
 fn node(path: TopoPath, znode: Znode, role: Role) -> Node {

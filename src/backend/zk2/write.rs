@@ -12,7 +12,7 @@ use zookeeper_client::{
 
 use super::session::{CallError, Sessions};
 use super::view::version;
-use super::{parent, znode};
+use super::{ancestors, parent, znode};
 use crate::backend::{Action, Applied, BackendError, Change, Failure, Guard, KeySpace, Revision, Version};
 
 /// How often a change begins again because parents come and go beside it.
@@ -85,10 +85,6 @@ pub(super) async fn look(sessions: &Sessions, paths: &[String]) -> Result<Look, 
         ats,
         exist: found.keys().map(|path| (*path).to_owned()).collect(),
     })
-}
-
-fn ancestors(path: &str) -> Vec<String> {
-    std::iter::successors(parent(path), |path| parent(path)).map(ToOwned::to_owned).collect()
 }
 
 /// One operation of a multi.

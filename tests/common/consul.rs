@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use super::eventually;
-use super::server::Server;
+use super::server::{Server, free_port};
 
 pub struct Consul(pub Server);
 
@@ -35,6 +35,8 @@ impl Consul {
     /// With flags of its own.
     pub fn with(flags: Vec<String>) -> Self {
         let mut server = Self(Server::new("consul", flags));
+        let ports: Vec<String> = (0..3).map(|_| free_port().to_string()).collect();
+        std::fs::write(server.dir().join("ports"), ports.join("\n")).unwrap();
         server.restart();
         server
     }
@@ -42,7 +44,10 @@ impl Consul {
     /// Starts it again on its data and its port.
     pub fn restart(&mut self) {
         self.0.launch();
-        eventually("Consul has a leader", || self.curl(&["-f"], "status/leader").filter(|leader| leader.len() > 2));
+        eventually("Consul has a leader", || {
+            self.0.look_after();
+            self.curl(&["-f"], "status/leader").filter(|leader| leader.len() > 2)
+        });
     }
 
     /// The answer of its HTTP API; `None` if there is none.

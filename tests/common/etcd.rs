@@ -37,7 +37,10 @@ impl Etcd {
     /// Starts it again on its data and its port.
     pub fn restart(&mut self) {
         self.0.launch();
-        eventually("etcd answers", || self.try_ctl(&["get", "x"]).then_some(()));
+        eventually("etcd answers", || {
+            self.0.look_after();
+            self.try_ctl(&["get", "x"]).then_some(())
+        });
     }
 
     fn command(&self, args: &[&str]) -> Command {

@@ -56,6 +56,15 @@ impl Server {
         signal(self.child.as_ref().unwrap().id(), Signal::SIGCONT);
     }
 
+    /// Starts it again if it has ended by itself.
+    pub fn look_after(&mut self) {
+        if self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some()) {
+            eprintln!("{} has ended and is started again: {}", self.script, self.log());
+            self.child = None;
+            self.launch();
+        }
+    }
+
     /// What it has printed.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
@@ -71,9 +80,19 @@ impl Drop for Server {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, that no other test gets, and no outgoing connection (they begin at 32768).
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 10_000;
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    loop {
+        let number = u32::try_from(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap();
+        // Another run on this machine begins elsewhere.
+        let port = u16::try_from(FIRST + (std::process::id() * 200 + number) % PORTS).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A root that no other test uses.

@@ -43,7 +43,10 @@ impl Zookeeper {
     /// Starts it again on its data and its port.
     pub fn restart(&mut self) {
         self.0.launch();
-        self.wait();
+        eventually("ZooKeeper serves", || {
+            self.0.look_after();
+            self.ask("srvr").filter(|answer| answer.contains("Mode:"))
+        });
     }
 
     /// Waits until it serves.

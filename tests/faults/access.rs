@@ -31,7 +31,9 @@ fn refused(implementation: &str, server: &str, flags: &str) -> String {
     let args = format!(
         "--topo-implementation {implementation} --topo-global-server-address {server} --topo-global-root /t/global"
     );
-    let output = bash_in(point.path(), &format!("{TOPOFS} mount {args} --remote-operation-timeout 5s {flags} ."));
+    let output = bash_in(point.path(), &format!("{TOPOFS} mount {args} --remote-operation-timeout 15s {flags} ."));
+    // A mount that should have failed must not stay.
+    let _ = nix::mount::umount2(point.path(), nix::mount::MntFlags::MNT_DETACH);
     assert_eq!(output.status.code(), Some(32), "{flags}: {}", text(&output));
     let message = text(&output);
     assert!(

@@ -142,11 +142,18 @@ impl Sessions {
 
     /// A session of its caller's own, for a watch: what is delivered on it comes in order with what is read on it.
     pub async fn open(&self) -> Result<Client, CallError> {
-        match timeout(self.timeout, self.connect()).await {
-            Ok(Ok(client)) => Ok(client),
-            Ok(Err(error @ (ZkError::NoHosts | ZkError::Timeout))) => Err(self.probe(error).await),
-            Ok(Err(error)) => Err(CallError::Client(error)),
-            Err(_) => Err(CallError::NoAnswer),
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let begin = Instant::now();
+            match timeout_at(deadline, self.connect()).await {
+                Ok(Ok(client)) => return Ok(client),
+                // A server under load may need longer for a session than a silent one is given.
+                Ok(Err(ZkError::NoHosts | ZkError::Timeout))
+                    if begin.elapsed() >= SILENCE_LIMIT / 2 && Instant::now() < deadline => {}
+                Ok(Err(error @ (ZkError::NoHosts | ZkError::Timeout))) => return Err(self.probe(error).await),
+                Ok(Err(error)) => return Err(CallError::Client(error)),
+                Err(_) => return Err(CallError::NoAnswer),
+            }
         }
     }
 

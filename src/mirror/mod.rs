@@ -15,15 +15,14 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::Failure;
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Fetched, Listing, Node, Revision, WatchBatch, WatchStream,
+    Applied, Backend, BackendError, Change, Failure, Fetched, Listing, Node, Revision, SIGN_OF_LIFE, WatchBatch,
+    WatchStream,
 };
 use crate::name::TopoPath;
 
 mod state;
 
-use crate::backend::SIGN_OF_LIFE;
 use state::State;
 pub use state::{Entry, Record, Snapshot, Update};
 
@@ -197,12 +196,13 @@ impl Mirror {
     pub fn observe(&self, path: &TopoPath, fetched: &Fetched) {
         let update = {
             let mut state = self.state.lock();
+            // Under the same lock: a list that is taken over in between would undo it.
+            state.note_own(path);
             match &fetched.node {
                 Some(node) => state.put(node.clone(), SystemTime::now()),
                 None => state.delete(path, fetched.at),
             }
         };
-        self.state.lock().note_own(path);
         self.publish(update.into_iter().collect());
     }
 

@@ -3,7 +3,7 @@
 use crate::backend::{BackendError, Failure};
 use crate::name::NameError;
 
-/// What went wrong, in the terms of design section 9. Each kind has exactly one errno.
+/// What went wrong, in the terms of design section 9. Each kind has one errno.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// No such record or directory.
@@ -14,6 +14,16 @@ pub enum Kind {
     Conflict,
     /// Cannot be decoded or parsed.
     BadMessage,
+    /// A lock that nobody would wait for is held.
+    WouldBlock,
+    /// Another holds the lock that the change needs.
+    Busy,
+    /// A lock that must be held has been lost.
+    LockLost,
+    /// Those who wait would wait for each other.
+    Deadlock,
+    /// A signal is pending for the waiting thread.
+    Interrupted,
     /// Larger than the backend takes.
     TooLarge,
     /// Directory not empty.
@@ -58,6 +68,11 @@ impl Kind {
             Kind::Exists => libc::EEXIST,
             Kind::Conflict => libc::ESTALE,
             Kind::BadMessage => libc::EBADMSG,
+            Kind::WouldBlock => libc::EWOULDBLOCK,
+            Kind::Busy => libc::EBUSY,
+            Kind::LockLost => libc::EIO,
+            Kind::Deadlock => libc::EDEADLK,
+            Kind::Interrupted => libc::EINTR,
             Kind::TooLarge => libc::EFBIG,
             Kind::NotEmpty => libc::ENOTEMPTY,
             Kind::Unreachable => libc::ETIMEDOUT,
@@ -85,6 +100,11 @@ impl Kind {
             Kind::Exists => "EEXIST",
             Kind::Conflict => "ESTALE",
             Kind::BadMessage => "EBADMSG",
+            Kind::WouldBlock => "EWOULDBLOCK",
+            Kind::Busy => "EBUSY",
+            Kind::LockLost => "EIO",
+            Kind::Deadlock => "EDEADLK",
+            Kind::Interrupted => "EINTR",
             Kind::TooLarge => "EFBIG",
             Kind::NotEmpty => "ENOTEMPTY",
             Kind::Unreachable => "ETIMEDOUT",
@@ -111,6 +131,8 @@ impl Kind {
         match self {
             Kind::Conflict
             | Kind::BadMessage
+            | Kind::Busy
+            | Kind::LockLost
             | Kind::TooLarge
             | Kind::Unreachable
             | Kind::Denied
@@ -120,6 +142,9 @@ impl Kind {
             | Kind::Io => true,
             Kind::NotFound
             | Kind::Exists
+            | Kind::WouldBlock
+            | Kind::Deadlock
+            | Kind::Interrupted
             | Kind::NotEmpty
             | Kind::ReadOnly
             | Kind::IsDirectory
@@ -187,6 +212,7 @@ impl From<BackendError> for Error {
             Failure::Denied => Kind::Denied,
             Failure::TooLarge => Kind::TooLarge,
             Failure::TooMany => Kind::TooMany,
+            Failure::LockLost => Kind::LockLost,
             Failure::Compacted | Failure::Other => Kind::Io,
         };
         Self::new(kind, error.to_string())

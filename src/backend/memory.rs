@@ -9,6 +9,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
+use super::lock::{self, Owner, Place, SharedPlace};
 use super::{
     Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, KeySpace, Limits, Listing, Location, Node,
     Revision, Role, Version, WatchBatch, WatchEvent, WatchStream, check_limits,
@@ -54,6 +55,7 @@ struct State {
 struct Stored {
     value: Bytes,
     version: Version,
+    role: Role,
 }
 
 #[derive(Debug, Clone)]
@@ -77,7 +79,7 @@ pub struct Memory {
 }
 
 fn node(path: TopoPath, stored: &Stored) -> Node {
-    Node { path, value: stored.value.clone(), version: stored.version, role: Role::Record, modified: None }
+    Node { path, value: stored.value.clone(), version: stored.version, role: stored.role, modified: None }
 }
 
 impl State {
@@ -87,11 +89,12 @@ impl State {
             Guard::Any => change.action != Action::Delete || found.is_some(),
             Guard::Absent => found.is_none(),
             Guard::Version(version) => found == Some(version),
+            Guard::Held(holding) => found == Some(holding.version),
         };
         if met { Ok(()) } else { Err(BackendError::unmet(change.guard, &change.path, found)) }
     }
 
-    fn change(&mut self, key: String, action: &Action, at: Revision) -> Option<KeyEvent> {
+    fn change(&mut self, key: String, action: &Action, role: Role, at: Revision) -> Option<KeyEvent> {
         let stored = match action {
             Action::Check => return None,
             Action::Delete => {
@@ -101,7 +104,7 @@ impl State {
             Action::Put(value) => {
                 let created = self.keys.get(&key).map_or(at, |old| old.version.created);
                 let version = Version { number: at.0, written: at, created };
-                let stored = Stored { value: value.clone(), version };
+                let stored = Stored { value: value.clone(), version, role };
                 self.keys.insert(key.clone(), stored.clone());
                 Some(stored)
             }
@@ -125,7 +128,10 @@ impl Memory {
 
     fn apply_now(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, LIMITS)?;
-        let mut state = self.server.state.lock();
+        self.apply_to(&mut self.server.state.lock(), changes, Role::Record)
+    }
+
+    fn apply_to(&self, state: &mut State, changes: &[Change], role: Role) -> Result<Applied, BackendError> {
         for change in changes {
             state.check(&self.keys, change)?;
         }
@@ -133,7 +139,7 @@ impl Memory {
         let mut events = Vec::new();
         let mut versions = Vec::new();
         for change in changes {
-            let event = state.change(self.keys.key(&change.path), &change.action, at);
+            let event = state.change(self.keys.key(&change.path), &change.action, role, at);
             versions.push(event.as_ref().and_then(|e| e.stored.as_ref()).map(|stored| stored.version));
             events.extend(event);
         }
@@ -205,5 +211,74 @@ impl Backend for Memory {
             Some((next, live))
         });
         Ok((listing, live.map(move |next| next.map(|events| Self::batch(&keys, &events))).boxed()))
+    }
+
+    fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
+        lock::dir_of_queued(node)
+    }
+
+    async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
+        let mut state = self.server.state.lock();
+        let line = self.keys.dir_prefix(dir);
+        let exists = state.keys.range(line.clone()..).next().is_some_and(|(key, _)| key.starts_with(&line));
+        if !exists && !lock::needs_no_records(dir) {
+            return Err(BackendError::unmet(Guard::Any, dir, None));
+        }
+        let number = state.revision + 1;
+        let path = lock::queued_path(dir, number)?;
+        let role = Role::Lock(Owner(u128::from(number)));
+        let put = Change { path: path.clone(), guard: Guard::Absent, action: Action::Put(contents.clone()) };
+        let applied = self.apply_to(&mut state, &[put], role)?;
+        let version = applied.versions.into_iter().flatten().next().unwrap_or(Version {
+            number,
+            written: applied.at,
+            created: applied.at,
+        });
+        let node = Node { path, value: contents.clone(), version, role, modified: None };
+        Ok(Arc::new(Waiting { memory: self.clone(), node }))
+    }
+
+    async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
+        self.apply_now(&[removal(node)]).map(drop)
+    }
+}
+
+/// A place in the line. It lives as long as this process.
+#[derive(Debug)]
+struct Waiting {
+    memory: Memory,
+    node: Node,
+}
+
+fn removal(node: &Node) -> Change {
+    Change { path: node.path.clone(), guard: Guard::Version(node.version), action: Action::Delete }
+}
+
+#[async_trait]
+impl Place for Waiting {
+    fn node(&self) -> Option<Node> {
+        Some(self.node.clone())
+    }
+
+    async fn try_hold(&self) -> Result<Option<Node>, BackendError> {
+        let Some(line) = self.node.path.parent() else { return Ok(None) };
+        let mut listing = self.memory.list_now(&self.memory.server.state.lock(), &line);
+        listing.nodes.sort_by_key(|node| node.version.written);
+        if !listing.nodes.iter().any(|node| node.path == self.node.path) {
+            return Err(lock::gone(&self.node.path));
+        }
+        Ok(listing.nodes.into_iter().next().filter(|first| first.path == self.node.path))
+    }
+
+    async fn lost(&self) -> BackendError {
+        std::future::pending().await
+    }
+
+    async fn leave(&self) -> Result<Revision, BackendError> {
+        match self.memory.apply_now(&[removal(&self.node)]) {
+            Ok(applied) => Ok(applied.at),
+            Err(error) if error.failure == Failure::NoNode => Ok(Revision::default()),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -18,9 +18,11 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use crate::name::{CellName, TopoPath};
+use lock::{Holding, Owner, SharedPlace};
 
 pub mod consul;
 pub mod etcd2;
+pub mod lock;
 pub mod memory;
 pub mod zk2;
 
@@ -44,8 +46,8 @@ pub struct Version {
 pub enum Role {
     /// A record that people see as a file.
     Record,
-    /// A lock or an election candidate.
-    Lock,
+    /// A lock or an election candidate, and what it lives with.
+    Lock(Owner),
 }
 
 /// A stored node.
@@ -61,6 +63,16 @@ pub struct Node {
     pub role: Role,
     /// When it was last written, where the service knows.
     pub modified: Option<SystemTime>,
+}
+
+impl Node {
+    /// What a lock lives with; nobody for a record.
+    pub fn owner(&self) -> Owner {
+        match self.role {
+            Role::Lock(owner) => owner,
+            Role::Record => Owner::NOBODY,
+        }
+    }
 }
 
 /// A whole subtree at one point.
@@ -92,6 +104,8 @@ pub enum Guard {
     Absent,
     /// The node must have this version.
     Version(Version),
+    /// The node is a lock that must still be held so. Goes with [`Action::Check`].
+    Held(Holding),
 }
 
 /// What happens to a node.
@@ -179,6 +193,8 @@ pub enum Failure {
     TooLarge,
     /// More changes than one transaction takes.
     TooMany,
+    /// A lock that must be held is not held any more, or a place in its line is gone.
+    LockLost,
     /// The wanted point of history is gone.
     Compacted,
     /// Anything else.
@@ -204,6 +220,7 @@ impl BackendError {
     /// The error of an unmet guard.
     pub fn unmet(guard: Guard, path: &TopoPath, found: Option<Version>) -> Self {
         match (guard, found) {
+            (Guard::Held(_), _) => Self::new(Failure::LockLost, format!("the lock {path} is not held any more")),
             (Guard::Absent, _) => Self::new(Failure::NodeExists, format!("node already exists: {path}")),
             (_, None) => Self::new(Failure::NoNode, format!("node doesn't exist: {path}")),
             (Guard::Version(wanted), Some(found)) => Self::new(
@@ -244,12 +261,39 @@ pub trait Backend: Send + Sync + fmt::Debug {
     }
 
     /// Applies all changes or none. Fails with [`Failure::NodeExists`], [`Failure::NoNode`] or [`Failure::BadVersion`] for
-    /// an unmet guard, [`Failure::TooLarge`] and [`Failure::TooMany`] before anything is sent. [`Action::Delete`] of a missing
+    /// an unmet guard ([`Failure::LockLost`] for [`Guard::Held`]), [`Failure::TooLarge`] and [`Failure::TooMany`] before anything is sent. [`Action::Delete`] of a missing
     /// node is [`Failure::NoNode`].
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError>;
 
     /// Everything below the root at one point, and everything that happens there afterwards.
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError>;
+
+    /// The directory whose lock a lock node is; `None` if it is not where Vitess keeps locks.
+    fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath>;
+
+    /// Whether those who wait for a lock stand in a queue of the service, in the order of [`Version::written`].
+    fn has_queue(&self) -> bool {
+        true
+    }
+
+    /// Stands in line for the lock of a directory. Fails with [`Failure::NoNode`] if nothing is stored there, unless
+    /// [`lock::needs_no_records`].
+    async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError>;
+
+    /// Takes a lock node away, whoever holds it, if it is still the same one.
+    async fn break_lock(&self, node: &Node) -> Result<(), BackendError>;
+
+    /// Takes away what a service keeps of a directory's locks although nobody holds or wants one. Returns what was removed.
+    async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
+        let _ = dir;
+        Ok(None)
+    }
+
+    /// How long a lease or session has left unless it is renewed; `None` if the service does not tell.
+    async fn time_left(&self, owner: Owner) -> Result<Option<Duration>, BackendError> {
+        let _ = owner;
+        Ok(None)
+    }
 }
 
 /// The services that topofs can mount.

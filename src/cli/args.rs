@@ -8,6 +8,7 @@ use clap::builder::BoolishValueParser;
 
 use crate::backend::Implementation;
 use crate::record::Form;
+use crate::tree::RespectLocks;
 
 /// Flags of `topofs mount`.
 #[derive(Debug, Args)]
@@ -72,6 +73,11 @@ pub(super) struct TopoArgs {
     /// PEM file of the authorities that sign etcd's certificates
     #[arg(long, value_name = "FILE", env = "TOPOFS_TOPO_ETCD_TLS_CA")]
     pub topo_etcd_tls_ca: Option<PathBuf>,
+    /// How long a lock on etcd outlives a holder that has died: a duration, or seconds as Vitess writes them
+    ///
+    /// While its holder lives, the lock is kept alive for as long as it is held.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = seconds, env = "TOPOFS_TOPO_ETCD_LEASE_TTL")]
+    pub topo_etcd_lease_ttl: Duration,
     /// User name for etcd
     #[arg(long, value_name = "NAME", requires = "topo_etcd_password_file", env = "TOPOFS_TOPO_ETCD_USER")]
     pub topo_etcd_user: Option<String>,
@@ -108,6 +114,15 @@ pub(super) struct TopoArgs {
     /// PEM file of the authorities that sign Consul's certificates; turns TLS on
     #[arg(long, value_name = "FILE", env = "TOPOFS_TOPO_CONSUL_TLS_CA")]
     pub topo_consul_tls_ca: Option<PathBuf>,
+    /// How long a lock on Consul outlives a holder that has died, at least: from 10s to 24h; Consul may take twice as long
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = session_ttl, env = "TOPOFS_TOPO_CONSUL_LOCK_SESSION_TTL")]
+    pub topo_consul_lock_session_ttl: Duration,
+    /// Health checks that locks on Consul depend on, instead of that of the server's own node (`serfHealth`)
+    #[arg(long, value_name = "CHECK,...", value_delimiter = ',', env = "TOPOFS_TOPO_CONSUL_LOCK_SESSION_CHECKS")]
+    pub topo_consul_lock_session_checks: Option<Vec<String>>,
+    /// How long a lock on Consul that was lost cannot be taken: up to 60s
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = lock_delay, env = "TOPOFS_TOPO_CONSUL_LOCK_DELAY")]
+    pub topo_consul_lock_delay: Duration,
     /// How long a query to Consul may wait for a change
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, env = "TOPOFS_TOPO_CONSUL_WATCH_POLL_DURATION")]
     pub topo_consul_watch_poll_duration: Duration,
@@ -149,6 +164,11 @@ pub(super) struct ViewArgs {
     /// Let other users in; the kernel checks owner and mode
     #[arg(long, env = "TOPOFS_ALLOW_OTHER", value_parser = BoolishValueParser::new())]
     pub allow_other: bool,
+    /// Whose records are not saved while somebody else holds the lock of their directory
+    ///
+    /// Vitess insists on the lock for Keyspace records. If the lock is free, it is taken for the moment of the save.
+    #[arg(long, value_name = "RECORDS", default_value = "keyspace", env = "TOPOFS_RESPECT_LOCKS")]
+    pub respect_locks: RespectLocks,
     /// Room for files that are no records, such as editors' temporary files
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, env = "TOPOFS_SCRATCH_QUOTA")]
     pub scratch_quota: u64,
@@ -195,6 +215,30 @@ fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
         parsed => parsed.map_err(|error| error.to_string()),
+    }
+}
+
+/// A duration of whole seconds, also as a mere number.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => duration(text)?,
+    };
+    if parsed.as_secs() == 0 { Err("must be a second at least".to_owned()) } else { Ok(parsed) }
+}
+
+fn session_ttl(text: &str) -> Result<Duration, String> {
+    const RANGE: std::ops::RangeInclusive<u64> = 10..=86_400;
+    let parsed = seconds(text)?;
+    if RANGE.contains(&parsed.as_secs()) { Ok(parsed) } else { Err("Consul takes from 10s to 24h".to_owned()) }
+}
+
+fn lock_delay(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(60);
+    match humantime::parse_duration(text) {
+        Ok(delay) if delay <= LONGEST => Ok(delay),
+        Ok(_) => Err("Consul takes up to 60s".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

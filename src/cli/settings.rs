@@ -107,6 +107,9 @@ impl TopoArgs {
             key: absolute(&self.topo_consul_tls_key)?,
             ca: absolute(&self.topo_consul_tls_ca)?,
             poll_duration: self.topo_consul_watch_poll_duration,
+            lock_session_ttl: self.topo_consul_lock_session_ttl,
+            lock_session_checks: self.topo_consul_lock_session_checks.clone(),
+            lock_delay: self.topo_consul_lock_delay,
         })
     }
 
@@ -135,6 +138,7 @@ impl TopoArgs {
             key: absolute(&self.topo_etcd_tls_key)?,
             ca: absolute(&self.topo_etcd_tls_ca)?,
             user,
+            lease_ttl: self.topo_etcd_lease_ttl,
         })
     }
 }
@@ -182,6 +186,8 @@ impl ViewArgs {
             gid: self.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
             umask: self.umask,
             scratch_quota: self.scratch_quota,
+            respect_locks: self.respect_locks,
+            request_timeout: crate::mount::request_timeout(),
         }
     }
 
@@ -198,6 +204,7 @@ impl ViewArgs {
             "topo-etcd-tls-cert": connect.etcd.cert,
             "topo-etcd-tls-key": connect.etcd.key,
             "topo-etcd-tls-ca": connect.etcd.ca,
+            "topo-etcd-lease-ttl": duration(connect.etcd.lease_ttl),
             "topo-etcd-user": connect.etcd.user.as_ref().map(|(name, _)| name),
             "topo-zk-auth-file": connect.zk.auth_file,
             "topo-zk-tls-cert": connect.zk.cert,
@@ -210,6 +217,9 @@ impl ViewArgs {
             "topo-consul-tls-key": connect.consul.key,
             "topo-consul-tls-ca": connect.consul.ca,
             "topo-consul-watch-poll-duration": duration(connect.consul.poll_duration),
+            "topo-consul-lock-session-ttl": duration(connect.consul.lock_session_ttl),
+            "topo-consul-lock-session-checks": connect.consul.lock_session_checks,
+            "topo-consul-lock-delay": duration(connect.consul.lock_delay),
             "cells": only.as_ref().map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "remote-operation-timeout": duration(connect.timeout),
             "resync-interval": duration(mirror.resync_interval),
@@ -224,6 +234,7 @@ impl ViewArgs {
             "uid": tree.uid,
             "gid": tree.gid,
             "umask": format!("{:03o}", tree.umask),
+            "respect-locks": tree.respect_locks,
             "allow-other": self.allow_other,
             "scratch-quota": tree.scratch_quota,
         })

@@ -9,10 +9,12 @@ use crate::error::{Error, Kind, Result};
 use crate::name::CellName;
 
 mod errors;
+mod events;
 mod requests;
 mod status;
 
 pub use errors::{ErrorLog, Refusal};
+pub use events::EventLog;
 pub use requests::{Op, Requests};
 pub use status::TreeCounts;
 
@@ -27,6 +29,10 @@ pub enum ControlFile {
     Status,
     /// The last refused operations as JSON lines, newest last.
     Errors,
+    /// What happens, as JSON lines, newest last.
+    Events,
+    /// The locks of the topology as JSON lines.
+    Locks,
     /// The effective settings as JSON, without secrets.
     Config,
     /// The version of topofs.
@@ -37,14 +43,23 @@ pub enum ControlFile {
 
 impl ControlFile {
     /// All of them.
-    pub const ALL: [ControlFile; 5] =
-        [ControlFile::Status, ControlFile::Errors, ControlFile::Config, ControlFile::Version, ControlFile::Control];
+    pub const ALL: [ControlFile; 7] = [
+        ControlFile::Status,
+        ControlFile::Errors,
+        ControlFile::Events,
+        ControlFile::Locks,
+        ControlFile::Config,
+        ControlFile::Version,
+        ControlFile::Control,
+    ];
 
     /// The file's name.
     pub fn name(self) -> &'static str {
         match self {
             ControlFile::Status => "status",
             ControlFile::Errors => "errors",
+            ControlFile::Events => "events",
+            ControlFile::Locks => "locks",
             ControlFile::Config => "config",
             ControlFile::Version => "version",
             ControlFile::Control => "control",
@@ -57,6 +72,15 @@ impl ControlFile {
     }
 }
 
+/// A lock that is to be taken away from its holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakLock {
+    /// The directory, or its `.lock`, below the mount.
+    pub path: String,
+    /// Which lock, as `.topofs/locks` calls it; `-` for what is left of none.
+    pub key: String,
+}
+
 /// Changes the level of the log: a filter as `RUST_LOG` takes it.
 pub type SetLogLevel = Box<dyn Fn(&str) -> std::result::Result<(), String> + Send + Sync>;
 
@@ -64,6 +88,8 @@ pub type SetLogLevel = Box<dyn Fn(&str) -> std::result::Result<(), String> + Sen
 pub struct Control {
     /// Refused operations.
     pub errors: ErrorLog,
+    /// What happens.
+    pub events: EventLog,
     /// Requests of the kernel by kind.
     pub requests: Requests,
     config: serde_json::Value,
@@ -82,6 +108,7 @@ impl Control {
     pub fn new(config: serde_json::Value, set_log_level: SetLogLevel) -> Self {
         Self {
             errors: ErrorLog::default(),
+            events: EventLog::default(),
             requests: Requests::default(),
             config,
             set_log_level,
@@ -94,14 +121,18 @@ impl Control {
         match file {
             ControlFile::Status => pretty(&status::status(self, cells, counts)),
             ControlFile::Errors => self.errors.lines(),
+            ControlFile::Events => self.events.lines(),
+            // Asked of the services when it is opened.
+            ControlFile::Locks => Bytes::new(),
             ControlFile::Config => pretty(&self.config),
             ControlFile::Version => format!("topofs {}\n", env!("CARGO_PKG_VERSION")).into(),
             ControlFile::Control => Bytes::from_static(COMMANDS.as_bytes()),
         }
     }
 
-    /// Does what was written to `control`, line by line.
-    pub fn command(&self, text: &[u8], cells: &Cells) -> Result<()> {
+    /// Does what was written to `control`, line by line. Locks to be broken are returned: that waits for a service.
+    pub fn command(&self, text: &[u8], cells: &Cells) -> Result<Vec<BreakLock>> {
+        let mut orders = Vec::new();
         let invalid = |reason: String| Error::new(Kind::Invalid, reason);
         let text = std::str::from_utf8(text).map_err(|_| invalid("a command is text".to_owned()))?;
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -112,11 +143,14 @@ impl Control {
                     let cell = cells.get(&name).ok_or_else(|| invalid(format!("no cell {name}")))?;
                     cell.mirror.request_resync();
                 }
+                ["unlock", path, key] => {
+                    orders.push(BreakLock { path: (*path).to_owned(), key: (*key).to_owned() });
+                }
                 ["log", level] => (self.set_log_level)(level).map_err(|error| invalid(format!("{level}: {error}")))?,
                 _ => return Err(invalid(format!("unknown command {line:?}"))),
             }
         }
-        Ok(())
+        Ok(orders)
     }
 }
 
@@ -124,6 +158,7 @@ impl Control {
 const COMMANDS: &str = "\
 # Write one of these to this file:
 #   resync [CELL]   compare with a bulk list now
+#   unlock PATH KEY take a lock away from its holder; KEY as in locks (better: topofs unlock --force PATH)
 #   log LEVEL       error, warn, info, debug, trace, or a filter as RUST_LOG takes it
 ";
 

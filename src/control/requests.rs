@@ -38,6 +38,8 @@ operations! {
     Flush "flush",
     Fsync "fsync",
     Release "release",
+    Getlk "getlk",
+    Setlk "setlk",
     Opendir "opendir",
     Readdir "readdir",
     Readdirplus "readdirplus",

@@ -13,14 +13,15 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, Errno, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
     OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use tokio_util::task::TaskTracker;
 
 use crate::control::{Op, Refusal};
 use crate::error::Result;
-use crate::tree::{Attr, Caller, DirEntry, OpenMode, SetAttr, Tree};
+use crate::locks::Range;
+use crate::tree::{Attr, Caller, DirEntry, LockCall, OpenMode, SetAttr, Tree};
 
 mod convert;
 
@@ -112,7 +113,9 @@ impl fuser::Filesystem for Adapter {
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_AUTO_INVAL_DATA;
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_POSIX_LOCKS
+            | InitFlags::FUSE_FLOCK_LOCKS;
         // The rest is for speed; without this one `> file` would be two changes.
         if !config.capabilities().contains(InitFlags::FUSE_ATOMIC_O_TRUNC) {
             return Err(std::io::Error::other("this kernel has no FUSE_ATOMIC_O_TRUNC"));
@@ -191,7 +194,7 @@ impl fuser::Filesystem for Adapter {
             |tree, caller| async move {
                 let how = OpenMode { write: true, exclusive: true, ..OpenMode::default() };
                 let (attr, opened) = tree.create(&caller, parent.0, &wanted, mode & !umask & 0o7777, how).await?;
-                tree.release(opened.handle).await.inspect_err(|_| tree.forget(attr.ino, 1))?;
+                tree.close(opened.handle).await.inspect_err(|_| tree.forget(attr.ino, 1))?;
                 Ok(attr)
             },
             reply_entry(reply),
@@ -300,7 +303,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         self.answer(
             (Op::Read, request, ino, None),
-            |tree, caller| async move { tree.read(&caller, handle.0, offset, size).await },
+            |tree, caller| async move { tree.read(&caller, ino.0, handle.0, offset, size).await },
             |result| match result {
                 Ok(data) => reply.data(&data),
                 Err(errno) => reply.error(errno),
@@ -322,10 +325,10 @@ impl fuser::Filesystem for Adapter {
     ) {
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         // Taking bytes waits for nothing: done here, the data need not be copied for a task.
-        let outcome = self.tree.write(handle.0, offset, data);
+        let outcome = self.tree.write(ino.0, handle.0, offset, data);
         self.answer(
             (Op::Write, request, ino, None),
-            |_, _| std::future::ready(outcome),
+            |tree, _| async move { tree.break_locks(outcome?).await },
             move |result| match result {
                 Ok(()) => reply.written(size),
                 Err(errno) => reply.error(errno),
@@ -333,10 +336,10 @@ impl fuser::Filesystem for Adapter {
         );
     }
 
-    fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         self.answer(
             (Op::Flush, request, ino, None),
-            |tree, caller| async move { tree.flush(&caller, handle.0).await },
+            |tree, caller| async move { tree.flush(&caller, ino.0, handle.0, owner.0).await },
             reply_empty(reply),
         );
     }
@@ -344,7 +347,7 @@ impl fuser::Filesystem for Adapter {
     fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.answer(
             (Op::Fsync, request, ino, None),
-            |tree, _| async move { tree.fsync(handle.0).await },
+            |tree, _| async move { tree.fsync(ino.0, handle.0).await },
             reply_empty(reply),
         );
     }
@@ -355,13 +358,66 @@ impl fuser::Filesystem for Adapter {
         ino: INodeNo,
         handle: FileHandle,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let owner = lock_owner.map(|owner| owner.0);
         self.answer(
             (Op::Release, request, ino, None),
-            |tree, _| async move { tree.release(handle.0).await },
+            |tree, _| async move { tree.release(ino.0, handle.0, owner).await },
+            reply_empty(reply),
+        );
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let call = LockCall { handle: handle.0, owner: owner.0, start, end, pid };
+        self.answer(
+            (Op::Getlk, request, ino, None),
+            |tree, _| async move { tree.conflict(ino.0, call, kind == libc::F_WRLCK).await },
+            move |result| match result {
+                Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+                Ok(Some(Range { start, end, exclusive, pid, .. })) => {
+                    reply.locked(start, end, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK }, pid);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        wait: bool,
+        reply: ReplyEmpty,
+    ) {
+        let call = LockCall { handle: handle.0, owner: owner.0, start, end, pid };
+        self.answer(
+            (Op::Setlk, request, ino, None),
+            |tree, caller| async move {
+                match kind {
+                    libc::F_UNLCK => tree.unlock(ino.0, call).await,
+                    _ => tree.lock(&caller, ino.0, call, kind == libc::F_WRLCK, wait).await,
+                }
+            },
             reply_empty(reply),
         );
     }
@@ -454,7 +510,7 @@ impl fuser::Filesystem for Adapter {
     fn releasedir(&self, request: &Request, ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.answer(
             (Op::Releasedir, request, ino, None),
-            |tree, _| async move { tree.release(handle.0).await },
+            |tree, _| async move { tree.close(handle.0).await },
             reply_empty(reply),
         );
     }

@@ -96,6 +96,8 @@ pub struct Mirror {
     link: watch::Sender<Link>,
     loaded: std::sync::atomic::AtomicBool,
     updates: broadcast::Sender<Arc<Vec<Update>>>,
+    /// Counts changes of locks.
+    locks: watch::Sender<u64>,
     resync: Notify,
     wanted: Notify,
     last_event: Mutex<Option<SystemTime>>,
@@ -116,6 +118,7 @@ impl Mirror {
             link: watch::Sender::new(Link::Idle),
             loaded: false.into(),
             updates: broadcast::Sender::new(UPDATE_QUEUE),
+            locks: watch::Sender::new(0),
             resync: Notify::new(),
             wanted: Notify::new(),
             last_event: Mutex::new(None),
@@ -185,6 +188,21 @@ impl Mirror {
     /// Every change from now on, in order. A listener that falls behind is told so by the channel.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Vec<Update>>> {
         self.updates.subscribe()
+    }
+
+    /// Changes whenever a lock of the snapshot has come, gone or changed.
+    pub fn lock_changes(&self) -> watch::Receiver<u64> {
+        self.locks.subscribe()
+    }
+
+    /// A lock of this mount's own is gone.
+    pub fn released(&self, path: &TopoPath, at: Revision) {
+        let update = {
+            let mut state = self.state.lock();
+            state.note_own(path);
+            state.delete(path, at)
+        };
+        self.publish(update.into_iter().collect());
     }
 
     /// Asks for a comparison with a bulk list now.
@@ -359,10 +377,14 @@ impl Mirror {
     }
 
     fn publish(&self, updates: Vec<Update>) {
-        {
+        let locks_changed = {
             // Under the lock, so that an older snapshot cannot replace a newer one.
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             self.snapshot.store(Arc::new(state.snapshot.clone()));
+            std::mem::take(&mut state.locks_changed)
+        };
+        if locks_changed {
+            self.locks.send_modify(|changes| *changes += 1);
         }
         if !updates.is_empty() {
             // Nobody listening is not an error.

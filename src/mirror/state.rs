@@ -31,7 +31,7 @@ pub struct Snapshot {
     /// Records by path.
     pub records: OrdMap<TopoPath, Record>,
     /// Locks and election candidates by path.
-    pub locks: OrdMap<TopoPath, Record>,
+    pub locks: OrdMap<TopoPath, Node>,
     /// The newest revision seen.
     pub at: Revision,
 }
@@ -106,6 +106,8 @@ pub(super) struct State {
     deleted: HashMap<TopoPath, Revision>,
     /// What this mount's own calls have told of since a list was begun, while one is: it may be newer than the list.
     own: Option<HashSet<TopoPath>>,
+    /// Locks have come, gone or changed since this was last looked at.
+    pub locks_changed: bool,
 }
 
 /// Deletions remembered at most. Reached only when tens of thousands of records are deleted while a list is under way.
@@ -117,7 +119,7 @@ impl State {
         let Node { path, value, version, role, modified } = node;
         let known = self.deleted.get(&path).is_some_and(|at| *at >= version.written)
             || self.snapshot.records.get(&path).is_some_and(|r| r.version.written >= version.written)
-            || self.snapshot.locks.get(&path).is_some_and(|r| r.version.written >= version.written);
+            || self.snapshot.locks.get(&path).is_some_and(|lock| lock.version.written >= version.written);
         if known {
             return None;
         }
@@ -131,15 +133,17 @@ impl State {
         let old = self.snapshot.records.get(&path).cloned();
         let seen = modified.unwrap_or(now);
         let modified = old.as_ref().map_or(seen, |old| seen.max(old.modified + Duration::from_nanos(1)));
-        let record = Record { value, version, modified };
+        let record = Record { value: value.clone(), version, modified };
         match role {
-            Role::Lock => {
-                self.snapshot.locks.insert(path.clone(), record);
+            Role::Lock(_) => {
+                let lock = Node { path: path.clone(), value, version, role, modified: Some(seen) };
+                self.snapshot.locks.insert(path.clone(), lock);
+                self.locks_changed = true;
                 let old = self.snapshot.records.remove(&path)?;
                 Some(Update { path, old: Some(old), new: None })
             }
             Role::Record => {
-                self.snapshot.locks.remove(&path);
+                self.remove_lock(&path);
                 self.snapshot.records.insert(path.clone(), record.clone());
                 Some(Update { path, old, new: Some(record) })
             }
@@ -149,28 +153,33 @@ impl State {
     /// Merges a deletion that happened at the given revision.
     pub fn delete(&mut self, path: &TopoPath, at: Revision) -> Option<Update> {
         self.snapshot.at = self.snapshot.at.max(at);
-        let newer = |record: &Record| record.version.written > at;
-        if self.snapshot.records.get(path).is_some_and(newer) || self.snapshot.locks.get(path).is_some_and(newer) {
+        let newer = |version: &Version| version.written > at;
+        if self.snapshot.records.get(path).is_some_and(|record| newer(&record.version))
+            || self.snapshot.locks.get(path).is_some_and(|lock| newer(&lock.version))
+        {
             return None;
         }
         if self.deleted.len() >= DELETIONS {
             self.deleted.clear();
         }
         self.deleted.insert(path.clone(), at);
-        self.snapshot.locks.remove(path);
+        self.remove_lock(path);
         let old = self.snapshot.records.remove(path)?;
         Some(Update { path: path.clone(), old: Some(old), new: None })
+    }
+
+    fn remove_lock(&mut self, path: &TopoPath) {
+        self.locks_changed |= self.snapshot.locks.remove(path).is_some();
     }
 
     /// Merges a bulk list: what it shows differently and is not overtaken by newer news is taken over.
     pub fn reconcile(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
-        let vanished: Vec<TopoPath> = self
-            .snapshot
-            .records
-            .iter()
-            .chain(self.snapshot.locks.iter())
-            .filter(|(path, record)| record.version.written <= listing.at && !listed.contains(*path))
+        let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
+        let locks = self.snapshot.locks.iter().map(|(path, lock)| (path, lock.version));
+        let vanished: Vec<TopoPath> = records
+            .chain(locks)
+            .filter(|(path, version)| version.written <= listing.at && !listed.contains(*path))
             .map(|(path, _)| path.clone())
             .collect();
         let mut updates: Vec<Update> = vanished.iter().filter_map(|path| self.delete(path, listing.at)).collect();
@@ -200,7 +209,7 @@ impl State {
             known.filter(|path| !listed.contains(*path) && !own.contains(*path)).cloned().collect();
         let mut updates = Vec::new();
         for path in vanished {
-            self.snapshot.locks.remove(&path);
+            self.remove_lock(&path);
             let old = self.snapshot.records.remove(&path);
             updates.extend(old.map(|old| Update { path, old: Some(old), new: None }));
         }
@@ -209,7 +218,11 @@ impl State {
             let same = |record: &Record| record.version == node.version && record.value == node.value;
             let shown = match node.role {
                 Role::Record => self.snapshot.records.get(&node.path).is_some_and(same),
-                Role::Lock => self.snapshot.locks.get(&node.path).is_some_and(same),
+                Role::Lock(_) => self
+                    .snapshot
+                    .locks
+                    .get(&node.path)
+                    .is_some_and(|lock| (lock.version, &lock.value, lock.role) == (node.version, &node.value, node.role)),
             };
             if own.contains(&node.path) {
                 updates.extend(self.put(node, now));

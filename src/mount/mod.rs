@@ -94,6 +94,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     for path in tree.scratch_files() {
         tracing::warn!(path, "a scratch file is gone with the mount; it was never stored");
     }
+    tree.locks().shutdown(timeout).await;
     cells.shutdown().await;
     served.map_err(io_error)
 }
@@ -118,6 +119,14 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
             }
         }
     }
+}
+
+/// How long the kernel lets a request take before it gives up a mount; `None` if for ever. What takes longer, a wait for a
+/// lock as well, would lose the mount.
+pub fn request_timeout() -> Option<Duration> {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}")).ok()?.trim().parse().ok();
+    let limits = ["default_request_timeout", "max_request_timeout"].into_iter().filter_map(read);
+    limits.filter(|seconds| *seconds > 0).min().map(Duration::from_secs)
 }
 
 async fn connect(settings: &Settings) -> Result<Arc<Cells>> {

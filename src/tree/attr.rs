@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::lockfile::is_virtual;
 use super::overlay::ScratchState;
 use super::{Caller, ControlFile, Node, Tree};
 use crate::error::{Error, Kind, Result};
@@ -84,6 +85,7 @@ impl Tree {
                 let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
                 Ok(self.shown_attr(cell, path, *form, record))
             }
+            Node::Lock(cell, dir) => self.lock_attr(cell, dir).await,
             Node::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 let state = file.state.lock();
@@ -95,7 +97,7 @@ impl Tree {
     /// Fails unless the directory exists. A cell itself exists without being reachable.
     pub(super) async fn require_dir(&self, cell: &CellName, path: &TopoPath) -> Result<()> {
         let connected = self.cell(cell)?;
-        if path.is_root() || self.overlay.has_dir(&(cell.clone(), path.clone())) {
+        if path.is_root() || is_virtual(cell, path) || self.overlay.has_dir(&(cell.clone(), path.clone())) {
             return Ok(());
         }
         if connected.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
@@ -199,7 +201,7 @@ impl Tree {
                     }
                 }
             }
-            Node::ControlFile(_) | Node::Root | Node::Control | Node::Dir(..) => {}
+            Node::ControlFile(_) | Node::Root | Node::Control | Node::Dir(..) | Node::Lock(..) => {}
         }
         self.getattr(caller, ino).await
     }

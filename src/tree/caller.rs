@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::Node;
 use crate::backend::Version;
 use crate::error::Error;
+use crate::locks::Saver;
 use crate::name::{CellName, TopoPath};
 
 /// Reads remembered, over all callers.
@@ -58,6 +59,12 @@ impl Caller {
         #[allow(clippy::cast_precision_loss)] // about a hundred
         let age = uptime - started / ticks as f64;
         Duration::try_from_secs_f64(age.max(0.0)).ok()
+    }
+}
+
+impl From<&Caller> for Saver {
+    fn from(caller: &Caller) -> Self {
+        Saver { uid: caller.uid, process: caller.process() }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 
 use super::caller::Removal;
+use super::lockfile::is_virtual;
 use super::overlay::Place;
 use super::{Caller, Node, Tree, known_name, new_name};
 use crate::backend::{Action, Change, Guard};
@@ -16,9 +17,6 @@ impl Tree {
     pub async fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<super::Attr> {
         let (cell, dir) = self.writable_dir(parent)?;
         let name = new_name(name)?;
-        if name == ".lock" {
-            return Err(Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder"));
-        }
         match self.find(caller, parent, name).await {
             Ok(_) => return Err(Error::new(Kind::Exists, "exists already")),
             Err(error) if error.kind == Kind::NotFound => {}
@@ -54,6 +52,14 @@ impl Tree {
                 self.overlay.unlink(&(cell, dir.join(name)?));
                 Ok(())
             }
+            Node::Lock(cell, dir) => {
+                let snapshot = self.cell(cell)?.snapshot().await?;
+                match snapshot.has_children(dir) || is_virtual(cell, dir) {
+                    true => Err(Error::new(Kind::NotPermitted, ".lock cannot be removed: it is there as long as its directory")),
+                    // It goes with the directory: for `rm -r`.
+                    false => Ok(()),
+                }
+            }
             Node::Record(cell, path, form) => {
                 if let Some(error) = self.recent.repeated(caller, &node) {
                     return Err(error);
@@ -82,7 +88,7 @@ impl Tree {
             return Ok(());
         };
         self.refuse_delete()?;
-        connected.apply(&[deletion(path, &record)]).await?;
+        self.commit(caller.into(), cell, &[deletion(path, &record)]).await?;
         self.recent.deleted(caller, cell, path, record.value.clone());
         self.deleted(caller, cell, path, form).await
     }

@@ -9,6 +9,7 @@ use super::Caller;
 use super::claim::Claim;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
+use crate::locks::Saver;
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
@@ -34,6 +35,8 @@ pub(super) struct Draft {
     pub opener: u32,
     /// The thread that has opened the file: knows what is saved.
     pub thread: u32,
+    /// The user who has opened the file.
+    pub uid: u32,
     /// Made with O_EXCL: someone else's record is EEXIST.
     claim: Option<Claim>,
     append: bool,
@@ -115,12 +118,18 @@ impl Draft {
             form,
             opener: caller.process(),
             thread: caller.thread,
+            uid: caller.uid,
             claim: start.claim,
             append: start.append,
             limit,
             turn: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
         }
+    }
+
+    /// Who saves it.
+    pub fn saver(&self) -> Saver {
+        Saver { uid: self.uid, process: self.opener }
     }
 
     /// Whether bytes were written since the last save.

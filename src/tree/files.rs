@@ -13,6 +13,7 @@ use super::draft::{Base, Draft, Occasion, Start};
 use super::handles::{Handle, Reader};
 use super::overlay::Scratch;
 use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
+use crate::control::BreakLock;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
@@ -44,16 +45,14 @@ pub struct Opened {
     pub cached: bool,
 }
 
-/// The name of a directory's lock. It cannot be made: a lock needs a living holder.
-const LOCK: &str = ".lock";
-
 impl Tree {
     /// Opens a file.
     pub async fn open(&self, caller: &Caller, ino: u64, mode: OpenMode) -> Result<Opened> {
         let node = self.node(ino)?;
         match &node {
             Node::Root | Node::Control | Node::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
-            Node::ControlFile(file) => self.open_control(ino, *file, mode),
+            Node::ControlFile(file) => self.open_control(ino, *file, mode).await,
+            Node::Lock(cell, dir) => self.open_lock(ino, cell, dir, mode).await,
             Node::Scratch(id) => {
                 if mode.write {
                     self.refuse_if_read_only()?;
@@ -80,15 +79,22 @@ impl Tree {
         }
     }
 
-    fn open_control(&self, ino: u64, file: ControlFile, mode: OpenMode) -> Result<Opened> {
+    async fn open_control(&self, ino: u64, file: ControlFile, mode: OpenMode) -> Result<Opened> {
         if mode.write && file != ControlFile::Control {
             return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
         }
-        let content = self.control.read(file, &self.cells, &self.counts());
+        let content = self.control_content(file).await;
         Ok(Opened {
             handle: self.handles.add(ino, Handle::Control(file, Arc::new(Mutex::new(content)))),
             cached: false,
         })
+    }
+
+    async fn control_content(&self, file: ControlFile) -> Bytes {
+        match file {
+            ControlFile::Locks => self.locks.report(&self.cells).await,
+            _ => self.control.read(file, &self.cells, &self.counts()),
+        }
     }
 
     fn open_scratch(&self, ino: u64, file: Arc<Scratch>, mode: OpenMode) -> Result<Opened> {
@@ -183,9 +189,6 @@ impl Tree {
     ) -> Result<(Attr, Opened)> {
         let (cell, dir) = self.writable_dir(parent)?;
         let name = new_name(name)?;
-        if name == LOCK {
-            return Err(Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder"));
-        }
         let connected = self.cell(&cell)?;
         let snapshot = connected.snapshot().await?;
         let node = match self.record_of_name(&cell, &snapshot, &dir, name) {
@@ -253,7 +256,7 @@ impl Tree {
     }
 
     /// Reads from an open file; fewer bytes than asked for mean its end.
-    pub async fn read(&self, caller: &Caller, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
+    pub async fn read(&self, caller: &Caller, ino: u64, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
         let (offset, size) = (usize::try_from(offset).unwrap_or(usize::MAX), size as usize);
         let slice = |content: &Bytes| {
             let end = offset.saturating_add(size).min(content.len());
@@ -261,10 +264,14 @@ impl Tree {
         };
         match self.handles.get(handle)? {
             Handle::Dir(_) => Err(Error::new(Kind::IsDirectory, "is a directory")),
+            Handle::Lock(file) => {
+                self.locks.refuse_if_lost(ino, handle)?;
+                Ok(slice(&self.read_lock(&file, offset).await?))
+            }
             Handle::Control(file, content) => {
                 let mut content = content.lock();
                 // `tail -f` reads on at the end.
-                if file == ControlFile::Errors && offset >= content.len() {
+                if matches!(file, ControlFile::Errors | ControlFile::Events) && offset >= content.len() {
                     *content = self.control.read(file, &self.cells, &self.counts());
                 }
                 Ok(slice(&content))
@@ -293,9 +300,14 @@ impl Tree {
     }
 
     /// Writes to an open file. Content that nothing could make valid is refused here, since shells ignore the errors of close.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+    pub fn write(&self, ino: u64, handle: u64, offset: u64, data: &[u8]) -> Result<Vec<BreakLock>> {
         let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
         match self.handles.get(handle)? {
+            Handle::Control(..) => return self.control.command(data, &self.cells),
+            Handle::Lock(file) => {
+                self.locks.refuse_if_lost(ino, handle)?;
+                file.write(data)
+            }
             Handle::Draft(draft) => draft.write(offset, data, |content| {
                 self.records.refuse_early(&draft.cell, &draft.path, draft.form, content)
             }),
@@ -312,13 +324,22 @@ impl Tree {
                     }
                 })
             }
-            Handle::Control(..) => self.control.command(data, &self.cells),
             Handle::Dir(_) | Handle::Reader(_) => Err(Error::new(Kind::BadDescriptor, "not open for writing")),
         }
+        .map(|()| Vec::new())
     }
 
-    /// A descriptor is closed: saves what its process has written.
-    pub async fn flush(&self, caller: &Caller, handle: u64) -> Result<()> {
+    /// Does what a write to `control` asks for and cannot do itself.
+    pub async fn break_locks(&self, orders: Vec<BreakLock>) -> Result<()> {
+        for BreakLock { path, key } in orders {
+            self.locks.break_lock(&self.cells, &path, &key).await?;
+        }
+        Ok(())
+    }
+
+    /// A descriptor is closed: saves what its process has written, and unlocks what `owner`, the process, has locked.
+    pub async fn flush(&self, caller: &Caller, ino: u64, handle: u64, owner: u64) -> Result<()> {
+        self.locks.closed(ino, owner).await;
         let Handle::Draft(draft) = self.handles.get(handle)? else { return Ok(()) };
         let own = draft.opener == caller.process();
         if own && was_killed(caller.thread) {
@@ -349,15 +370,22 @@ impl Tree {
     }
 
     /// fsync(2): saves now.
-    pub async fn fsync(&self, handle: u64) -> Result<()> {
+    pub async fn fsync(&self, ino: u64, handle: u64) -> Result<()> {
         match self.handles.get(handle)? {
+            Handle::Lock(_) => self.locks.refuse_if_lost(ino, handle),
             Handle::Draft(draft) => self.save(&draft, Occasion::Sync).await,
             _ => Ok(()),
         }
     }
 
-    /// The last descriptor is gone: saves what was only truncated or made.
-    pub async fn release(&self, handle: u64) -> Result<()> {
+    /// The last descriptor is gone: saves what was only truncated or made, and unlocks what was locked through it.
+    pub async fn release(&self, ino: u64, handle: u64, owner: Option<u64>) -> Result<()> {
+        let (saved, ()) = futures::join!(self.close(handle), self.locks.released(ino, handle, owner));
+        saved
+    }
+
+    /// Forgets an open file or directory.
+    pub async fn close(&self, handle: u64) -> Result<()> {
         match self.handles.get(handle)? {
             Handle::Draft(draft) => {
                 // The draft stays visible to its writer until it is saved.
@@ -371,7 +399,7 @@ impl Tree {
                 self.overlay.closed(&file);
                 Ok(())
             }
-            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(..) => self.handles.remove(handle).map(drop),
+            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(..) | Handle::Lock(_) => self.handles.remove(handle).map(drop),
         }
     }
 }

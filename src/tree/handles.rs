@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::draft::Draft;
+use super::lockfile::LockFile;
 use super::overlay::Scratch;
 use super::{ControlFile, DirEntry};
 use crate::error::{Error, Kind, Result};
@@ -20,6 +21,7 @@ pub(super) enum Handle {
     Dir(Arc<Mutex<Vec<DirEntry>>>),
     Reader(Arc<Reader>),
     Draft(Arc<Draft>),
+    Lock(Arc<LockFile>),
     Scratch {
         file: Arc<Scratch>,
         append: bool,

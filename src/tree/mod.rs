@@ -6,14 +6,16 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::cells::{Cell, Cells};
 use crate::control::{Control, ControlFile, TreeCounts};
 use crate::error::{Error, Kind, Result};
+use crate::locks::{Locks, Patience};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::record::{Form, Records};
+use crate::under_way::UnderWay;
 
 mod attr;
 mod caller;
@@ -23,6 +25,7 @@ mod draft;
 mod files;
 mod handles;
 mod inodes;
+mod lockfile;
 mod node;
 mod overlay;
 mod rename;
@@ -34,6 +37,7 @@ pub use attr::{Attr, SetAttr};
 pub use caller::Caller;
 pub use files::{OpenMode, Opened};
 pub use inodes::ROOT;
+pub use lockfile::LockCall;
 pub use node::{Node, ScratchId};
 pub use view::DirEntry;
 
@@ -61,6 +65,22 @@ pub struct TreeOptions {
     pub umask: u32,
     /// Room for scratch files, in bytes.
     pub scratch_quota: u64,
+    /// The records whose saves need a lock.
+    pub respect_locks: RespectLocks,
+    /// How long the kernel lets a request take, if it does not let it take for ever.
+    pub request_timeout: Option<Duration>,
+}
+
+/// The records that are not saved while somebody else holds the lock of their directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RespectLocks {
+    /// None.
+    None,
+    /// Keyspace records, as Vitess insists.
+    Keyspace,
+    /// Shard records, too.
+    All,
 }
 
 /// Room and contents of a mount.
@@ -85,8 +105,10 @@ pub struct Tree {
     handles: Handles,
     overlay: Overlay,
     recent: Recent,
-    saving: save::Saving,
+    /// Saves of closed files.
+    saving: UnderWay<Place>,
     claims: claim::Claims,
+    locks: Arc<Locks>,
     mounted: SystemTime,
 }
 
@@ -94,6 +116,10 @@ impl Tree {
     /// A tree over connected cells.
     pub fn new(cells: Arc<Cells>, records: Arc<Records>, control: Arc<Control>, options: TreeOptions) -> Arc<Self> {
         let overlay = Overlay::new(options.scratch_quota);
+        let locks = Locks::new(control.clone(), Patience::new(options.request_timeout));
+        if let Some(global) = cells.get(&CellName::global()) {
+            locks.follow(&global);
+        }
         Arc::new(Self {
             cells,
             records,
@@ -103,8 +129,9 @@ impl Tree {
             handles: Handles::default(),
             overlay,
             recent: Recent::default(),
-            saving: save::Saving::default(),
+            saving: UnderWay::default(),
             claims: claim::Claims::default(),
+            locks,
             mounted: SystemTime::now(),
         })
     }
@@ -112,6 +139,11 @@ impl Tree {
     /// What the control files show.
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// The locks of this mount.
+    pub fn locks(&self) -> &Arc<Locks> {
+        &self.locks
     }
 
     /// The kernel forgets lookups of an inode.
@@ -194,7 +226,7 @@ impl Tree {
             Node::Control | Node::ControlFile(_) => {
                 Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
             }
-            Node::Record(..) | Node::Scratch(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+            Node::Record(..) | Node::Scratch(_) | Node::Lock(..) => Err(Error::new(Kind::NotDirectory, "not a directory")),
         }
     }
 

@@ -19,6 +19,8 @@ pub enum Node {
     Dir(CellName, TopoPath),
     /// One form of a record.
     Record(CellName, TopoPath, Form),
+    /// The lock of a directory.
+    Lock(CellName, TopoPath),
     /// A file that exists in this mount only.
     Scratch(ScratchId),
 }
@@ -39,6 +41,8 @@ impl fmt::Display for Node {
             Node::ControlFile(file) => write!(f, "{}/{}", crate::control::DIR_NAME, file.name()),
             Node::Dir(cell, path) if path.is_root() => write!(f, "{cell}"),
             Node::Dir(cell, path) => write!(f, "{cell}/{path}"),
+            Node::Lock(cell, dir) if dir.is_root() => write!(f, "{cell}/.lock"),
+            Node::Lock(cell, dir) => write!(f, "{cell}/{dir}/.lock"),
             Node::Record(cell, path, form) => write!(f, "{cell}/{path}{}", form.suffix()),
             Node::Scratch(id) => write!(f, "scratch file {}", id.0),
         }

@@ -10,10 +10,10 @@ use super::change::deletion;
 use super::files::moved_on;
 use super::overlay::{Local, Place, Scratch};
 use super::save::as_conflict;
-use super::{Caller, Node, Tree, known_name, new_name};
+use super::{Caller, Node, ScratchId, Tree, known_name, new_name};
 use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
-use crate::name::CellName;
+use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
 impl Tree {
@@ -29,9 +29,6 @@ impl Tree {
         let (cell, from_path) = self.writable_dir(from_dir)?;
         let (to_cell, to_path) = self.writable_dir(to_dir)?;
         let (from_name, to_name) = (known_name(from_name)?, new_name(to_name)?);
-        if to_name == ".lock" {
-            return Err(Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder"));
-        }
         let source = self.find(caller, from_dir, from_name).await?;
         if cell != to_cell {
             return Err(Error::new(Kind::CrossDevice, "cells are different services: only a copy can cross"));
@@ -51,6 +48,8 @@ impl Tree {
         let record = self.record_of_name(&cell, &snapshot, &to_path, to_name).ok();
         match (&source, target, record) {
             (Node::Dir(..), target, _) => self.rename_dir(&from, to, target.as_ref()).await,
+            (Node::Scratch(id), Some(Node::Lock(cell, dir)), _) => self.rename_over_lock(&from, *id, &cell, &dir).await,
+            (_, Some(Node::Lock(..)), _) => Err(no_lock()),
             (_, Some(Node::Dir(..)), _) => Err(Error::new(Kind::IsDirectory, "is a directory")),
             (Node::Scratch(id), _, Some(record)) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
@@ -94,7 +93,7 @@ impl Tree {
             (None, true) => Err(Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile"))),
             (_, false) => {
                 let content = Bytes::copy_from_slice(&file.state.lock().content);
-                self.replace(cell, path, *form, &content, base.as_ref()).await
+                self.replace(caller.into(), cell, path, *form, &content, base.as_ref()).await
             }
         };
         match outcome {
@@ -111,6 +110,17 @@ impl Tree {
                 Err(error)
             }
         }
+    }
+
+    /// Tools that copy whole trees (`rsync`) bring a lock's content along: the same need not be brought.
+    async fn rename_over_lock(&self, from: &Place, id: ScratchId, cell: &CellName, dir: &TopoPath) -> Result<()> {
+        let file = self.overlay.file(id).ok_or_else(Error::not_found)?;
+        let content = Bytes::copy_from_slice(&file.state.lock().content);
+        if !self.is_lock_content(cell, dir, &content).await? {
+            return Err(no_lock());
+        }
+        self.overlay.unlink(from);
+        Ok(())
     }
 
     fn is_ghost(&self, caller: &Caller, node: &Node) -> bool {
@@ -153,7 +163,8 @@ impl Tree {
         self.refuse_wrong_message(cell, to, &record.value)?;
         let guard = snapshot.records.get(to).map_or(Guard::Absent, |old| Guard::Version(old.version));
         let put = Change { path: to.clone(), guard, action: Action::Put(record.value.clone()) };
-        let outcome = connected.apply(&[put, deletion(from, record)]).await.map_err(as_conflict);
+        let changes = [put, deletion(from, record)];
+        let outcome = self.commit(caller.into(), cell, &changes).await.map_err(as_conflict);
         match &outcome {
             Ok(applied) => {
                 self.recent.settle(caller, target);
@@ -168,7 +179,7 @@ impl Tree {
         outcome.map(drop)
     }
 
-    fn refuse_wrong_message(&self, cell: &CellName, path: &crate::name::TopoPath, value: &Bytes) -> Result<()> {
+    fn refuse_wrong_message(&self, cell: &CellName, path: &TopoPath, value: &Bytes) -> Result<()> {
         self.records.store(cell, path, Form::Raw, value, None).map(drop)
     }
 
@@ -197,4 +208,8 @@ impl Tree {
         }
         self.overlay.rename_dir(from, &to)
     }
+}
+
+fn no_lock() -> Error {
+    Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder")
 }

@@ -1,50 +1,15 @@
 //! Saving: one compare-and-swap per save, on the version that was there when the file was opened.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::draft::{Base, Draft, Occasion};
-use super::overlay::Place;
-use super::{Caller, Tree};
-use crate::backend::{Action, Change, Guard};
+use super::{Caller, RespectLocks, Tree};
+use crate::backend::{Action, Applied, Change, Guard};
+use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
+use crate::locks::{Reason, Saver, user_name};
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
-
-/// Saves that nobody waits for (close(2) does not wait for the last descriptor's release): who asks for the record next
-/// waits for them, so that this mount reads its own writes.
-#[derive(Debug, Default)]
-pub(super) struct Saving(Mutex<HashMap<Place, (usize, Arc<Notify>)>>);
-
-impl Saving {
-    fn begin(&self, place: Place) {
-        self.0.lock().entry(place).or_default().0 += 1;
-    }
-
-    fn end(&self, place: &Place) {
-        let mut saving = self.0.lock();
-        if let Some((count, notify)) = saving.get_mut(place) {
-            *count -= 1;
-            if *count == 0 {
-                notify.notify_waiters();
-                saving.remove(place);
-            }
-        }
-    }
-
-    async fn wait(&self, place: &Place) {
-        let Some(notify) = self.0.lock().get(place).map(|(_, notify)| notify.clone()) else { return };
-        let notified = notify.notified();
-        // It may have ended before we listened.
-        if self.0.lock().get(place).is_some_and(|(_, known)| Arc::ptr_eq(known, &notify)) {
-            notified.await;
-        }
-    }
-}
 
 impl Tree {
     /// Waits while a closed file is still being saved.
@@ -83,7 +48,7 @@ impl Tree {
         let Some(value) = self.recent.take_deleted(draft.opener, cell, path) else { return };
         let place = (cell.clone(), path.clone());
         self.saving.begin(place.clone());
-        match self.replace(cell, path, Form::Raw, &value, None).await {
+        match self.replace(draft.saver(), cell, path, Form::Raw, &value, None).await {
             Ok(base) => {
                 tracing::warn!(%cell, %path, "nothing took its place: the record that was removed is put back");
                 draft.rebase(base);
@@ -95,7 +60,7 @@ impl Tree {
 
     async fn store(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Result<Base> {
         let Draft { cell, path, form, .. } = draft;
-        self.replace(cell, path, *form, content, base).await.map_err(|error| match error.kind {
+        self.replace(draft.saver(), cell, path, *form, content, base).await.map_err(|error| match error.kind {
             Kind::Conflict if draft.is_exclusive() && base.is_none() => Error { kind: Kind::Exists, ..error },
             _ => error,
         })
@@ -105,6 +70,7 @@ impl Tree {
     /// content as before makes no new version. Fails with ESTALE if somebody else was faster.
     pub(super) async fn replace(
         &self,
+        saver: Saver,
         cell: &CellName,
         path: &TopoPath,
         form: Form,
@@ -115,7 +81,7 @@ impl Tree {
         let guard = base.map_or(Guard::Absent, |base| Guard::Version(base.version));
         let action = value.clone().map_or(Action::Check, Action::Put);
         let change = Change { path: path.clone(), guard, action };
-        let applied = self.cell(cell)?.apply(&[change]).await.map_err(as_conflict)?;
+        let applied = self.commit(saver, cell, &[change]).await.map_err(as_conflict)?;
         match (value, applied.versions.into_iter().flatten().next(), base) {
             (Some(value), Some(version), base) => {
                 if base.is_none() {
@@ -126,6 +92,64 @@ impl Tree {
             (None, _, Some(base)) => Ok(base.clone()),
             _ => Err(Error::new(Kind::Io, format!("{cell}/{path}: the backend has told no version"))),
         }
+    }
+
+    /// Applies changes whole or not at all, with the locks that concern them: those that this mount holds on directories above
+    /// are guards of the same transaction, and those that a save must have are taken for its moment.
+    pub(super) async fn commit(&self, saver: Saver, cell: &CellName, changes: &[Change]) -> Result<Applied> {
+        let connected = self.cell(cell)?;
+        let mut needed: Vec<TopoPath> =
+            changes.iter().filter_map(|change| self.needed_lock(cell, &change.path)).collect();
+        // In one order, so that two saves cannot wait for each other.
+        needed.sort();
+        needed.dedup();
+        let mut taken = Vec::new();
+        let mut outcome = Ok(());
+        for dir in &needed {
+            let reason = Reason { action: format!("topofs: save below {cell}/{dir}"), user: user_name(saver.uid) };
+            match self.locks.for_save(&connected, dir, &reason, saver).await {
+                Ok(temporary) => taken.push(temporary),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        let outcome = match outcome {
+            Ok(()) => self.apply_fenced(saver, &connected, changes).await,
+            Err(error) => Err(error),
+        };
+        for temporary in taken.into_iter().rev() {
+            self.locks.end_save(temporary).await;
+        }
+        outcome
+    }
+
+    async fn apply_fenced(&self, saver: Saver, cell: &Cell, changes: &[Change]) -> Result<Applied> {
+        let mut all: Vec<Change> = Vec::new();
+        for change in changes {
+            for fence in self.locks.fences(cell, &change.path, saver)? {
+                if !all.contains(&fence) {
+                    all.push(fence);
+                }
+            }
+        }
+        let fences = all.len();
+        all.extend_from_slice(changes);
+        let mut applied = cell.apply(&all).await?;
+        applied.versions.drain(..fences.min(applied.versions.len()));
+        Ok(applied)
+    }
+
+    /// The directory whose lock a save of a record needs.
+    fn needed_lock(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
+        let names: Vec<&str> = path.components().collect();
+        let needed = match names.as_slice() {
+            ["keyspaces", _, "Keyspace"] => self.options.respect_locks != RespectLocks::None,
+            ["keyspaces", _, "shards", _, "Shard"] => self.options.respect_locks == RespectLocks::All,
+            _ => false,
+        };
+        path.parent().filter(|_| needed && cell.is_global())
     }
 
     /// The record as the backend has it now; a dead or refusing backend is noticed here, before anything is written.
@@ -154,7 +178,7 @@ impl Tree {
         }
         content.resize(size, 0);
         tracing::debug!(%cell, %path, size, uid = caller.uid, "truncate");
-        let stored = self.replace(cell, path, form, &content.into(), Some(&base)).await?;
+        let stored = self.replace(caller.into(), cell, path, form, &content.into(), Some(&base)).await?;
         self.recent.read(caller.thread, cell, path, stored.version);
         Ok(())
     }

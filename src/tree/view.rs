@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::caller::Removal;
+use super::lockfile::{LOCK, is_listed, is_virtual};
 use super::node::DATA;
 use super::overlay::Local;
 use super::{Attr, Caller, ControlFile, Node, Tree, known_name};
@@ -60,15 +61,18 @@ impl Tree {
                 let snapshot = cell.snapshot().await?;
                 self.entry(caller, &cell, &snapshot, &dir, name)
             }
-            Node::ControlFile(_) | Node::Record(..) | Node::Scratch(_) => {
+            Node::ControlFile(_) | Node::Record(..) | Node::Scratch(_) | Node::Lock(..) => {
                 Err(Error::new(Kind::NotDirectory, "not a directory"))
             }
         }
     }
 
     fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Node> {
-        let child = dir.join(name)?;
         let cell_name = &cell.name;
+        if name == LOCK {
+            return Ok(Node::Lock(cell_name.clone(), dir.clone()));
+        }
+        let child = dir.join(name)?;
         let place = (cell_name.clone(), child.clone());
         let is_dir = snapshot.has_children(&child);
         if is_dir {
@@ -82,6 +86,9 @@ impl Tree {
             Some(Local::Dir { .. }) => return Ok(Node::Dir(place.0, place.1)),
             None if self.overlay.has_children(&place) => return Ok(Node::Dir(place.0, place.1)),
             None => {}
+        }
+        if is_virtual(cell_name, &child) {
+            return Ok(Node::Dir(place.0, place.1));
         }
         let node = self.record_of_name(cell_name, snapshot, dir, name)?;
         let Node::Record(_, path, _) = &node else { return Err(Error::not_found()) };
@@ -179,16 +186,18 @@ impl Tree {
                 Ok(ControlFile::ALL.into_iter().map(entry).collect())
             }
             Node::Dir(cell, path) => {
-                let snapshot = self.cell(cell)?.snapshot().await?;
-                Ok(self.entries(cell, &snapshot, path))
+                let connected = self.cell(cell)?;
+                let snapshot = connected.snapshot().await?;
+                Ok(self.entries(&connected, &snapshot, path))
             }
-            Node::ControlFile(_) | Node::Record(..) | Node::Scratch(_) => {
+            Node::ControlFile(_) | Node::Record(..) | Node::Scratch(_) | Node::Lock(..) => {
                 Err(Error::new(Kind::NotDirectory, "not a directory"))
             }
         }
     }
 
-    fn entries(&self, cell: &CellName, snapshot: &Snapshot, dir: &TopoPath) -> Vec<DirEntry> {
+    fn entries(&self, connected: &Cell, snapshot: &Snapshot, dir: &TopoPath) -> Vec<DirEntry> {
+        let cell = &connected.name;
         let mut entries = Vec::new();
         let mut names = std::collections::HashSet::new();
         let mut add = |name: String, node: Node| {
@@ -226,6 +235,17 @@ impl Tree {
                 Some(id) => add(name, Node::Scratch(id)),
                 None => add(name, Node::Dir(cell.clone(), path)),
             }
+        }
+        // Elections and named locks exist by being locked.
+        for locked in connected.locked_dirs(snapshot) {
+            let Some(name) = locked.below(dir).and_then(|rest| rest.split('/').next()) else { continue };
+            if let Some(path) = child(name).filter(|path| is_virtual(cell, path)) {
+                add(name.to_owned(), Node::Dir(cell.clone(), path));
+            }
+        }
+        // The last, so that `rm -r` comes to it when everything else is gone.
+        if is_listed(cell, snapshot, dir) {
+            add(LOCK.to_owned(), Node::Lock(cell.clone(), dir.clone()));
         }
         entries
     }

@@ -48,7 +48,7 @@ impl Tree {
     async fn xattrs(&self, ino: u64) -> Result<Vec<(&'static str, String)>> {
         Ok(match self.node(ino)? {
             Node::Root | Node::Control | Node::ControlFile(_) => Vec::new(),
-            Node::Dir(cell, path) => vec![(CELL, cell.to_string()), (PATH, path.to_string())],
+            Node::Dir(cell, path) | Node::Lock(cell, path) => vec![(CELL, cell.to_string()), (PATH, path.to_string())],
             Node::Scratch(_) => vec![(SCRATCH, "1".to_owned())],
             Node::Record(cell, path, _) => {
                 let snapshot = self.cell(&cell)?.snapshot().await?;

@@ -28,12 +28,27 @@ pub struct ConsulOptions {
     pub ca: Option<PathBuf>,
     /// How long a query may wait for a change.
     pub poll_duration: Duration,
+    /// How long a lock outlives its holder, at least; Consul may take up to twice as long.
+    pub lock_session_ttl: Duration,
+    /// Health checks that the session of a lock depends on; `None` is Consul's default.
+    pub lock_session_checks: Option<Vec<String>>,
+    /// How long a lock that was lost cannot be taken.
+    pub lock_delay: Duration,
 }
 
 impl Default for ConsulOptions {
     fn default() -> Self {
-        // Vitess's default.
-        Self { auth_file: None, cert: None, key: None, ca: None, poll_duration: Duration::from_secs(30) }
+        // Vitess's defaults.
+        Self {
+            auth_file: None,
+            cert: None,
+            key: None,
+            ca: None,
+            poll_duration: Duration::from_secs(30),
+            lock_session_ttl: Duration::from_secs(15),
+            lock_session_checks: None,
+            lock_delay: Duration::from_secs(15),
+        }
     }
 }
 
@@ -94,6 +109,8 @@ pub(super) struct KvOperation {
     pub value: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
 }
 
 /// What came of a transaction.
@@ -267,7 +284,7 @@ impl Client {
     /// missing is dated by it, and read again when in doubt.
     async fn by_transaction(&self, verb: &'static str, key: &str) -> Result<Indexed<Vec<Pair>>, BackendError> {
         let index = self.newest().await?;
-        let operation = Operation { kv: KvOperation { verb, key: key.to_owned(), value: None, index: None } };
+        let operation = Operation { kv: KvOperation { verb, key: key.to_owned(), value: None, index: None, session: None } };
         let value = match self.transact(&[operation]).await? {
             Transacted::Done(pairs) => pairs,
             Transacted::Refused(_) => Vec::new(),
@@ -320,6 +337,56 @@ impl Client {
         if let Some(cas) = cas {
             request = request.query(&[("cas", cas.to_string())]);
         }
+        self.json(self.send(request).await?).await
+    }
+}
+
+/// A session, as it is asked for.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct SessionRequest<'a> {
+    pub name: &'a str,
+    #[serde(rename = "TTL")]
+    pub ttl: String,
+    pub lock_delay: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checks: Option<&'a [String]>,
+}
+
+#[derive(Deserialize)]
+struct SessionAnswer {
+    #[serde(rename = "ID")]
+    id: String,
+}
+
+impl Client {
+    /// Makes a session. Returns its id.
+    pub async fn create_session(&self, session: &SessionRequest<'_>) -> Result<String, BackendError> {
+        let request = self.request(reqwest::Method::PUT, "session/create").json(session);
+        Ok(self.json::<SessionAnswer>(self.send(request).await?).await?.id)
+    }
+
+    /// Keeps a session alive; `false` if there is none of that id.
+    pub async fn renew_session(&self, id: &str) -> Result<bool, BackendError> {
+        let response = self.send(self.request(reqwest::Method::PUT, &format!("session/renew/{id}"))).await?;
+        Ok(response.status() != StatusCode::NOT_FOUND)
+    }
+
+    /// Ends a session. One that has ended already is no error.
+    pub async fn destroy_session(&self, id: &str) -> Result<(), BackendError> {
+        self.send(self.request(reqwest::Method::PUT, &format!("session/destroy/{id}"))).await.map(drop)
+    }
+
+    /// Takes a key for a session, with a value; says whether it was free.
+    pub async fn acquire(
+        &self,
+        key: &str,
+        value: bytes::Bytes,
+        session: &str,
+        flags: u64,
+    ) -> Result<bool, BackendError> {
+        let request = self.request(reqwest::Method::PUT, &kv(key)).body(value);
+        let request = request.query(&[("acquire", session.to_owned()), ("flags", flags.to_string())]);
         self.json(self.send(request).await?).await
     }
 }

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
 
+use super::lock::{SharedPlace, is_election, needs_no_records};
 use super::{
     Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
     Location, Node, Revision, Role, Version, WatchStream, check_limits,
@@ -18,6 +19,7 @@ use crate::name::{CellName, TopoPath};
 
 mod changes;
 mod client;
+mod lock;
 
 use changes::Changes;
 pub use client::ConsulOptions;
@@ -35,6 +37,7 @@ const LOCK_FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
 pub struct Consul {
     client: Arc<Client>,
     keys: KeySpace,
+    terms: Arc<lock::Terms>,
 }
 
 impl Consul {
@@ -48,7 +51,8 @@ impl Consul {
         }
         let client = Client::new(&location.server, cell, options.timeout, &options.consul)?;
         // Consul refuses locks on keys that begin with a slash.
-        Ok(Self { client: Arc::new(client), keys: KeySpace::new(location.root.trim_start_matches('/')) })
+        let terms = Arc::new(lock::Terms::new(&options.consul));
+        Ok(Self { client: Arc::new(client), keys: KeySpace::new(location.root.trim_start_matches('/')), terms })
     }
 
     async fn list_prefix(&self, prefix: &str) -> Result<(Listing, Vec<Pair>), BackendError> {
@@ -69,7 +73,7 @@ impl Consul {
         let key = self.keys.key(&change.path);
         let operation = |verb, value: Option<&Bytes>, index| {
             let value = value.map(|value| STANDARD.encode(value));
-            Operation { kv: KvOperation { verb, key: key.clone(), value, index } }
+            Operation { kv: KvOperation { verb, key: key.clone(), value, index, session: None } }
         };
         match (&change.action, change.guard) {
             (Action::Put(value), Guard::Any) => vec![operation("set", Some(value), None)],
@@ -78,6 +82,11 @@ impl Consul {
             (Action::Delete, Guard::Any) => vec![operation("get", None, None), operation("delete", None, None)],
             (Action::Delete, Guard::Version(version)) => {
                 vec![operation("get", None, None), operation("delete-cas", None, Some(version.number))]
+            }
+            (_, Guard::Held(holding)) => {
+                let session = Some(lock::session_id(holding.owner));
+                let verb = "check-session";
+                vec![Operation { kv: KvOperation { verb, key: key.clone(), value: None, index: None, session } }]
             }
             (Action::Check, Guard::Version(version)) => vec![operation("check-index", None, Some(version.number))],
             (Action::Check | Action::Delete, Guard::Absent) => vec![operation("check-not-exists", None, None)],
@@ -88,14 +97,16 @@ impl Consul {
     /// A guard was not met: says which, in the terms of the contract.
     async fn unmet(&self, changes: &[Change], words: &str) -> BackendError {
         for change in changes {
-            let found = match self.client.pair(&self.keys.key(&change.path)).await {
-                Ok(found) => found.value.as_ref().map(version),
+            let pair = match self.client.pair(&self.keys.key(&change.path)).await {
+                Ok(found) => found.value,
                 Err(error) => return error,
             };
+            let found = pair.as_ref().map(version);
             let met = match change.guard {
                 Guard::Any => change.action != Action::Delete || found.is_some(),
                 Guard::Absent => found.is_none(),
                 Guard::Version(version) => found == Some(version),
+                Guard::Held(holding) => pair.is_some_and(|pair| lock::owner(&pair) == holding.owner),
             };
             if !met {
                 return BackendError::unmet(change.guard, &change.path, found);
@@ -111,6 +122,7 @@ impl Consul {
             Guard::Any => None,
             Guard::Absent => Some(0),
             Guard::Version(version) => Some(version.number),
+            Guard::Held(_) => return Err(BackendError::unmet(change.guard, &change.path, None)),
         };
         if !self.client.put(&key, value.clone(), cas).await? {
             return Err(self.unmet(std::slice::from_ref(change), "the value was not stored").await);
@@ -141,7 +153,7 @@ fn bytes(pair: &Pair) -> Result<Bytes, BackendError> {
 /// `None` for keys that cannot be file names.
 fn node(keys: &KeySpace, pair: &Pair) -> Result<Option<Node>, BackendError> {
     let Some(path) = keys.path(pair.key.as_bytes()) else { return Ok(None) };
-    let role = if pair.flags == LOCK_FLAGS || pair.session.is_some() { Role::Lock } else { Role::Record };
+    let role = if pair.flags == LOCK_FLAGS || pair.session.is_some() { Role::Lock(lock::owner(pair)) } else { Role::Record };
     Ok(Some(Node { path, value: bytes(pair)?, version: version(pair), role, modified: None }))
 }
 
@@ -170,7 +182,10 @@ impl Backend for Consul {
         if changes.iter().map(size).sum::<usize>() > TRANSACTION_BYTES {
             return match changes {
                 [change @ Change { action: Action::Put(value), .. }] => self.put_large(change, value).await,
-                _ => Err(BackendError::new(Failure::TooMany, "more bytes than Consul takes in one transaction")),
+                _ => {
+                    let message = "more bytes than Consul takes in one transaction (a lock that is held is part of it)";
+                    Err(BackendError::new(Failure::TooMany, message))
+                }
             };
         }
         let operations: Vec<Operation> = changes.iter().flat_map(|change| self.operations(change)).collect();
@@ -212,6 +227,37 @@ impl Backend for Consul {
             Some((next, state))
         });
         Ok((listing, stream.boxed()))
+    }
+
+    fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
+        match node.name() {
+            super::lock::LOCK => node.parent(),
+            _ if is_election(node) => Some(node.clone()),
+            _ => None,
+        }
+    }
+
+    fn has_queue(&self) -> bool {
+        false
+    }
+
+    async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
+        if !needs_no_records(dir) && self.client.keys(&self.keys.dir_prefix(dir)).await?.value.is_empty() {
+            return Err(BackendError::unmet(Guard::Any, dir, None));
+        }
+        let path = match is_election(dir) {
+            true => dir.clone(),
+            false => {
+                dir.join(super::lock::LOCK).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?
+            }
+        };
+        Ok(Arc::new(lock::Waiting::new(self, path, contents.clone())))
+    }
+
+    async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
+        // The holder's session stays: it may hold more than this.
+        let change = Change { path: node.path.clone(), guard: Guard::Version(node.version), action: Action::Delete };
+        self.apply(&[change]).await.map(drop)
     }
 }
 

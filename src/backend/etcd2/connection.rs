@@ -24,7 +24,7 @@ const ROUND_PAUSE: Duration = Duration::from_millis(200);
 const READ_ROUNDS: usize = 2;
 
 /// Settings of etcd connections.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct EtcdOptions {
     /// PEM file of the client certificate.
     pub cert: Option<PathBuf>,
@@ -34,6 +34,15 @@ pub struct EtcdOptions {
     pub ca: Option<PathBuf>,
     /// User name and password.
     pub user: Option<(String, String)>,
+    /// How long a lock outlives its holder, in whole seconds.
+    pub lease_ttl: Duration,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        // Vitess's default.
+        Self { cert: None, key: None, ca: None, user: None, lease_ttl: Duration::from_secs(30) }
+    }
 }
 
 impl std::fmt::Debug for EtcdOptions {
@@ -249,6 +258,7 @@ fn no_answer(server: &Server, waited: Duration) -> BackendError {
 /// gRPC codes as etcd uses them.
 pub(super) fn classify(error: &etcd_client::Error) -> BackendError {
     // tonic's numbers: https://grpc.io/docs/guides/status-codes
+    const NOT_FOUND: i32 = 5;
     const INVALID_ARGUMENT: i32 = 3;
     const DEADLINE_EXCEEDED: i32 = 4;
     const PERMISSION_DENIED: i32 = 7;
@@ -273,6 +283,7 @@ pub(super) fn classify(error: &etcd_client::Error) -> BackendError {
         // The server's own words; without them it is the transport that broke.
         UNKNOWN if !message.starts_with("etcdserver") => Failure::Unreachable,
         PERMISSION_DENIED | UNAUTHENTICATED => Failure::Denied,
+        NOT_FOUND => Failure::NoNode,
         INVALID_ARGUMENT if message.contains("too large") => Failure::TooLarge,
         INVALID_ARGUMENT if message.contains("too many operations") => Failure::TooMany,
         INVALID_ARGUMENT if message.contains("authentication") || message.contains("user name") => Failure::Denied,

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
+use super::lock::{Owner, SharedPlace, dir_of_queued, needs_no_records};
 use super::{
     Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
     Location, Node, Revision, Role, Version, WatchStream, check_limits,
@@ -17,6 +18,7 @@ use super::{
 use crate::name::TopoPath;
 
 mod connection;
+mod lock;
 mod watch;
 
 use connection::Connection;
@@ -40,13 +42,15 @@ const LIST_ATTEMPTS: u32 = 3;
 pub struct Etcd {
     connection: Arc<Connection>,
     keys: KeySpace,
+    lease_ttl: Duration,
 }
 
 impl Etcd {
     /// Prepares the connection; nothing is sent yet.
     pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
         let connection = Connection::new(&location.server, options.timeout, &options.etcd)?;
-        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root) })
+        let lease_ttl = options.etcd.lease_ttl;
+        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl })
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
@@ -103,6 +107,10 @@ impl Etcd {
                     let wanted = version.written.0.cast_signed();
                     compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, wanted));
                 }
+                Guard::Held(holding) => {
+                    let wanted = holding.version.created.0.cast_signed();
+                    compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, wanted));
+                }
                 Guard::Any if change.action == Action::Delete => {
                     compares.push(Compare::create_revision(key.clone(), CompareOp::Greater, 0));
                 }
@@ -155,6 +163,7 @@ impl Etcd {
                 Guard::Any => change.action != Action::Delete || found.is_some(),
                 Guard::Absent => found.is_none(),
                 Guard::Version(version) => found.is_some_and(|f| f.written == version.written),
+                Guard::Held(holding) => found.is_some_and(|f| f.created == holding.version.created),
             };
             if !met {
                 return Err(BackendError::unmet(change.guard, &change.path, found));
@@ -171,7 +180,7 @@ fn holds(change: &Change, kv: Option<&KeyValue>) -> bool {
         (Action::Put(value), Guard::Version(old), Some(kv)) => {
             kv.value() == &value[..] && kv.mod_revision().cast_unsigned() > old.written.0
         }
-        (Action::Delete, Guard::Version(_), None) => true,
+        (Action::Delete, Guard::Version(_), None) | (Action::Check, Guard::Held(_), _) => true,
         _ => false,
     }
 }
@@ -213,7 +222,7 @@ fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
     let path = keys.path(kv.key())?;
     // Vitess binds locks and candidates to a lease and names them .../locks/<lease id>.
     let in_locks = path.parent().is_some_and(|dir| dir.name() == "locks");
-    let role = if in_locks && kv.lease() != 0 { Role::Lock } else { Role::Record };
+    let role = if in_locks && kv.lease() != 0 { Role::Lock(lock::owner(kv.lease())) } else { Role::Record };
     let version = version(&kv);
     let (_, value) = kv.into_key_value();
     Some(Node { path, value: Bytes::from(value), version, role, modified: None })
@@ -260,6 +269,29 @@ impl Backend for Etcd {
         let listing = self.list(&TopoPath::root()).await?;
         let stream = watch::start(self.connection.clone(), self.keys.clone(), listing.at).await?;
         Ok((listing, stream))
+    }
+
+    fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
+        dir_of_queued(node)
+    }
+
+    async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
+        if !needs_no_records(dir) {
+            let below = GetOptions::new().with_prefix().with_keys_only().with_limit(1);
+            let found = self.get_range(self.keys.dir_prefix(dir).into_bytes(), below).await?;
+            if found.kvs().is_empty() {
+                return Err(BackendError::unmet(Guard::Any, dir, None));
+            }
+        }
+        Ok(Arc::new(lock::enter(&self.connection, &self.keys, dir, contents, self.lease_ttl).await?))
+    }
+
+    async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
+        lock::break_lease(&self.connection, node.owner()).await
+    }
+
+    async fn time_left(&self, owner: Owner) -> Result<Option<Duration>, BackendError> {
+        lock::time_left(&self.connection, owner).await
     }
 }
 

@@ -9,19 +9,23 @@ use bytes::Bytes;
 use futures::StreamExt;
 use zookeeper_client::Permission;
 
+use super::lock::{LOCKS, SharedPlace};
 use super::{
-    Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, KeySpace, Limits, Listing, Location,
+    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing, Location,
     Node, Role, SIGN_OF_LIFE, WatchStream, check_limits,
 };
 use crate::name::TopoPath;
 
+mod lock;
 mod session;
 mod view;
 mod write;
 
+use lock::Lines;
 use session::Sessions;
 pub use session::ZkOptions;
 use view::{Ended, View, version};
+use write::Access;
 
 /// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
 const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
@@ -38,6 +42,8 @@ pub struct Zk {
     voters: Arc<Sessions>,
     /// For bulk reads and watches: the observers, if there are any.
     readers: Arc<Sessions>,
+    /// For locks: the voters, in a session that lasts.
+    lines: Arc<Lines>,
     keys: KeySpace,
 }
 
@@ -48,13 +54,15 @@ impl Zk {
             Some((voters, observers)) => (voters, Some(observers)),
             None => (location.server.as_str(), None),
         };
+        let lasting = Sessions::lasting(voters, options.timeout, &options.zk)?;
         let voters = Sessions::new(voters, options.timeout, &options.zk)?;
         let readers = match observers {
             Some(servers) => Sessions::new(servers, options.timeout, &options.zk)?,
             None => voters.clone(),
         };
         // Paths of ZooKeeper are absolute.
-        Ok(Self { voters, readers, keys: KeySpace::new(&format!("/{}", location.root)) })
+        let keys = KeySpace::new(&format!("/{}", location.root));
+        Ok(Self { voters, readers, lines: Lines::new(lasting, keys.clone()), keys })
     }
 
     fn ended(sessions: &Sessions, ended: Ended) -> BackendError {
@@ -113,7 +121,7 @@ impl Backend for Zk {
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
         let key = znode(&self.keys, path);
-        let found = write::look(&self.voters, &[key]).await.map_err(|error| self.voters.explain(&error))?;
+        let found = write::look(&Access::any(&self.voters), &[key]).await.map_err(|error| self.voters.explain(&error))?;
         let at = found.at;
         let node = found
             .nodes
@@ -124,7 +132,7 @@ impl Backend for Zk {
         let node = node.map(|znode| Node {
             path: path.clone(),
             version: version(&znode.stat),
-            role: if znode.stat.ephemeral_owner == 0 { Role::Record } else { Role::Lock },
+            role: if znode.stat.ephemeral_owner == 0 { Role::Record } else { Role::Lock(lock::owner(znode.stat.ephemeral_owner)) },
             value: Bytes::from(znode.data),
             modified: None,
         });
@@ -156,7 +164,18 @@ impl Backend for Zk {
 
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, LIMITS)?;
-        write::apply(&self.voters, &self.keys, changes).await
+        let held = changes.iter().find_map(|change| match change.guard {
+            Guard::Held(holding) => Some((change, holding)),
+            _ => None,
+        });
+        let access = match held {
+            None => Access::any(&self.voters),
+            Some((change, holding)) => match self.lines.session_of(holding.owner).await {
+                Some(client) => Access::pinned(self.lines.sessions(), client),
+                None => return Err(BackendError::unmet(change.guard, &change.path, None)),
+            },
+        };
+        write::apply(&access, &self.keys, changes).await
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
@@ -175,5 +194,25 @@ impl Backend for Zk {
             Some((next, state))
         });
         Ok((listing, stream.boxed()))
+    }
+
+    fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
+        lock::locked_dir(node)
+    }
+
+    async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
+        self.lines.enter(dir, contents).await
+    }
+
+    async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
+        let change = Change { path: node.path.clone(), guard: Guard::Version(node.version), action: Action::Delete };
+        self.apply(&[change]).await.map(drop)
+    }
+
+    async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
+        // Vitess takes any directory of this name for a lock, also an empty one.
+        let line = dir.join(LOCKS).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?;
+        let removed = write::remove_empty(&Access::any(&self.voters), &self.keys, &line).await;
+        Ok(removed.map_err(|error| self.voters.explain(&error))?.then(|| line.to_string()))
     }
 }

@@ -15,7 +15,7 @@ use zookeeper_client::{Client, Error as ZkError, SessionState, TlsOptions};
 use crate::backend::{BackendError, Failure};
 
 /// How long a silent connection is trusted before another server is tried.
-const SILENCE_LIMIT: Duration = Duration::from_secs(4);
+pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(4);
 /// How long a server may take to say what it is, when we look for the reason why none could be connected.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -62,6 +62,8 @@ pub(super) struct Sessions {
     tls: Option<TlsOptions>,
     slots: Semaphore,
     client: Mutex<Option<Client>>,
+    /// Locks live with the session: it is kept as long as it may live, connected or not.
+    lasting: bool,
     /// One connects, the others wait for it.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -81,6 +83,15 @@ impl std::fmt::Debug for Auth {
 impl Sessions {
     /// Of a comma list of servers; nothing is connected yet.
     pub fn new(servers: &str, timeout: Duration, options: &ZkOptions) -> Result<Arc<Self>, BackendError> {
+        Self::with(servers, timeout, options, false)
+    }
+
+    /// The same, of which the session is kept as long as it may live.
+    pub fn lasting(servers: &str, timeout: Duration, options: &ZkOptions) -> Result<Arc<Self>, BackendError> {
+        Self::with(servers, timeout, options, true)
+    }
+
+    fn with(servers: &str, timeout: Duration, options: &ZkOptions, lasting: bool) -> Result<Arc<Self>, BackendError> {
         let servers: Vec<&str> = servers.split(',').map(str::trim).filter(|server| !server.is_empty()).collect();
         if servers.is_empty() {
             return Err(BackendError::new(Failure::Other, "no ZooKeeper server address is given"));
@@ -93,6 +104,7 @@ impl Sessions {
             tls: tls(options)?,
             slots: Semaphore::new(options.max_concurrency.max(1)),
             client: Mutex::new(None),
+            lasting,
             connecting: tokio::sync::Mutex::new(()),
         }))
     }
@@ -108,7 +120,9 @@ impl Sessions {
         let attempt = async {
             let client = self.client().await?;
             let outcome = self.bounded(operation(client)).await;
-            if let Err(CallError::Client(ZkError::UnexpectedError(_))) = &outcome {
+            if let Err(CallError::Client(ZkError::UnexpectedError(_))) = &outcome
+                && !self.lasting
+            {
                 // The client has lost its way: the next call makes another.
                 *self.client.lock() = None;
             }
@@ -160,7 +174,10 @@ impl Sessions {
     fn living(&self) -> Option<Client> {
         // One that has lost its server may never find another (a server that was made anew refuses what has seen more than it
         // has); a new one costs little.
-        self.client.lock().clone().filter(|client| client.state() == SessionState::SyncConnected)
+        let client = self.client.lock().clone()?;
+        let state = client.state();
+        let lives = if self.lasting { !state.is_terminated() } else { state == SessionState::SyncConnected };
+        lives.then_some(client)
     }
 
     async fn connect(&self) -> Result<Client, ZkError> {

@@ -273,7 +273,7 @@ impl View {
     /// makes records without the right to create children.
     async fn role(&self, sessions: &Sessions, path: &str, znode: &Znode) -> Result<Option<Role>, CallError> {
         if znode.stat.ephemeral_owner != 0 {
-            return Ok(Some(Role::Lock));
+            return Ok(Some(Role::Lock(super::lock::owner(znode.stat.ephemeral_owner))));
         }
         if !znode.data.is_empty() {
             return Ok(Some(Role::Record));

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use tokio::time::timeout;
 use zookeeper_client::{
-    Acl, Acls, AuthId, CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult, Permission,
+    Acl, Acls, AuthId, Client, CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult, Permission,
     Stat,
 };
 
@@ -14,15 +14,47 @@ use super::session::{CallError, Sessions};
 use super::view::version;
 use super::{ancestors, parent, znode};
 use crate::backend::{Action, Applied, BackendError, Change, Failure, Guard, KeySpace, Revision, Version};
+use crate::name::TopoPath;
 
 /// How often a change begins again because parents come and go beside it.
 const ATTEMPTS: usize = 32;
 
 /// Files are world:anyone without the right to create children, as Vitess makes them; so nothing can be put below a record.
-static FILE_ACL: LazyLock<[Acl; 1]> = LazyLock::new(|| {
+pub(super) static FILE_ACL: LazyLock<[Acl; 1]> = LazyLock::new(|| {
     let permission = Permission::READ | Permission::WRITE | Permission::ADMIN;
     [Acl::new(permission, AuthId::anyone())]
 });
+
+/// Which session a request goes through.
+pub(super) struct Access<'a> {
+    sessions: &'a Sessions,
+    /// The session that a lock lives with: what it is a guard of must not be done by any other.
+    pinned: Option<Client>,
+}
+
+impl<'a> Access<'a> {
+    pub fn any(sessions: &'a Sessions) -> Self {
+        Self { sessions, pinned: None }
+    }
+
+    pub fn pinned(sessions: &'a Sessions, client: Client) -> Self {
+        Self { sessions, pinned: Some(client) }
+    }
+
+    async fn try_call<T>(&self, operation: impl AsyncFnOnce(Client) -> Result<T, ZkError>) -> Result<T, CallError> {
+        match &self.pinned {
+            Some(client) => self.sessions.bounded(operation(client.clone())).await,
+            None => self.sessions.try_call(operation).await,
+        }
+    }
+
+    fn explain(&self, error: &CallError) -> BackendError {
+        if self.pinned.as_ref().is_some_and(|client| client.state().is_terminated()) {
+            return BackendError::new(Failure::LockLost, "the session that held the lock has ended");
+        }
+        self.sessions.explain(error)
+    }
+}
 
 /// A node as it was looked at.
 #[derive(Clone)]
@@ -44,13 +76,13 @@ pub(super) struct Look {
 }
 
 /// Looks at nodes with all their ancestors, past what other servers may not have heard yet.
-pub(super) async fn look(sessions: &Sessions, paths: &[String]) -> Result<Look, CallError> {
+pub(super) async fn look(access: &Access<'_>, paths: &[String]) -> Result<Look, CallError> {
     let mut wanted: Vec<String> = paths.to_vec();
     let above: BTreeSet<String> =
         paths.iter().flat_map(|path| ancestors(path)).filter(|path| !paths.contains(path)).collect();
     wanted.extend(above);
     let first = paths.first().cloned().unwrap_or_else(|| "/".to_owned());
-    let results = sessions
+    let results = access
         .try_call(async |client| {
             // Both are on their way before the first answer.
             let synced = client.sync(&first);
@@ -98,37 +130,37 @@ enum Step {
     Touch(usize),
 }
 
-pub(super) async fn apply(sessions: &Sessions, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
-    match timeout(sessions.timeout(), try_apply(sessions, keys, changes)).await {
+pub(super) async fn apply(access: &Access<'_>, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
+    match timeout(access.sessions.timeout(), try_apply(access, keys, changes)).await {
         Ok(outcome) => outcome,
         Err(_) => {
-            let mut error = sessions.explain(&CallError::NoAnswer);
+            let mut error = access.explain(&CallError::NoAnswer);
             error.message.push_str(" (it may have been carried out)");
             Err(error)
         }
     }
 }
 
-async fn try_apply(sessions: &Sessions, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
+async fn try_apply(access: &Access<'_>, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
     let paths: Vec<String> = changes.iter().map(|change| znode(keys, &change.path)).collect();
     // A request whose answer was lost may have been carried out.
     let mut lost = false;
     for _ in 0..ATTEMPTS {
-        let seen = look(sessions, &paths).await.map_err(|error| sessions.explain(&error))?;
+        let seen = look(access, &paths).await.map_err(|error| access.explain(&error))?;
         if lost && let Some(applied) = already(changes, &seen) {
             return Ok(applied);
         }
         check(changes, &seen)?;
         let steps = plan(changes, &paths, &seen);
-        match commit(sessions, changes, &paths, &steps).await {
+        match commit(access, changes, &paths, &steps).await {
             Ok(results) => {
-                let applied = outcome(sessions, changes, &paths, &steps, &results).await;
-                collect_parents(sessions, keys, changes, &paths).await;
+                let applied = outcome(access, changes, &paths, &steps, &results).await;
+                collect_parents(access, keys, changes, &paths).await;
                 return applied;
             }
             Err(Refusal::Moved) => {}
             Err(Refusal::Call(error)) if error.is_uncertain() => lost = true,
-            Err(Refusal::Call(error)) => return Err(sessions.explain(&error)),
+            Err(Refusal::Call(error)) => return Err(access.explain(&error)),
         }
     }
     Err(BackendError::new(Failure::Other, "the nodes change too fast for a transaction"))
@@ -142,6 +174,7 @@ fn check(changes: &[Change], seen: &Look) -> Result<(), BackendError> {
             Guard::Absent => found.is_none(),
             // Version numbers begin again with every creation: all of the version counts.
             Guard::Version(version) => found == Some(version),
+            Guard::Held(holding) => found.is_some_and(|found| found.created == holding.version.created),
         };
         if !met {
             return Err(BackendError::unmet(change.guard, &change.path, found));
@@ -189,7 +222,7 @@ enum Refusal {
 }
 
 async fn commit(
-    sessions: &Sessions,
+    access: &Access<'_>,
     changes: &[Change],
     paths: &[String],
     steps: &[Step],
@@ -201,7 +234,7 @@ async fn commit(
     let path = |index: usize| paths.get(index).map_or("", String::as_str);
     let directory = CreateMode::Persistent.with_acls(Acls::anyone_all());
     let file = CreateMode::Persistent.with_acls(Acls::new(&*FILE_ACL));
-    let answer = sessions
+    let answer = access
         .try_call(async |client| {
             let mut writer = client.new_multi_writer();
             for step in steps {
@@ -239,7 +272,7 @@ async fn commit(
 /// What a change has made. All operations of a multi have one zxid; servers before 3.9 do not tell it for a creation, and never for a
 /// deletion: another look shows it.
 async fn outcome(
-    sessions: &Sessions,
+    access: &Access<'_>,
     changes: &[Change],
     paths: &[String],
     steps: &[Step],
@@ -260,7 +293,7 @@ async fn outcome(
     let changed = steps.iter().any(|step| !matches!(step, Step::Check(..) | Step::Touch(_)));
     let seen = match (known, changed) {
         (Some(_), _) | (None, false) => None,
-        (None, true) => Some(look(sessions, paths).await.map_err(|error| sessions.explain(&error))?),
+        (None, true) => Some(look(access, paths).await.map_err(|error| access.explain(&error))?),
     };
     let at = known.or_else(|| seen.as_ref().and_then(|seen| when(steps, seen))).unwrap_or_default();
     let versions = changes.iter().enumerate().map(|(index, change)| match (&change.action, set.get(&index)) {
@@ -298,7 +331,7 @@ fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
                 && version(&node.stat).created == old.created
                 && version(&node.stat).written > old.written
         }
-        (Action::Delete, Guard::Version(_), None) => true,
+        (Action::Delete, Guard::Version(_), None) | (Action::Check, Guard::Held(_), _) => true,
         _ => false,
     };
     if changes.is_empty() || !changes.iter().zip(&seen.nodes).all(holds) {
@@ -309,26 +342,38 @@ fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
 }
 
 /// Removes directories that are left empty, as Vitess does, but never the cell's root, and never one that holds data.
-async fn collect_parents(sessions: &Sessions, keys: &KeySpace, changes: &[Change], paths: &[String]) {
-    let root = znode(keys, &crate::name::TopoPath::root());
+async fn collect_parents(access: &Access<'_>, keys: &KeySpace, changes: &[Change], paths: &[String]) {
+    let root = znode(keys, &TopoPath::root());
     for (_, path) in changes.iter().zip(paths).filter(|(change, _)| change.action == Action::Delete) {
         for dir in ancestors(path) {
             if dir == root || !dir.starts_with(&root) {
                 break;
             }
-            let removed = sessions
-                .try_call(async |client| {
-                    let (data, stat) = client.get_data(&dir).await?;
-                    if !data.is_empty() || stat.num_children > 0 || stat.ephemeral_owner != 0 {
-                        return Err(ZkError::NotEmpty);
-                    }
-                    client.delete(&dir, Some(stat.version)).await
-                })
-                .await;
             // Somebody needs it, or has removed it already.
-            if removed.is_err() {
+            if remove_if_empty(access, &dir).await.is_err() {
                 break;
             }
         }
     }
+}
+
+/// Removes a directory in which there is nothing; says whether there was one.
+pub(super) async fn remove_empty(access: &Access<'_>, keys: &KeySpace, dir: &TopoPath) -> Result<bool, CallError> {
+    match remove_if_empty(access, &znode(keys, dir)).await {
+        Ok(()) => Ok(true),
+        Err(CallError::Client(ZkError::NoNode | ZkError::NotEmpty | ZkError::BadVersion)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn remove_if_empty(access: &Access<'_>, dir: &str) -> Result<(), CallError> {
+    access
+        .try_call(async |client| {
+            let (data, stat) = client.get_data(dir).await?;
+            if !data.is_empty() || stat.num_children > 0 || stat.ephemeral_owner != 0 {
+                return Err(ZkError::NotEmpty);
+            }
+            client.delete(dir, Some(stat.version)).await
+        })
+        .await
 }

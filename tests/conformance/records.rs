@@ -1,131 +1,14 @@
-//! What every backend must do, whatever the service behind it. A new backend adds a factory to `factories!` and nothing else.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod common;
+//! Records: creating, changing, deleting, listing, watching.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use common::world::{connect_options, runtime};
 use futures::StreamExt;
-use topofs::backend::{
-    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Guard, Implementation, Location, Version,
-    WatchEvent, WatchStream, open,
-};
-use topofs::name::{CellName, TopoPath};
+use topofs::backend::{Change, Failure, Guard, WatchEvent, WatchStream};
+use topofs::name::TopoPath;
 
-/// Makes cells of one service. Each root is used by one test.
-struct Factory {
-    implementation: Implementation,
-    server: String,
-    options: ConnectOptions,
-}
-
-impl Factory {
-    fn memory() -> Self {
-        Self { implementation: Implementation::Memory, server: "test".to_owned(), options: connect_options() }
-    }
-
-    fn etcd2() -> Self {
-        let server = common::etcd::shared().endpoint();
-        Self { implementation: Implementation::Etcd2, server, options: connect_options() }
-    }
-
-    fn zk2() -> Self {
-        let server = common::zookeeper::shared().endpoint();
-        Self { implementation: Implementation::Zk2, server, options: connect_options() }
-    }
-
-    fn consul() -> Self {
-        let server = common::consul::shared().endpoint();
-        Self { implementation: Implementation::Consul, server, options: connect_options() }
-    }
-
-    fn cell(&self, root: &str) -> Arc<dyn Backend> {
-        let location =
-            Location { implementation: self.implementation, server: self.server.clone(), root: root.to_owned() };
-        open(&CellName::global(), &location, &self.options).unwrap()
-    }
-
-    fn fresh(&self) -> Arc<dyn Backend> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        self.cell(&format!("/conformance/{}", NEXT.fetch_add(1, Ordering::Relaxed)))
-    }
-}
-
-macro_rules! conformance {
-    ($($(#[$meta:meta])* async fn $name:ident($factory:ident) $body:block)*) => {$(
-        $(#[$meta])*
-        mod $name {
-            use super::*;
-            async fn conforms($factory: Factory) $body
-            factories! { conforms }
-        }
-    )*};
-}
-
-macro_rules! factories {
-    ($check:ident) => {
-        #[test]
-        fn memory() {
-            runtime().block_on($check(Factory::memory()));
-        }
-        #[test]
-        fn etcd2() {
-            runtime().block_on($check(Factory::etcd2()));
-        }
-        #[test]
-        fn zk2() {
-            runtime().block_on($check(Factory::zk2()));
-        }
-        #[test]
-        fn consul() {
-            runtime().block_on($check(Factory::consul()));
-        }
-    };
-}
-
-fn path(text: &str) -> TopoPath {
-    TopoPath::parse(text).unwrap()
-}
-
-fn put(at: &str, guard: Guard, value: impl Into<Bytes>) -> Change {
-    Change { path: path(at), guard, action: Action::Put(value.into()) }
-}
-
-fn delete(at: &str, guard: Guard) -> Change {
-    Change { path: path(at), guard, action: Action::Delete }
-}
-
-fn check(at: &str, guard: Guard) -> Change {
-    Change { path: path(at), guard, action: Action::Check }
-}
-
-async fn apply_one(cell: &dyn Backend, change: Change) -> Result<Applied, BackendError> {
-    cell.apply(&[change]).await
-}
-
-async fn store(cell: &dyn Backend, at: &str, value: &str) -> Version {
-    apply_one(cell, put(at, Guard::Any, value.to_owned())).await.unwrap().versions[0].unwrap()
-}
-
-async fn value(cell: &dyn Backend, at: &str) -> Option<Bytes> {
-    cell.get(&path(at)).await.unwrap().node.map(|node| node.value)
-}
-
-async fn names(cell: &dyn Backend, dir: &str) -> Vec<String> {
-    let mut names: Vec<_> =
-        cell.list(&path(dir)).await.unwrap().nodes.into_iter().map(|node| node.path.to_string()).collect();
-    names.sort();
-    names
-}
-
-#[track_caller]
-fn failure<T: std::fmt::Debug>(result: Result<T, BackendError>) -> Failure {
-    result.unwrap_err().failure
-}
+use crate::{Factory, apply_one, check, common, delete, failure, names, path, put, store, value};
 
 /// The next events, until one concerns the path.
 async fn events_until(watch: &mut WatchStream, last: &str) -> Vec<WatchEvent> {

@@ -16,6 +16,10 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
 use crate::name::{CellName, TopoPath};
 
+mod lock;
+
+pub use lock::LockPlace;
+
 /// Reads a CellInfo record: server address and root. The codec is above this module, so it is handed in.
 pub type ReadCellInfo = Arc<dyn Fn(&[u8]) -> Option<(String, String)> + Send + Sync>;
 
@@ -42,6 +46,7 @@ pub struct Cell {
     /// Its records.
     pub mirror: Arc<Mirror>,
     backend: Arc<dyn Backend>,
+    turns: lock::Turns,
     timeout: std::time::Duration,
     stop: CancellationToken,
     serve_stale: bool,
@@ -305,6 +310,7 @@ fn open_cell(
         location,
         mirror,
         backend,
+        turns: lock::Turns::default(),
         timeout: options.connect.timeout,
         stop,
         serve_stale: options.mirror.serve_stale,

@@ -1,0 +1,216 @@
+//! Locks on Consul: one key for all, taken by whoever is first when it is free. There is no queue, so nobody knows who is next.
+//!
+//! The layout is that of Consul's own client library, which Vitess uses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::client::{Client, ConsulOptions, KvOperation, Operation, Pair, SessionRequest, Transacted};
+use super::{Consul, LOCK_FLAGS, version};
+use crate::backend::lock::{Keeper, Owner, Place, gone};
+use crate::backend::{BackendError, Failure, KeySpace, Node, Revision, Role};
+use crate::name::TopoPath;
+
+/// What Consul's own locks call their sessions.
+const SESSION_NAME: &str = "Consul API Lock";
+
+/// On what terms sessions are made.
+#[derive(Debug)]
+pub(super) struct Terms {
+    ttl: Duration,
+    checks: Option<Vec<String>>,
+    delay: Duration,
+}
+
+impl Terms {
+    pub fn new(options: &ConsulOptions) -> Self {
+        Self {
+            ttl: options.lock_session_ttl,
+            checks: options.lock_session_checks.clone(),
+            delay: options.lock_delay,
+        }
+    }
+}
+
+/// Who wants the lock. A session is made when it is first tried for.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    client: Arc<Client>,
+    keys: KeySpace,
+    terms: Arc<Terms>,
+    path: TopoPath,
+    contents: Bytes,
+    session: tokio::sync::Mutex<Option<Session>>,
+    node: parking_lot::Mutex<Option<Node>>,
+    /// Told when there is a session that can be lost.
+    keeper: watch::Sender<Option<Arc<Keeper>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Session {
+    id: String,
+    keeper: Arc<Keeper>,
+}
+
+/// Whose session holds a key.
+pub(super) fn owner(pair: &Pair) -> Owner {
+    pair.session.as_deref().map_or(Owner::NOBODY, owner_of)
+}
+
+fn owner_of(session: &str) -> Owner {
+    let digits: String = session.chars().filter(|c| *c != '-').collect();
+    u128::from_str_radix(&digits, 16).map_or(Owner::NOBODY, Owner)
+}
+
+/// The id of a session: a UUID.
+pub(super) fn session_id(owner: Owner) -> String {
+    let digits = format!("{:032x}", owner.0);
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| digits.get(range).unwrap_or_default());
+    parts.join("-")
+}
+
+impl Waiting {
+    pub fn new(consul: &Consul, path: TopoPath, contents: Bytes) -> Self {
+        Self {
+            client: consul.client.clone(),
+            keys: consul.keys.clone(),
+            terms: consul.terms.clone(),
+            path,
+            contents,
+            session: tokio::sync::Mutex::default(),
+            node: parking_lot::Mutex::default(),
+            keeper: watch::Sender::new(None),
+        }
+    }
+
+    fn key(&self) -> String {
+        self.keys.key(&self.path)
+    }
+
+    async fn session(&self) -> Result<Session, BackendError> {
+        let mut session = self.session.lock().await;
+        if let Some(session) = &*session {
+            return Ok(session.clone());
+        }
+        let begun = Instant::now();
+        let Terms { ttl, checks, delay } = &*self.terms;
+        let request = SessionRequest {
+            name: SESSION_NAME,
+            ttl: format!("{}s", ttl.as_secs().max(1)),
+            lock_delay: format!("{}s", delay.as_secs()),
+            checks: checks.as_deref(),
+        };
+        let id = self.client.create_session(&request).await?;
+        let (client, renewed) = (self.client.clone(), id.clone());
+        let keeper = Keeper::start(format!("the session of {}", self.path), *ttl, begun, move || {
+            let (client, id) = (client.clone(), renewed.clone());
+            async move { client.renew_session(&id).await }
+        });
+        let made = Session { id, keeper: Arc::new(keeper) };
+        self.keeper.send_replace(Some(made.keeper.clone()));
+        *session = Some(made.clone());
+        Ok(made)
+    }
+
+    fn refuse_other_use(&self, pair: &Pair) -> Result<(), BackendError> {
+        if pair.flags == LOCK_FLAGS {
+            return Ok(());
+        }
+        Err(BackendError::new(
+            Failure::Other,
+            format!("{}: the existing key does not match lock use (its flags are {:#x})", self.path, pair.flags),
+        ))
+    }
+}
+
+#[async_trait]
+impl Place for Waiting {
+    fn node(&self) -> Option<Node> {
+        self.node.lock().clone()
+    }
+
+    async fn try_hold(&self) -> Result<Option<Node>, BackendError> {
+        let key = self.key();
+        if let Some(pair) = self.client.pair(&key).await?.value {
+            self.refuse_other_use(&pair)?;
+            if owner(&pair) != Owner::NOBODY {
+                return Ok(None);
+            }
+        }
+        let session = self.session().await?;
+        let acquired = match self.client.acquire(&key, self.contents.clone(), &session.id, LOCK_FLAGS).await {
+            Ok(acquired) => acquired,
+            // The session has ended before it was of use.
+            Err(error) if error.message.contains("invalid session") => {
+                return Err(gone(format!("the session of {}", self.path)));
+            }
+            Err(error) => return Err(error),
+        };
+        if !acquired {
+            return Ok(None);
+        }
+        let holder = owner_of(&session.id);
+        let pair = self.client.pair(&key).await?.value.filter(|pair| owner(pair) == holder);
+        let pair = pair.ok_or_else(|| gone(&self.path))?;
+        let node = Node {
+            path: self.path.clone(),
+            value: self.contents.clone(),
+            version: version(&pair),
+            role: Role::Lock(holder),
+            modified: None,
+        };
+        *self.node.lock() = Some(node.clone());
+        Ok(Some(node))
+    }
+
+    async fn lost(&self) -> BackendError {
+        let mut keeper = self.keeper.subscribe();
+        let known = match keeper.wait_for(Option::is_some).await {
+            Ok(known) => known.clone(),
+            Err(_) => None,
+        };
+        match known {
+            Some(keeper) => keeper.lost().await,
+            None => gone(&self.path),
+        }
+    }
+
+    async fn leave(&self) -> Result<Revision, BackendError> {
+        let session = self.session.lock().await;
+        let Some(Session { id, keeper }) = &*session else { return Ok(Revision::default()) };
+        keeper.stop();
+        let key = self.key();
+        // Released and removed in one step: a key that stayed behind would look locked to Vitess. Also when we do not know that
+        // we hold it: an answer may have been lost.
+        let operation = |verb, session: Option<String>| Operation {
+            kv: KvOperation { verb, key: key.clone(), value: None, index: None, session },
+        };
+        let operations = [operation("check-session", Some(id.clone())), operation("delete", None)];
+        let at = match self.client.transact(&operations).await? {
+            Transacted::Done(_) => match self.client.pair(&key).await? {
+                found if found.value.is_none() => Revision(found.index),
+                found => Revision(found.value.map_or(0, |pair| pair.create_index.saturating_sub(1))),
+            },
+            Transacted::Refused(_) => Revision::default(),
+        };
+        self.client.destroy_session(id).await?;
+        Ok(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn session_ids_are_told_apart_and_written_as_they_came() {
+        let id = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
+        assert_eq!(session_id(owner_of(id)), id);
+        assert_eq!(owner_of("nonsense"), Owner::NOBODY);
+    }
+}

@@ -1,0 +1,256 @@
+//! The line for a lock on ZooKeeper: one ephemeral sequential node a waiter, all of one session; the lowest number holds the lock.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::{Instant, sleep, timeout_at};
+use zookeeper_client::{Acls, Client, CreateMode, Error as ZkError, SessionState};
+
+use super::session::{CallError, SILENCE_LIMIT, Sessions};
+use super::view::version;
+use super::write::{self, Access, FILE_ACL};
+use super::znode;
+use crate::backend::lock::{self, LOCKS, Owner, Place, is_election};
+use crate::backend::{Action, BackendError, Change, Failure, Guard, KeySpace, Node, Revision, Role};
+use crate::name::TopoPath;
+
+/// How often a place is tried for while somebody else collects the empty directory.
+const ATTEMPTS: usize = 32;
+/// Pause between attempts to remove what a lost answer may have left.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+
+/// The lines that this process stands in, all with one session.
+#[derive(Debug)]
+pub(super) struct Lines {
+    sessions: Arc<Sessions>,
+    keys: KeySpace,
+    /// The znodes that stand for us. Held while one is made: what else our session owns was made by a request whose answer was
+    /// lost.
+    ours: tokio::sync::Mutex<HashSet<String>>,
+}
+
+/// A place in the line.
+#[derive(Debug)]
+struct Waiting {
+    lines: Arc<Lines>,
+    client: Client,
+    /// The directory of all places.
+    line: String,
+    node: Node,
+}
+
+/// The znode that holds the places of a directory's line.
+pub(super) fn line_of(keys: &KeySpace, dir: &TopoPath) -> String {
+    let dir_node = znode(keys, dir);
+    match is_election(dir) {
+        true => dir_node,
+        false => format!("{}/{LOCKS}", dir_node.trim_end_matches('/')),
+    }
+}
+
+/// A name that ZooKeeper has given: digits and nothing else.
+fn is_number(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The directory whose lock a node is.
+pub(super) fn locked_dir(node: &TopoPath) -> Option<TopoPath> {
+    let parent = node.parent().filter(|_| is_number(node.name()))?;
+    match is_election(&parent) {
+        true => Some(parent),
+        false => lock::dir_of_queued(node),
+    }
+}
+
+pub(super) fn owner(session: i64) -> Owner {
+    Owner(u128::from(session.cast_unsigned()))
+}
+
+impl Lines {
+    pub fn new(sessions: Arc<Sessions>, keys: KeySpace) -> Arc<Self> {
+        Arc::new(Self { sessions, keys, ours: tokio::sync::Mutex::default() })
+    }
+
+    pub async fn enter(self: &Arc<Self>, dir: &TopoPath, contents: &Bytes) -> Result<Arc<dyn Place>, BackendError> {
+        let explain = |error: CallError| self.sessions.explain(&error);
+        let client = self.sessions.client().await.map_err(explain)?;
+        if !lock::needs_no_records(dir) {
+            // ZooKeeper would make the directory.
+            let children = self.sessions.bounded(client.list_children(&znode(&self.keys, dir))).await;
+            match children {
+                Ok(names) if names.iter().any(|name| name != LOCKS) => {}
+                Ok(_) | Err(CallError::Client(ZkError::NoNode)) => {
+                    return Err(BackendError::unmet(Guard::Any, dir, None));
+                }
+                Err(error) => return Err(self.sessions.explain(&error)),
+            }
+        }
+        let line = line_of(&self.keys, dir);
+        let mut ours = self.ours.lock().await;
+        match self.create(&client, &line, contents).await {
+            Ok((path, stat)) => {
+                ours.insert(path.clone());
+                let shown = self.keys.path(path.as_bytes());
+                let path = shown.ok_or_else(|| BackendError::new(Failure::Other, format!("{path} is no path")))?;
+                let role = Role::Lock(owner(client.session_id().0));
+                let node =
+                    Node { path, value: contents.clone(), version: version(&stat), role, modified: None };
+                Ok(Arc::new(Waiting { lines: self.clone(), client, line, node }))
+            }
+            Err(error) => {
+                let explained = self.sessions.explain(&error);
+                if error.is_uncertain() {
+                    tokio::spawn(self.clone().sweep(client, line));
+                }
+                Err(explained)
+            }
+        }
+    }
+
+    async fn create(
+        &self,
+        client: &Client,
+        line: &str,
+        contents: &Bytes,
+    ) -> Result<(String, zookeeper_client::Stat), CallError> {
+        let place = format!("{line}/");
+        let ephemeral = CreateMode::EphemeralSequential.with_acls(Acls::new(&*FILE_ACL));
+        let directory = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        for _ in 0..ATTEMPTS {
+            match self.sessions.bounded(client.create(&place, contents, &ephemeral)).await {
+                Ok((stat, number)) => return Ok((format!("{place}{number}"), stat)),
+                Err(CallError::Client(ZkError::NoNode)) => {
+                    match self.sessions.bounded(client.mkdir(line, &directory)).await {
+                        Ok(_) | Err(CallError::Client(ZkError::NoNode | ZkError::NodeExists)) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CallError::Client(ZkError::NoNode))
+    }
+
+    /// Removes what a request whose answer was lost may have made: nobody would ever leave that place.
+    async fn sweep(self: Arc<Self>, client: Client, line: String) {
+        while !client.state().is_terminated() {
+            let ours = self.ours.lock().await;
+            if self.remove_strays(&client, &line, &ours).await.is_ok() {
+                return;
+            }
+            drop(ours);
+            sleep(SWEEP_PAUSE).await;
+        }
+    }
+
+    async fn remove_strays(&self, client: &Client, line: &str, ours: &HashSet<String>) -> Result<(), CallError> {
+        let names = match self.sessions.bounded(client.list_children(line)).await {
+            Err(CallError::Client(ZkError::NoNode)) => return Ok(()),
+            names => names?,
+        };
+        for path in names.iter().map(|name| format!("{line}/{name}")).filter(|path| !ours.contains(path)) {
+            let stat = self.sessions.bounded(client.check_stat(&path)).await?;
+            if stat.is_some_and(|stat| stat.ephemeral_owner == client.session_id().0) {
+                match self.sessions.bounded(client.delete(&path, None)).await {
+                    Ok(()) | Err(CallError::Client(ZkError::NoNode)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The session, if it is still the one that a lock lives with.
+    pub async fn session_of(&self, holder: Owner) -> Option<Client> {
+        let client = self.sessions.client().await.ok()?;
+        (owner(client.session_id().0) == holder && !client.state().is_terminated()).then_some(client)
+    }
+
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+}
+
+impl Waiting {
+    fn path(&self) -> String {
+        znode(&self.lines.keys, &self.node.path)
+    }
+}
+
+#[async_trait]
+impl Place for Waiting {
+    fn node(&self) -> Option<Node> {
+        Some(self.node.clone())
+    }
+
+    async fn try_hold(&self) -> Result<Option<Node>, BackendError> {
+        let sessions = &self.lines.sessions;
+        let names = sessions.bounded(async {
+            let synced = self.client.sync(&self.line);
+            let listed = self.client.list_children(&self.line);
+            synced.await?;
+            listed.await
+        });
+        let names = match names.await {
+            Err(CallError::Client(ZkError::NoNode | ZkError::SessionExpired | ZkError::ClientClosed)) => {
+                return Err(lock::gone(&self.node.path));
+            }
+            names => names.map_err(|error| sessions.explain(&error))?,
+        };
+        let own = self.node.path.name();
+        if !names.iter().any(|name| name == own) {
+            return Err(lock::gone(&self.node.path));
+        }
+        // All have ten digits: the order of the text is that of the numbers.
+        let first = names.iter().filter(|name| is_number(name)).min();
+        Ok((first.map(String::as_str) == Some(own)).then(|| self.node.clone()))
+    }
+
+    async fn lost(&self) -> BackendError {
+        // The server counts from when it last heard of us, which was before the connection was seen to be broken.
+        let patience = self.client.session_timeout().saturating_sub(SILENCE_LIMIT);
+        let mut states = self.client.state_watcher();
+        let mut state = self.client.state();
+        let mut alone_since = Instant::now();
+        loop {
+            let next = match state {
+                SessionState::SyncConnected | SessionState::ConnectedReadOnly => states.changed().await,
+                SessionState::Disconnected => match timeout_at(alone_since + patience, states.changed()).await {
+                    Ok(next) => next,
+                    Err(_) => return self.ended("could not be kept in time"),
+                },
+                SessionState::AuthFailed | SessionState::Expired | SessionState::Closed => {
+                    return self.ended("has expired");
+                }
+            };
+            if next == SessionState::Disconnected && state != SessionState::Disconnected {
+                alone_since = Instant::now();
+            }
+            state = next;
+        }
+    }
+
+    async fn leave(&self) -> Result<Revision, BackendError> {
+        let path = self.path();
+        let change = Change { path: self.node.path.clone(), guard: Guard::Any, action: Action::Delete };
+        let access = Access::pinned(&self.lines.sessions, self.client.clone());
+        let left = match write::apply(&access, &self.lines.keys, &[change]).await {
+            Ok(applied) => Ok(applied.at),
+            Err(error) if matches!(error.failure, Failure::NoNode | Failure::LockLost) => Ok(Revision::default()),
+            Err(error) => Err(error),
+        };
+        if left.is_ok() {
+            self.lines.ours.lock().await.remove(&path);
+        }
+        left
+    }
+}
+
+impl Waiting {
+    fn ended(&self, how: &str) -> BackendError {
+        BackendError::new(Failure::LockLost, format!("the session {how}, and with it {}", self.node.path))
+    }
+}

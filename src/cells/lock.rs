@@ -1,0 +1,245 @@
+//! Locks of a cell's directories: standing in line for them and waiting.
+//!
+//! Whose turn it is, the service says. When to ask it, the mirror tells: it hears of every lock that comes and goes, so that
+//! hundreds of waiters cost the service nothing but their places.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::Cell;
+use crate::backend::lock::{Owner, SharedPlace, guard};
+use crate::backend::{Action, Change, Failure, Fetched, Node};
+use crate::error::{Error, Kind, Result};
+use crate::mirror::{Health, Snapshot};
+use crate::name::TopoPath;
+
+/// How long the mirror's word is taken that somebody is before us.
+const TRUST: Duration = Duration::from_secs(10);
+/// First and longest pause before the service is asked again, when the mirror thinks that it is our turn.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// The order in which this mount's own waiters try for a lock of a service that has no queue: one at a time, so that a mount
+/// with many waiters has no better chance than one with few.
+#[derive(Debug, Default)]
+pub(super) struct Turns(Mutex<HashMap<TopoPath, Vec<u64>>>, tokio::sync::watch::Sender<u64>);
+
+impl Turns {
+    fn take(&self, dir: &TopoPath) -> u64 {
+        let mut ticket = 0;
+        self.1.send_modify(|last| {
+            *last += 1;
+            ticket = *last;
+        });
+        self.0.lock().entry(dir.clone()).or_default().push(ticket);
+        ticket
+    }
+
+    fn is_next(&self, dir: &TopoPath, ticket: u64) -> bool {
+        self.0.lock().get(dir).is_none_or(|line| line.first() == Some(&ticket))
+    }
+
+    fn give_up(&self, dir: &TopoPath, ticket: u64) {
+        {
+            let mut lines = self.0.lock();
+            if let Some(line) = lines.get_mut(dir) {
+                line.retain(|other| *other != ticket);
+                if line.is_empty() {
+                    lines.remove(dir);
+                }
+            }
+        }
+        self.1.send_modify(|last| *last += 1);
+    }
+}
+
+/// A place in the line for the lock of a directory.
+#[derive(Debug)]
+pub struct LockPlace {
+    cell: Arc<Cell>,
+    dir: TopoPath,
+    place: SharedPlace,
+    /// Where the service has no queue.
+    ticket: Option<u64>,
+    held: Mutex<Option<Node>>,
+}
+
+impl Cell {
+    /// The nodes of a directory's lock, those who have it or are next first.
+    pub fn line(&self, snapshot: &Snapshot, dir: &TopoPath) -> Vec<Node> {
+        let below = snapshot.locks.range(dir.clone()..).take_while(|(path, _)| path.below(dir).is_some());
+        let mut line: Vec<Node> = below
+            .filter(|(path, _)| self.backend.locked_dir(path).as_ref() == Some(dir))
+            .map(|(_, node)| node.clone())
+            .collect();
+        line.sort_by_key(|node| node.version.written);
+        line
+    }
+
+    /// Who holds the lock of a directory, as far as the mirror knows.
+    pub fn holder(&self, snapshot: &Snapshot, dir: &TopoPath) -> Option<Node> {
+        self.line(snapshot, dir).into_iter().find(|node| node.owner() != Owner::NOBODY)
+    }
+
+    /// The directories that are locked, or waited for.
+    pub fn locked_dirs(&self, snapshot: &Snapshot) -> Vec<TopoPath> {
+        let mut dirs: Vec<TopoPath> =
+            snapshot.locks.keys().filter_map(|path| self.backend.locked_dir(path)).collect();
+        dirs.sort();
+        dirs.dedup();
+        dirs
+    }
+
+    /// Whether the service still has a lock node as the mirror shows it.
+    pub async fn still_locked(&self, node: &Node) -> Result<bool> {
+        let fetched = self.fetch(&node.path).await?;
+        Ok(fetched.node.is_some_and(|now| now.owner() == node.owner() && now.owner() != Owner::NOBODY))
+    }
+
+    /// Stands in line for the lock of a directory. Fails with ENOENT if nothing is stored there.
+    pub async fn stand_in_line(self: &Arc<Self>, dir: &TopoPath, contents: &Bytes) -> Result<LockPlace> {
+        self.refuse_if_down()?;
+        let place = self.backend.enter(dir, contents).await.map_err(|error| self.explain(error))?;
+        let ticket = (!self.backend.has_queue()).then(|| self.turns.take(dir));
+        Ok(LockPlace { cell: self.clone(), dir: dir.clone(), place, ticket, held: Mutex::default() })
+    }
+
+    /// Takes a lock away from whoever holds it, if it is still the same.
+    pub async fn break_lock(&self, node: &Node) -> Result<()> {
+        self.backend.break_lock(node).await.map_err(|error| self.explain(error))?;
+        self.fetch(&node.path).await.map(drop)
+    }
+
+    /// Takes away what is left of a directory's locks although nobody holds or wants one.
+    pub async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>> {
+        self.backend.sweep_locks(dir).await.map_err(|error| self.explain(error))
+    }
+
+    /// How long a lock has left unless it is kept alive; `None` if nobody can tell.
+    pub async fn time_left(&self, owner: Owner) -> Option<Duration> {
+        self.backend.time_left(owner).await.ok().flatten()
+    }
+}
+
+impl LockPlace {
+    /// The cell of the lock.
+    pub fn cell(&self) -> &Arc<Cell> {
+        &self.cell
+    }
+
+    /// The directory that is locked.
+    pub fn dir(&self) -> &TopoPath {
+        &self.dir
+    }
+
+    /// Whether a node stands for this place.
+    pub fn is(&self, node: &Node) -> bool {
+        self.place.node().is_some_and(|own| own.path == node.path && own.version.created == node.version.created)
+    }
+
+    /// Lets the mirror know of the place.
+    pub fn announce(&self) {
+        if let Some(node) = self.place.node() {
+            self.cell.mirror.observe(&node.path, &Fetched { at: node.version.written, node: Some(node.clone()) });
+        }
+    }
+
+    /// The lock's node, once it is held.
+    pub fn node(&self) -> Option<Node> {
+        self.held.lock().clone()
+    }
+
+    /// What a change carries along that needs the lock held.
+    pub fn fence(&self) -> Option<Change> {
+        let node = self.node()?;
+        Some(Change { path: node.path.clone(), guard: guard(&node), action: Action::Check })
+    }
+
+    /// Takes the lock if it is free, and says whether it is held now.
+    pub async fn try_hold(&self) -> Result<bool> {
+        let held = self.place.try_hold().await.map_err(|error| self.cell.explain(error))?;
+        let Some(node) = held else { return Ok(false) };
+        *self.held.lock() = Some(node);
+        self.announce();
+        Ok(true)
+    }
+
+    /// Waits for the lock. May be given up at any moment: the place stays. Fails with EIO if the place is lost.
+    pub async fn hold(&self) -> Result<()> {
+        let mut changes = self.cell.mirror.lock_changes();
+        let mut turns = self.cell.turns.1.subscribe();
+        let mut pause = PAUSES.0;
+        let mut trusted = Instant::now();
+        loop {
+            changes.mark_unchanged();
+            turns.mark_unchanged();
+            let waits = self.somebody_is_before() && trusted.elapsed() < TRUST;
+            if !waits {
+                trusted = Instant::now();
+                match self.try_hold().await {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => {}
+                    // It may come back while the place is alive.
+                    Err(error) if error.kind == Kind::Unreachable => tracing::debug!(%error, "waiting on"),
+                    Err(error) => return Err(error),
+                }
+            }
+            let longest = if waits { TRUST.saturating_sub(trusted.elapsed()) } else { pause };
+            tokio::select! {
+                error = self.lost() => return Err(error),
+                _ = changes.changed() => pause = PAUSES.0,
+                _ = turns.changed() => pause = PAUSES.0,
+                () = tokio::time::sleep(longest) => pause = (pause * 2).min(PAUSES.1),
+            }
+        }
+    }
+
+    /// As far as this mount knows.
+    fn somebody_is_before(&self) -> bool {
+        if let Some(ticket) = self.ticket
+            && !self.cell.turns.is_next(&self.dir, ticket)
+        {
+            return true;
+        }
+        if self.cell.mirror.health() != Health::Live {
+            return false;
+        }
+        let snapshot = self.cell.mirror.snapshot();
+        match self.place.node() {
+            Some(own) => {
+                let first = self.cell.line(&snapshot, &self.dir).into_iter().next();
+                first.is_some_and(|first| first.version.written < own.version.written)
+            }
+            None => self.cell.holder(&snapshot, &self.dir).is_some(),
+        }
+    }
+
+    /// Waits until the place, or the lock, is lost.
+    pub async fn lost(&self) -> Error {
+        self.cell.explain(self.place.lost().await)
+    }
+
+    /// Leaves the line, or gives the lock back. It is to be tried again if this fails, until the place is lost.
+    pub async fn leave(&self) -> Result<()> {
+        let outcome = self.place.leave().await;
+        let path = self.node().or_else(|| self.place.node()).map(|node| node.path);
+        let outcome = match (outcome, path) {
+            (Ok(at), Some(path)) => {
+                self.cell.mirror.released(&path, at);
+                Ok(())
+            }
+            (Ok(_), None) => Ok(()),
+            (Err(error), _) if error.failure == Failure::LockLost => Ok(()),
+            (Err(error), _) => Err(self.cell.explain(error)),
+        };
+        // Whoever is next may try, whether or not the service has heard of it yet.
+        if let Some(ticket) = self.ticket {
+            self.cell.turns.give_up(&self.dir, ticket);
+        }
+        outcome
+    }
+}

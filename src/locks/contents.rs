@@ -1,0 +1,95 @@
+//! What stands in a lock: who holds it and why, as Vitess writes it.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+/// The file as Vitess writes it (go/vt/topo/locks.go, type Lock).
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Lock<'a> {
+    action: &'a str,
+    host_name: &'a str,
+    user_name: &'a str,
+    time: String,
+    options: Options,
+    status: &'a str,
+}
+
+/// Its fields are not for others to see.
+#[derive(Serialize)]
+struct Options {}
+
+/// Who locks, and why.
+#[derive(Debug, Clone, Default)]
+pub struct Reason {
+    /// For people: what is being done.
+    pub action: String,
+    /// The name of the user who does it.
+    pub user: String,
+}
+
+/// This machine's name.
+pub fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// The name of a user; the number if there is none.
+pub fn user_name(uid: u32) -> String {
+    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// The contents of a lock that is taken now.
+pub fn contents(reason: &Reason) -> Bytes {
+    let lock = Lock {
+        action: &reason.action,
+        host_name: &host_name(),
+        user_name: &reason.user,
+        time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        options: Options {},
+        status: "Running",
+    };
+    // Go escapes what HTML could take for its own; outside of strings these do not occur.
+    let text = serde_json::to_string_pretty(&lock).unwrap_or_default();
+    text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026").into()
+}
+
+/// A holder as others are told of it: the lock's JSON, or the text of a candidate.
+pub fn shown(value: &[u8]) -> serde_json::Value {
+    match serde_json::from_slice(value) {
+        Ok(lock @ serde_json::Value::Object(_)) => lock,
+        _ => String::from_utf8_lossy(value).into_owned().into(),
+    }
+}
+
+/// A holder in a few words.
+pub fn in_words(value: &[u8]) -> String {
+    let shown = shown(value);
+    let field = |name: &str| shown.get(name).and_then(serde_json::Value::as_str);
+    match (field("UserName"), field("HostName"), field("Action"), field("Time")) {
+        (Some(user), Some(host), Some(action), Some(time)) => format!("{user}@{host} ({action}, since {time})"),
+        _ => shown.as_str().map_or_else(|| shown.to_string(), ToOwned::to_owned),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_the_text_that_vitess_writes() {
+        let reason = Reason { action: "move <a> & \"b\"".to_owned(), user: "vitess".to_owned() };
+        let text = String::from_utf8(contents(&reason).to_vec()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "{");
+        assert_eq!(lines[1], r#"  "Action": "move \u003ca\u003e \u0026 \"b\"","#);
+        assert!(lines[2].starts_with("  \"HostName\": \""));
+        assert_eq!(lines[3], "  \"UserName\": \"vitess\",");
+        assert!(lines[4].starts_with("  \"Time\": \"2") && lines[4].ends_with("Z\","));
+        assert_eq!(&lines[5..], ["  \"Options\": {},", "  \"Status\": \"Running\"", "}"]);
+        assert!(in_words(text.as_bytes()).starts_with("vitess@"));
+        assert_eq!(in_words(b"host:15999"), "host:15999");
+    }
+}

@@ -1,0 +1,218 @@
+//! Locks of files: those of `.lock` files are the topology's own, all others are this mount's affair.
+//!
+//! `table` knows who of this mount holds what, `held` the topology's locks that this mount holds or waits for, `patience` how
+//! long a caller waits, `contents` what stands in a lock, `report` shows them all.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cells::LockPlace;
+use crate::control::Control;
+use crate::error::{Error, Kind, Result};
+use crate::under_way::UnderWay;
+
+mod contents;
+mod held;
+mod news;
+mod patience;
+mod report;
+mod table;
+
+pub use contents::{Reason, contents, host_name, user_name};
+pub use held::{Saver, Temporary};
+pub use patience::{Ended, Patience};
+pub use table::Range;
+
+use held::Held;
+use table::Table;
+
+/// Pause after which a lock that nobody would wait for is looked at again: the kernel passes on the end of one process and the
+/// beginning of the next at the same time.
+const SECOND_LOOK: Duration = Duration::from_millis(10);
+
+/// A lock that is asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The file.
+    pub ino: u64,
+    /// Which bytes, for whom.
+    pub range: Range,
+    /// The thread that waits.
+    pub thread: u32,
+    /// Wait until it is free.
+    pub wait: bool,
+}
+
+/// The locks of a mount.
+#[derive(Debug)]
+pub struct Locks {
+    table: Mutex<Table>,
+    /// Counts what may let somebody go on.
+    changes: watch::Sender<u64>,
+    held: Mutex<Vec<Arc<Held>>>,
+    /// File and owner of those who are waiting for the topology.
+    acquiring: Mutex<HashSet<(u64, u64)>>,
+    /// Places of waiters that a signal has interrupted: most of them come again at once.
+    parked: Mutex<HashMap<(u64, u64), Arc<LockPlace>>>,
+    /// All places with their processes, so that none is left behind.
+    places: Mutex<HashMap<u64, (Arc<LockPlace>, u32)>>,
+    /// Locks of files that are being given back.
+    leaving: UnderWay<u64>,
+    last: AtomicU64,
+    closed: AtomicBool,
+    patience: Patience,
+    control: Arc<Control>,
+    followed: Mutex<HashSet<crate::name::CellName>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Locks {
+    /// No locks yet.
+    pub fn new(control: Arc<Control>, patience: Patience) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::default(),
+            changes: watch::Sender::new(0),
+            held: Mutex::default(),
+            acquiring: Mutex::default(),
+            parked: Mutex::default(),
+            places: Mutex::default(),
+            leaving: UnderWay::default(),
+            last: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            patience,
+            control,
+            followed: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Locks bytes of a file that is this mount's affair.
+    pub async fn lock_file(&self, request: &Request) -> Result<()> {
+        let Request { ino, range, thread, wait } = request;
+        let mut changes = self.changes.subscribe();
+        let mut looked = false;
+        let _waiting = scopeguard::guard((), |()| self.table.lock().stop_waiting(range.owner));
+        let ended = self.patience.ended(*thread);
+        tokio::pin!(ended);
+        loop {
+            changes.mark_unchanged();
+            match self.try_lock(*ino, range, *wait)? {
+                true => return Ok(()),
+                false if *wait => {}
+                false if looked => return Err(would_block()),
+                false => {
+                    looked = true;
+                    tokio::time::sleep(SECOND_LOOK).await;
+                    continue;
+                }
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                why = &mut ended => return Err(interrupted(why)),
+            }
+        }
+    }
+
+    fn try_lock(&self, ino: u64, range: &Range, wait: bool) -> Result<bool> {
+        let mut table = self.table.lock();
+        match table.conflict(ino, range).map(|other| other.owner) {
+            None => {
+                table.set(ino, range.clone());
+                drop(table);
+                // An exclusive lock may have become a shared one.
+                self.notify();
+                Ok(true)
+            }
+            Some(holder) if wait && !table.wait_for(range.owner, holder) => {
+                Err(Error::new(Kind::Deadlock, "those who wait would wait for each other"))
+            }
+            Some(_) => Ok(false),
+        }
+    }
+
+    /// A lock of somebody else on this mount that is in the way.
+    pub fn conflict(&self, ino: u64, range: &Range) -> Option<Range> {
+        self.table.lock().conflict(ino, range).cloned()
+    }
+
+    /// Unlocks what an owner has in a range of a file.
+    pub async fn unlock(self: &Arc<Self>, ino: u64, owner: u64, start: u64, end: u64) {
+        self.table.lock().unset(ino, owner, start, end);
+        self.give_back_unused(ino).await;
+    }
+
+    /// A process has closed a descriptor of a file: POSIX locks end with the first, whichever it is.
+    pub async fn closed(self: &Arc<Self>, ino: u64, owner: u64) {
+        if self.table.lock().holds(ino, owner) {
+            self.unlock(ino, owner, 0, u64::MAX).await;
+        }
+    }
+
+    /// The last descriptor of an open file is gone: all that was taken through it ends. `owner` is that of its flock(2) locks.
+    pub async fn released(self: &Arc<Self>, ino: u64, handle: u64, owner: Option<u64>) {
+        {
+            let mut table = self.table.lock();
+            if table.is_empty() {
+                return;
+            }
+            table.drop_handle(ino, handle);
+            if let Some(owner) = owner {
+                table.unset(ino, owner, 0, u64::MAX);
+            }
+        }
+        self.give_back_unused(ino).await;
+    }
+
+    /// Gives everything back, within a time.
+    pub async fn shutdown(self: &Arc<Self>, patience: Duration) {
+        self.closed.store(true, Ordering::Release);
+        self.stop.cancel();
+        self.held.lock().clear();
+        let places: Vec<Arc<LockPlace>> = self.places.lock().values().map(|(place, _)| place.clone()).collect();
+        let leaving = places.into_iter().map(|place| async move {
+            if let Err(error) = place.leave().await {
+                tracing::warn!(%error, "a lock cannot be given back; it ends with its lease or session");
+            }
+        });
+        self.tasks.close();
+        let all = async {
+            futures::future::join_all(leaving).await;
+            self.tasks.wait().await;
+        };
+        if tokio::time::timeout(patience, all).await.is_err() {
+            tracing::warn!("not all locks could be given back in time; they end with their leases or sessions");
+        }
+    }
+
+    fn notify(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    fn number(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+fn would_block() -> Error {
+    Error::new(Kind::WouldBlock, "locked by another")
+}
+
+fn interrupted(why: Ended) -> Error {
+    match why {
+        Ended::Signal | Ended::Gone => Error::new(Kind::Interrupted, "interrupted by a signal"),
+        Ended::Limit => Error::new(
+            Kind::Unreachable,
+            "the lock was not free for as long as a request may wait here (fs.fuse.default_request_timeout and \
+             max_request_timeout, or a caller in another pid namespace)",
+        ),
+    }
+}

@@ -1,0 +1,112 @@
+//! `.topofs/locks`, and breaking locks.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::Locks;
+use super::contents::shown;
+use super::news::lock_path;
+use crate::backend::Node;
+use crate::backend::lock::Owner;
+use crate::cells::{Cell, Cells};
+use crate::error::{Error, Kind, Result};
+use crate::name::{CellName, TopoPath};
+
+impl Locks {
+    /// All locks of the connected cells, one JSON line each.
+    pub async fn report(&self, cells: &Cells) -> Bytes {
+        let mut text = String::new();
+        for cell in cells.all().into_iter().filter(|cell| cell.mirror.is_loaded()) {
+            let snapshot = cell.mirror.snapshot();
+            for dir in cell.locked_dirs(&snapshot) {
+                text += &format!("{}\n", self.line(&cell, &dir, &cell.line(&snapshot, &dir)).await);
+            }
+        }
+        let lost: Vec<Value> = self.held.lock().iter().filter_map(|held| {
+            let (cell, dir) = (held.place.cell(), held.place.dir());
+            let path = format!("{}/{}", cell.name, lock_path(dir));
+            held.lost.get().map(|reason| json!({ "path": path, "lost": reason, "pid": held.pid }))
+        }).collect();
+        lost.into_iter().fold(text, |text, line| format!("{text}{line}\n")).into()
+    }
+
+    async fn line(&self, cell: &Cell, dir: &TopoPath, line: &[Node]) -> Value {
+        let path = format!("{}/{}", cell.name, lock_path(dir));
+        let Some((first, queue)) = line.split_first() else { return json!({ "path": path }) };
+        let is_held = first.owner() != Owner::NOBODY;
+        let time_left = if is_held { cell.time_left(first.owner()).await } else { None };
+        json!({
+            "path": path,
+            "holder": if is_held { shown(&first.value) } else { Value::Null },
+            "age": age(first).map(|age| age.as_secs()),
+            "time_left": time_left.map(|left| left.as_secs()),
+            "queue": queue.iter().map(|node| shown(&node.value)).collect::<Vec<_>>(),
+            "pid": self.pid_of(first),
+            "key": first.path.as_str(),
+        })
+    }
+
+    /// Takes a lock away from its holder: the one with this key, if it is still there. `-` stands for what is left behind by
+    /// nobody. Returns what was done.
+    pub async fn break_lock(self: &Arc<Self>, cells: &Cells, path: &str, key: &str) -> Result<()> {
+        let wrong = |reason: String| Error::new(Kind::Invalid, reason);
+        let path = path.trim_matches('/');
+        let path = path.strip_suffix("/.lock").unwrap_or(path);
+        let (cell, dir) = path.split_once('/').unwrap_or((path, ""));
+        let (name, dir) = (CellName::new(cell)?, TopoPath::parse(dir)?);
+        let cell = cells.get(&name).ok_or_else(|| wrong(format!("no cell {name}")))?;
+        let snapshot = cell.snapshot().await?;
+        let found = cell.line(&snapshot, &dir).into_iter().find(|node| node.path.as_str() == key);
+        match found {
+            Some(node) => {
+                cell.break_lock(&node).await?;
+                tracing::warn!(cell = %name, %dir, key, "a lock was broken by force");
+                self.tell(&cell, &dir, "lock-broken", &[("holder", shown(&node.value))]);
+            }
+            None if key != "-" => {
+                return Err(Error::new(Kind::NotFound, format!("{name}/{dir}: the lock {key} is gone")));
+            }
+            None => {}
+        }
+        if let Some(removed) = cell.sweep_locks(&dir).await? {
+            tracing::warn!(cell = %name, removed, "an empty directory of locks was removed");
+        }
+        Ok(())
+    }
+}
+
+/// How long a lock has been there: by its own words, else since the service or this mount knows of it.
+fn age(node: &Node) -> Option<Duration> {
+    let said = shown(&node.value).get("Time").and_then(Value::as_str).and_then(parse_time);
+    SystemTime::now().duration_since(said.or(node.modified)?).ok()
+}
+
+/// RFC 3339 in any time zone.
+fn parse_time(text: &str) -> Option<SystemTime> {
+    /// Length of `+00:00`.
+    const OFFSET: usize = 6;
+    if text.ends_with('Z') {
+        return humantime::parse_rfc3339(text).ok();
+    }
+    let (local, offset) = text.split_at_checked(text.len().checked_sub(OFFSET)?)?;
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let offset_by = Duration::from_secs(hours.parse::<u64>().ok()? * 3_600 + minutes.parse::<u64>().ok()? * 60);
+    let local = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
+    if offset.starts_with('-') { local.checked_add(offset_by) } else { local.checked_sub(offset_by) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_any_zone_are_understood() {
+        let utc = parse_time("2026-08-19T12:34:29Z").unwrap();
+        assert_eq!(parse_time("2026-08-19T14:34:29+02:00"), Some(utc));
+        assert_eq!(parse_time("2026-08-19T05:04:29-07:30"), Some(utc));
+        assert_eq!(parse_time("yesterday"), None);
+    }
+}

@@ -311,6 +311,8 @@ impl Real {
             gid: 0,
             umask: 0o077,
             scratch_quota: 1 << 20,
+            respect_locks: topofs::tree::RespectLocks::Keyspace,
+            request_timeout: None,
         };
         let tree = Tree::new(cells.clone(), records, control, options);
         let global = tree.lookup(&caller(), ROOT, OsStr::new("global")).await.unwrap().ino;
@@ -363,7 +365,7 @@ impl Real {
         let mode = OpenMode { read: true, ..OpenMode::default() };
         let opened = self.tree.open(&caller(), ino, mode).await.map_err(|error| error.kind)?;
         let content = self.tree.read(&caller(), opened.handle, 0, 1000).await;
-        self.tree.release(opened.handle).await.unwrap();
+        self.tree.close(opened.handle).await.unwrap();
         self.tree.forget(ino, 1);
         content.map(|content| content.to_vec()).map_err(|error| error.kind)
     }
@@ -385,10 +387,10 @@ impl Real {
             self.remote(name, remote).await;
         }
         // A shell flushes before it writes.
-        self.tree.flush(&caller(), handle).await.unwrap();
-        let written = if content.is_empty() { Ok(()) } else { self.tree.write(handle, 0, &content) };
-        let flushed = self.tree.flush(&caller(), handle).await;
-        let released = self.tree.release(handle).await;
+        self.tree.flush(&caller(), handle, 0).await.unwrap();
+        let written = if content.is_empty() { Ok(()) } else { self.tree.write(handle, 0, &content).map(drop) };
+        let flushed = self.tree.flush(&caller(), handle, 0).await;
+        let released = self.tree.close(handle).await;
         self.tree.forget(ino, 1);
         written.and(flushed).and(released).map_err(|error| error.kind)
     }
@@ -430,7 +432,7 @@ impl Real {
     async fn listing(&self) -> BTreeMap<String, Vec<u8>> {
         let handle = self.tree.opendir(self.dir).await.unwrap();
         let entries = self.tree.readdir(self.dir, handle, 0, usize::MAX).await.unwrap();
-        self.tree.release(handle).await.unwrap();
+        self.tree.close(handle).await.unwrap();
         let mut all = BTreeMap::new();
         for (_, entry) in entries.into_iter().filter(|(_, entry)| entry.name != "keep") {
             let path = TopoPath::parse(&format!("{DIR}/{}", entry.name)).unwrap();
@@ -450,7 +452,7 @@ impl Real {
         let mode = OpenMode { read: true, ..OpenMode::default() };
         let opened = self.tree.open(&caller(), status, mode).await.unwrap();
         let content = self.tree.read(&caller(), opened.handle, 0, 1 << 20).await.unwrap();
-        self.tree.release(opened.handle).await.unwrap();
+        self.tree.close(opened.handle).await.unwrap();
         self.tree.forget(status, 1);
         self.tree.forget(control, 1);
         serde_json::from_slice::<serde_json::Value>(&content).unwrap()[what].as_u64().unwrap()

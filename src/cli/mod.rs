@@ -14,6 +14,7 @@ mod args;
 mod log;
 mod options;
 mod settings;
+mod unlock;
 
 pub use options::{OptionError, normalize};
 
@@ -38,6 +39,10 @@ enum Command {
     Mount(Box<args::MountArgs>),
     /// Mount a sample cluster that lives in this process, for trying
     Demo(Box<args::CommonArgs>),
+    /// Show who holds a lock of a mounted topology, and take it away
+    ///
+    /// Works for locks of any tool, and for what dead ones have left. Exit status: 0 the lock is free, 1 it is not, or an error.
+    Unlock(unlock::UnlockArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -64,6 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (outcome, failure) = match &cli.command {
         Command::Mount(args) => (start(&args.common.process, |log| args.settings(log)), USAGE),
         Command::Demo(args) => (start(&args.process, |log| args.demo_settings(log)), USAGE),
+        Command::Unlock(args) => (args.run().map(|free| if free { Ok(()) } else { Err(USAGE) }), USAGE),
         Command::Completions { shell } => (completions(*shell).map(|()| Ok(())), USAGE),
         Command::Man => (man().map(|()| Ok(())), USAGE),
     };
@@ -117,7 +123,7 @@ fn man() -> anyhow::Result<()> {
     command.build();
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page)?;
-    for sub in command.get_subcommands().filter(|sub| matches!(sub.get_name(), "mount" | "demo")) {
+    for sub in command.get_subcommands().filter(|sub| matches!(sub.get_name(), "mount" | "demo" | "unlock")) {
         let name = sub.get_name().to_uppercase();
         writeln!(page, ".SH \"{name}\"")?;
         let sub = clap_mangen::Man::new(sub.clone());

@@ -303,7 +303,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         self.answer(
             (Op::Read, request, ino, None),
-            |tree, caller| async move { tree.read(&caller, ino.0, handle.0, offset, size).await },
+            |tree, caller| async move { tree.read(&caller, handle.0, offset, size).await },
             |result| match result {
                 Ok(data) => reply.data(&data),
                 Err(errno) => reply.error(errno),
@@ -325,7 +325,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         // Taking bytes waits for nothing: done here, the data need not be copied for a task.
-        let outcome = self.tree.write(ino.0, handle.0, offset, data);
+        let outcome = self.tree.write(handle.0, offset, data);
         self.answer(
             (Op::Write, request, ino, None),
             |tree, _| async move { tree.break_locks(outcome?).await },
@@ -339,7 +339,7 @@ impl fuser::Filesystem for Adapter {
     fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         self.answer(
             (Op::Flush, request, ino, None),
-            |tree, caller| async move { tree.flush(&caller, ino.0, handle.0, owner.0).await },
+            |tree, caller| async move { tree.flush(&caller, handle.0, owner.0).await },
             reply_empty(reply),
         );
     }
@@ -347,7 +347,7 @@ impl fuser::Filesystem for Adapter {
     fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.answer(
             (Op::Fsync, request, ino, None),
-            |tree, _| async move { tree.fsync(ino.0, handle.0).await },
+            |tree, _| async move { tree.fsync(handle.0).await },
             reply_empty(reply),
         );
     }
@@ -365,7 +365,7 @@ impl fuser::Filesystem for Adapter {
         let owner = lock_owner.map(|owner| owner.0);
         self.answer(
             (Op::Release, request, ino, None),
-            |tree, _| async move { tree.release(ino.0, handle.0, owner).await },
+            |tree, _| async move { tree.release(handle.0, owner).await },
             reply_empty(reply),
         );
     }

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -72,6 +74,10 @@ impl Patience {
     pub async fn ended(&self, thread: u32) -> Ended {
         let begin = Instant::now();
         let Ok(status) = File::open(format!("/proc/{thread}/status")) else {
+            let id = Pid::from_raw(thread.cast_signed());
+            if thread != 0 && kill(id, None) == Err(nix::Error::ESRCH) {
+                return Ended::Gone;
+            }
             tokio::time::sleep(self.limit.map_or(UNSEEN, |limit| limit.min(UNSEEN))).await;
             return Ended::Limit;
         };

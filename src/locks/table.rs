@@ -181,7 +181,7 @@ mod tests {
                         }
                     }
                     Step::Unset(owner, start, end) => {
-                        (start..=end).for_each(|byte| drop(bytes.remove(&(owner, byte))));
+                        bytes.retain(|(known, byte), _| *known != owner || !(start..=end).contains(byte));
                         table.unset(1, owner, start, end);
                     }
                     Step::DropHandle(handle) => {

@@ -457,6 +457,19 @@ mod tests {
         async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
             Ok((Listing::default(), futures::stream::pending().boxed()))
         }
+        fn locked_dir(&self, _: &TopoPath) -> Option<TopoPath> {
+            None
+        }
+        async fn enter(
+            &self,
+            dir: &TopoPath,
+            _: &bytes::Bytes,
+        ) -> Result<crate::backend::lock::SharedPlace, BackendError> {
+            Err(BackendError::unmet(crate::backend::Guard::Any, dir, None))
+        }
+        async fn break_lock(&self, _: &Node) -> Result<(), BackendError> {
+            Ok(())
+        }
     }
 
     #[tokio::test(start_paused = true)]

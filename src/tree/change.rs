@@ -24,6 +24,9 @@ impl Tree {
         }
         let path = dir.join(name)?;
         self.overlay.make_dir((cell.clone(), path.clone()))?;
+        // Whoever copies a tree believes that what it has made is empty.
+        let lock = Node::Lock(cell.clone(), path.clone());
+        self.recent.removed(caller, lock, Removal::Appeared(std::time::Instant::now()));
         let node = Node::Dir(cell, path);
         Ok(super::Attr { ino: self.inodes.told(&node), ..self.dir_attr() })
     }

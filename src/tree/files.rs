@@ -11,6 +11,7 @@ use super::caller::{Removal, has_ended, was_killed, writers_of};
 use super::claim::Claim;
 use super::draft::{Base, Draft, Occasion, Start};
 use super::handles::{Handle, Reader};
+use super::lockfile::LOCK;
 use super::overlay::Scratch;
 use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
 use crate::control::BreakLock;
@@ -189,6 +190,9 @@ impl Tree {
     ) -> Result<(Attr, Opened)> {
         let (cell, dir) = self.writable_dir(parent)?;
         let name = new_name(name)?;
+        if name == LOCK {
+            return self.create_lock(caller, (cell, dir), mode).await;
+        }
         let connected = self.cell(&cell)?;
         let snapshot = connected.snapshot().await?;
         let node = match self.record_of_name(&cell, &snapshot, &dir, name) {
@@ -256,7 +260,7 @@ impl Tree {
     }
 
     /// Reads from an open file; fewer bytes than asked for mean its end.
-    pub async fn read(&self, caller: &Caller, ino: u64, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
+    pub async fn read(&self, caller: &Caller, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
         let (offset, size) = (usize::try_from(offset).unwrap_or(usize::MAX), size as usize);
         let slice = |content: &Bytes| {
             let end = offset.saturating_add(size).min(content.len());
@@ -265,7 +269,7 @@ impl Tree {
         match self.handles.get(handle)? {
             Handle::Dir(_) => Err(Error::new(Kind::IsDirectory, "is a directory")),
             Handle::Lock(file) => {
-                self.locks.refuse_if_lost(ino, handle)?;
+                self.refuse_if_lost(handle)?;
                 Ok(slice(&self.read_lock(&file, offset).await?))
             }
             Handle::Control(file, content) => {
@@ -300,12 +304,12 @@ impl Tree {
     }
 
     /// Writes to an open file. Content that nothing could make valid is refused here, since shells ignore the errors of close.
-    pub fn write(&self, ino: u64, handle: u64, offset: u64, data: &[u8]) -> Result<Vec<BreakLock>> {
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<Vec<BreakLock>> {
         let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
         match self.handles.get(handle)? {
             Handle::Control(..) => return self.control.command(data, &self.cells),
             Handle::Lock(file) => {
-                self.locks.refuse_if_lost(ino, handle)?;
+                self.refuse_if_lost(handle)?;
                 file.write(data)
             }
             Handle::Draft(draft) => draft.write(offset, data, |content| {
@@ -338,8 +342,8 @@ impl Tree {
     }
 
     /// A descriptor is closed: saves what its process has written, and unlocks what `owner`, the process, has locked.
-    pub async fn flush(&self, caller: &Caller, ino: u64, handle: u64, owner: u64) -> Result<()> {
-        self.locks.closed(ino, owner).await;
+    pub async fn flush(&self, caller: &Caller, handle: u64, owner: u64) -> Result<()> {
+        self.locks.closed(self.handles.inode(handle)?, owner).await;
         let Handle::Draft(draft) = self.handles.get(handle)? else { return Ok(()) };
         let own = draft.opener == caller.process();
         if own && was_killed(caller.thread) {
@@ -370,16 +374,17 @@ impl Tree {
     }
 
     /// fsync(2): saves now.
-    pub async fn fsync(&self, ino: u64, handle: u64) -> Result<()> {
+    pub async fn fsync(&self, handle: u64) -> Result<()> {
         match self.handles.get(handle)? {
-            Handle::Lock(_) => self.locks.refuse_if_lost(ino, handle),
+            Handle::Lock(_) => self.refuse_if_lost(handle),
             Handle::Draft(draft) => self.save(&draft, Occasion::Sync).await,
             _ => Ok(()),
         }
     }
 
     /// The last descriptor is gone: saves what was only truncated or made, and unlocks what was locked through it.
-    pub async fn release(&self, ino: u64, handle: u64, owner: Option<u64>) -> Result<()> {
+    pub async fn release(&self, handle: u64, owner: Option<u64>) -> Result<()> {
+        let ino = self.handles.inode(handle)?;
         let (saved, ()) = futures::join!(self.close(handle), self.locks.released(ino, handle, owner));
         saved
     }

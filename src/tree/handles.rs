@@ -74,6 +74,11 @@ impl Handles {
         self.0.lock().open.get(&number).map(|(_, handle)| handle.clone()).ok_or_else(bad_handle)
     }
 
+    /// The file that is open.
+    pub fn inode(&self, number: u64) -> Result<u64> {
+        self.0.lock().open.get(&number).map(|(ino, _)| *ino).ok_or_else(bad_handle)
+    }
+
     pub fn remove(&self, number: u64) -> Result<Handle> {
         let mut table = self.0.lock();
         let (ino, handle) = table.open.remove(&number).ok_or_else(bad_handle)?;

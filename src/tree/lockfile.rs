@@ -4,6 +4,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::handles::Handle;
+use super::overlay::Place;
 use super::{Attr, Caller, Node, OpenMode, Opened, Tree};
 use crate::backend::lock::{ELECTIONS, NAMED_LOCKS, is_election, needs_no_records};
 use crate::error::{Error, Kind, Result};
@@ -87,6 +88,20 @@ impl Tree {
         Ok(Opened { handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))), cached: false })
     }
 
+    /// A lock is there already. Only whoever has made the directory believes that it is empty (`cp -a`, `tar x`), and may bring
+    /// a copy.
+    pub(super) async fn create_lock(&self, caller: &Caller, place: Place, mode: OpenMode) -> Result<(Attr, Opened)> {
+        let (cell, dir) = place;
+        let node = Node::Lock(cell.clone(), dir.clone());
+        if self.recent.removal(caller, &node).is_none() && mode.exclusive {
+            return Err(Error::new(Kind::Exists, ".lock is there as long as its directory"));
+        }
+        self.recent.settle(caller, &node);
+        let ino = self.inodes.told(&node);
+        let opened = self.open_lock(ino, &cell, &dir, mode).await.inspect_err(|_| self.inodes.forget(ino, 1))?;
+        Ok((Attr { ino, ..self.lock_attr(&cell, &dir).await? }, opened))
+    }
+
     /// What stands in a lock now; nothing if it is free.
     async fn lock_content(&self, cell: &CellName, dir: &TopoPath) -> Result<Bytes> {
         let connected = self.cell(cell)?;
@@ -100,6 +115,11 @@ impl Tree {
             *file.shown.lock() = self.lock_content(&file.cell, &file.dir).await?;
         }
         Ok(file.shown.lock().clone())
+    }
+
+    /// Fails if the lock that was taken through an open file has been lost.
+    pub(super) fn refuse_if_lost(&self, handle: u64) -> Result<()> {
+        self.locks.refuse_if_lost(self.handles.inode(handle)?, handle)
     }
 
     /// Whether a text is what a lock shows: a copy of it need not be stored.

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use super::caller::Removal;
 use super::change::deletion;
 use super::files::moved_on;
+use super::lockfile::LOCK;
 use super::overlay::{Local, Place, Scratch};
 use super::save::as_conflict;
-use super::{Caller, Node, ScratchId, Tree, known_name, new_name};
+use super::{Caller, Node, Tree, known_name, new_name};
 use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
@@ -35,6 +36,9 @@ impl Tree {
         }
         let connected = self.cell(&cell)?;
         let snapshot = connected.snapshot().await?;
+        if to_name == LOCK {
+            return self.rename_over_lock(caller, (from_dir, from_name), &source, Node::Lock(cell, to_path)).await;
+        }
         let target = match self.find(caller, to_dir, to_name).await {
             Ok(node) => Some(node),
             Err(error) if error.kind == Kind::NotFound => None,
@@ -48,8 +52,6 @@ impl Tree {
         let record = self.record_of_name(&cell, &snapshot, &to_path, to_name).ok();
         match (&source, target, record) {
             (Node::Dir(..), target, _) => self.rename_dir(&from, to, target.as_ref()).await,
-            (Node::Scratch(id), Some(Node::Lock(cell, dir)), _) => self.rename_over_lock(&from, *id, &cell, &dir).await,
-            (_, Some(Node::Lock(..)), _) => Err(no_lock()),
             (_, Some(Node::Dir(..)), _) => Err(Error::new(Kind::IsDirectory, "is a directory")),
             (Node::Scratch(id), _, Some(record)) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
@@ -112,15 +114,24 @@ impl Tree {
         }
     }
 
-    /// Tools that copy whole trees (`rsync`) bring a lock's content along: the same need not be brought.
-    async fn rename_over_lock(&self, from: &Place, id: ScratchId, cell: &CellName, dir: &TopoPath) -> Result<()> {
-        let file = self.overlay.file(id).ok_or_else(Error::not_found)?;
+    /// Tools that copy whole trees (`rsync`) bring a lock's content along: the same need not be brought, nor any into a
+    /// directory that they have made.
+    async fn rename_over_lock(
+        &self,
+        caller: &Caller,
+        (from_dir, from_name): (u64, &str),
+        source: &Node,
+        lock: Node,
+    ) -> Result<()> {
+        let refused = || Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder");
+        let (Node::Scratch(id), Node::Lock(cell, dir)) = (source, &lock) else { return Err(refused()) };
+        let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
         let content = Bytes::copy_from_slice(&file.state.lock().content);
-        if !self.is_lock_content(cell, dir, &content).await? {
-            return Err(no_lock());
+        if self.recent.removal(caller, &lock).is_none() && !self.is_lock_content(cell, dir, &content).await? {
+            return Err(refused());
         }
-        self.overlay.unlink(from);
-        Ok(())
+        self.recent.settle(caller, &lock);
+        self.unlink(caller, from_dir, OsStr::new(from_name)).await
     }
 
     fn is_ghost(&self, caller: &Caller, node: &Node) -> bool {
@@ -208,8 +219,4 @@ impl Tree {
         }
         self.overlay.rename_dir(from, &to)
     }
-}
-
-fn no_lock() -> Error {
-    Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder")
 }

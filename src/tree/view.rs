@@ -70,7 +70,7 @@ impl Tree {
     fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Node> {
         let cell_name = &cell.name;
         if name == LOCK {
-            return Ok(Node::Lock(cell_name.clone(), dir.clone()));
+            return self.unless_free(caller, Node::Lock(cell_name.clone(), dir.clone()));
         }
         let child = dir.join(name)?;
         let place = (cell_name.clone(), child.clone());

@@ -60,7 +60,7 @@ enum Counter {
 
 impl World {
     pub fn memory() -> Self {
-        Self { mount: Mount::new(&["demo"]), service: None, counter: Counter::Revision }
+        Self { mount: Mount::new(&["demo", "--respect-locks=none"]), service: None, counter: Counter::Revision }
     }
 
     pub fn etcd2() -> Self {
@@ -83,6 +83,9 @@ impl World {
             ("\"Verb\":\"delete\"", 1),
             ("\"Verb\":\"delete-cas\"", 1),
             ("PUT /v1/kv/", 1),
+            // Locks that are taken and given back for a save.
+            ("?acquire=", -1),
+            ("/Lock\"}}", -1),
             // Refused.
             ("HTTP/1.1 409", -1),
         ];
@@ -228,7 +231,7 @@ impl History {
                         return all;
                     }
                     let put = event.event_type() == etcd_client::EventType::Put;
-                    if !key.starts_with("marker") {
+                    if !key.starts_with("marker") && !key.contains("/locks/") {
                         all.push((key, put.then(|| Bytes::copy_from_slice(kv.value()))));
                     }
                 }

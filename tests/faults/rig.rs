@@ -106,7 +106,7 @@ pub fn stored(cell: &dyn Backend) -> BTreeMap<String, Vec<u8>> {
 /// All records as the mount shows them.
 pub fn shown(mount: &Mount) -> BTreeMap<String, Vec<u8>> {
     // A cell that is not there yet is looked at again later. What sed could not finish is scratch.
-    let output = mount.bash("find . -type f -not -name '*.txt' -not -name '*.json' -not -name 'sed*'");
+    let output = mount.bash("find . -type f -not -name '*.txt' -not -name '*.json' -not -name 'sed*' -not -name .lock");
     let files = String::from_utf8(output.stdout).unwrap();
     let paths = files.lines().map(|line| line.trim_start_matches("./").to_owned());
     paths.filter_map(|path| Some((path.clone(), std::fs::read(mount.path(&path)).ok()?))).collect()

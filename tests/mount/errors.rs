@@ -74,7 +74,12 @@ on_each_backend! {
         assert!(crate::common::text(&mount.bash(&format!("touch global/metadata/{too_long}"))).contains("File name too long"));
         assert!(crate::common::text(&mount.bash("mkdir newcell")).contains("Operation not permitted"));
         assert!(crate::common::text(&mount.bash("touch .topofs/x")).contains("Operation not permitted"));
-        assert!(crate::common::text(&mount.bash("touch global/.lock")).contains("Operation not permitted"));
+        for script in ["rm global/keyspaces/commerce/.lock", "mv global/keyspaces/commerce/.lock global/x", "mv -f global/keyspaces/commerce/VSchema global/.lock"] {
+            assert!(crate::common::text(&mount.bash(script)).contains("Operation not permitted"), "{script}");
+        }
+        for script in ["set -C; > global/.lock", "mkdir global/.lock"] {
+            assert!(crate::common::text(&mount.bash(script)).contains("exist"), "{script}");
+        }
         assert!(crate::common::text(&mount.bash("ln -s a global/metadata/link")).contains("not"));
         assert!(crate::common::text(&mount.bash("mkfifo global/metadata/pipe")).contains("Operation not permitted"));
         assert!(crate::common::text(&mount.bash("rmdir global/keyspaces/commerce")).contains("Directory not empty"));

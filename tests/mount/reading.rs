@@ -10,8 +10,13 @@ on_each_backend! {
         let expected = "Keyspace\nKeyspace.json\nKeyspace.txt\nVSchema\nVSchema.json\nVSchema.txt\nshards\n";
         assert_eq!(mount.sh("ls global/keyspaces/commerce"), expected);
         assert_eq!(mount.sh("ls zone1/tablets | head -2"), "zone1-0000000100\nzone1-0000000102\n");
-        // Nothing is listed twice, nothing is missing: 52 records in three forms (metadata has one).
-        assert_eq!(mount.sh("find . -type f | wc -l"), "154\n");
+        // Nothing is listed twice, nothing is missing: 52 records in three forms (metadata has one), and 7 locks.
+        assert_eq!(mount.sh("find . -type f -not -name .lock | wc -l"), "154\n");
+        let locks = "global/keyspaces/archive/.lock\nglobal/keyspaces/archive/shards/0/.lock\n\
+                     global/keyspaces/commerce/.lock\nglobal/keyspaces/commerce/shards/0/.lock\n\
+                     global/keyspaces/customer/.lock\nglobal/keyspaces/customer/shards/-80/.lock\n\
+                     global/keyspaces/customer/shards/80-/.lock\n";
+        assert_eq!(mount.sh("find * -name .lock | sort"), locks);
         assert_eq!(mount.sh("find . -type f | sort | uniq -d"), "");
     }
 
@@ -56,7 +61,7 @@ on_each_backend! {
     }
 
     fn a_copy_of_the_tree_is_the_same(world) {
-        let copy = Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/copy"]);
+        let copy = Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/copy", "--respect-locks=none"]);
         let (from, to) = (world.mount.root(), copy.root());
         copy.sh(&format!("cp -a {}/. .", from.display()));
         assert_eq!(copy.sh(&format!("diff -r {} {}", from.display(), to.display())), "");
@@ -71,9 +76,13 @@ on_each_backend! {
         assert_eq!(stored(), (16, 36));
         let archive = world.mount.outside().join("all.tar");
         world.mount.sh(&format!("tar cf {} .", archive.display()));
-        let restored = Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/tar"]);
+        let restored = Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/tar", "--respect-locks=none"]);
         restored.sh(&format!("tar xf {}", archive.display()));
         assert_eq!(restored.sh(&format!("diff -r {} {}", from.display(), restored.root().display())), "");
+        // Into a new topology, and onto itself.
+        let synced = Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/rsync"]);
+        synced.sh(&format!("rsync -a {0}/global . && rsync -a {0}/ . && rsync -aI {0}/ .", from.display()));
+        assert_eq!(synced.sh(&format!("diff -r {} {}", from.display(), synced.root().display())), "");
     }
 
     fn listings_stay_correct_while_entries_come_and_go(world) {

@@ -10,6 +10,7 @@ pub mod locks;
 pub mod mirror;
 pub mod mount;
 pub mod name;
+mod process;
 pub mod record;
 pub mod sample;
 pub mod tree;

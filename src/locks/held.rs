@@ -12,20 +12,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::contents::{Reason, contents, in_words};
-use super::{Ended, Locks, Range, Request, interrupted, would_block};
+use super::{Ended, Locks, Range, Request, SECOND_LOOK, interrupted, would_block};
 use crate::backend::{Change, Node};
 use crate::cells::{Cell, LockPlace};
 use crate::error::{Error, Kind, Result};
 use crate::name::TopoPath;
+use crate::process::{descends_from, has_ended};
 
 /// How long the place of an interrupted waiter is kept: a handled signal restarts its call at once.
 const PARKED: Duration = Duration::from_secs(1);
+/// Looks at most at a lock whose process has ended, until it is given back.
+const LOOKS: usize = 10;
 /// Pause between attempts to give a lock back.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 /// Places that one request may lose while it waits (its lease ends while the service is away) before it fails.
 const PLACES: usize = 2;
-/// Parents looked at when a process is asked whose descendant it is.
-const ANCESTORS: usize = 64;
 
 /// A lock that this mount holds.
 #[derive(Debug)]
@@ -98,13 +99,9 @@ impl Locks {
         let mut changes = self.changes.subscribe();
         loop {
             changes.mark_unchanged();
-            match self.find(key) {
+            match self.find(key, request) {
                 Found::Mine(held) => {
-                    if let Some(error) = held.error() {
-                        return Err(error);
-                    }
-                    self.table.lock().set(request.ino, request.range.clone());
-                    return Ok(());
+                    return held.error().map_or(Ok(()), Err);
                 }
                 Found::Coming if !request.wait => return Err(would_block()),
                 Found::Coming => {
@@ -126,7 +123,7 @@ impl Locks {
         for _ in 0..PLACES {
             let parked = self.parked.lock().remove(&key);
             let place = match parked {
-                Some(place) => place,
+                Some((_, place)) => place,
                 None => tokio::select! {
                     biased;
                     place = self.stand(cell, dir, (request.ino, request.range.pid), text.clone()) => place?,
@@ -174,7 +171,7 @@ impl Locks {
         (ino, pid): (u64, u32),
         text: Bytes,
     ) -> Result<std::result::Result<Arc<LockPlace>, Option<Node>>> {
-        self.leaving.wait(&ino).await;
+        self.settled(cell, dir, ino).await;
         // Standing in line without need would make others believe that it is locked.
         let snapshot = cell.snapshot().await?;
         if let Some(holder) = cell.holder(&snapshot, dir)
@@ -196,11 +193,34 @@ impl Locks {
         }
     }
 
-    fn find(&self, key: (u64, u64)) -> Found {
+    /// Waits for what has been let go of here and may still be on its way: the kernel does not wait for it, and can pass on the
+    /// end of one process and the beginning of the next at the same time.
+    pub async fn settled(&self, cell: &Cell, dir: &TopoPath, ino: u64) {
+        let abandoned = || {
+            let holder = cell.holder(&cell.mirror.snapshot(), dir);
+            holder.and_then(|node| self.pid_of(&node)).is_some_and(has_ended)
+        };
+        for _ in 0..LOOKS {
+            self.leaving.wait(&ino).await;
+            // Its descriptor may also live on in another process.
+            if !abandoned() {
+                break;
+            }
+            tokio::time::sleep(SECOND_LOOK).await;
+        }
+    }
+
+    fn find(&self, key: (u64, u64), request: &Request) -> Found {
         let mut acquiring = self.acquiring.lock();
+        let mut table = self.table.lock();
         let mine = self.held.lock().iter().find(|held| (held.ino, held.owner) == key).cloned();
         match mine {
-            Some(held) => Found::Mine(held),
+            Some(held) => {
+                if held.lost.get().is_none() {
+                    table.set(request.ino, request.range.clone());
+                }
+                Found::Mine(held)
+            }
             None if acquiring.insert(key) => Found::Nothing,
             None => Found::Coming,
         }
@@ -221,11 +241,13 @@ impl Locks {
         let (tell, told) = oneshot::channel();
         let (locks, cell, dir) = (self.clone(), cell.clone(), dir.clone());
         self.tasks.spawn(async move {
+            locks.entering.lock().push((text.clone(), pid));
             let place = cell.stand_in_line(&dir, &text).await.map(Arc::new);
             if let Ok(place) = &place {
                 locks.places.lock().insert(Arc::as_ptr(place) as u64, (place.clone(), pid));
                 place.announce();
             }
+            locks.entered(&(text, pid));
             if let Err(Ok(place)) = tell.send(place) {
                 locks.leave(&place).await;
             }
@@ -233,21 +255,29 @@ impl Locks {
         told.await.map_err(|_| Error::new(Kind::Io, "the mount is ending"))?
     }
 
+    fn entered(&self, known: &(Bytes, u32)) {
+        let mut entering = self.entering.lock();
+        if let Some(index) = entering.iter().position(|entry| entry == known) {
+            entering.swap_remove(index);
+        }
+    }
+
     /// Keeps the place of somebody who is probably coming again.
     fn park(self: &Arc<Self>, key: (u64, u64), thread: u32, place: Arc<LockPlace>, why: Ended) {
-        let locks = self.clone();
+        let (locks, number) = (self.clone(), self.number());
         if why != Ended::Gone {
-            self.parked.lock().insert(key, place.clone());
+            self.parked.lock().insert(key, (number, place.clone()));
         }
         self.tasks.spawn(async move {
             if why != Ended::Gone {
                 // Whoever has ended does not come again.
                 let until = Instant::now() + PARKED;
-                while Instant::now() < until && is_alive(thread) {
+                while Instant::now() < until && !has_ended(thread) {
                     tokio::time::sleep(PARKED / 10).await;
                 }
                 let mut parked = locks.parked.lock();
-                if parked.get(&key).is_none_or(|known| !Arc::ptr_eq(known, &place)) {
+                // It may have been taken up, and parked again since.
+                if parked.get(&key).is_none_or(|(known, _)| *known != number) {
                     return;
                 }
                 parked.remove(&key);
@@ -430,18 +460,4 @@ impl Locks {
         self.held.lock().retain(|other| other.number != held.number);
         self.give_back(0, held.place.clone()).await;
     }
-}
-
-/// Whether there is such a thread; one that cannot be seen is.
-fn is_alive(thread: u32) -> bool {
-    thread == 0 || std::path::Path::new(&format!("/proc/{thread}")).exists()
-}
-
-/// Whether a process is another one or its descendant.
-fn descends_from(process: u32, ancestor: u32) -> bool {
-    let parent = |process: u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()
-    };
-    std::iter::successors(Some(process), |process| parent(*process)).take(ANCESTORS).any(|known| known == ancestor)
 }

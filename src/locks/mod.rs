@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -60,9 +62,11 @@ pub struct Locks {
     /// File and owner of those who are waiting for the topology.
     acquiring: Mutex<HashSet<(u64, u64)>>,
     /// Places of waiters that a signal has interrupted: most of them come again at once.
-    parked: Mutex<HashMap<(u64, u64), Arc<LockPlace>>>,
+    parked: Mutex<HashMap<(u64, u64), (u64, Arc<LockPlace>)>>,
     /// All places with their processes, so that none is left behind.
     places: Mutex<HashMap<u64, (Arc<LockPlace>, u32)>>,
+    /// The contents of places that are being taken: the mirror may hear of them first.
+    entering: Mutex<Vec<(Bytes, u32)>>,
     /// Locks of files that are being given back.
     leaving: UnderWay<u64>,
     last: AtomicU64,
@@ -84,6 +88,7 @@ impl Locks {
             acquiring: Mutex::default(),
             parked: Mutex::default(),
             places: Mutex::default(),
+            entering: Mutex::default(),
             leaving: UnderWay::default(),
             last: AtomicU64::new(0),
             closed: AtomicBool::new(false),

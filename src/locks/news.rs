@@ -60,7 +60,8 @@ impl Locks {
 
     /// The process of this mount that stands at a node.
     pub(super) fn pid_of(&self, node: &Node) -> Option<u32> {
-        self.places.lock().values().find(|(place, _)| place.is(node)).map(|(_, pid)| *pid)
+        let known = self.places.lock().values().find(|(place, _)| place.is(node)).map(|(_, pid)| *pid);
+        known.or_else(|| self.entering.lock().iter().find(|(text, _)| *text == node.value).map(|(_, pid)| *pid))
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// How often waiting threads are looked at.
-const LOOK: Duration = Duration::from_millis(80);
+const LOOK: Duration = Duration::from_millis(100);
 /// How long those may wait that cannot be looked at: they live in another pid namespace.
 const UNSEEN: Duration = Duration::from_secs(45);
 /// Part of the kernel's limit after which a wait is ended.
@@ -132,8 +132,15 @@ async fn watch(waiting: Arc<Mutex<Waiting>>) {
     }
 }
 
+/// What stands in /proc/PID/status as long as there is no signal.
+const NOTHING_PENDING: &[u8] = b"\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
+
 fn look(thread: &Thread, buffer: &mut [u8]) -> Option<Ended> {
     let Ok(length) = thread.status.read_at(buffer, 0) else { return Some(Ended::Gone) };
+    // Nearly always; the rest is looked at only if not.
+    if memchr::memmem::find(buffer.get(..length)?, NOTHING_PENDING).is_some() {
+        return None;
+    }
     let status = Status::parse(std::str::from_utf8(buffer.get(..length)?).ok()?)?;
     if status.is_dying() {
         return Some(Ended::Gone);

@@ -11,6 +11,7 @@ use crate::backend::Version;
 use crate::error::Error;
 use crate::locks::Saver;
 use crate::name::{CellName, TopoPath};
+use crate::process;
 
 /// Reads remembered, over all callers.
 const READS: usize = 50_000;
@@ -45,15 +46,14 @@ impl Caller {
 
     /// The process of the calling thread.
     pub fn process(&self) -> u32 {
-        *self.process.get_or_init(|| status_field(self.thread, "Tgid:").unwrap_or(self.thread))
+        *self.process.get_or_init(|| process::process_of(self.thread).unwrap_or(self.thread))
     }
 
     /// How long the process has been running; `None` if that cannot be told.
     fn age(&self) -> Option<Duration> {
-        /// Field 22 of stat, counted behind the name, which may contain anything up to the last parenthesis.
+        /// Field 22, counted from behind the name.
         const STARTTIME: usize = 19;
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.thread)).ok()?;
-        let started: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(STARTTIME)?.parse().ok()?;
+        let started: f64 = process::stat(self.thread)?.get(STARTTIME)?.parse().ok()?;
         let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
         let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
         #[allow(clippy::cast_precision_loss)] // about a hundred
@@ -66,46 +66,6 @@ impl From<&Caller> for Saver {
     fn from(caller: &Caller) -> Self {
         Saver { uid: caller.uid, process: caller.process() }
     }
-}
-
-fn status_field(thread: u32, field: &str) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(field))?.trim().parse().ok()
-}
-
-/// Whether a process has ended (or waits for its parent to notice).
-pub fn has_ended(process: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
-}
-
-/// Whether a thread is ending because of a signal. The last field of its stat is the exit code; the kernel sets it before it
-/// closes the files.
-pub fn was_killed(thread: u32) -> bool {
-    const SIGNAL: i32 = 0x7f;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{thread}/stat")) else { return false };
-    let code = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().last());
-    code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & SIGNAL != 0)
-}
-
-/// How many descriptors of a process are open for writing on an inode; `None` if that cannot be told, or is too much to look at.
-pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
-    /// Descriptors looked at.
-    const LIMIT: usize = 4_096;
-    let wanted = format!("ino:\t{ino}");
-    let mut count = 0;
-    for (number, entry) in std::fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?.enumerate() {
-        if number == LIMIT {
-            return None;
-        }
-        // One that is closed meanwhile does not count.
-        let Ok(info) = std::fs::read_to_string(entry.ok()?.path()) else { continue };
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:\t"));
-        let flags = flags.and_then(|flags| i32::from_str_radix(flags, 8).ok()).unwrap_or(0);
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        count += usize::from(writes && info.lines().any(|line| line == wanted));
-    }
-    Some(count)
 }
 
 /// What callers did lately.

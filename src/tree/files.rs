@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::caller::{Removal, has_ended, was_killed, writers_of};
+use super::caller::Removal;
 use super::claim::Claim;
 use super::draft::{Base, Draft, Occasion, Start};
 use super::handles::{Handle, Reader};
@@ -18,6 +18,7 @@ use crate::control::BreakLock;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
+use crate::process::{has_ended, was_killed, writers_of};
 use crate::record::Form;
 
 /// How a file is opened.

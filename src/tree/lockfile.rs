@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::locks::{Range, Reason, Request, contents, host_name, user_name};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
+use crate::process;
 
 /// The name of a directory's lock.
 pub(super) const LOCK: &str = ".lock";
@@ -78,11 +79,14 @@ impl Tree {
         if mode.write {
             self.refuse_if_read_only()?;
         }
+        self.locks.settled(&*self.cell(cell)?, dir, ino).await;
+        // Read when it is read; a service that is away is noticed here.
+        self.lock_content(cell, dir).await?;
         let file = LockFile {
             cell: cell.clone(),
             dir: dir.clone(),
             action: Mutex::default(),
-            shown: Mutex::new(self.lock_content(cell, dir).await?),
+            shown: Mutex::default(),
         };
         self.locks.follow(&self.cell(cell)?);
         Ok(Opened { handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))), cached: false })
@@ -140,7 +144,7 @@ impl Tree {
         let text = if is_election(dir) {
             action.unwrap_or_else(|| format!("{}:{}", host_name(), call.pid)).into()
         } else {
-            let action = action.unwrap_or_else(|| format!("{} (pid {})", command(call.pid), call.pid));
+            let action = action.unwrap_or_else(|| format!("{} (pid {})", process::name(call.pid).unwrap_or_else(|| "topofs".to_owned()), call.pid));
             contents(&Reason { action, user: user_name(caller.uid) })
         };
         self.locks.lock_dir(&self.cell(cell)?, dir, &request, text).await
@@ -184,10 +188,4 @@ fn with_newline(value: &Bytes) -> Bytes {
         None | Some(b'\n') => value.clone(),
         Some(_) => [value, &b"\n"[..]].concat().into(),
     }
-}
-
-/// The name of a process.
-fn command(pid: u32) -> String {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    name.map_or_else(|_| "topofs".to_owned(), |name| name.trim_end().to_owned())
 }

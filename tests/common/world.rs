@@ -128,7 +128,7 @@ const MARKER_UNIT: usize = 1 << 20;
 
 impl Service {
     /// A fresh root with the sample cluster.
-    fn new(implementation: Implementation, server: String) -> Self {
+    pub fn new(implementation: Implementation, server: String) -> Self {
         let address = server.clone();
         Self::at(implementation, server, &address)
     }

@@ -1,0 +1,77 @@
+//! What /proc says about other processes and threads. They come and go at any moment: what cannot be read is gone.
+
+use std::fs::read_to_string;
+
+/// Parents looked at when a process is asked whose descendant it is.
+const ANCESTORS: usize = 64;
+
+/// The process of a thread.
+pub fn process_of(thread: u32) -> Option<u32> {
+    let status = read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
+/// The fields of /proc/ID/stat behind the name, which may contain anything up to the last parenthesis.
+pub fn stat(id: u32) -> Option<Vec<String>> {
+    let stat = read_to_string(format!("/proc/{id}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(ToOwned::to_owned).collect())
+}
+
+/// Whether a process has ended (or waits for its parent to notice).
+pub fn has_ended(process: u32) -> bool {
+    stat(process).is_none_or(|fields| fields.first().is_none_or(|state| state.starts_with(['Z', 'X'])))
+}
+
+/// Whether a thread is ending because of a signal. The last field of its stat is the exit code; the kernel sets it before it
+/// closes the files.
+pub fn was_killed(thread: u32) -> bool {
+    const SIGNAL: i32 = 0x7f;
+    let code = stat(thread).and_then(|fields| fields.last()?.parse::<i32>().ok());
+    code.is_some_and(|code| code & SIGNAL != 0)
+}
+
+/// The name of a process.
+pub fn name(process: u32) -> Option<String> {
+    read_to_string(format!("/proc/{process}/comm")).ok().map(|name| name.trim_end().to_owned())
+}
+
+/// Whether a process is another one or its descendant.
+pub fn descends_from(process: u32, ancestor: u32) -> bool {
+    let parent = |process: &u32| stat(*process)?.get(1)?.parse::<u32>().ok();
+    std::iter::successors(Some(process), parent).take(ANCESTORS).any(|known| known == ancestor)
+}
+
+/// How many descriptors of a process are open for writing on an inode; `None` if that cannot be told, or is too much to look at.
+pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
+    /// Descriptors looked at.
+    const LIMIT: usize = 4_096;
+    let wanted = format!("ino:\t{ino}");
+    let mut count = 0;
+    for (number, entry) in std::fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?.enumerate() {
+        if number == LIMIT {
+            return None;
+        }
+        // One that is closed meanwhile does not count.
+        let Ok(info) = read_to_string(entry.ok()?.path()) else { continue };
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:\t"));
+        let flags = flags.and_then(|flags| i32::from_str_radix(flags, 8).ok()).unwrap_or(0);
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        count += usize::from(writes && info.lines().any(|line| line == wanted));
+    }
+    Some(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_there() {
+        let own = std::process::id();
+        assert_eq!(process_of(own), Some(own));
+        assert!(!has_ended(own) && !was_killed(own));
+        assert!(descends_from(own, own) && descends_from(own, 1) && !descends_from(1, own));
+        assert!(name(own).is_some());
+        assert!(has_ended(u32::MAX >> 1));
+    }
+}

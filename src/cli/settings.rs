@@ -15,7 +15,7 @@ use crate::backend::{ConnectOptions, Implementation, Location};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
 use crate::mirror::MirrorOptions;
-use crate::mount::Settings;
+use crate::mount::{Settings, operation_timeout, request_timeout};
 use crate::name::CellName;
 use crate::record::{Codec, Kinds, Records};
 use crate::sample::Cluster;
@@ -147,10 +147,12 @@ impl ViewArgs {
     fn settings(
         &self,
         mountpoint: &Path,
-        cells: CellOptions,
+        mut cells: CellOptions,
         retry: Duration,
         set_log_level: SetLogLevel,
     ) -> anyhow::Result<Settings> {
+        let timeout = &mut cells.connect.timeout;
+        *timeout = operation_timeout(*timeout, request_timeout());
         let codec = match &self.descriptor_set {
             Some(file) => Codec::from_file(file)?,
             None => Codec::builtin()?,
@@ -187,7 +189,7 @@ impl ViewArgs {
             umask: self.umask,
             scratch_quota: self.scratch_quota,
             respect_locks: self.respect_locks,
-            request_timeout: crate::mount::request_timeout(),
+            request_timeout: request_timeout(),
         }
     }
 

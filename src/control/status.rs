@@ -23,6 +23,10 @@ pub struct TreeCounts {
     pub local_directories: usize,
     /// Stored keys that have the name of a decoded form.
     pub shadowed_forms: usize,
+    /// Locks that this mount holds, places that it waits in, and locks that it has lost.
+    pub locks: (usize, usize, usize),
+    /// How long the kernel lets a request take, if not for ever.
+    pub request_timeout: Option<std::time::Duration>,
 }
 
 /// Scratch files named in the status at most; all of them count.
@@ -51,6 +55,8 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         },
         "local_directories": counts.local_directories,
         "shadowed_forms": counts.shadowed_forms,
+        "locks": { "held": counts.locks.0, "waiting": counts.locks.1, "lost": counts.locks.2 },
+        "request_timeout": counts.request_timeout.map(|limit| limit.as_secs()),
     })
 }
 

@@ -198,6 +198,14 @@ impl Locks {
         }
     }
 
+    /// Locks that are held, places that are waited in, locks that are lost.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let (places, held) = (self.places.lock().len(), self.held.lock());
+        let lost = held.iter().filter(|held| held.lost.get().is_some()).count();
+        let holds = held.len() - lost;
+        (holds, places.saturating_sub(holds), lost)
+    }
+
     fn notify(&self) {
         self.changes.send_modify(|changes| *changes += 1);
     }

@@ -75,6 +75,10 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
         () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),
     };
     warn_if_empty(&cells);
+    if let Some(limit) = settings.tree.request_timeout {
+        let limit = limit.as_secs();
+        tracing::warn!(limit, ?timeout, "the kernel gives up a mount whose requests take longer: waits end before, calls are shorter");
+    }
     let control = Arc::new(Control::new(settings.config, settings.set_log_level));
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
@@ -127,6 +131,13 @@ pub fn request_timeout() -> Option<Duration> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}")).ok()?.trim().parse().ok();
     let limits = ["default_request_timeout", "max_request_timeout"].into_iter().filter_map(read);
     limits.filter(|seconds| *seconds > 0).min().map(Duration::from_secs)
+}
+
+/// The longest time for one call to a service: a request may need several, and must end before the kernel's patience does.
+pub fn operation_timeout(wanted: Duration, request_timeout: Option<Duration>) -> Duration {
+    /// A save that takes a lock for its moment needs six.
+    const CALLS: u32 = 8;
+    request_timeout.map_or(wanted, |limit| wanted.min((limit / CALLS).max(Duration::from_secs(1))))
 }
 
 async fn connect(settings: &Settings) -> Result<Arc<Cells>> {

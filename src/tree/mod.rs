@@ -190,6 +190,8 @@ impl Tree {
             },
             local_directories: self.overlay.survey().1,
             shadowed_forms: self.shadowed_forms(),
+            locks: self.locks.counts(),
+            request_timeout: self.options.request_timeout,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Whose turn it is, the service says. When to ask it, the mirror tells: it hears of every lock that comes and goes, so that
 //! hundreds of waiters cost the service nothing but their places.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,6 +83,12 @@ impl Cell {
     /// Who holds the lock of a directory, as far as the mirror knows.
     pub fn holder(&self, snapshot: &Snapshot, dir: &TopoPath) -> Option<Node> {
         self.line(snapshot, dir).into_iter().find(|node| node.owner() != Owner::NOBODY)
+    }
+
+    /// All who hold a lock, by directory.
+    pub fn holders(&self, snapshot: &Snapshot) -> BTreeMap<TopoPath, Node> {
+        let dirs = self.locked_dirs(snapshot);
+        dirs.into_iter().filter_map(|dir| self.holder(snapshot, &dir).map(|node| (dir, node))).collect()
     }
 
     /// The directories that are locked, or waited for.

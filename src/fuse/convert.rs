@@ -46,7 +46,10 @@ pub(super) fn open_mode(flags: i32) -> OpenMode {
 }
 
 pub(super) fn open_flags(opened: Opened) -> FopenFlags {
-    if opened.cached { FopenFlags::empty() } else { FopenFlags::FOPEN_DIRECT_IO }
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, !opened.cached);
+    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.flushed);
+    flags
 }
 
 pub(super) fn time(time: TimeOrNow) -> SystemTime {

@@ -1,6 +1,5 @@
 //! Telling of locks that come, go, and are lost.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -22,13 +21,13 @@ impl Locks {
 
     async fn tell_changes(self: Arc<Self>, cell: Arc<Cell>) {
         let mut changes = cell.mirror.lock_changes();
-        let mut known = holders(&cell);
+        let mut known = cell.holders(&cell.mirror.snapshot());
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
             }
-            let now = holders(&cell);
+            let now = cell.holders(&cell.mirror.snapshot());
             for (dir, node) in &now {
                 if known.get(dir).is_none_or(|before| before.version != node.version) {
                     self.tell(&cell, dir, "locked", &[("holder", shown(&node.value)), ("by", self.by(node))]);
@@ -68,10 +67,4 @@ impl Locks {
 /// The name of a directory's lock, relative to the cell.
 pub(super) fn lock_path(dir: &TopoPath) -> String {
     if dir.is_root() { ".lock".to_owned() } else { format!("{dir}/.lock") }
-}
-
-fn holders(cell: &Cell) -> BTreeMap<TopoPath, Node> {
-    let snapshot = cell.mirror.snapshot();
-    let dirs = cell.locked_dirs(&snapshot);
-    dirs.into_iter().filter_map(|dir| cell.holder(&snapshot, &dir).map(|node| (dir, node))).collect()
 }

@@ -7,12 +7,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use nix::mount::{MntFlags, MsFlags};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::notifier::{self, Way};
 use crate::fuse::Adapter;
+use crate::tree::Tree;
 
 /// What /proc/mounts shows as the type, after `fuse.`.
 const SUBTYPE: &str = "topofs";
@@ -48,7 +52,7 @@ enum Handle {
 
 impl KernelMount {
     /// Mounts and starts answering.
-    pub fn start(adapter: Adapter, spec: &MountSpec) -> io::Result<Self> {
+    pub fn start(adapter: Adapter, spec: &MountSpec, tree: &Arc<Tree>) -> io::Result<Self> {
         clear_dead_mount(&spec.mountpoint)?;
         let mut config = Config::default();
         config.acl = if spec.allow_other { SessionACL::All } else { SessionACL::Owner };
@@ -86,6 +90,8 @@ impl KernelMount {
             // Nobody listening is not an error.
             let _ = end.send(true);
         })?;
+        let way = way_in(spec, &handle)?;
+        notifier::start(tree.clone(), way, tokio::runtime::Handle::current())?;
         Ok(Self { mountpoint: spec.mountpoint.clone(), handle, ended })
     }
 
@@ -116,6 +122,27 @@ impl KernelMount {
     }
 }
 
+/// How the calls that raise events get in; makes a read-only mount read-only for everybody else.
+fn way_in(spec: &MountSpec, handle: &Handle) -> io::Result<Way> {
+    let Handle::Own(id) = handle else {
+        return Ok(Way::Path(spec.mountpoint.clone(), notifier::device_of(&spec.mountpoint)?));
+    };
+    let clone = Arc::new(Mutex::new(Some(notifier::clone_of(&spec.mountpoint)?)));
+    if spec.read_only {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        nix::mount::mount(None::<&str>, &spec.mountpoint, None::<&str>, flags, None::<&str>)?;
+    }
+    let id = *id;
+    notifier::let_go_with(clone.clone(), move || is_attached(id))?;
+    Ok(Way::Clone(clone))
+}
+
+/// Whether a mount is still in the tree.
+fn is_attached(id: i32) -> bool {
+    let mounts = procfs::process::Process::myself().and_then(|own| own.mountinfo());
+    mounts.is_ok_and(|mounts| mounts.0.iter().any(|mount| mount.mnt_id == id))
+}
+
 fn mount_as_root(spec: &MountSpec) -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| {
         io::Error::new(error.kind(), format!("/dev/fuse: {error} (is the kernel module fuse loaded?)"))
@@ -125,10 +152,7 @@ fn mount_as_root(spec: &MountSpec) -> io::Result<OwnedFd> {
     if spec.allow_other {
         data.push_str(",allow_other");
     }
-    let mut flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-    if spec.read_only {
-        flags |= MsFlags::MS_RDONLY;
-    }
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
     let kind = format!("fuse.{SUBTYPE}");
     nix::mount::mount(Some(spec.source.as_str()), &spec.mountpoint, Some(kind.as_str()), flags, Some(data.as_str()))?;
     Ok(device.into())

@@ -17,6 +17,7 @@ use crate::tree::{Tree, TreeOptions};
 
 mod daemon;
 mod kernel;
+mod notifier;
 
 pub use daemon::{Readiness, Side, detach};
 use kernel::{KernelMount, MountSpec};
@@ -83,7 +84,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
     let under_way = adapter.under_way();
-    let mut mount = KernelMount::start(adapter, &spec)
+    let mut mount = KernelMount::start(adapter, &spec, &tree)
         .map_err(|error| Error::new(Kind::Io, format!("cannot mount {}: {error}", spec.mountpoint.display())))?;
     tracing::info!(mountpoint = %spec.mountpoint.display(), source = %spec.source, "mounted");
     let served = match ready.tell() {
@@ -98,6 +99,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     for path in tree.scratch_files() {
         tracing::warn!(path, "a scratch file is gone with the mount; it was never stored");
     }
+    tree.shutdown().await;
     tree.locks().shutdown(timeout).await;
     cells.shutdown().await;
     served.map_err(io_error)

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 
 use super::caller::Removal;
+use super::echo::Happened;
 use super::lockfile::is_virtual;
 use super::overlay::Place;
 use super::{Caller, Node, Tree, known_name, new_name};
@@ -15,6 +16,9 @@ use crate::record::Form;
 impl Tree {
     /// Makes a directory that exists in this mount only, until a record is stored below it.
     pub async fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<super::Attr> {
+        if self.echo.is_from(caller) {
+            return self.echo_done(parent, new_name(name)?, Happened::DirMade);
+        }
         let (cell, dir) = self.writable_dir(parent)?;
         let name = new_name(name)?;
         match self.find(caller, parent, name).await {
@@ -33,6 +37,9 @@ impl Tree {
 
     /// Removes a directory of this mount. Stored ones go with their last record.
     pub async fn rmdir(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<()> {
+        if self.echo.is_from(caller) {
+            return self.echo_done(parent, known_name(name)?, Happened::DirRemoved).map(drop);
+        }
         self.writable_dir(parent)?;
         let name = known_name(name)?;
         let Node::Dir(cell, path) = self.find(caller, parent, name).await? else {
@@ -47,6 +54,9 @@ impl Tree {
 
     /// Removes a name. Any form's name removes the record.
     pub async fn unlink(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<()> {
+        if self.echo.is_from(caller) {
+            return self.echo_done(parent, known_name(name)?, Happened::Deleted).map(drop);
+        }
         let (cell, dir) = self.writable_dir(parent)?;
         let name = known_name(name)?;
         let node = self.find(caller, parent, name).await?;
@@ -91,7 +101,7 @@ impl Tree {
             return Ok(());
         };
         self.refuse_delete()?;
-        self.commit(caller.into(), cell, &[deletion(path, &record)]).await?;
+        self.commit((caller.into(), form), cell, &[deletion(path, &record)]).await?;
         self.recent.deleted(caller, cell, path, record.value.clone());
         self.deleted(caller, cell, path, form).await
     }

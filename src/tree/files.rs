@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::caller::Removal;
 use super::claim::Claim;
 use super::draft::{Base, Draft, Occasion, Start};
+use super::echo::{ECHO, Happened};
 use super::handles::{Handle, Reader};
 use super::lockfile::LOCK;
 use super::overlay::Scratch;
@@ -45,11 +46,16 @@ pub struct Opened {
     pub handle: u64,
     /// Whether the kernel may keep its pages. Only scratch files change through this mount alone.
     pub cached: bool,
+    /// Whether closing a descriptor is to be told.
+    pub flushed: bool,
 }
 
 impl Tree {
     /// Opens a file.
     pub async fn open(&self, caller: &Caller, ino: u64, mode: OpenMode) -> Result<Opened> {
+        if self.echo.is_from(caller) {
+            return Ok(self.echo_open());
+        }
         let node = self.node(ino)?;
         match &node {
             Node::Root | Node::Control | Node::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
@@ -89,6 +95,7 @@ impl Tree {
         Ok(Opened {
             handle: self.handles.add(ino, Handle::Control(file, Arc::new(Mutex::new(content)))),
             cached: false,
+            flushed: true,
         })
     }
 
@@ -104,7 +111,7 @@ impl Tree {
             self.overlay.edit(&file, |_| 0, Vec::clear)?;
         }
         self.overlay.opened(&file);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Scratch { file, append: mode.append }), cached: true })
+        Ok(Opened { handle: self.handles.add(ino, Handle::Scratch { file, append: mode.append }), cached: true, flushed: true })
     }
 
     fn own_draft(&self, caller: &Caller, ino: u64) -> Option<Arc<Draft>> {
@@ -126,7 +133,7 @@ impl Tree {
             shown => shown?,
         };
         let reader = Reader { cell: cell.clone(), path: path.clone(), form, direct, shown: Mutex::new(shown) };
-        Ok(Opened { handle: self.handles.add(ino, Handle::Reader(Arc::new(reader))), cached: false })
+        Ok(Opened { handle: self.handles.add(ino, Handle::Reader(Arc::new(reader))), cached: false, flushed: true })
     }
 
     /// One form of a record as it is now.
@@ -177,7 +184,7 @@ impl Tree {
             value_limit: self.cell(cell)?.limits().value,
         };
         let draft = Draft::new((cell.clone(), path.clone(), form), caller, start);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Draft(Arc::new(draft))), cached: false })
+        Ok(Opened { handle: self.handles.add(ino, Handle::Draft(Arc::new(draft))), cached: false, flushed: true })
     }
 
     /// Makes a file and opens it. What is no record's name becomes a scratch file.
@@ -189,6 +196,9 @@ impl Tree {
         permissions: u32,
         mode: OpenMode,
     ) -> Result<(Attr, Opened)> {
+        if self.echo.is_from(caller) {
+            return Ok((self.echo_done(parent, new_name(name)?, Happened::Created)?, self.echo_open()));
+        }
         let (cell, dir) = self.writable_dir(parent)?;
         let name = new_name(name)?;
         if name == LOCK {
@@ -385,6 +395,9 @@ impl Tree {
 
     /// The last descriptor is gone: saves what was only truncated or made, and unlocks what was locked through it.
     pub async fn release(&self, handle: u64, owner: Option<u64>) -> Result<()> {
+        if handle == ECHO {
+            return Ok(());
+        }
         let ino = self.handles.inode(handle)?;
         let (saved, ()) = futures::join!(self.close(handle), self.locks.released(ino, handle, owner));
         saved

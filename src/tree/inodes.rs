@@ -93,6 +93,11 @@ impl Inodes {
         self.0.lock().by_number.get(&number).map(|slot| slot.node.clone())
     }
 
+    /// Whether the kernel knows a node.
+    pub fn is_known(&self, node: &Node) -> bool {
+        self.0.lock().by_node.contains_key(node)
+    }
+
     /// How many inodes the kernel knows.
     pub fn count(&self) -> usize {
         self.0.lock().by_number.len()

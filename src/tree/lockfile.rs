@@ -89,7 +89,7 @@ impl Tree {
             shown: Mutex::default(),
         };
         self.locks.follow(&self.cell(cell)?);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))), cached: false })
+        Ok(Opened { handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))), cached: false, flushed: true })
     }
 
     /// A lock is there already. Only whoever has made the directory believes that it is empty (`cp -a`, `tar x`), and may bring

@@ -8,6 +8,9 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
 use crate::cells::{Cell, Cells};
 use crate::control::{Control, ControlFile, TreeCounts};
 use crate::error::{Error, Kind, Result};
@@ -22,6 +25,7 @@ mod caller;
 mod change;
 mod claim;
 mod draft;
+mod echo;
 mod files;
 mod handles;
 mod inodes;
@@ -35,6 +39,7 @@ mod xattr;
 
 pub use attr::{Attr, SetAttr};
 pub use caller::Caller;
+pub use echo::{Happened, Job};
 pub use files::{OpenMode, Opened};
 pub use inodes::ROOT;
 pub use lockfile::LockCall;
@@ -109,6 +114,11 @@ pub struct Tree {
     saving: UnderWay<Place>,
     claims: claim::Claims,
     locks: Arc<Locks>,
+    echo: echo::Echo,
+    /// Commits of this mount that have not come back yet.
+    committing: UnderWay<Place>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
     mounted: SystemTime,
 }
 
@@ -120,7 +130,7 @@ impl Tree {
         if let Some(global) = cells.get(&CellName::global()) {
             locks.follow(&global);
         }
-        Arc::new(Self {
+        let tree = Arc::new(Self {
             cells,
             records,
             control,
@@ -132,8 +142,23 @@ impl Tree {
             saving: UnderWay::default(),
             claims: claim::Claims::default(),
             locks,
+            echo: echo::Echo::default(),
+            committing: UnderWay::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
             mounted: SystemTime::now(),
-        })
+        });
+        for cell in tree.cells.all() {
+            tree.follow(&cell);
+        }
+        tree
+    }
+
+    /// Ends all background work and waits for it.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// What the control files show.

@@ -175,7 +175,7 @@ impl Tree {
         let guard = snapshot.records.get(to).map_or(Guard::Absent, |old| Guard::Version(old.version));
         let put = Change { path: to.clone(), guard, action: Action::Put(record.value.clone()) };
         let changes = [put, deletion(from, record)];
-        let outcome = self.commit(caller.into(), cell, &changes).await.map_err(as_conflict);
+        let outcome = self.commit((caller.into(), *form), cell, &changes).await.map_err(as_conflict);
         match &outcome {
             Ok(applied) => {
                 self.recent.settle(caller, target);

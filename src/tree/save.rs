@@ -81,7 +81,7 @@ impl Tree {
         let guard = base.map_or(Guard::Absent, |base| Guard::Version(base.version));
         let action = value.clone().map_or(Action::Check, Action::Put);
         let change = Change { path: path.clone(), guard, action };
-        let applied = self.commit(saver, cell, &[change]).await.map_err(as_conflict)?;
+        let applied = self.commit((saver, form), cell, &[change]).await.map_err(as_conflict)?;
         match (value, applied.versions.into_iter().flatten().next(), base) {
             (Some(value), Some(version), base) => {
                 if base.is_none() {
@@ -95,8 +95,14 @@ impl Tree {
     }
 
     /// Applies changes whole or not at all, with the locks that concern them: those that this mount holds on directories above
-    /// are guards of the same transaction, and those that a save must have are taken for its moment.
-    pub(super) async fn commit(&self, saver: Saver, cell: &CellName, changes: &[Change]) -> Result<Applied> {
+    /// are guards of the same transaction, and those that a save must have are taken for its moment. `form` is the one that the
+    /// caller sees the change in.
+    pub(super) async fn commit(
+        &self,
+        (saver, form): (Saver, Form),
+        cell: &CellName,
+        changes: &[Change],
+    ) -> Result<Applied> {
         let connected = self.cell(cell)?;
         let mut needed: Vec<TopoPath> =
             changes.iter().filter_map(|change| self.needed_lock(cell, &change.path)).collect();
@@ -116,11 +122,30 @@ impl Tree {
             }
         }
         let outcome = match outcome {
-            Ok(()) => self.apply_fenced(saver, &connected, changes).await,
+            Ok(()) => self.apply_noted(saver, form, &connected, changes).await,
             Err(error) => Err(error),
         };
         for temporary in taken.into_iter().rev() {
             self.locks.end_save(temporary).await;
+        }
+        outcome
+    }
+
+    /// Applies changes, and notes which events the kernel has raised for them itself.
+    async fn apply_noted(&self, saver: Saver, form: Form, cell: &Cell, changes: &[Change]) -> Result<Applied> {
+        let place = |change: &Change| (cell.name.clone(), change.path.clone());
+        changes.iter().for_each(|change| self.committing.begin(place(change)));
+        let outcome = self.apply_fenced(saver, cell, changes).await;
+        for (index, change) in changes.iter().enumerate() {
+            let stored = outcome.as_ref().ok().and_then(|applied| applied.versions.get(index).copied().flatten());
+            let revision = match (&change.action, stored, change.guard) {
+                (Action::Put(_), Some(version), _) | (Action::Delete, _, Guard::Version(version)) => Some(version.written),
+                _ => None,
+            };
+            if let (Some(revision), true) = (revision, outcome.is_ok()) {
+                self.echo.note_own(&place(change), revision, form);
+            }
+            self.committing.end(&place(change));
         }
         outcome
     }

@@ -7,7 +7,7 @@ use super::caller::Removal;
 use super::lockfile::{LOCK, is_listed, is_virtual};
 use super::node::DATA;
 use super::overlay::Local;
-use super::{Attr, Caller, ControlFile, Node, Tree, known_name};
+use super::{Attr, Caller, ControlFile, Node, ROOT, Tree, known_name};
 use crate::cells::Cell;
 use crate::control;
 use crate::error::{Error, Kind, Result};
@@ -33,9 +33,15 @@ impl Node {
 
 impl Tree {
     /// Finds a name in a directory; the kernel knows the inode from then on.
-    pub async fn lookup(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<Attr> {
+    pub async fn lookup(self: &Arc<Self>, caller: &Caller, parent: u64, name: &OsStr) -> Result<Attr> {
         let name = known_name(name)?;
+        if self.echo.is_from(caller) {
+            return self.echo_lookup(parent, name);
+        }
         let node = self.find(caller, parent, name).await?;
+        if let (Node::Dir(cell, _), ROOT) = (&node, parent) {
+            self.clone().follow(&self.cell(cell)?);
+        }
         let attr = match &node {
             Node::Record(cell, path, form) => {
                 self.save_under_way(cell, path).await;

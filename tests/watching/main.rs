@@ -1,0 +1,195 @@
+//! Real inotify events for what happens elsewhere, as if a local process had done it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::process::{Child, Command, Stdio};
+
+use common::mount::Mount;
+use common::world::Service;
+use common::{consul, etcd, eventually, zookeeper};
+use topofs::backend::Implementation;
+
+macro_rules! on_each_service {
+    ($(fn $name:ident($service:ident) $body:block)*) => {$(
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+            fn test($service: crate::common::world::Service) $body
+            #[test]
+            fn etcd2() { test(Service::new(Implementation::Etcd2, etcd::shared().endpoint())) }
+            #[test]
+            fn zk2() { test(Service::new(Implementation::Zk2, zookeeper::shared().endpoint())) }
+            #[test]
+            fn consul() { test(Service::new(Implementation::Consul, consul::shared().endpoint())) }
+        }
+    )*};
+}
+
+/// `inotifywait` on a whole mount.
+struct Watcher {
+    child: Child,
+    seen: std::path::PathBuf,
+    root: String,
+}
+
+impl Watcher {
+    /// Once it watches.
+    fn new(mount: &Mount, dir: &str) -> Self {
+        let seen = mount.outside().join("seen");
+        let root = mount.path(dir).to_str().unwrap().to_owned();
+        let (out, err) = (std::fs::File::create(&seen).unwrap(), mount.outside().join("ready"));
+        let mut command = Command::new("inotifywait");
+        let events = ["modify", "close_write", "create", "delete", "attrib", "moved_to"];
+        command.args(["-m", "-r", "--format", "%e %w%f"]).args(events.iter().flat_map(|event| ["-e", event])).arg(&root);
+        let child = command.stdin(Stdio::null()).stdout(out).stderr(std::fs::File::create(&err).unwrap()).spawn().unwrap();
+        eventually("it watches", || std::fs::read_to_string(&err).unwrap().contains("established").then_some(()));
+        Self { child, seen, root }
+    }
+
+    /// What it has seen so far: event and path below the watched directory.
+    fn seen(&self) -> Vec<(String, String)> {
+        let text = std::fs::read_to_string(&self.seen).unwrap();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let lines = whole.lines().filter_map(|line| line.split_once(' '));
+        lines.map(|(event, path)| (event.to_owned(), path.replacen(&format!("{}/", self.root), "", 1))).collect()
+    }
+
+    /// The events of a path, once there is a certain last one.
+    fn until(&self, path: &str, last: &str) -> Vec<String> {
+        eventually(&format!("{last} of {path}, seen: {:?}", self.seen()), || {
+            let events: Vec<String> =
+                self.seen().into_iter().filter(|(_, known)| known == path).map(|(event, _)| event).collect();
+            (events.last().map(String::as_str) == Some(last)).then_some(events)
+        })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const CLOSED: &str = "CLOSE_WRITE,CLOSE";
+const FORMS: [&str; 3] = ["", ".txt", ".json"];
+
+on_each_service! {
+    fn a_remote_change_is_an_event_of_every_form(service) {
+        let (here, there) = (service.mount(&[]), service.mount(&[]));
+        let watcher = Watcher::new(&here, "global");
+        let keyspace = "keyspaces/commerce/Keyspace";
+        there.sh(&format!("sed -i s/semi_sync/none/ global/{keyspace}.txt"));
+        for form in FORMS {
+            let events = watcher.until(&format!("{keyspace}{form}"), CLOSED);
+            assert_eq!(events, ["MODIFY", CLOSED], "{form}");
+        }
+        assert!(here.read(&format!("global/{keyspace}.txt")).contains("none"));
+        // A new record, with directories, and one with a single form.
+        there.sh("echo x > global/metadata/new; mkdir -p global/cells/zone9; echo '{}' > global/cells/zone9/CellInfo.json");
+        assert_eq!(watcher.until("metadata/new", CLOSED), ["CREATE", CLOSED]);
+        watcher.until("cells/zone9", "CREATE,ISDIR");
+        eventually("it is there", || here.path("global/cells/zone9/CellInfo").exists().then_some(()));
+        there.sh("rm global/metadata/new; rm -r global/cells/zone9");
+        assert_eq!(watcher.until("metadata/new", "DELETE"), ["CREATE", CLOSED, "DELETE"]);
+        watcher.until("cells/zone9", "DELETE,ISDIR");
+    }
+
+    fn own_changes_are_told_once(service) {
+        let mount = service.mount(&[]);
+        let watcher = Watcher::new(&mount, "global");
+        mount.sh("echo x > global/metadata/own; echo y > global/metadata/own");
+        mount.sh("printf 'durability_policy: \"none\"\\n' > global/keyspaces/commerce/Keyspace.txt");
+        for form in ["", ".json"] {
+            assert_eq!(watcher.until(&format!("keyspaces/commerce/Keyspace{form}"), CLOSED), ["MODIFY", CLOSED]);
+        }
+        // The kernel tells of O_TRUNC and of the write.
+        let written = watcher.until("keyspaces/commerce/Keyspace.txt", CLOSED);
+        assert_eq!(written.iter().filter(|event| *event == CLOSED).count(), 1, "{written:?}");
+        mount.sh("rm global/metadata/own; touch global/marker");
+        watcher.until("marker", CLOSED);
+        let events: Vec<String> = watcher.seen().into_iter().filter(|(_, path)| path == "metadata/own").map(|(event, _)| event).collect();
+        for (event, count) in [("CREATE", 1), (CLOSED, 2), ("DELETE", 1)] {
+            assert_eq!(events.iter().filter(|known| *known == event).count(), count, "{event}: {events:?}");
+        }
+    }
+
+    fn a_lock_that_changes_hands_is_an_event(service) {
+        let (here, there) = (service.mount(&[]), service.mount(&[]));
+        let watcher = Watcher::new(&here, "global");
+        let lock = "keyspaces/commerce/.lock";
+        there.sh(&format!("flock global/{lock} sleep 1"));
+        eventually("taken and given back", || {
+            let events = watcher.seen().into_iter().filter(|(event, path)| event == "MODIFY" && path == lock).count();
+            (events >= 2).then_some(())
+        });
+        assert_eq!(here.read(&format!("global/{lock}")), "");
+    }
+}
+
+#[test]
+fn read_only_mounts_have_events_and_stay_read_only() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let (here, there) = (service.mount(&["--read-only"]), service.mount(&[]));
+    let watcher = Watcher::new(&here, "global");
+    there.sh("echo x > global/metadata/owner");
+    assert_eq!(watcher.until("metadata/owner", CLOSED), ["MODIFY", CLOSED]);
+    for script in ["touch global/metadata/owner", "rm global/metadata/owner", "mkdir global/x"] {
+        assert!(common::text(&here.bash(script)).contains("Read-only file system"), "{script}");
+    }
+    assert!(here.sh(&format!("grep ' {} ' /proc/mounts", here.root().display())).contains(" ro,"));
+}
+
+#[test]
+fn an_event_is_never_ahead_of_what_is_read() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let mount = service.mount(&[]);
+    let watcher = Watcher::new(&mount, "global/metadata");
+    for number in 0..200 {
+        service.put("global/metadata/owner", number.to_string().as_bytes());
+        eventually("an event", || {
+            (watcher.seen().iter().filter(|(event, _)| event == CLOSED).count() > number).then_some(())
+        });
+        assert_eq!(mount.read("global/metadata/owner"), number.to_string());
+    }
+}
+
+#[test]
+fn a_burst_is_told_completely() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let mount = service.mount(&[]);
+    let watcher = Watcher::new(&mount, "global/metadata");
+    for number in 0..3_000 {
+        service.put(&format!("global/metadata/key{number:04}"), b"x");
+    }
+    eventually("the last", || watcher.seen().iter().any(|(event, path)| event == "CREATE" && path == "key2999").then_some(()));
+    let created: std::collections::BTreeSet<String> =
+        watcher.seen().into_iter().filter(|(event, _)| event == "CREATE").map(|(_, path)| path).collect();
+    assert_eq!(created.len(), 3_000);
+}
+
+#[test]
+fn unmounting_is_not_in_the_way_of_anybody() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let mount = service.mount(&[]);
+    mount.sh("ls -R > /dev/null");
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                service.put("global/metadata/owner", b"x");
+            }
+        });
+        let begin = std::time::Instant::now();
+        eventually("some events are under way", || (begin.elapsed().as_millis() > 500).then_some(()));
+        // Not lazily, and at the first attempt.
+        let outcome = nix::mount::umount2(&mount.root(), nix::mount::MntFlags::empty());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        outcome.unwrap();
+    });
+    eventually("the daemon has ended", || common::process_has_ended(mount.pid()).then_some(()));
+    assert!(!common::mount::is_mounted(&mount.root()));
+}

@@ -43,6 +43,9 @@ enum Command {
     ///
     /// Works for locks of any tool, and for what dead ones have left. Exit status: 0 the lock is free, 1 it is not, or an error.
     Unlock(unlock::UnlockArgs),
+    /// What a mount runs beside itself, to raise inotify events
+    #[command(hide = true, name = mount::HELPER)]
+    Notifier { mountpoint: std::path::PathBuf, device: Option<u64> },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -70,6 +73,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(args) => (start(&args.common.process, |log| args.settings(log)), USAGE),
         Command::Demo(args) => (start(&args.process, |log| args.demo_settings(log)), USAGE),
         Command::Unlock(args) => (args.run().map(|free| if free { Ok(()) } else { Err(USAGE) }), USAGE),
+        Command::Notifier { mountpoint, device } => {
+            (mount::help(mountpoint, *device).map(Ok).map_err(anyhow::Error::from), USAGE)
+        }
         Command::Completions { shell } => (completions(*shell).map(|()| Ok(())), USAGE),
         Command::Man => (man().map(|()| Ok(())), USAGE),
     };

@@ -11,10 +11,9 @@ use std::sync::Arc;
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use nix::mount::{MntFlags, MsFlags};
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::notifier::{self, Way};
+use super::notifier::{self, Notifier};
 use crate::fuse::Adapter;
 use crate::tree::Tree;
 
@@ -90,9 +89,34 @@ impl KernelMount {
             // Nobody listening is not an error.
             let _ = end.send(true);
         })?;
-        let way = way_in(spec, &handle)?;
-        notifier::start(tree.clone(), way, tokio::runtime::Handle::current())?;
-        Ok(Self { mountpoint: spec.mountpoint.clone(), handle, ended })
+        let mut mount = Self { mountpoint: spec.mountpoint.clone(), handle, ended };
+        if let Err(error) = mount.start_notifier(spec, tree) {
+            // Nobody would ever unmount it.
+            mount.unmount()?;
+            return Err(error);
+        }
+        Ok(mount)
+    }
+
+    /// Starts telling of what happens elsewhere; makes a read-only mount read-only for everybody else.
+    fn start_notifier(&self, spec: &MountSpec, tree: &Arc<Tree>) -> io::Result<()> {
+        let by_path = || Notifier::start(&spec.mountpoint, Some(notifier::device_of(&spec.mountpoint)?));
+        let notifier = match &self.handle {
+            Handle::Helper(_) => by_path()?,
+            Handle::Own(id) => {
+                let id = *id;
+                // Kernels before 5.2 have no clones.
+                let notifier = Notifier::start(&spec.mountpoint, None).or_else(|_| by_path())?;
+                notifier::end_with_mount(notifier.pid(), move || is_attached(id))?;
+                if spec.read_only {
+                    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+                    let flags = flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+                    nix::mount::mount(None::<&str>, &spec.mountpoint, None::<&str>, flags, None::<&str>)?;
+                }
+                notifier
+            }
+        };
+        notifier.serve(tree.clone(), tokio::runtime::Handle::current())
     }
 
     /// Waits until the mount is gone.
@@ -120,21 +144,6 @@ impl KernelMount {
             }
         }
     }
-}
-
-/// How the calls that raise events get in; makes a read-only mount read-only for everybody else.
-fn way_in(spec: &MountSpec, handle: &Handle) -> io::Result<Way> {
-    let Handle::Own(id) = handle else {
-        return Ok(Way::Path(spec.mountpoint.clone(), notifier::device_of(&spec.mountpoint)?));
-    };
-    let clone = Arc::new(Mutex::new(Some(notifier::clone_of(&spec.mountpoint)?)));
-    if spec.read_only {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-        nix::mount::mount(None::<&str>, &spec.mountpoint, None::<&str>, flags, None::<&str>)?;
-    }
-    let id = *id;
-    notifier::let_go_with(clone.clone(), move || is_attached(id))?;
-    Ok(Way::Clone(clone))
 }
 
 /// Whether a mount is still in the tree.

@@ -20,6 +20,7 @@ mod kernel;
 mod notifier;
 
 pub use daemon::{Readiness, Side, detach};
+pub use notifier::{HELPER, help};
 use kernel::{KernelMount, MountSpec};
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.

@@ -1,32 +1,50 @@
-//! Makes the calls that let the kernel raise inotify events for what happens elsewhere: on a thread of its own, through a clone
-//! of the mount that nobody sees (root), or by path (others). Never from a request's thread: the kernel would wait for us.
+//! Makes the calls that let the kernel raise inotify events for what happens elsewhere: through a clone of the mount that nobody
+//! sees (root), or by path (others).
+//!
+//! A process of its own makes them. A thread of the daemon must not: when the daemon is killed while one of its threads waits
+//! for an answer of the daemon's own, that thread keeps the device open, the kernel goes on waiting for the answer, and neither the
+//! process nor the mount ever ends. The helper has no part in the device; it ends when the daemon does.
 
 use std::ffi::CString;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
-use crate::tree::{Happened, Job, Tree};
+use crate::tree::{Happened, Tree};
+
+/// The hidden command that the helper runs as.
+pub const HELPER: &str = "notifier";
+
+/// What the daemon tells the helper, one JSON line each. The answer is a line with an errno, or 0.
+#[derive(Debug, Serialize, Deserialize)]
+struct Call {
+    happened: Happened,
+    /// Below the mount.
+    path: String,
+    /// The size of the file.
+    size: u64,
+}
 
 /// How calls get into the mount.
-#[derive(Debug, Clone)]
-pub(super) enum Way {
-    /// A clone of the mount, not attached anywhere. It keeps the mount alive, so it is let go when the visible one is gone.
-    Clone(Arc<Mutex<Option<OwnedFd>>>),
+#[derive(Debug)]
+enum Way {
+    /// A clone of the mount, not attached anywhere.
+    Clone(OwnedFd),
     /// The mount point, and the device that must be mounted there.
     Path(PathBuf, u64),
 }
 
 /// A clone of the mount at a path. Needs CAP_SYS_ADMIN.
 #[allow(unsafe_code)]
-pub(super) fn clone_of(mountpoint: &Path) -> io::Result<OwnedFd> {
+fn clone_of(mountpoint: &Path) -> io::Result<OwnedFd> {
     /// linux/mount.h
     const OPEN_TREE_CLONE: libc::c_uint = 1;
     const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC.cast_unsigned();
@@ -41,45 +59,118 @@ pub(super) fn clone_of(mountpoint: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Starts making calls.
-pub(super) fn start(tree: Arc<Tree>, way: Way, runtime: tokio::runtime::Handle) -> io::Result<()> {
-    let Some(mut jobs) = tree.jobs() else { return Ok(()) };
-    std::thread::Builder::new().name("notifier".to_owned()).spawn(move || {
-        tree.echo_from(nix::unistd::gettid().as_raw().cast_unsigned());
-        while let Some(job) = jobs.blocking_recv() {
-            let Some(size) = runtime.block_on(tree.begin_echo(&job)) else { continue };
-            if let Err(error) = tell(&way, &job, size) {
-                tracing::debug!(path = job.path(), happened = ?job.happened, %error, "an event could not be raised");
+/// The daemon's end of the helper.
+#[derive(Debug)]
+pub(super) struct Notifier {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Notifier {
+    /// Starts the helper and waits until it has its way into the mount. `device` is given where it goes by path.
+    pub fn start(mountpoint: &Path, device: Option<u64>) -> io::Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(HELPER).arg(mountpoint).args(device.map(|device| device.to_string()));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let ends = child.stdin.take().zip(child.stdout.take());
+        let (orders, answers) = ends.ok_or_else(|| io::Error::other("no pipes"))?;
+        let mut notifier = Self { child, orders, answers: BufReader::new(answers) };
+        notifier.answer()?;
+        Ok(notifier)
+    }
+
+    /// Passes on what the tree wants to be told, from a thread of its own, for as long as the mount is there.
+    pub fn serve(mut self, tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> io::Result<()> {
+        let Some(mut jobs) = tree.jobs() else { return Ok(()) };
+        tree.echo_from(self.child.id());
+        std::thread::Builder::new().name("notifier".to_owned()).spawn(move || {
+            while let Some(job) = jobs.blocking_recv() {
+                let Some(size) = runtime.block_on(tree.begin_echo(&job)) else { continue };
+                let path = job.path();
+                let outcome = self.call(&Call { happened: job.happened, path: path.clone(), size });
+                tree.end_echo();
+                match outcome {
+                    Ok(0) => {}
+                    Ok(errno) => {
+                        let error = io::Error::from_raw_os_error(errno);
+                        tracing::debug!(path, happened = ?job.happened, %error, "an event could not be raised");
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                    Err(error) => {
+                        tracing::error!(%error, "the helper that raises events has failed: there are no more events");
+                        break;
+                    }
+                }
             }
-            tree.end_echo();
+            self.end();
+        })?;
+        Ok(())
+    }
+
+    fn call(&mut self, call: &Call) -> io::Result<i32> {
+        let line = serde_json::to_string(call)?;
+        self.orders.write_all(format!("{line}\n").as_bytes())?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> io::Result<i32> {
+        let mut line = String::new();
+        if self.answers.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-    })?;
+        line.trim().parse().map_err(io::Error::other)
+    }
+
+    /// The process of the helper.
+    pub fn pid(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    fn end(mut self) {
+        drop(self.orders);
+        // One that has ended already is no error.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What the helper does: calls as it is told, until the daemon is gone.
+pub fn help(mountpoint: &Path, device: Option<u64>) -> io::Result<()> {
+    let way = match device {
+        None => Way::Clone(clone_of(mountpoint)?),
+        Some(device) => Way::Path(mountpoint.to_owned(), device),
+    };
+    let mut answers = io::stdout().lock();
+    writeln!(answers, "0")?;
+    answers.flush()?;
+    for line in io::stdin().lock().lines() {
+        let call: Call = serde_json::from_str(&line?)?;
+        let errno = tell(&way, &call).map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+        writeln!(answers, "{errno}")?;
+        answers.flush()?;
+    }
     Ok(())
 }
 
-fn tell(way: &Way, job: &Job, size: u64) -> io::Result<()> {
+fn tell(way: &Way, call: &Call) -> io::Result<()> {
     match way {
-        Way::Clone(clone) => {
-            // A descriptor of our own: the clone may be let go meanwhile.
-            let root = clone.lock().as_ref().map(OwnedFd::try_clone).transpose()?;
-            root.map_or(Ok(()), |root| call(root.as_fd(), job, size))
-        }
+        Way::Clone(root) => make(root.as_fd(), call),
         Way::Path(mountpoint, device) => {
             let root = nix::fcntl::open(mountpoint, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
             // Where the mount is gone, this is somebody else's directory.
             if fstat(&root)?.st_dev != *device {
                 return Ok(());
             }
-            call(root.as_fd(), job, size)
+            make(root.as_fd(), call)
         }
     }
 }
 
-fn call(root: BorrowedFd<'_>, job: &Job, size: u64) -> io::Result<()> {
-    let path = job.path();
+fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Result<()> {
     let path = path.as_str();
     let write = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    match job.happened {
+    match happened {
         Happened::Changed => {
             let file = openat(root, path, write, Mode::empty())?;
             nix::unistd::ftruncate(&file, size.cast_signed())?;
@@ -97,18 +188,23 @@ pub(super) fn device_of(mountpoint: &Path) -> io::Result<u64> {
     Ok(nix::sys::stat::fstatat(nix::fcntl::AT_FDCWD, mountpoint, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_dev)
 }
 
-/// Lets go of a clone as soon as the visible mount has gone.
-pub(super) fn let_go_with(clone: Arc<Mutex<Option<OwnedFd>>>, is_mounted: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
+/// Ends the helper as soon as the visible mount has gone: its clone would keep the mount alive.
+pub(super) fn end_with_mount(
+    helper: nix::unistd::Pid,
+    is_mounted: impl Fn() -> bool + Send + 'static,
+) -> io::Result<()> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    /// Looked at so often even if the kernel says nothing, in milliseconds.
+    const LOOK: u16 = 1_000;
     let table = std::fs::File::open("/proc/self/mountinfo")?;
     std::thread::Builder::new().name("mountinfo".to_owned()).spawn(move || {
         while is_mounted() {
-            use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
             // The kernel says so when any mount comes or goes.
             let mut fds = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
-            let _ = poll(&mut fds, PollTimeout::from(1_000_u16));
+            let _ = poll(&mut fds, PollTimeout::from(LOOK));
         }
-        tracing::debug!(fd = table.as_raw_fd(), "the mount is gone from the tree");
-        drop(clone.lock().take());
+        // It is not reaped before it has been told to end: the number is still its own.
+        let _ = nix::sys::signal::kill(helper, nix::sys::signal::Signal::SIGKILL);
     })?;
     Ok(())
 }

@@ -27,7 +27,7 @@ use crate::record::Form;
 const OWN: usize = 64;
 
 /// What has happened to a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Happened {
     /// A file has another content.
     Changed,
@@ -103,7 +103,7 @@ impl Default for Echo {
 }
 
 impl Echo {
-    /// Whether a request comes from the thread that makes the calls.
+    /// Whether a request comes from the process that makes the calls.
     pub fn is_from(&self, caller: &Caller) -> bool {
         caller.thread != 0 && caller.thread == self.thread.load(Ordering::Relaxed)
     }

@@ -193,3 +193,33 @@ fn unmounting_is_not_in_the_way_of_anybody() {
     eventually("the daemon has ended", || common::process_has_ended(mount.pid()).then_some(()));
     assert!(!common::mount::is_mounted(&mount.root()));
 }
+
+#[test]
+fn a_daemon_that_is_killed_is_gone_at_once() {
+    // While it raises events as fast as it can: nothing of it may wait for itself.
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    for _ in 0..10 {
+        let mount = service.mount(&[]);
+        mount.sh("ls -R > /dev/null");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    service.put("global/metadata/owner", b"x");
+                    service.put("global/keyspaces/commerce/VSchema", b"");
+                }
+            });
+            let before = mount.status()["requests"]["setattr"].as_u64().unwrap_or(0);
+            eventually("events are raised", || {
+                (mount.status()["requests"]["setattr"].as_u64().unwrap_or(0) > before + 20).then_some(())
+            });
+            common::signal(mount.pid(), nix::sys::signal::Signal::SIGKILL);
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        eventually("all of its threads are gone", || {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", mount.pid()));
+            threads.map_or(true, |threads| threads.count() <= 1).then_some(())
+        });
+        assert_eq!(std::fs::read_dir(mount.root()).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    }
+}

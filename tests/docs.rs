@@ -79,6 +79,11 @@ fn semantics() {
 }
 
 #[test]
+fn locks() {
+    run("docs/locks.md");
+}
+
+#[test]
 fn every_flag_is_in_the_manual_and_no_other_in_the_docs() {
     let output = |args: &[&str]| text(&Command::new(TOPOFS).args(args).output().unwrap());
     let help = output(&["mount", "--help"]);
@@ -89,8 +94,14 @@ fn every_flag_is_in_the_manual_and_no_other_in_the_docs() {
     for flag in &flags {
         assert!(manual.contains(flag), "{flag} in the manual");
     }
-    for page in ["README.md", "docs/semantics.md", "docs/backends.md", "docs/operations.md", "docs/troubleshooting.md"]
-    {
+    for page in [
+        "README.md",
+        "docs/semantics.md",
+        "docs/locks.md",
+        "docs/backends.md",
+        "docs/operations.md",
+        "docs/troubleshooting.md",
+    ] {
         let content = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
         let ours = content
             .split('`')

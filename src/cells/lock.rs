@@ -93,8 +93,7 @@ impl Cell {
 
     /// The directories that are locked, or waited for.
     pub fn locked_dirs(&self, snapshot: &Snapshot) -> Vec<TopoPath> {
-        let mut dirs: Vec<TopoPath> =
-            snapshot.locks.keys().filter_map(|path| self.backend.locked_dir(path)).collect();
+        let mut dirs: Vec<TopoPath> = snapshot.locks.keys().filter_map(|path| self.backend.locked_dir(path)).collect();
         dirs.sort();
         dirs.dedup();
         dirs

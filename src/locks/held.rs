@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::contents::{Reason, contents, in_words};
-use super::{Ended, Locks, Range, Request, SECOND_LOOK, interrupted, would_block};
+use super::{Ended, Locks, Parked, Range, Request, SECOND_LOOK, interrupted, would_block};
 use crate::backend::{Change, Node};
 use crate::cells::{Cell, LockPlace};
 use crate::error::{Error, Kind, Result};
@@ -123,7 +123,7 @@ impl Locks {
         for _ in 0..PLACES {
             let parked = self.parked.lock().remove(&key);
             let place = match parked {
-                Some((_, place)) => place,
+                Some(Parked { place, .. }) => place,
                 None => tokio::select! {
                     biased;
                     place = self.stand(cell, dir, (request.ino, request.range.pid), text.clone()) => place?,
@@ -150,13 +150,7 @@ impl Locks {
     }
 
     /// Locks a directory if that is possible at once.
-    async fn try_dir(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        dir: &TopoPath,
-        request: &Request,
-        text: Bytes,
-    ) -> Result<()> {
+    async fn try_dir(self: &Arc<Self>, cell: &Arc<Cell>, dir: &TopoPath, request: &Request, text: Bytes) -> Result<()> {
         match self.take_if_free(cell, dir, (request.ino, request.range.pid), text).await? {
             Ok(place) => self.keep(place, request),
             Err(_) => Err(would_block()),
@@ -255,6 +249,16 @@ impl Locks {
         told.await.map_err(|_| Error::new(Kind::Io, "the mount is ending"))?
     }
 
+    /// Waits for the places of waiters that have ended to be left.
+    pub(super) async fn tidied(&self) {
+        for _ in 0..LOOKS {
+            if !self.parked.lock().values().any(|parked| has_ended(parked.thread)) {
+                break;
+            }
+            tokio::time::sleep(SECOND_LOOK).await;
+        }
+    }
+
     fn entered(&self, known: &(Bytes, u32)) {
         let mut entering = self.entering.lock();
         if let Some(index) = entering.iter().position(|entry| entry == known) {
@@ -266,18 +270,18 @@ impl Locks {
     fn park(self: &Arc<Self>, key: (u64, u64), thread: u32, place: Arc<LockPlace>, why: Ended) {
         let (locks, number) = (self.clone(), self.number());
         if why != Ended::Gone {
-            self.parked.lock().insert(key, (number, place.clone()));
+            self.parked.lock().insert(key, Parked { number, place: place.clone(), thread });
         }
         self.tasks.spawn(async move {
             if why != Ended::Gone {
                 // Whoever has ended does not come again.
                 let until = Instant::now() + PARKED;
                 while Instant::now() < until && !has_ended(thread) {
-                    tokio::time::sleep(PARKED / 10).await;
+                    tokio::time::sleep(SECOND_LOOK).await;
                 }
                 let mut parked = locks.parked.lock();
                 // It may have been taken up, and parked again since.
-                if parked.get(&key).is_none_or(|(known, _)| *known != number) {
+                if parked.get(&key).is_none_or(|parked| parked.number != number) {
                     return;
                 }
                 parked.remove(&key);

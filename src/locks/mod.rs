@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -52,6 +51,14 @@ pub struct Request {
     pub wait: bool,
 }
 
+/// A place whose waiter was interrupted.
+#[derive(Debug)]
+struct Parked {
+    number: u64,
+    place: Arc<LockPlace>,
+    thread: u32,
+}
+
 /// The locks of a mount.
 #[derive(Debug)]
 pub struct Locks {
@@ -62,7 +69,7 @@ pub struct Locks {
     /// File and owner of those who are waiting for the topology.
     acquiring: Mutex<HashSet<(u64, u64)>>,
     /// Places of waiters that a signal has interrupted: most of them come again at once.
-    parked: Mutex<HashMap<(u64, u64), (u64, Arc<LockPlace>)>>,
+    parked: Mutex<HashMap<(u64, u64), Parked>>,
     /// All places with their processes, so that none is left behind.
     places: Mutex<HashMap<u64, (Arc<LockPlace>, u32)>>,
     /// The contents of places that are being taken: the mirror may hear of them first.

@@ -44,7 +44,12 @@ impl Locks {
         let (cell, dir) = (held.place.cell(), held.place.dir());
         tracing::error!(cell = %cell.name, %dir, pid = held.pid, reason, "a lock is lost");
         let by = json!({ "pid": held.pid });
-        self.tell(cell, dir, "lock-lost", &[("holder", shown(&held.node.value)), ("reason", json!(reason)), ("by", by)]);
+        self.tell(
+            cell,
+            dir,
+            "lock-lost",
+            &[("holder", shown(&held.node.value)), ("reason", json!(reason)), ("by", by)],
+        );
     }
 
     pub(super) fn tell(&self, cell: &Cell, dir: &TopoPath, kind: &str, more: &[(&str, Value)]) {

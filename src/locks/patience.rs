@@ -270,7 +270,10 @@ mod tests {
     async fn a_thread_that_is_gone_does_not_wait() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let patience = Patience::new(None);
-        let waiting = { let (patience, id) = (patience.clone(), child.id()); tokio::spawn(async move { patience.ended(id).await }) };
+        let waiting = {
+            let (patience, id) = (patience.clone(), child.id());
+            tokio::spawn(async move { patience.ended(id).await })
+        };
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(waiting.await.unwrap(), Ended::Gone);

@@ -18,6 +18,7 @@ use crate::name::{CellName, TopoPath};
 impl Locks {
     /// All locks of the connected cells, one JSON line each.
     pub async fn report(&self, cells: &Cells) -> Bytes {
+        self.tidied().await;
         let mut text = String::new();
         for cell in cells.all().into_iter().filter(|cell| cell.mirror.is_loaded()) {
             let snapshot = cell.mirror.snapshot();
@@ -25,11 +26,16 @@ impl Locks {
                 text += &format!("{}\n", self.line(&cell, &dir, &cell.line(&snapshot, &dir)).await);
             }
         }
-        let lost: Vec<Value> = self.held.lock().iter().filter_map(|held| {
-            let (cell, dir) = (held.place.cell(), held.place.dir());
-            let path = format!("{}/{}", cell.name, lock_path(dir));
-            held.lost.get().map(|reason| json!({ "path": path, "lost": reason, "pid": held.pid }))
-        }).collect();
+        let lost: Vec<Value> = self
+            .held
+            .lock()
+            .iter()
+            .filter_map(|held| {
+                let (cell, dir) = (held.place.cell(), held.place.dir());
+                let path = format!("{}/{}", cell.name, lock_path(dir));
+                held.lost.get().map(|reason| json!({ "path": path, "lost": reason, "pid": held.pid }))
+            })
+            .collect();
         lost.into_iter().fold(text, |text, line| format!("{text}{line}\n")).into()
     }
 

@@ -75,7 +75,8 @@ impl Table {
     /// Takes away what was taken through an open file. Returns the owners.
     pub fn drop_handle(&mut self, ino: u64, handle: u64) -> Vec<u64> {
         let Some(ranges) = self.files.get_mut(&ino) else { return Vec::new() };
-        let mut owners: Vec<u64> = ranges.extract_if(.., |range| range.handle == handle).map(|range| range.owner).collect();
+        let mut owners: Vec<u64> =
+            ranges.extract_if(.., |range| range.handle == handle).map(|range| range.owner).collect();
         owners.sort_unstable();
         owners.dedup();
         self.tidy(ino);

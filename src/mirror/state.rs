@@ -218,11 +218,9 @@ impl State {
             let same = |record: &Record| record.version == node.version && record.value == node.value;
             let shown = match node.role {
                 Role::Record => self.snapshot.records.get(&node.path).is_some_and(same),
-                Role::Lock(_) => self
-                    .snapshot
-                    .locks
-                    .get(&node.path)
-                    .is_some_and(|lock| (lock.version, &lock.value, lock.role) == (node.version, &node.value, node.role)),
+                Role::Lock(_) => self.snapshot.locks.get(&node.path).is_some_and(|lock| {
+                    (lock.version, &lock.value, lock.role) == (node.version, &node.value, node.role)
+                }),
             };
             if own.contains(&node.path) {
                 updates.extend(self.put(node, now));

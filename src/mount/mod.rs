@@ -20,8 +20,8 @@ mod kernel;
 mod notifier;
 
 pub use daemon::{Readiness, Side, detach};
-pub use notifier::{HELPER, help};
 use kernel::{KernelMount, MountSpec};
+pub use notifier::{HELPER, help};
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -79,7 +79,11 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     warn_if_empty(&cells);
     if let Some(limit) = settings.tree.request_timeout {
         let limit = limit.as_secs();
-        tracing::warn!(limit, ?timeout, "the kernel gives up a mount whose requests take longer: waits end before, calls are shorter");
+        tracing::warn!(
+            limit,
+            ?timeout,
+            "the kernel gives up a mount whose requests take longer: waits end before, calls are shorter"
+        );
     }
     let control = Arc::new(Control::new(settings.config, settings.set_log_level));
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);

@@ -157,7 +157,8 @@ fn tell(way: &Way, call: &Call) -> io::Result<()> {
     match way {
         Way::Clone(root) => make(root.as_fd(), call),
         Way::Path(mountpoint, device) => {
-            let root = nix::fcntl::open(mountpoint, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+            let root =
+                nix::fcntl::open(mountpoint, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
             // Where the mount is gone, this is somebody else's directory.
             if fstat(&root)?.st_dev != *device {
                 return Ok(());

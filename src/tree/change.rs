@@ -68,7 +68,10 @@ impl Tree {
             Node::Lock(cell, dir) => {
                 let snapshot = self.cell(cell)?.snapshot().await?;
                 match snapshot.has_children(dir) || is_virtual(cell, dir) {
-                    true => Err(Error::new(Kind::NotPermitted, ".lock cannot be removed: it is there as long as its directory")),
+                    true => Err(Error::new(
+                        Kind::NotPermitted,
+                        ".lock cannot be removed: it is there as long as its directory",
+                    )),
                     // It goes with the directory: for `rm -r`.
                     false => Ok(()),
                 }

@@ -229,7 +229,8 @@ impl Tree {
     pub(super) fn echo_done(&self, parent: u64, name: &str, happened: Happened) -> Result<Attr> {
         let mut now = self.echo.now.lock();
         let now = now.as_mut().ok_or_else(Error::not_found)?;
-        if now.job.happened != happened || now.job.name != name || !Echo::parent_matches(&now.job, &self.node(parent)?) {
+        if now.job.happened != happened || now.job.name != name || !Echo::parent_matches(&now.job, &self.node(parent)?)
+        {
             return Err(Error::new(Kind::NotPermitted, "this is not what is to be told"));
         }
         now.done = true;

@@ -111,7 +111,11 @@ impl Tree {
             self.overlay.edit(&file, |_| 0, Vec::clear)?;
         }
         self.overlay.opened(&file);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Scratch { file, append: mode.append }), cached: true, flushed: true })
+        Ok(Opened {
+            handle: self.handles.add(ino, Handle::Scratch { file, append: mode.append }),
+            cached: true,
+            flushed: true,
+        })
     }
 
     fn own_draft(&self, caller: &Caller, ino: u64) -> Option<Arc<Draft>> {
@@ -418,7 +422,9 @@ impl Tree {
                 self.overlay.closed(&file);
                 Ok(())
             }
-            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(..) | Handle::Lock(_) => self.handles.remove(handle).map(drop),
+            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(..) | Handle::Lock(_) => {
+                self.handles.remove(handle).map(drop)
+            }
         }
     }
 }

@@ -52,7 +52,8 @@ impl LockCall {
 
 /// Directories that can be named although nothing is stored there: elections and named locks come to be by being locked.
 pub(super) fn is_virtual(cell: &CellName, dir: &TopoPath) -> bool {
-    let above = |path: &str| path.strip_prefix(dir.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let above =
+        |path: &str| path.strip_prefix(dir.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     cell.is_global() && !dir.is_root() && (above(ELECTIONS) || above(NAMED_LOCKS) || needs_no_records(dir))
 }
 
@@ -82,14 +83,13 @@ impl Tree {
         self.locks.settled(&*self.cell(cell)?, dir, ino).await;
         // Read when it is read; a service that is away is noticed here.
         self.lock_content(cell, dir).await?;
-        let file = LockFile {
-            cell: cell.clone(),
-            dir: dir.clone(),
-            action: Mutex::default(),
-            shown: Mutex::default(),
-        };
+        let file = LockFile { cell: cell.clone(), dir: dir.clone(), action: Mutex::default(), shown: Mutex::default() };
         self.locks.follow(&self.cell(cell)?);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))), cached: false, flushed: true })
+        Ok(Opened {
+            handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))),
+            cached: false,
+            flushed: true,
+        })
     }
 
     /// A lock is there already. Only whoever has made the directory believes that it is empty (`cp -a`, `tar x`), and may bring
@@ -144,7 +144,9 @@ impl Tree {
         let text = if is_election(dir) {
             action.unwrap_or_else(|| format!("{}:{}", host_name(), call.pid)).into()
         } else {
-            let action = action.unwrap_or_else(|| format!("{} (pid {})", process::name(call.pid).unwrap_or_else(|| "topofs".to_owned()), call.pid));
+            let action = action.unwrap_or_else(|| {
+                format!("{} (pid {})", process::name(call.pid).unwrap_or_else(|| "topofs".to_owned()), call.pid)
+            });
             contents(&Reason { action, user: user_name(caller.uid) })
         };
         self.locks.lock_dir(&self.cell(cell)?, dir, &request, text).await

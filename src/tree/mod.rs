@@ -253,7 +253,9 @@ impl Tree {
             Node::Control | Node::ControlFile(_) => {
                 Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
             }
-            Node::Record(..) | Node::Scratch(_) | Node::Lock(..) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+            Node::Record(..) | Node::Scratch(_) | Node::Lock(..) => {
+                Err(Error::new(Kind::NotDirectory, "not a directory"))
+            }
         }
     }
 

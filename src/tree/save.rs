@@ -139,7 +139,9 @@ impl Tree {
         for (index, change) in changes.iter().enumerate() {
             let stored = outcome.as_ref().ok().and_then(|applied| applied.versions.get(index).copied().flatten());
             let revision = match (&change.action, stored, change.guard) {
-                (Action::Put(_), Some(version), _) | (Action::Delete, _, Guard::Version(version)) => Some(version.written),
+                (Action::Put(_), Some(version), _) | (Action::Delete, _, Guard::Version(version)) => {
+                    Some(version.written)
+                }
                 _ => None,
             };
             if let (Some(revision), true) = (revision, outcome.is_ok()) {

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use common::world::connect_options;
 use topofs::backend::{
-    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Guard, Implementation, Location, Version, open,
+    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Guard, Implementation, Location, Version,
+    open,
 };
 use topofs::name::{CellName, TopoPath};
 

@@ -50,7 +50,9 @@ fn nothing_is_left(mount: &Mount) {
 
 #[test]
 fn flock_belongs_to_the_open_file() {
-    on_both("flock", "
+    on_both(
+        "flock",
+        "
 f = opened()
 fcntl.flock(f, EX)
 assert is_locked()
@@ -87,12 +89,15 @@ assert is_locked()
 _, fds, _, _ = socket.recv_fds(b, 1, 1)
 assert is_locked()
 os.close(fds[0])
-becomes_free()");
+becomes_free()",
+    );
 }
 
 #[test]
 fn posix_locks_belong_to_the_process() {
-    on_both("posix", "
+    on_both(
+        "posix",
+        "
 f = opened()
 fcntl.lockf(f, EX)
 assert in_child(lambda: refused(lambda: fcntl.lockf(opened(), EX | NB)))
@@ -110,13 +115,16 @@ if pid == 0:
     fcntl.lockf(f, EX); os.kill(os.getpid(), 9)
 os.waitpid(pid, 0)
 end = time.time() + 20
-while in_child(lambda: refused(lambda: fcntl.lockf(opened(), EX | NB))): assert time.time() < end");
+while in_child(lambda: refused(lambda: fcntl.lockf(opened(), EX | NB))): assert time.time() < end",
+    );
 }
 
 #[test]
 fn open_file_description_locks_belong_to_the_open_file() {
     // xfstests generic/478: OFD and POSIX locks, through clones, forks and second opens.
-    on_both("ofd", "
+    on_both(
+        "ofd",
+        "
 f = opened()
 ofd(f, fcntl.F_WRLCK)
 # Through a duplicate or a child's copy: the same owner.
@@ -144,7 +152,8 @@ os.close(r); os.close(f)
 assert in_child(lambda: refused(lambda: ofd(opened(), fcntl.F_WRLCK)))
 os.close(w); os.wait()
 end = time.time() + 20
-while in_child(lambda: refused(lambda: ofd(opened(), fcntl.F_WRLCK))): assert time.time() < end");
+while in_child(lambda: refused(lambda: ofd(opened(), fcntl.F_WRLCK))): assert time.time() < end",
+    );
 }
 
 #[test]

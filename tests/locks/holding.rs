@@ -190,7 +190,12 @@ fn a_dead_service_cannot_be_locked() {
     let mount = service.mount(&["--stale-after=1s", "--remote-operation-timeout=2s", "--topo-etcd-lease-ttl=3s"]);
     let mut waiter = {
         let _holder = Holder::new(&mount, LOCK);
-        let waiter = std::process::Command::new("flock").args([LOCK, "true"]).current_dir(mount.root()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let waiter = std::process::Command::new("flock")
+            .args([LOCK, "true"])
+            .current_dir(mount.root())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         eventually("it waits", || (report(&mount, LOCK)[0]["queue"].as_array().unwrap().len() == 1).then_some(()));
         server.kill();
         eventually("it is noticed", || (mount.status()["cells"]["global"]["state"] == "down").then_some(()));

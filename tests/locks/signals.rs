@@ -12,8 +12,15 @@ use crate::{Holder, LOCK, is_free, py, report};
 const LATE: Duration = Duration::from_millis(200 + 300);
 
 fn waiter(mount: &Mount, program: &[&str]) -> std::process::Child {
-    let mut command = std::process::Command::new(program[0]);
-    command.args(&program[1..]).current_dir(mount.root()).stderr(std::process::Stdio::null()).spawn().unwrap()
+    // A shell that runs tests in the background makes them ignore SIGINT.
+    let mut command = std::process::Command::new("env");
+    command
+        .arg("--default-signal")
+        .args(program)
+        .current_dir(mount.root())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 fn queue(mount: &Mount) -> usize {

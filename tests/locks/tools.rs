@@ -5,7 +5,8 @@ use std::process::{Child, Command, Stdio};
 use crate::common::{bound_command, consul, etcd, eventually, spawn_bound, text};
 use crate::{DIR, Holder, LOCK, events, is_free, report};
 
-const BY_HAND: &str = r#"{"Action": "by hand", "HostName": "h", "UserName": "u", "Time": "2026-01-01T00:00:00Z", "Status": "Running"}"#;
+const BY_HAND: &str =
+    r#"{"Action": "by hand", "HostName": "h", "UserName": "u", "Time": "2026-01-01T00:00:00Z", "Status": "Running"}"#;
 
 fn order_of(path: &std::path::Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
@@ -19,7 +20,8 @@ fn etcdctl() {
     let lease_of = |answer: String| i64::from_str_radix(answer.split(' ').nth(1).unwrap(), 16).unwrap();
     let lease = lease_of(etcd::shared().ctl(&["lease", "grant", "300"]));
     let line = format!("{}/{DIR}/locks", service.root);
-    let put = |lease: i64| etcd::shared().ctl(&["put", &format!("--lease={lease:x}"), &format!("{line}/{lease}"), BY_HAND]);
+    let put =
+        |lease: i64| etcd::shared().ctl(&["put", &format!("--lease={lease:x}"), &format!("{line}/{lease}"), BY_HAND]);
     put(lease);
     // It blocks flock; the order is kept.
     assert!(!is_free(&mount, LOCK));
@@ -108,7 +110,7 @@ fn zk_cli() {
     let output = mount.bash(&format!("{} unlock --force --yes {LOCK}", crate::common::mount::TOPOFS));
     assert!(output.status.success(), "{}", text(&output));
     assert!(is_free(&mount, LOCK));
-    assert!(service.get(&format!("{DIR}/locks")).is_none());
+    eventually("nothing is left", || service.get(&format!("{DIR}/locks")).is_none().then_some(()));
 }
 
 #[test]
@@ -119,7 +121,10 @@ fn consul_lock() {
     let holder = Holder::new(&mount, LOCK);
     let inside = mount.outside().join("inside");
     let session = |name: &str| {
-        let answer = consul::shared().curl(&["-X", "PUT", "-d", &format!(r#"{{"Name": "{name}", "TTL": "60s", "LockDelay": "0s"}}"#)], "session/create");
+        let answer = consul::shared().curl(
+            &["-X", "PUT", "-d", &format!(r#"{{"Name": "{name}", "TTL": "60s", "LockDelay": "0s"}}"#)],
+            "session/create",
+        );
         serde_json::from_str::<serde_json::Value>(&answer.unwrap()).unwrap()["ID"].as_str().unwrap().to_owned()
     };
     let acquire = |id: &str| {
@@ -150,12 +155,17 @@ fn consul_lock() {
     assert!(output.status.success(), "{}", text(&output));
     assert!(report(&mount, LOCK).is_empty() && is_free(&mount, LOCK));
     // The command `consul lock PREFIX` cannot take part: it always locks PREFIX/.lock, and Vitess's key is PREFIX/Lock.
-    let tool = ["target/tools/consul/usr/bin/consul", "consul"].into_iter().find(|tool| Command::new(tool).arg("version").output().is_ok());
+    let tool = ["target/tools/consul/usr/bin/consul", "consul"]
+        .into_iter()
+        .find(|tool| Command::new(tool).arg("version").output().is_ok());
     let mut command = bound_command(tool.expect("consul is there"));
     command.args(["lock", &format!("-http-addr={}", service.server), "-n=1", "-child-exit-code"]);
     let marker = mount.outside().join("tool");
     let prefix = format!("{}/{DIR}", service.root.trim_start_matches('/'));
-    command.args([&prefix, &format!("touch {}; sleep 1000", marker.display())]).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args([&prefix, &format!("touch {}; sleep 1000", marker.display())])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut tool = spawn_bound(command);
     eventually("the tool is inside", || marker.exists().then_some(()));
     // Its key is no name that Vitess uses, and does not concern us.

@@ -43,8 +43,12 @@ impl Watcher {
         let (out, err) = (std::fs::File::create(&seen).unwrap(), mount.outside().join("ready"));
         let mut command = Command::new("inotifywait");
         let events = ["modify", "close_write", "create", "delete", "attrib", "moved_to"];
-        command.args(["-m", "-r", "--format", "%e %w%f"]).args(events.iter().flat_map(|event| ["-e", event])).arg(&root);
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(std::fs::File::create(&err).unwrap()).spawn().unwrap();
+        command
+            .args(["-m", "-r", "--format", "%e %w%f"])
+            .args(events.iter().flat_map(|event| ["-e", event]))
+            .arg(&root);
+        let child =
+            command.stdin(Stdio::null()).stdout(out).stderr(std::fs::File::create(&err).unwrap()).spawn().unwrap();
         eventually("it watches", || std::fs::read_to_string(&err).unwrap().contains("established").then_some(()));
         Self { child, seen, root }
     }
@@ -165,7 +169,9 @@ fn a_burst_is_told_completely() {
     for number in 0..3_000 {
         service.put(&format!("global/metadata/key{number:04}"), b"x");
     }
-    eventually("the last", || watcher.seen().iter().any(|(event, path)| event == "CREATE" && path == "key2999").then_some(()));
+    eventually("the last", || {
+        watcher.seen().iter().any(|(event, path)| event == "CREATE" && path == "key2999").then_some(())
+    });
     let created: std::collections::BTreeSet<String> =
         watcher.seen().into_iter().filter(|(event, _)| event == "CREATE").map(|(_, path)| path).collect();
     assert_eq!(created.len(), 3_000);

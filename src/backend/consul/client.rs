@@ -284,7 +284,8 @@ impl Client {
     /// missing is dated by it, and read again when in doubt.
     async fn by_transaction(&self, verb: &'static str, key: &str) -> Result<Indexed<Vec<Pair>>, BackendError> {
         let index = self.newest().await?;
-        let operation = Operation { kv: KvOperation { verb, key: key.to_owned(), value: None, index: None, session: None } };
+        let operation =
+            Operation { kv: KvOperation { verb, key: key.to_owned(), value: None, index: None, session: None } };
         let value = match self.transact(&[operation]).await? {
             Transacted::Done(pairs) => pairs,
             Transacted::Refused(_) => Vec::new(),

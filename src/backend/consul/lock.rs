@@ -29,11 +29,7 @@ pub(super) struct Terms {
 
 impl Terms {
     pub fn new(options: &ConsulOptions) -> Self {
-        Self {
-            ttl: options.lock_session_ttl,
-            checks: options.lock_session_checks.clone(),
-            delay: options.lock_delay,
-        }
+        Self { ttl: options.lock_session_ttl, checks: options.lock_session_checks.clone(), delay: options.lock_delay }
     }
 }
 

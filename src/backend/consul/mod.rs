@@ -153,7 +153,8 @@ fn bytes(pair: &Pair) -> Result<Bytes, BackendError> {
 /// `None` for keys that cannot be file names.
 fn node(keys: &KeySpace, pair: &Pair) -> Result<Option<Node>, BackendError> {
     let Some(path) = keys.path(pair.key.as_bytes()) else { return Ok(None) };
-    let role = if pair.flags == LOCK_FLAGS || pair.session.is_some() { Role::Lock(lock::owner(pair)) } else { Role::Record };
+    let role =
+        if pair.flags == LOCK_FLAGS || pair.session.is_some() { Role::Lock(lock::owner(pair)) } else { Role::Record };
     Ok(Some(Node { path, value: bytes(pair)?, version: version(pair), role, modified: None }))
 }
 

@@ -36,9 +36,8 @@ pub(super) async fn enter(
 ) -> Result<Waiting, BackendError> {
     let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
     let begun = Instant::now();
-    let (granted, _) = connection
-        .write(|client| async move { client.lease_client().grant(seconds, None).await })
-        .await?;
+    let (granted, _) =
+        connection.write(|client| async move { client.lease_client().grant(seconds, None).await }).await?;
     let (lease, ttl) = (granted.id(), Duration::from_secs(granted.ttl().unsigned_abs().max(1)));
     let keeper = {
         let connection = connection.clone();
@@ -87,13 +86,7 @@ async fn put(
         _ => None,
     });
     let kv = kv.ok_or_else(|| BackendError::new(Failure::Other, format!("{path}: gone at revision {}", at.0)))?;
-    Ok(Node {
-        path,
-        value: contents.clone(),
-        version: version(&kv),
-        role: Role::Lock(owner(lease)),
-        modified: None,
-    })
+    Ok(Node { path, value: contents.clone(), version: version(&kv), role: Role::Lock(owner(lease)), modified: None })
 }
 
 pub(super) fn owner(lease: i64) -> Owner {

@@ -96,8 +96,7 @@ impl Lines {
                 let shown = self.keys.path(path.as_bytes());
                 let path = shown.ok_or_else(|| BackendError::new(Failure::Other, format!("{path} is no path")))?;
                 let role = Role::Lock(owner(client.session_id().0));
-                let node =
-                    Node { path, value: contents.clone(), version: version(&stat), role, modified: None };
+                let node = Node { path, value: contents.clone(), version: version(&stat), role, modified: None };
                 Ok(Arc::new(Waiting { lines: self.clone(), client, line, node }))
             }
             Err(error) => {

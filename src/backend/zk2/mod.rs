@@ -11,8 +11,8 @@ use zookeeper_client::Permission;
 
 use super::lock::{LOCKS, SharedPlace};
 use super::{
-    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing, Location,
-    Node, Role, SIGN_OF_LIFE, WatchStream, check_limits,
+    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
+    Location, Node, Role, SIGN_OF_LIFE, WatchStream, check_limits,
 };
 use crate::name::TopoPath;
 
@@ -121,7 +121,8 @@ impl Backend for Zk {
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
         let key = znode(&self.keys, path);
-        let found = write::look(&Access::any(&self.voters), &[key]).await.map_err(|error| self.voters.explain(&error))?;
+        let found =
+            write::look(&Access::any(&self.voters), &[key]).await.map_err(|error| self.voters.explain(&error))?;
         let at = found.at;
         let node = found
             .nodes
@@ -132,7 +133,11 @@ impl Backend for Zk {
         let node = node.map(|znode| Node {
             path: path.clone(),
             version: version(&znode.stat),
-            role: if znode.stat.ephemeral_owner == 0 { Role::Record } else { Role::Lock(lock::owner(znode.stat.ephemeral_owner)) },
+            role: if znode.stat.ephemeral_owner == 0 {
+                Role::Record
+            } else {
+                Role::Lock(lock::owner(znode.stat.ephemeral_owner))
+            },
             value: Bytes::from(znode.data),
             modified: None,
         });

@@ -16,6 +16,10 @@ use crate::backend::{BackendError, Failure};
 
 /// How long a silent connection is trusted before another server is tried.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(4);
+/// How often a session is asked for again because the answer to the credentials may have come first.
+const OVERTAKEN: u32 = 10;
+/// Pause before that.
+const OVERTAKEN_PAUSE: Duration = Duration::from_millis(20);
 /// How long a server may take to say what it is, when we look for the reason why none could be connected.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -157,10 +161,17 @@ impl Sessions {
     /// A session of its caller's own, for a watch: what is delivered on it comes in order with what is read on it.
     pub async fn open(&self) -> Result<Client, CallError> {
         let deadline = Instant::now() + self.timeout;
+        let mut overtaken = 0;
         loop {
             let begin = Instant::now();
             match timeout_at(deadline, self.connect()).await {
                 Ok(Ok(client)) => return Ok(client),
+                // The client sends its credentials right behind the request for a session; a server on Netty may answer them
+                // first, and the client takes the one answer for the other.
+                Ok(Err(ZkError::NoHosts)) if self.auth.is_some() && overtaken < OVERTAKEN => {
+                    overtaken += 1;
+                    tokio::time::sleep(OVERTAKEN_PAUSE).await;
+                }
                 // A server under load may need longer for a session than a silent one is given.
                 Ok(Err(ZkError::NoHosts | ZkError::Timeout))
                     if begin.elapsed() >= SILENCE_LIMIT / 2 && Instant::now() < deadline => {}

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use tokio::time::timeout;
 use zookeeper_client::{
-    Acl, Acls, AuthId, Client, CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult, Permission,
-    Stat,
+    Acl, Acls, AuthId, Client, CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult,
+    Permission, Stat,
 };
 
 use super::session::{CallError, Sessions};

@@ -1,4 +1,4 @@
-//! What happens, as JSON lines, newest last.
+//! What happens, as JSON lines, newest last: a file that grows. Its beginning is dropped as it grows; offsets go on.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
 use super::timestamp;
 use crate::name::CellName;
@@ -13,11 +14,48 @@ use crate::name::CellName;
 /// Events kept.
 const KEPT: usize = 10_000;
 
-/// A bounded log of events.
+/// A bounded log of events, read by many at their own pace.
+#[derive(Debug)]
+pub struct EventLog {
+    log: Mutex<Log>,
+    end: watch::Sender<u64>,
+    kept: usize,
+}
+
 #[derive(Debug, Default)]
-pub struct EventLog(Mutex<VecDeque<String>>);
+struct Log {
+    /// Each with the place of its first byte among all bytes that ever were.
+    lines: VecDeque<(u64, String)>,
+    /// The number of the first line that is kept.
+    first: u64,
+    end: u64,
+}
+
+/// How far somebody has read.
+#[derive(Debug, Default)]
+pub struct Reader {
+    started: bool,
+    /// What is added to an offset of the file to get a place in the log.
+    shift: i64,
+    /// The number of the next line.
+    next: u64,
+    /// The place after what was read last.
+    place: u64,
+    /// The line that stands for lost ones, and its offset.
+    gap: Option<(u64, Bytes)>,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self::keeping(KEPT)
+    }
+}
 
 impl EventLog {
+    fn keeping(kept: usize) -> Self {
+        Self { log: Mutex::default(), end: watch::Sender::new(0), kept }
+    }
+
     /// Adds an event.
     pub fn record(&self, cell: &CellName, path: &str, kind: &str, more: &[(&str, Value)]) {
         let mut event = Map::new();
@@ -26,15 +64,124 @@ impl EventLog {
         event.insert("path".to_owned(), json!(path));
         event.insert("kind".to_owned(), json!(kind));
         event.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        let mut lines = self.0.lock();
-        if lines.len() >= KEPT {
-            lines.pop_front();
-        }
-        lines.push_back(format!("{}\n", Value::Object(event)));
+        self.add(format!("{}\n", Value::Object(event)));
     }
 
-    /// All lines.
-    pub fn lines(&self) -> Bytes {
-        self.0.lock().iter().fold(String::new(), |all, line| all + line).into()
+    fn add(&self, line: String) {
+        let end = {
+            let mut log = self.log.lock();
+            if log.lines.len() >= self.kept && log.lines.pop_front().is_some() {
+                log.first += 1;
+            }
+            let start = log.end;
+            log.end += line.len() as u64;
+            log.lines.push_back((start, line));
+            log.end
+        };
+        self.end.send_replace(end);
+    }
+
+    /// The size of the file: of all that ever happened.
+    pub fn size(&self) -> usize {
+        usize::try_from(*self.end.borrow()).unwrap_or(usize::MAX)
+    }
+
+    /// Changes whenever there is more to read.
+    pub fn growth(&self) -> watch::Receiver<u64> {
+        self.end.subscribe()
+    }
+
+    /// Whether a reader has not read everything.
+    pub fn has_more(&self, reader: &Reader) -> bool {
+        let log = self.log.lock();
+        if reader.started { reader.place < log.end } else { !log.lines.is_empty() }
+    }
+
+    /// Reads on. Who begins at offset 0 begins with what is kept. Who is too slow for what is kept gets a line that says how many
+    /// events were lost, and goes on behind them. Nothing means that there is no more yet.
+    pub fn read(&self, reader: &mut Reader, offset: u64, size: usize) -> Bytes {
+        let log = self.log.lock();
+        let start = log.lines.front().map_or(log.end, |(start, _)| *start);
+        if !reader.started {
+            reader.started = true;
+            reader.shift = if offset == 0 { start.cast_signed() } else { 0 };
+            reader.next = log.first;
+        }
+        if let Some((at, text)) = &reader.gap {
+            let end = at + text.len() as u64;
+            if (*at..end).contains(&offset) {
+                let from = usize::try_from(offset - at).unwrap_or(0);
+                return text.slice(from..text.len().min(from.saturating_add(size)));
+            }
+        }
+        let mut place = offset.saturating_add_signed(reader.shift);
+        if place < start {
+            let lost = log.first.saturating_sub(reader.next);
+            let text = Bytes::from(format!("{}\n", json!({ "lost": lost })));
+            reader.shift = start.cast_signed() - offset.cast_signed() - i64::try_from(text.len()).unwrap_or(0);
+            reader.next = log.first;
+            reader.gap = Some((offset, text.clone()));
+            return text.slice(..text.len().min(size));
+        }
+        let mut data = Vec::new();
+        let index = log.lines.partition_point(|(start, _)| *start <= place).saturating_sub(1);
+        for (number, (start, line)) in log.lines.iter().enumerate().skip(index) {
+            let from = usize::try_from(place.saturating_sub(*start)).unwrap_or(usize::MAX);
+            let rest = line.as_bytes().get(from..).unwrap_or_default();
+            let taken = rest.get(..rest.len().min(size - data.len())).unwrap_or_default();
+            data.extend_from_slice(taken);
+            place += taken.len() as u64;
+            reader.next = log.first + number as u64 + 1;
+            if data.len() == size {
+                break;
+            }
+        }
+        reader.place = place;
+        data.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(log: &EventLog, reader: &mut Reader, offset: &mut u64, size: usize) -> String {
+        let mut text = String::new();
+        loop {
+            let data = log.read(reader, *offset, size);
+            if data.is_empty() {
+                return text;
+            }
+            *offset += data.len() as u64;
+            text += std::str::from_utf8(&data).unwrap();
+        }
+    }
+
+    #[test]
+    fn readers_go_on_where_they_were() {
+        for size in [1, 3, 7, 1000] {
+            let log = EventLog::keeping(3);
+            let (mut reader, mut offset) = (Reader::default(), 0);
+            assert!(!log.has_more(&reader));
+            log.add("one\n".to_owned());
+            log.add("two\n".to_owned());
+            assert!(log.has_more(&reader));
+            assert_eq!(all(&log, &mut reader, &mut offset, size), "one\ntwo\n");
+            assert!(!log.has_more(&reader));
+            log.add("three\n".to_owned());
+            assert_eq!(all(&log, &mut reader, &mut offset, size), "three\n");
+            // Two are dropped before they are read.
+            for line in ["four\n", "five\n", "six\n", "seven\n", "eight\n"] {
+                log.add(line.to_owned());
+            }
+            assert_eq!(all(&log, &mut reader, &mut offset, size), "{\"lost\":2}\nsix\nseven\neight\n");
+            log.add("nine\n".to_owned());
+            assert_eq!(all(&log, &mut reader, &mut offset, size), "nine\n");
+            // Who comes late begins with what is kept.
+            assert_eq!(all(&log, &mut Reader::default(), &mut 0, size), "seven\neight\nnine\n");
+            // `tail` begins near the end.
+            let mut end = log.size() as u64 - 5;
+            assert_eq!(all(&log, &mut Reader::default(), &mut end, size), "nine\n");
+        }
     }
 }

@@ -14,7 +14,7 @@ mod requests;
 mod status;
 
 pub use errors::{ErrorLog, Refusal};
-pub use events::EventLog;
+pub use events::{EventLog, Reader};
 pub use requests::{Op, Requests};
 pub use status::TreeCounts;
 
@@ -121,9 +121,8 @@ impl Control {
         match file {
             ControlFile::Status => pretty(&status::status(self, cells, counts)),
             ControlFile::Errors => self.errors.lines(),
-            ControlFile::Events => self.events.lines(),
-            // Asked of the services when it is opened.
-            ControlFile::Locks => Bytes::new(),
+            // The one is read as it grows, the other asked of the services when it is opened.
+            ControlFile::Events | ControlFile::Locks => Bytes::new(),
             ControlFile::Config => pretty(&self.config),
             ControlFile::Version => format!("topofs {}\n", env!("CARGO_PKG_VERSION")).into(),
             ControlFile::Control => Bytes::from_static(COMMANDS.as_bytes()),

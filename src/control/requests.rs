@@ -40,6 +40,7 @@ operations! {
     Release "release",
     Getlk "getlk",
     Setlk "setlk",
+    Poll "poll",
     Opendir "opendir",
     Readdir "readdir",
     Readdirplus "readdirplus",

@@ -6,16 +6,18 @@
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLock, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::control::{Op, Refusal};
@@ -49,6 +51,8 @@ pub struct Adapter {
     tree: Arc<Tree>,
     runtime: tokio::runtime::Handle,
     under_way: TaskTracker,
+    /// Who waits for more to read.
+    pollers: Arc<Mutex<Vec<PollNotifier>>>,
 }
 
 /// One request, as the log of errors names it.
@@ -63,7 +67,9 @@ struct Call {
 impl Adapter {
     /// Over a tree; what waits runs in the given runtime.
     pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
-        Self { tree, runtime, under_way: TaskTracker::new() }
+        let pollers: Arc<Mutex<Vec<PollNotifier>>> = Arc::default();
+        runtime.spawn(wake(tree.control().events.growth(), Arc::downgrade(&pollers)));
+        Self { tree, runtime, under_way: TaskTracker::new(), pollers }
     }
 
     /// The requests that wait for a backend: what is to be waited for after the last one.
@@ -103,6 +109,18 @@ impl Adapter {
             Ok(Poll::Ready(())) => {}
             Ok(Poll::Pending) => drop(self.under_way.spawn_on(task, &self.runtime)),
             Err(_) => tracing::error!(%op, "a request has failed with a panic; please report this"),
+        }
+    }
+}
+
+/// Wakes up who waits for more events, for as long as there is an adapter.
+async fn wake(mut growth: watch::Receiver<u64>, pollers: Weak<Mutex<Vec<PollNotifier>>>) {
+    while growth.changed().await.is_ok() {
+        let Some(pollers) = pollers.upgrade() else { return };
+        let waiting = std::mem::take(&mut *pollers.lock());
+        for notifier in waiting {
+            // Who has closed the file meanwhile is not to be woken.
+            let _ = notifier.notify();
         }
     }
 }
@@ -420,6 +438,27 @@ impl fuser::Filesystem for Adapter {
             },
             reply_empty(reply),
         );
+    }
+
+    fn poll(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        notifier: PollNotifier,
+        events: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        self.tree.control().requests.count(Op::Poll);
+        let ready = PollEvents::POLLIN | PollEvents::POLLRDNORM | PollEvents::POLLOUT | PollEvents::POLLWRNORM;
+        let mut readable = self.tree.is_readable(handle.0);
+        if !readable && flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY) {
+            self.pollers.lock().push(notifier);
+            // It may have come before we were there to be told.
+            readable = self.tree.is_readable(handle.0);
+        }
+        reply.poll(if readable { events & ready } else { PollEvents::empty() });
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

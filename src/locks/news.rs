@@ -20,6 +20,10 @@ impl Locks {
     }
 
     async fn tell_changes(self: Arc<Self>, cell: Arc<Cell>) {
+        tokio::select! {
+            () = self.stop.cancelled() => return,
+            () = cell.mirror.loaded() => {}
+        }
         let mut changes = cell.mirror.lock_changes();
         let mut known = cell.holders(&cell.mirror.snapshot());
         loop {

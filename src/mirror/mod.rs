@@ -185,7 +185,14 @@ impl Mirror {
         let _ = link.wait_for(|link| !matches!(link, Link::Idle | Link::Loading)).await;
     }
 
-    /// Every change from now on, in order. A listener that falls behind is told so by the channel.
+    /// Waits until there is a first list, without asking for it.
+    pub async fn loaded(&self) {
+        let mut link = self.link.subscribe();
+        // The sender lives as long as self: waiting cannot fail.
+        let _ = link.wait_for(|link| matches!(link, Link::Live)).await;
+    }
+
+    /// Every change after the first list, in order. A listener that falls behind is told so by the channel.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Vec<Update>>> {
         self.updates.subscribe()
     }
@@ -288,7 +295,8 @@ impl Mirror {
         self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
         let updates = self.state.lock().restart(listing, SystemTime::now());
         let differences = updates.len() as u64;
-        self.publish(updates);
+        // What is loaded first was there all the time: nothing has happened.
+        self.publish(if again { updates } else { Vec::new() });
         if again {
             self.counters.caught_up.fetch_add(differences, Ordering::Relaxed);
             self.counters.reconnects.fetch_add(1, Ordering::Relaxed);

@@ -75,9 +75,12 @@ impl Tree {
         match node {
             Node::Root | Node::Control => Ok(self.dir_attr()),
             Node::ControlFile(file) => {
-                let content = self.control.read(*file, &self.cells, &self.counts());
+                let size = match file {
+                    ControlFile::Events => self.control.events.size(),
+                    _ => self.control.read(*file, &self.cells, &self.counts()).len(),
+                };
                 let mode = if *file == ControlFile::Control { FILE_MODE } else { FILE_MODE & 0o444 };
-                Ok(Attr { mode: mode & !self.options.umask, ..self.file_attr(content.len(), SystemTime::now()) })
+                Ok(Attr { mode: mode & !self.options.umask, ..self.file_attr(size, SystemTime::now()) })
             }
             Node::Dir(cell, path) => {
                 self.require_dir(cell, path).await?;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::lockfile::{LOCK, is_virtual};
@@ -19,7 +20,8 @@ use super::{Attr, Caller, Node, Opened, Tree};
 use crate::backend::Revision;
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
-use crate::mirror::{Snapshot, Update};
+use crate::locks::Saver;
+use crate::mirror::{Record, Snapshot, Update};
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
@@ -64,6 +66,19 @@ impl Job {
     }
 }
 
+/// A commit of this mount's own.
+#[derive(Debug, Clone)]
+pub(super) struct OwnCommit {
+    /// What was stored; for a deletion, what was deleted.
+    pub revision: Revision,
+    /// The form that it went through.
+    pub form: Form,
+    /// Who it was.
+    pub saver: Saver,
+    /// The name of the program.
+    pub command: Option<String>,
+}
+
 /// The call that is being made, and what is to come.
 #[derive(Debug)]
 pub(super) struct Echo {
@@ -75,7 +90,7 @@ pub(super) struct Echo {
     /// Changes that wait to be told: one telling is enough for all that happened before it.
     pending: Mutex<HashSet<Node>>,
     /// Which form this mount's own commits went through: of that one the kernel has told already.
-    own: Mutex<HashMap<Place, VecDeque<(Revision, Form)>>>,
+    own: Mutex<HashMap<Place, VecDeque<OwnCommit>>>,
     followed: Mutex<HashSet<CellName>>,
 }
 
@@ -108,26 +123,26 @@ impl Echo {
         caller.thread != 0 && caller.thread == self.thread.load(Ordering::Relaxed)
     }
 
-    /// Notes that a commit of this mount's own went through one form.
-    pub fn note_own(&self, place: &Place, revision: Revision, form: Form) {
+    /// Notes a commit of this mount's own.
+    pub fn note_own(&self, place: &Place, commit: OwnCommit) {
         let mut own = self.own.lock();
         let known = own.entry(place.clone()).or_default();
         if known.len() >= OWN {
             known.pop_front();
         }
-        known.push_back((revision, form));
+        known.push_back(commit);
     }
 
-    fn take_own(&self, place: &Place, revision: Revision) -> Option<Form> {
+    fn take_own(&self, place: &Place, revision: Revision) -> Option<OwnCommit> {
         let mut own = self.own.lock();
         let known = own.get_mut(place)?;
-        let index = known.iter().position(|(noted, _)| *noted == revision)?;
+        let index = known.iter().position(|commit| commit.revision == revision)?;
         // What came before will not be asked for any more.
-        let form = known.drain(..=index).next_back().map(|(_, form)| form);
+        let commit = known.drain(..=index).next_back();
         if known.is_empty() {
             own.remove(place);
         }
-        form
+        commit
     }
 
     fn push(&self, job: Job) {
@@ -254,6 +269,10 @@ impl Tree {
 
     async fn tell_of(self: Arc<Self>, cell: Arc<Cell>) {
         let mut updates = cell.mirror.subscribe();
+        if !self.is_loaded(&cell).await {
+            return;
+        }
+        // What has come in between is in it already, and is passed over.
         let mut told = Snapshot::clone(&cell.mirror.snapshot());
         loop {
             let news = tokio::select! {
@@ -279,6 +298,14 @@ impl Tree {
         }
     }
 
+    /// Waits until somebody has connected a cell; not if the mount ends before.
+    async fn is_loaded(&self, cell: &Cell) -> bool {
+        tokio::select! {
+            () = self.stop.cancelled() => false,
+            () = cell.mirror.loaded() => true,
+        }
+    }
+
     async fn tell(&self, cell: &Cell, update: &Update, told: &mut Snapshot) {
         let Update { path, new, .. } = update;
         let old = match new {
@@ -290,6 +317,8 @@ impl Tree {
         self.committing.wait(&place).await;
         let revision = new.as_ref().or(old.as_ref()).map(|record| record.version.written);
         let own = revision.and_then(|revision| self.echo.take_own(&place, revision));
+        self.record(cell, path, (old.as_ref(), new.as_ref()), own.as_ref());
+        let own = own.map(|commit| commit.form);
         let before = told.clone();
         match new {
             Some(record) => drop(told.records.insert(path.clone(), record.clone())),
@@ -319,6 +348,30 @@ impl Tree {
             }
             (None, None) => {}
         }
+    }
+
+    /// Adds a line to `.topofs/events`.
+    fn record(
+        &self,
+        cell: &Cell,
+        path: &TopoPath,
+        (old, new): (Option<&Record>, Option<&Record>),
+        own: Option<&OwnCommit>,
+    ) {
+        let kind = match (old, new) {
+            (Some(old), Some(new)) if old.version == new.version => return,
+            (None, None) => return,
+            (None, Some(_)) => "created",
+            (Some(_), Some(_)) => "changed",
+            (Some(_), None) => "deleted",
+        };
+        let number = |record: Option<&Record>| json!(record.map(|record| record.version.number));
+        let by = own.map_or_else(
+            || json!("remote"),
+            |own| json!({ "uid": own.saver.uid, "pid": own.saver.process, "command": own.command }),
+        );
+        let more = [("version", number(new)), ("old_version", number(old)), ("by", by)];
+        self.control.events.record(&cell.name, path.as_str(), kind, &more);
     }
 
     fn tell_forms(&self, cell: &Cell, shown: &Snapshot, path: &TopoPath, own: Option<Form>, happened: Happened) {
@@ -358,6 +411,9 @@ impl Tree {
     }
 
     async fn tell_of_locks(self: Arc<Self>, cell: Arc<Cell>) {
+        if !self.is_loaded(&cell).await {
+            return;
+        }
         let mut changes = cell.mirror.lock_changes();
         let mut known = cell.holders(&cell.mirror.snapshot());
         loop {

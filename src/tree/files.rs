@@ -91,6 +91,10 @@ impl Tree {
         if mode.write && file != ControlFile::Control {
             return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
         }
+        if file == ControlFile::Events {
+            let handle = self.handles.add(ino, Handle::Events(Arc::default()));
+            return Ok(Opened { handle, cached: false, flushed: true });
+        }
         let content = self.control_content(file).await;
         Ok(Opened {
             handle: self.handles.add(ino, Handle::Control(file, Arc::new(Mutex::new(content)))),
@@ -290,11 +294,12 @@ impl Tree {
             Handle::Control(file, content) => {
                 let mut content = content.lock();
                 // `tail -f` reads on at the end.
-                if matches!(file, ControlFile::Errors | ControlFile::Events) && offset >= content.len() {
+                if file == ControlFile::Errors && offset >= content.len() {
                     *content = self.control.read(file, &self.cells, &self.counts());
                 }
                 Ok(slice(&content))
             }
+            Handle::Events(reader) => Ok(self.control.events.read(&mut reader.lock(), offset as u64, size)),
             Handle::Draft(draft) => Ok(draft.read(offset, size)),
             Handle::Scratch { file, .. } => {
                 let state = file.state.lock();
@@ -343,7 +348,9 @@ impl Tree {
                     }
                 })
             }
-            Handle::Dir(_) | Handle::Reader(_) => Err(Error::new(Kind::BadDescriptor, "not open for writing")),
+            Handle::Dir(_) | Handle::Reader(_) | Handle::Events(_) => {
+                Err(Error::new(Kind::BadDescriptor, "not open for writing"))
+            }
         }
         .map(|()| Vec::new())
     }
@@ -388,6 +395,14 @@ impl Tree {
         draft.wrote() && writers_of(draft.opener, ino).is_some_and(|count| count > others)
     }
 
+    /// Whether reading from an open file gives something now. Only `.topofs/events` is waited for.
+    pub fn is_readable(&self, handle: u64) -> bool {
+        match self.handles.get(handle) {
+            Ok(Handle::Events(reader)) => self.control.events.has_more(&reader.lock()),
+            _ => true,
+        }
+    }
+
     /// fsync(2): saves now.
     pub async fn fsync(&self, handle: u64) -> Result<()> {
         match self.handles.get(handle)? {
@@ -422,7 +437,7 @@ impl Tree {
                 self.overlay.closed(&file);
                 Ok(())
             }
-            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(..) | Handle::Lock(_) => {
+            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(..) | Handle::Lock(_) | Handle::Events(_) => {
                 self.handles.remove(handle).map(drop)
             }
         }

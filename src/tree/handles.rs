@@ -22,6 +22,7 @@ pub(super) enum Handle {
     Reader(Arc<Reader>),
     Draft(Arc<Draft>),
     Lock(Arc<LockFile>),
+    Events(Arc<Mutex<crate::control::Reader>>),
     Scratch {
         file: Arc<Scratch>,
         append: bool,

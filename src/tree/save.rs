@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::draft::{Base, Draft, Occasion};
+use super::echo::OwnCommit;
 use super::{Caller, RespectLocks, Tree};
 use crate::backend::{Action, Applied, Change, Guard};
 use crate::cells::Cell;
@@ -145,7 +146,8 @@ impl Tree {
                 _ => None,
             };
             if let (Some(revision), true) = (revision, outcome.is_ok()) {
-                self.echo.note_own(&place(change), revision, form);
+                let command = crate::process::name(saver.process);
+                self.echo.note_own(&place(change), OwnCommit { revision, form, saver, command });
             }
             self.committing.end(&place(change));
         }

@@ -125,3 +125,32 @@ pub fn is_mounted(path: &Path) -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     mounts.lines().any(|line| line.split(' ').nth(1) == path.to_str())
 }
+
+/// A program whose lines are waited for.
+pub struct Lines {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+/// Starts a program that prints lines.
+pub fn lines(mut command: std::process::Command) -> Lines {
+    use std::io::BufRead;
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let out = std::io::BufReader::new(child.stdout.take().unwrap());
+    let (send, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+    Lines { child, lines }
+}
+
+impl Lines {
+    pub fn next(&self) -> String {
+        self.lines.recv_timeout(super::DEADLINE).expect("a line in time")
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -77,6 +77,8 @@ impl ZkCli {
 
 impl Drop for ZkCli {
     fn drop(&mut self) {
+        // It ends its session.
+        self.say("quit");
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }

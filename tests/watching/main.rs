@@ -135,6 +135,26 @@ on_each_service! {
 }
 
 #[test]
+fn looking_into_a_cell_for_the_first_time_is_no_event() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let mount = service.mount(&[]);
+    let seen = mount.outside().join("seen");
+    // Not recursive: that would look into it.
+    let script = format!("exec inotifywait -m -e create -e delete -e modify zone1 > {0} 2> {0}.ready", seen.display());
+    let mut watcher = Command::new("bash").args(["-c", &script]).current_dir(mount.root()).spawn().unwrap();
+    let ready = std::path::PathBuf::from(format!("{}.ready", seen.display()));
+    eventually("it watches", || std::fs::read_to_string(&ready).ok()?.contains("established").then_some(()));
+    assert_eq!(mount.status()["cells"]["zone1"]["state"], "idle");
+    mount.sh("ls -R zone1 > /dev/null; cat zone1/SrvVSchema.txt > /dev/null");
+    service.put("zone1/SrvVSchema", b"");
+    eventually("a change is told", || std::fs::read_to_string(&seen).unwrap().contains("MODIFY").then_some(()));
+    let events = std::fs::read_to_string(&seen).unwrap();
+    let _ = watcher.kill();
+    let _ = watcher.wait();
+    assert!(!events.contains("CREATE"), "{events}");
+}
+
+#[test]
 fn read_only_mounts_have_events_and_stay_read_only() {
     let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
     let (here, there) = (service.mount(&["--read-only"]), service.mount(&[]));
@@ -228,4 +248,48 @@ fn a_daemon_that_is_killed_is_gone_at_once() {
         });
         assert_eq!(std::fs::read_dir(mount.root()).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
     }
+}
+
+#[test]
+fn the_stream_of_events_says_who_did_what() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let (here, there) = (service.mount(&[]), service.mount(&[]));
+    // A program that waits with poll(2), one that follows with tail(1).
+    let waiting = "import json, os, select, sys
+f = os.open('.topofs/events', os.O_RDONLY)
+while os.read(f, 65536): pass
+p = select.epoll() if sys.argv[1] == 'epoll' else select.poll()
+p.register(f, select.POLLIN)
+assert not p.poll(0.2 if sys.argv[1] == 'epoll' else 200)
+print('waiting', flush=True)
+seen = b''
+while b'deleted' not in seen:
+    assert p.poll(20 if sys.argv[1] == 'epoll' else 20000), 'nothing came'
+    seen += os.read(f, 65536)
+for line in seen.splitlines(): print(json.loads(line)['kind'], flush=True)";
+    let start = |program: &str, args: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(here.root()).stdin(Stdio::null());
+        common::mount::lines(command)
+    };
+    let pollers = [start("python3", &["-c", waiting, "poll"]), start("python3", &["-c", waiting, "epoll"])];
+    for poller in &pollers {
+        assert_eq!(poller.next(), "waiting");
+    }
+    let tail = start("tail", &["-n", "0", "-f", ".topofs/events"]);
+    let begin = std::time::Instant::now();
+    eventually("tail is there", || (begin.elapsed().as_millis() > 300).then_some(()));
+    here.sh("echo x > global/metadata/new");
+    there.sh("echo y > global/metadata/new; rm global/metadata/new");
+    for poller in &pollers {
+        let kinds: Vec<String> = std::iter::repeat_with(|| poller.next()).take(3).collect();
+        assert_eq!(kinds, ["created", "changed", "deleted"]);
+    }
+    let lines: Vec<serde_json::Value> =
+        std::iter::repeat_with(|| serde_json::from_str(&tail.next()).unwrap()).take(3).collect();
+    assert_eq!((&lines[0]["path"], &lines[0]["by"]["command"]), (&"metadata/new".into(), &"bash".into()));
+    assert_eq!((lines[0]["by"]["uid"].as_u64(), &lines[1]["by"]), (Some(0), &"remote".into()));
+    assert_eq!(lines[1]["old_version"], lines[0]["version"]);
+    assert_eq!((&lines[2]["version"], &lines[2]["old_version"]), (&serde_json::Value::Null, &lines[1]["version"]));
+    assert_eq!(here.sh("wc -l < .topofs/events; jq -s length .topofs/events").split_whitespace().collect::<std::collections::BTreeSet<_>>().len(), 1);
 }

@@ -146,6 +146,11 @@ impl Lines {
     pub fn next(&self) -> String {
         self.lines.recv_timeout(super::DEADLINE).expect("a line in time")
     }
+
+    /// One that is there already.
+    pub fn try_next(&self) -> Option<String> {
+        self.lines.try_recv().ok()
+    }
 }
 
 impl Drop for Lines {

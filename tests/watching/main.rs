@@ -5,6 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod users;
+
 use std::process::{Child, Command, Stdio};
 
 use common::mount::Mount;
@@ -291,5 +293,11 @@ for line in seen.splitlines(): print(json.loads(line)['kind'], flush=True)";
     assert_eq!((lines[0]["by"]["uid"].as_u64(), &lines[1]["by"]), (Some(0), &"remote".into()));
     assert_eq!(lines[1]["old_version"], lines[0]["version"]);
     assert_eq!((&lines[2]["version"], &lines[2]["old_version"]), (&serde_json::Value::Null, &lines[1]["version"]));
-    assert_eq!(here.sh("wc -l < .topofs/events; jq -s length .topofs/events").split_whitespace().collect::<std::collections::BTreeSet<_>>().len(), 1);
+    assert_eq!(
+        here.sh("wc -l < .topofs/events; jq -s length .topofs/events")
+            .split_whitespace()
+            .collect::<std::collections::BTreeSet<_>>()
+            .len(),
+        1
+    );
 }

@@ -15,7 +15,7 @@ pub(super) struct UnlockArgs {
     /// Take the lock away from its holder; without this, only show it
     #[arg(long, short)]
     force: bool,
-    /// Do not ask
+    /// Do not ask; without a terminal nobody can be asked
     #[arg(long, short)]
     yes: bool,
     /// A directory in a mount, or its .lock
@@ -31,11 +31,15 @@ impl UnlockArgs {
     pub fn run(&self) -> anyhow::Result<bool> {
         let path = std::path::absolute(&self.path)?;
         let path = path.canonicalize().unwrap_or(path);
-        let mount = path.ancestors().find(|dir| dir.join(DIR_NAME).join(ControlFile::Locks.name()).exists());
+        let mount = path.ancestors().find(|dir| dir.join(DIR_NAME).join(ControlFile::Locks.name()).is_file());
         let mount = mount.with_context(|| format!("{} is not in a mount of topofs", path.display()))?;
         let dir = path.strip_prefix(mount)?;
         let dir = if dir.ends_with(".lock") { dir.parent().unwrap_or(dir) } else { dir };
         let name = dir.to_str().filter(|name| !name.is_empty()).context("names no directory of a cell")?;
+        // A name that is mistyped must not look like a lock that is free.
+        if !mount.join(dir).is_dir() || dir.starts_with(DIR_NAME) {
+            bail!("{name} is no directory of a cell");
+        }
         let locks = std::fs::read_to_string(mount.join(DIR_NAME).join(ControlFile::Locks.name()))?;
         let lock = find(&locks, &format!("{name}/.lock"));
         let key = match &lock {

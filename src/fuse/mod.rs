@@ -3,11 +3,7 @@
 //! A callback polls its future once, right in the session thread: what is answered from memory is answered there and then.
 //! What has to wait for a backend goes on in the runtime, so that no session thread ever waits.
 
-use std::ffi::{OsStr, OsString};
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::ffi::OsStr;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -17,16 +13,14 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
-use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
-
-use crate::control::{Op, Refusal};
-use crate::error::Result;
+use crate::control::Op;
 use crate::locks::Range;
-use crate::tree::{Attr, Caller, DirEntry, LockCall, OpenMode, SetAttr, Tree};
+use crate::tree::{Attr, DirEntry, LockCall, OpenMode, SetAttr};
 
+mod adapter;
 mod convert;
+
+pub use adapter::Adapter;
 
 use convert::{
     file_attr, index_of, kind, offset_of, open_flags, open_mode, reply_attr, reply_empty, reply_entry, reply_xattr,
@@ -46,86 +40,6 @@ const BATCH: usize = 512;
 /// Unit of sizes in statfs, in bytes.
 const BLOCK: u64 = 4096;
 
-/// Serves a tree to the kernel.
-#[derive(Debug)]
-pub struct Adapter {
-    tree: Arc<Tree>,
-    runtime: tokio::runtime::Handle,
-    under_way: TaskTracker,
-    /// Who waits for more to read.
-    pollers: Arc<Mutex<Vec<PollNotifier>>>,
-}
-
-/// One request, as the log of errors names it.
-struct Call {
-    op: Op,
-    ino: u64,
-    name: Option<OsString>,
-    uid: u32,
-    pid: u32,
-}
-
-impl Adapter {
-    /// Over a tree; what waits runs in the given runtime.
-    pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
-        let pollers: Arc<Mutex<Vec<PollNotifier>>> = Arc::default();
-        runtime.spawn(wake(tree.control().events.growth(), Arc::downgrade(&pollers)));
-        Self { tree, runtime, under_way: TaskTracker::new(), pollers }
-    }
-
-    /// The requests that wait for a backend: what is to be waited for after the last one.
-    pub fn under_way(&self) -> TaskTracker {
-        self.under_way.clone()
-    }
-
-    /// Runs an operation and replies.
-    fn answer<T, F>(
-        &self,
-        (op, request, ino, name): (Op, &Request, INodeNo, Option<&OsStr>),
-        operation: impl FnOnce(Arc<Tree>, Caller) -> F,
-        reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
-    ) where
-        F: Future<Output = Result<T>> + Send + 'static,
-    {
-        self.tree.control().requests.count(op);
-        let (uid, pid) = (request.uid(), request.pid());
-        let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), uid, pid };
-        let caller = Caller::new(uid, request.gid(), pid);
-        let operation = operation(self.tree.clone(), caller);
-        let tree = self.tree.clone();
-        let mut task = Box::pin(async move {
-            reply(operation.await.map_err(|error| {
-                if error.kind.needs_explaining() {
-                    let path = tree.describe(call.ino, call.name.as_deref());
-                    let Call { op, uid, pid, .. } = call;
-                    tree.control().errors.record(&Refusal { op, path: &path, uid, pid, error: &error });
-                }
-                Errno::from_i32(error.kind.errno())
-            }));
-        });
-        let _runtime = self.runtime.enter();
-        let mut context = Context::from_waker(Waker::noop());
-        // A panic must not end the session thread; the unanswered request is answered with EIO when its reply is dropped.
-        match std::panic::catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut context))) {
-            Ok(Poll::Ready(())) => {}
-            Ok(Poll::Pending) => drop(self.under_way.spawn_on(task, &self.runtime)),
-            Err(_) => tracing::error!(%op, "a request has failed with a panic; please report this"),
-        }
-    }
-}
-
-/// Wakes up who waits for more events, for as long as there is an adapter.
-async fn wake(mut growth: watch::Receiver<u64>, pollers: Weak<Mutex<Vec<PollNotifier>>>) {
-    while growth.changed().await.is_ok() {
-        let Some(pollers) = pollers.upgrade() else { return };
-        let waiting = std::mem::take(&mut *pollers.lock());
-        for notifier in waiting {
-            // Who has closed the file meanwhile is not to be woken.
-            let _ = notifier.notify();
-        }
-    }
-}
-
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = InitFlags::FUSE_ATOMIC_O_TRUNC
@@ -135,9 +49,12 @@ impl fuser::Filesystem for Adapter {
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_POSIX_LOCKS
             | InitFlags::FUSE_FLOCK_LOCKS;
-        // The rest is for speed; without this one `> file` would be two changes.
-        if !config.capabilities().contains(InitFlags::FUSE_ATOMIC_O_TRUNC) {
-            return Err(std::io::Error::other("this kernel has no FUSE_ATOMIC_O_TRUNC"));
+        // The rest is for speed; without the first `> file` would be two changes, without the others a lock would be nobody's
+        // but this machine's.
+        let needed = InitFlags::FUSE_ATOMIC_O_TRUNC | InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
+        let missing = needed - config.capabilities();
+        if !missing.is_empty() {
+            return Err(std::io::Error::other(format!("this kernel has no {missing:?}")));
         }
         let known = wanted & config.capabilities();
         config.add_capabilities(known).map_err(|flags| std::io::Error::other(format!("not granted: {flags:?}")))?;
@@ -453,12 +370,8 @@ impl fuser::Filesystem for Adapter {
     ) {
         self.tree.control().requests.count(Op::Poll);
         let ready = PollEvents::POLLIN | PollEvents::POLLRDNORM | PollEvents::POLLOUT | PollEvents::POLLWRNORM;
-        let mut readable = self.tree.is_readable(handle.0);
-        if !readable && flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY) {
-            self.pollers.lock().push(notifier);
-            // It may have come before we were there to be told.
-            readable = self.tree.is_readable(handle.0);
-        }
+        let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(notifier);
+        let readable = self.is_readable(handle.0, notifier);
         reply.poll(if readable { events & ready } else { PollEvents::empty() });
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::contents::{Reason, contents, in_words};
-use super::{Ended, Locks, Parked, Range, Request, SECOND_LOOK, interrupted, would_block};
+use super::{Ended, Locks, Parked, Range, Request, SECOND_LOOK, ending, interrupted, would_block};
 use crate::backend::{Change, Node};
 use crate::cells::{Cell, LockPlace};
 use crate::error::{Error, Kind, Result};
@@ -25,6 +25,8 @@ const PARKED: Duration = Duration::from_secs(1);
 const LOOKS: usize = 10;
 /// Pause between attempts to give a lock back.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
+/// Attempts to give a lock back before it is left to its lease or session.
+const LEAVES: usize = 60;
 /// Places that one request may lose while it waits (its lease ends while the service is away) before it fails.
 const PLACES: usize = 2;
 
@@ -107,6 +109,7 @@ impl Locks {
                 Found::Coming => {
                     tokio::select! {
                         _ = changes.changed() => {}
+                        () = self.closing.cancelled() => return Err(ending()),
                         why = &mut ended => return Err(interrupted(why)),
                     }
                 }
@@ -127,6 +130,7 @@ impl Locks {
                 None => tokio::select! {
                     biased;
                     place = self.stand(cell, dir, (request.ino, request.range.pid), text.clone()) => place?,
+                    () = self.closing.cancelled() => return Err(ending()),
                     why = &mut ended => return Err(interrupted(why)),
                 },
             };
@@ -140,6 +144,10 @@ impl Locks {
                         }
                     }
                 },
+                () = self.closing.cancelled() => {
+                    self.give_back(request.ino, place).await;
+                    return Err(ending());
+                }
                 why = &mut ended => {
                     self.park(key, request.thread, place, why);
                     return Err(interrupted(why));
@@ -228,8 +236,8 @@ impl Locks {
         (ino, pid): (u64, u32),
         text: Bytes,
     ) -> Result<Arc<LockPlace>> {
-        if self.closed.load(std::sync::atomic::Ordering::Acquire) {
-            return Err(Error::new(Kind::Io, "the mount is ending"));
+        if self.closing.is_cancelled() {
+            return Err(ending());
         }
         self.leaving.wait(&ino).await;
         let (tell, told) = oneshot::channel();
@@ -246,7 +254,7 @@ impl Locks {
                 locks.leave(&place).await;
             }
         });
-        told.await.map_err(|_| Error::new(Kind::Io, "the mount is ending"))?
+        told.await.map_err(|_| ending())?
     }
 
     /// Waits for the places of waiters that have ended to be left.
@@ -385,10 +393,10 @@ impl Locks {
 
     /// Leaves a place for good.
     async fn leave(&self, place: &Arc<LockPlace>) {
-        while let Err(error) = place.leave().await {
+        for _ in 0..LEAVES {
+            let Err(error) = place.leave().await else { break };
             tracing::debug!(%error, "a lock cannot be given back now");
             tokio::select! {
-                _ = place.lost() => break,
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(LEAVE_PAUSE) => {}
             }
@@ -450,10 +458,18 @@ impl Locks {
         };
         match taken {
             Ok(place) => Ok(Temporary(Some(self.note(place, (0, self.number(), saver.process))?))),
-            Err(holder) => {
-                let who = holder.map_or_else(|| "another".to_owned(), |node| in_words(&node.value));
-                Err(Error::new(Kind::Busy, format!("{}/{dir} is locked by {who}", cell.name)))
+            Err(holder) => Err(busy(cell, dir, holder.as_ref())),
+        }
+    }
+
+    /// Fails with EBUSY if somebody else holds the lock of a directory.
+    pub async fn refuse_if_foreign(&self, cell: &Cell, dir: &TopoPath) -> Result<()> {
+        let snapshot = cell.snapshot().await?;
+        match cell.holder(&snapshot, dir) {
+            Some(holder) if self.pid_of(&holder).is_none() && cell.still_locked(&holder).await? => {
+                Err(busy(cell, dir, Some(&holder)))
             }
+            _ => Ok(()),
         }
     }
 
@@ -464,4 +480,9 @@ impl Locks {
         self.held.lock().retain(|other| other.number != held.number);
         self.give_back(0, held.place.clone()).await;
     }
+}
+
+fn busy(cell: &Cell, dir: &TopoPath, holder: Option<&Node>) -> Error {
+    let who = holder.map_or_else(|| "another".to_owned(), |node| in_words(&node.value));
+    Error::new(Kind::Busy, format!("{}/{dir} is locked by {who}", cell.name))
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -77,7 +77,8 @@ pub struct Locks {
     /// Locks of files that are being given back.
     leaving: UnderWay<u64>,
     last: AtomicU64,
-    closed: AtomicBool,
+    /// Nobody waits any more.
+    closing: CancellationToken,
     patience: Patience,
     control: Arc<Control>,
     followed: Mutex<HashSet<crate::name::CellName>>,
@@ -98,7 +99,7 @@ impl Locks {
             entering: Mutex::default(),
             leaving: UnderWay::default(),
             last: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
+            closing: CancellationToken::new(),
             patience,
             control,
             followed: Mutex::default(),
@@ -129,6 +130,7 @@ impl Locks {
             }
             tokio::select! {
                 _ = changes.changed() => {}
+                () = self.closing.cancelled() => return Err(ending()),
                 why = &mut ended => return Err(interrupted(why)),
             }
         }
@@ -184,9 +186,14 @@ impl Locks {
         self.give_back_unused(ino).await;
     }
 
+    /// Ends all waits: the mount is ending.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+
     /// Gives everything back, within a time.
     pub async fn shutdown(self: &Arc<Self>, patience: Duration) {
-        self.closed.store(true, Ordering::Release);
+        self.close();
         self.stop.cancel();
         self.held.lock().clear();
         let places: Vec<Arc<LockPlace>> = self.places.lock().values().map(|(place, _)| place.clone()).collect();
@@ -220,6 +227,10 @@ impl Locks {
     fn number(&self) -> u64 {
         self.last.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+fn ending() -> Error {
+    Error::new(Kind::Io, "the mount is ending")
 }
 
 fn would_block() -> Error {

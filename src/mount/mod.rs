@@ -97,6 +97,8 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
         // Nobody would ever unmount it.
         Err(error) => mount.unmount().and(Err(error)),
     };
+    // Saves that are under way may need the locks that are held; who waits for one does not get it any more.
+    tree.locks().close();
     under_way.close();
     if tokio::time::timeout(timeout, under_way.wait()).await.is_err() {
         tracing::error!("the backend has not answered in time: changes that were under way may be lost");

@@ -96,7 +96,10 @@ impl Notifier {
                         let error = io::Error::from_raw_os_error(errno);
                         tracing::debug!(path, happened = ?job.happened, %error, "an event could not be raised");
                     }
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                    // It ends with the mount.
+                    Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
+                        break;
+                    }
                     Err(error) => {
                         tracing::error!(%error, "the helper that raises events has failed: there are no more events");
                         break;

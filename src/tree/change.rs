@@ -49,7 +49,11 @@ impl Tree {
         if self.cell(&cell)?.snapshot().await?.has_children(&path) || self.overlay.has_children(&place) {
             return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
         }
-        if self.overlay.remove_dir(&place) { Ok(()) } else { Err(Error::not_found()) }
+        if !self.overlay.remove_dir(&place) {
+            return Err(Error::not_found());
+        }
+        self.inodes.retire(&Node::Dir(cell, path));
+        Ok(())
     }
 
     /// Removes a name. Any form's name removes the record.

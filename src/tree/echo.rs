@@ -251,7 +251,11 @@ impl Tree {
         now.done = true;
         match happened {
             Happened::Created | Happened::DirMade => Ok(self.echo_attr(now)),
-            _ => Ok(now.attr.clone()),
+            Happened::DirRemoved => {
+                self.inodes.retire(&now.job.node);
+                Ok(now.attr.clone())
+            }
+            Happened::Changed | Happened::Deleted => Ok(now.attr.clone()),
         }
     }
 

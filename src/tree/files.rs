@@ -72,6 +72,7 @@ impl Tree {
                 self.save_under_way(cell, path).await;
                 if mode.write {
                     self.refuse_if_read_only()?;
+                    self.refuse_early(caller, cell, path).await?;
                     let base = self.fetch_base(cell, path).await?;
                     if base.is_none()
                         && self.recent.removal(caller, &node).is_none()

@@ -84,8 +84,17 @@ impl Inodes {
         if slot.lookups == 0
             && let Some(slot) = table.by_number.remove(&number)
         {
-            table.by_node.remove(&slot.node);
+            // A node whose number was retired has another one.
+            if table.by_node.get(&slot.node) == Some(&number) {
+                table.by_node.remove(&slot.node);
+            }
         }
+    }
+
+    /// A directory is removed. The kernel takes its inode for dead as long as anybody has something open below it, so what is made
+    /// of the same name is another inode.
+    pub fn retire(&self, node: &Node) {
+        self.0.lock().by_node.remove(node);
     }
 
     /// What a number stands for, if the kernel knows it.
@@ -121,6 +130,21 @@ mod tests {
         assert_eq!(inodes.node(number), None);
         assert_eq!(inodes.count(), 1, "the root remains");
         assert_eq!(inodes.told(&node), number, "the number is the same again");
+    }
+
+    #[test]
+    fn what_was_removed_and_made_again_is_another_inode() {
+        let inodes = Inodes::default();
+        let node = Node::Scratch(ScratchId(7));
+        let dead = inodes.told(&node);
+        inodes.retire(&node);
+        let living = inodes.told(&node);
+        assert_ne!(living, dead);
+        assert_eq!((inodes.node(dead), inodes.node(living)), (Some(node.clone()), Some(node.clone())));
+        inodes.forget(dead, 1);
+        assert_eq!(inodes.told(&node), living, "the other is not concerned");
+        inodes.forget(living, 2);
+        assert_eq!(inodes.told(&node), dead, "when all are forgotten it is the first number again");
     }
 
     #[test]

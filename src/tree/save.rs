@@ -111,6 +111,12 @@ impl Tree {
         needed.sort();
         needed.dedup();
         let mut taken = Vec::new();
+        // Whoever holds a keyspace's lock may be at work on anything below it: nothing of that is taken away.
+        for change in changes.iter().filter(|change| change.action == Action::Delete) {
+            if let Some(keyspace) = self.keyspace_of(cell, &change.path).filter(|dir| !needed.contains(dir)) {
+                self.locks.refuse_if_foreign(&connected, &keyspace).await?;
+            }
+        }
         let mut outcome = Ok(());
         for dir in &needed {
             let reason = Reason { action: format!("topofs: save below {cell}/{dir}"), user: user_name(saver.uid) };
@@ -168,6 +174,24 @@ impl Tree {
         let mut applied = cell.apply(&all).await?;
         applied.versions.drain(..fences.min(applied.versions.len()));
         Ok(applied)
+    }
+
+    /// Whether saving a record would be refused because of a lock: what is known at open, since shells ignore what close says.
+    pub(super) async fn refuse_early(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Result<()> {
+        let connected = self.cell(cell)?;
+        self.locks.fences(&connected, path, caller.into())?;
+        match self.needed_lock(cell, path) {
+            Some(dir) => self.locks.refuse_if_foreign(&connected, &dir).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The keyspace that a record of the global topology belongs to, if its lock is respected.
+    fn keyspace_of(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
+        let mut names = path.components();
+        let (Some("keyspaces"), Some(name), Some(_)) = (names.next(), names.next(), names.next()) else { return None };
+        let respected = cell.is_global() && self.options.respect_locks != RespectLocks::None;
+        TopoPath::parse(&format!("keyspaces/{name}")).ok().filter(|_| respected)
     }
 
     /// The directory whose lock a save of a record needs.

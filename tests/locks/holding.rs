@@ -139,6 +139,10 @@ print(kind, pid)";
             format!("sed -i s/semi_sync/none/ {keyspace}"),
             format!("printf 'durability_policy: \"none\"\\n' | tee {keyspace}"),
             format!("rm {keyspace}"),
+            // Shells ignore what close says: it is said at open.
+            format!("echo '{{}}' > {DIR}/Keyspace.json"),
+            format!("rm {DIR}/VSchema"),
+            format!("rm {DIR}/shards/0/Shard.json"),
         ] {
             let output = one.bash(&format!("set -o pipefail; {script}"));
             assert!(!output.status.success() && text(&output).contains("busy"), "{script}: {}", text(&output));
@@ -181,6 +185,50 @@ fn locks_of_the_embedded_service() {
     assert!(is_free(&mount, LOCK));
     // Both forms of a shared lock are exclusive.
     mount.sh(&format!("flock -s {LOCK} bash -c '! flock -n -s {LOCK} true'"));
+}
+
+/// What is made anew while somebody has the old one's lock, or anything else below it, open.
+#[test]
+fn a_directory_can_be_made_anew_while_it_is_in_use() {
+    let service = crate::etcd_service();
+    let (one, two) = (service.mount(&[]), service.mount(&[]));
+    let make = "mkdir -p global/keyspaces/again; echo '{}' > global/keyspaces/again/Keyspace.json";
+    for (open, remaker) in [(".lock", &one), ("Keyspace.json", &one), (".lock", &two), ("Keyspace.json", &two)] {
+        one.sh(make);
+        eventually("seen", || two.path("global/keyspaces/again/Keyspace").exists().then_some(()));
+        let file = std::fs::File::open(one.path(&format!("global/keyspaces/again/{open}"))).unwrap();
+        remaker.sh("rm -r global/keyspaces/again");
+        eventually("gone", || (!one.path("global/keyspaces/again").exists()).then_some(()));
+        remaker.sh(make);
+        eventually("there again", || {
+            let list = one.sh("ls -A global/keyspaces/again 2> /dev/null || true");
+            (list == ".lock\nKeyspace\nKeyspace.json\nKeyspace.txt\n").then_some(())
+        });
+        assert_eq!(one.read("global/keyspaces/again/Keyspace.json"), "{}\n");
+        assert!(is_free(&one, "global/keyspaces/again/.lock"));
+        one.sh("echo '{}' > global/keyspaces/again/VSchema.json");
+        drop(file);
+        one.sh("rm -r global/keyspaces/again");
+        eventually("gone", || (!two.path("global/keyspaces/again").exists()).then_some(()));
+    }
+}
+
+#[test]
+fn a_busy_mount_that_is_told_to_end_gives_its_locks_back() {
+    let service = crate::etcd_service();
+    let (one, two) = (service.mount(&[]), service.mount(&[]));
+    let _holder = Holder::new(&one, LOCK);
+    let mut waiter = std::process::Command::new("flock")
+        .args([LOCK, "true"])
+        .current_dir(one.root())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("it waits", || (report(&one, LOCK)[0]["queue"].as_array().unwrap().len() == 1).then_some(()));
+    signal(one.pid(), Signal::SIGTERM);
+    let status = eventually("the wait ends", || waiter.try_wait().unwrap());
+    assert!(!status.success(), "it does not get the lock any more");
+    eventually("free", || is_free(&two, LOCK).then_some(()));
 }
 
 #[test]

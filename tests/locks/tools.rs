@@ -57,6 +57,12 @@ fn etcdctl() {
     holder.end();
     let output = mount.bash(&format!("{} unlock {LOCK}", crate::common::mount::TOPOFS));
     assert!(output.status.success() && text(&output).contains("is not locked"), "{}", text(&output));
+    let output = mount.bash(&format!("{} unlock -fy global/internal/named_locks/any", crate::common::mount::TOPOFS));
+    assert!(output.status.success() && text(&output).contains("is not locked"), "{}", text(&output));
+    for wrong in ["global/keyspaces/none", "global/keyspaces/commerce/Keyspace.json", ".topofs", "/tmp"] {
+        let output = mount.bash(&format!("{} unlock -fy {wrong}", crate::common::mount::TOPOFS));
+        assert_eq!(output.status.code(), Some(1), "{wrong}: {}", text(&output));
+    }
 }
 
 /// A client of ZooKeeper's own, which reads commands as long as it lives.

@@ -236,7 +236,8 @@ impl Locks {
         (ino, pid): (u64, u32),
         text: Bytes,
     ) -> Result<Arc<LockPlace>> {
-        if self.closing.is_cancelled() {
+        // Saves that are under way may still need one while nobody waits any more.
+        if self.stop.is_cancelled() {
             return Err(ending());
         }
         self.leaving.wait(&ino).await;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -141,7 +142,14 @@ impl Tree {
             },
             shown => shown?,
         };
-        let reader = Reader { cell: cell.clone(), path: path.clone(), form, direct, shown: Mutex::new(shown) };
+        let reader = Reader {
+            cell: cell.clone(),
+            path: path.clone(),
+            form,
+            direct,
+            shown: Mutex::new(shown),
+            ended: AtomicBool::default(),
+        };
         Ok(Opened { handle: self.handles.add(ino, Handle::Reader(Arc::new(reader))), cached: false, flushed: true })
     }
 
@@ -308,8 +316,11 @@ impl Tree {
                 Ok(Bytes::copy_from_slice(state.content.get(offset..end).unwrap_or_default()))
             }
             Handle::Reader(reader) => {
-                // From the beginning: what there is now. Further on: the rest of the same state.
-                if offset == 0 {
+                // From the beginning: what there is now. Further on: the rest of the same state, to its end. Who asks again after
+                // that waits for more (`tail -f`).
+                let at_end = offset > 0 && offset >= reader.shown.lock().0.len();
+                let waits = reader.ended.swap(at_end, Ordering::Relaxed) && at_end;
+                if offset == 0 || waits {
                     let Reader { cell, path, form, direct, .. } = &*reader;
                     self.save_under_way(cell, path).await;
                     match self.shown(caller, cell, path, *form, *direct).await {

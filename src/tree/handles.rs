@@ -40,6 +40,8 @@ pub(super) struct Reader {
     /// O_DIRECT: asks the backend.
     pub direct: bool,
     pub shown: Mutex<(Bytes, SystemTime)>,
+    /// The end of it has been read.
+    pub ended: std::sync::atomic::AtomicBool,
 }
 
 /// The table of what is open.

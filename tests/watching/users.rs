@@ -124,8 +124,19 @@ fn incron() {
 fn tail() {
     let service = service();
     let mount = service.mount(&[]);
+    service.put(OWNER, b"one\n");
+    eventually("it is seen", || (mount.read(OWNER) == "one\n").then_some(()));
     let running = start(&mount, &format!("exec tail -n +1 -F {OWNER}"));
-    noticed(&service, || running.try_next().is_some_and(|line| line.contains("value")));
+    assert_eq!(running.next(), "one");
+    // A record that grows is followed as a file that grows.
+    service.put(OWNER, b"one\ntwo\n");
+    assert_eq!(running.next(), "two");
+    service.put(OWNER, b"one\ntwo\nthree\n");
+    assert_eq!(running.next(), "three");
+    // One that is another is read anew.
+    service.put(OWNER, b"new\n");
+    assert!(running.next().contains("truncated"));
+    assert_eq!(running.next(), "new");
 }
 
 #[test]

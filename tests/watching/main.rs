@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod soak;
 mod users;
 
 use std::process::{Child, Command, Stdio};

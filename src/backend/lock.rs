@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{BackendError, Failure, Guard, Node, Revision, Version};
+use super::{Action, BackendError, Change, Failure, Guard, Node, Revision, Version};
 use crate::name::TopoPath;
 
 /// Leader elections are below here, one directory each.
@@ -170,6 +170,11 @@ where
             }
         }
     }
+}
+
+/// The removal of a lock node, if it is still the same.
+pub(crate) fn removal(node: &Node) -> Change {
+    Change { path: node.path.clone(), guard: Guard::Version(node.version), action: Action::Delete }
 }
 
 /// The guard of a change that needs a lock held.

@@ -239,7 +239,7 @@ impl Backend for Memory {
     }
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
-        self.apply_now(&[removal(node)]).map(drop)
+        self.apply_now(&[lock::removal(node)]).map(drop)
     }
 }
 
@@ -248,10 +248,6 @@ impl Backend for Memory {
 struct Waiting {
     memory: Memory,
     node: Node,
-}
-
-fn removal(node: &Node) -> Change {
-    Change { path: node.path.clone(), guard: Guard::Version(node.version), action: Action::Delete }
 }
 
 #[async_trait]
@@ -275,7 +271,7 @@ impl Place for Waiting {
     }
 
     async fn leave(&self) -> Result<Revision, BackendError> {
-        match self.memory.apply_now(&[removal(&self.node)]) {
+        match self.memory.apply_now(&[lock::removal(&self.node)]) {
             Ok(applied) => Ok(applied.at),
             Err(error) if error.failure == Failure::NoNode => Ok(Revision::default()),
             Err(error) => Err(error),

@@ -3,7 +3,7 @@
 //! Whose turn it is, the service says. When to ask it, the mirror tells: it hears of every lock that comes and goes, so that
 //! hundreds of waiters cost the service nothing but their places.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +68,50 @@ pub struct LockPlace {
     held: Mutex<Option<Node>>,
 }
 
+/// Follows who holds the locks of a cell.
+#[derive(Debug)]
+pub struct Holders {
+    cell: Arc<Cell>,
+    changes: tokio::sync::watch::Receiver<u64>,
+    known: BTreeMap<TopoPath, Node>,
+}
+
+/// A lock that has another holder than before.
+#[derive(Debug)]
+pub struct HolderChange {
+    /// The directory that is locked.
+    pub dir: TopoPath,
+    /// Who had it.
+    pub before: Option<Node>,
+    /// Who has it.
+    pub now: Option<Node>,
+}
+
+impl Holders {
+    /// From the first list of the cell on, without asking for it: what is locked then is nothing new.
+    pub async fn of(cell: Arc<Cell>) -> Self {
+        cell.mirror.loaded().await;
+        let changes = cell.mirror.lock_changes();
+        let known = cell.holders(&cell.mirror.snapshot());
+        Self { cell, changes, known }
+    }
+
+    /// Waits until locks may have changed hands, and tells which have. May be given up at any moment.
+    pub async fn changed(&mut self) -> Vec<HolderChange> {
+        // The mirror lives as long as its cell: waiting cannot fail.
+        let _ = self.changes.changed().await;
+        let mut now = self.cell.holders(&self.cell.mirror.snapshot());
+        let mut before = std::mem::replace(&mut self.known, now.clone());
+        let dirs: BTreeSet<TopoPath> = before.keys().chain(now.keys()).cloned().collect();
+        let changes = dirs.into_iter().map(|dir| {
+            let (before, now) = (before.remove(&dir), now.remove(&dir));
+            HolderChange { dir, before, now }
+        });
+        let version = |node: &Option<Node>| node.as_ref().map(|node| node.version);
+        changes.filter(|change| version(&change.before) != version(&change.now)).collect()
+    }
+}
+
 impl Cell {
     /// The nodes of a directory's lock, those who have it or are next first.
     pub fn line(&self, snapshot: &Snapshot, dir: &TopoPath) -> Vec<Node> {
@@ -86,7 +130,7 @@ impl Cell {
     }
 
     /// All who hold a lock, by directory.
-    pub fn holders(&self, snapshot: &Snapshot) -> BTreeMap<TopoPath, Node> {
+    fn holders(&self, snapshot: &Snapshot) -> BTreeMap<TopoPath, Node> {
         let dirs = self.locked_dirs(snapshot);
         dirs.into_iter().filter_map(|dir| self.holder(snapshot, &dir).map(|node| (dir, node))).collect()
     }

@@ -8,7 +8,7 @@ use super::Locks;
 use super::contents::shown;
 use super::held::Held;
 use crate::backend::Node;
-use crate::cells::Cell;
+use crate::cells::{Cell, HolderChange, Holders};
 use crate::name::TopoPath;
 
 impl Locks {
@@ -20,27 +20,25 @@ impl Locks {
     }
 
     async fn tell_changes(self: Arc<Self>, cell: Arc<Cell>) {
-        tokio::select! {
-            () = self.stop.cancelled() => return,
-            () = cell.mirror.loaded() => {}
-        }
-        let mut changes = cell.mirror.lock_changes();
-        let mut known = cell.holders(&cell.mirror.snapshot());
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
-            }
-            let now = cell.holders(&cell.mirror.snapshot());
-            for (dir, node) in &now {
-                if known.get(dir).is_none_or(|before| before.version != node.version) {
-                    self.tell(&cell, dir, "locked", &[("holder", shown(&node.value)), ("by", self.by(node))]);
+        let follow = async {
+            let mut holders = Holders::of(cell.clone()).await;
+            loop {
+                let changes = holders.changed().await;
+                for HolderChange { dir, now, .. } in &changes {
+                    if let Some(node) = now {
+                        self.tell(&cell, dir, "locked", &[("holder", shown(&node.value)), ("by", self.by(node))]);
+                    }
+                }
+                for HolderChange { dir, before, now } in &changes {
+                    if let (Some(node), None) = (before, now) {
+                        self.tell(&cell, dir, "unlocked", &[("holder", shown(&node.value))]);
+                    }
                 }
             }
-            for (dir, node) in known.iter().filter(|(dir, _)| !now.contains_key(*dir)) {
-                self.tell(&cell, dir, "unlocked", &[("holder", shown(&node.value))]);
-            }
-            known = now;
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = follow => {}
         }
     }
 

@@ -18,7 +18,7 @@ use super::node::DATA;
 use super::overlay::Place;
 use super::{Attr, Caller, Node, Opened, Tree};
 use crate::backend::Revision;
-use crate::cells::Cell;
+use crate::cells::{Cell, HolderChange, Holders};
 use crate::error::{Error, Kind, Result};
 use crate::locks::Saver;
 use crate::mirror::{Record, Snapshot, Update};
@@ -415,27 +415,19 @@ impl Tree {
     }
 
     async fn tell_of_locks(self: Arc<Self>, cell: Arc<Cell>) {
-        if !self.is_loaded(&cell).await {
-            return;
-        }
-        let mut changes = cell.mirror.lock_changes();
-        let mut known = cell.holders(&cell.mirror.snapshot());
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
+        let follow = async {
+            let mut holders = Holders::of(cell.clone()).await;
+            loop {
+                for HolderChange { dir, .. } in holders.changed().await {
+                    let node = Node::Lock(cell.name.clone(), dir.clone());
+                    let parent = Some((cell.name.clone(), dir));
+                    self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK.to_owned() });
+                }
             }
-            let now = cell.holders(&cell.mirror.snapshot());
-            let version = |holders: &std::collections::BTreeMap<TopoPath, crate::backend::Node>, dir: &TopoPath| {
-                holders.get(dir).map(|node| node.version)
-            };
-            let dirs: std::collections::BTreeSet<&TopoPath> = known.keys().chain(now.keys()).collect();
-            for dir in dirs.into_iter().filter(|dir| version(&known, dir) != version(&now, dir)) {
-                let node = Node::Lock(cell.name.clone(), dir.clone());
-                let parent = Some((cell.name.clone(), dir.clone()));
-                self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK.to_owned() });
-            }
-            known = now;
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = follow => {}
         }
     }
 }

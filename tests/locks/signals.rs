@@ -181,7 +181,7 @@ fn many_who_wait_cost_nothing() {
     assert!(share < 0.04, "{share} of a core, 2 % for each hundred");
     // Waiting does not keep a session thread: looking is as fast as before, give or take what the machine does.
     let during = look();
-    assert!(during < before * 3, "{before:?} before, {during:?} beside 200 waiters");
+    assert!(during < before * 2, "{before:?} before, {during:?} beside 200 waiters");
     holder.end();
     for waiter in &mut waiters {
         assert!(waiter.wait().unwrap().success());

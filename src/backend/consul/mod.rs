@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::lock::{SharedPlace, is_election, needs_no_records};
+use super::lock::{SharedPlace, is_election, needs_no_records, removal};
 use super::{
     Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
     Location, Node, Revision, Role, Version, WatchStream, check_limits,
@@ -257,8 +257,7 @@ impl Backend for Consul {
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
         // The holder's session stays: it may hold more than this.
-        let change = Change { path: node.path.clone(), guard: Guard::Version(node.version), action: Action::Delete };
-        self.apply(&[change]).await.map(drop)
+        self.apply(&[removal(node)]).await.map(drop)
     }
 }
 

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use zookeeper_client::Permission;
 
-use super::lock::{LOCKS, SharedPlace};
+use super::lock::{LOCKS, SharedPlace, removal};
 use super::{
-    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
+    Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
     Location, Node, Role, SIGN_OF_LIFE, WatchStream, check_limits,
 };
 use crate::name::TopoPath;
@@ -210,8 +210,7 @@ impl Backend for Zk {
     }
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
-        let change = Change { path: node.path.clone(), guard: Guard::Version(node.version), action: Action::Delete };
-        self.apply(&[change]).await.map(drop)
+        self.apply(&[removal(node)]).await.map(drop)
     }
 
     async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {

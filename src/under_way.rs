@@ -36,6 +36,11 @@ impl<K: Hash + Eq> UnderWay<K> {
         }
     }
 
+    /// Whether work is under way.
+    pub fn contains(&self, key: &K) -> bool {
+        self.0.lock().contains_key(key)
+    }
+
     /// Waits until what is under way now has ended.
     pub async fn wait(&self, key: &K) {
         let Some(notify) = self.0.lock().get(key).map(|(_, notify)| notify.clone()) else { return };

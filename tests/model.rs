@@ -430,11 +430,9 @@ impl Real {
 
     /// What the directory holds: names from the listing, contents from the service and the scratch files.
     async fn listing(&self) -> BTreeMap<String, Vec<u8>> {
-        let handle = self.tree.opendir(self.dir).await.unwrap();
-        let entries = self.tree.readdir(self.dir, handle, 0, usize::MAX).await.unwrap();
-        self.tree.close(handle).await.unwrap();
+        let listing = self.tree.listing(self.dir, 0).await.unwrap();
         let mut all = BTreeMap::new();
-        for (_, entry) in entries.into_iter().filter(|(_, entry)| entry.name != "keep") {
+        for entry in listing.entries().map(|(entry, _)| entry.clone()).filter(|entry| entry.name != "keep") {
             let path = TopoPath::parse(&format!("{DIR}/{}", entry.name)).unwrap();
             let content = match self.backend.get(&path).await.unwrap().node {
                 Some(node) => node.value.to_vec(),

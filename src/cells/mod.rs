@@ -65,10 +65,20 @@ impl Cell {
             let waited = humantime::format_duration(self.timeout);
             return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
         }
+        self.snapshot_now()
+    }
+
+    /// The records, if they are there already.
+    pub fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
         match self.mirror.health() {
             Health::Live | Health::Shaky => Ok(self.mirror.snapshot()),
             Health::Down | Health::Idle | Health::Loading => self.down(),
         }
+    }
+
+    /// Ends when the cell is no longer shown, or is another place now.
+    pub async fn replaced(&self) {
+        self.stop.cancelled().await;
     }
 
     /// Whether old records are shown while the cell is down.
@@ -259,6 +269,11 @@ impl Cells {
         for name in self.options.only.iter().flatten() {
             if !name.is_global() && !next.contains_key(name) && !hidden.contains_key(name) {
                 hidden.insert(name.clone(), "it has no CellInfo record".to_owned());
+            }
+        }
+        for (name, cell) in current.iter() {
+            if !next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {
+                cell.stop.cancel();
             }
         }
         let before = self.hidden.swap(Arc::new(hidden.clone()));

@@ -97,6 +97,30 @@ impl EventLog {
         if reader.started { reader.place < log.end } else { !log.lines.is_empty() }
     }
 
+    /// Reads from a place among all that ever happened, for those who are not known to have read before. Where what stood there is
+    /// dropped, there is a line that says how many events were lost, and empty lines.
+    pub fn read_at(&self, offset: u64, size: usize) -> Bytes {
+        let log = self.log.lock();
+        let start = log.lines.front().map_or(log.end, |(start, _)| *start);
+        let lost = format!("{}\n", json!({ "lost": log.first }));
+        let mut data = Vec::new();
+        let mut place = offset;
+        let index = log.lines.partition_point(|(start, _)| *start <= place).saturating_sub(1);
+        while data.len() < size && place < start {
+            let byte = usize::try_from(place).ok().and_then(|place| lost.as_bytes().get(place)).copied();
+            data.push(byte.unwrap_or(b'\n'));
+            place += 1;
+        }
+        for (start, line) in log.lines.iter().skip(index) {
+            let from = usize::try_from(place.saturating_sub(*start)).unwrap_or(usize::MAX);
+            let rest = line.as_bytes().get(from..).unwrap_or_default();
+            let taken = rest.get(..rest.len().min(size - data.len())).unwrap_or_default();
+            data.extend_from_slice(taken);
+            place += taken.len() as u64;
+        }
+        data.into()
+    }
+
     /// Reads on. Who begins at offset 0 begins with what is kept. Who is too slow for what is kept gets a line that says how many
     /// events were lost, and goes on behind them. Nothing means that there is no more yet.
     pub fn read(&self, reader: &mut Reader, offset: u64, size: usize) -> Bytes {

@@ -42,6 +42,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "mounted": timestamp(control.started),
+        "time": timestamp(std::time::SystemTime::now()),
         "cells": cells,
         "cells_not_shown": hidden,
         "requests": requests,

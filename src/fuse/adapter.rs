@@ -1,5 +1,6 @@
 //! How a request is run and answered, and who is woken when there is more to read.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -11,7 +12,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use crate::control::{Op, Refusal};
+use super::UNOPENED;
+use crate::control::{DIR_NAME, Op, Refusal};
 use crate::error::Result;
 use crate::tree::{Caller, Tree};
 
@@ -21,6 +23,8 @@ pub struct Adapter {
     pub(super) tree: Arc<Tree>,
     runtime: tokio::runtime::Handle,
     under_way: TaskTracker,
+    /// The inodes of `.topofs`.
+    control: HashSet<u64>,
     /// Who waits for more to read.
     pollers: Arc<Mutex<Vec<PollNotifier>>>,
 }
@@ -39,7 +43,8 @@ impl Adapter {
     pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
         let pollers: Arc<Mutex<Vec<PollNotifier>>> = Arc::default();
         runtime.spawn(wake(tree.control().events.growth(), Arc::downgrade(&pollers)));
-        Self { tree, runtime, under_way: TaskTracker::new(), pollers }
+        let control = tree.control_inodes();
+        Self { tree, runtime, control, under_way: TaskTracker::new(), pollers }
     }
 
     /// The requests that wait for a backend: what is to be waited for after the last one.
@@ -47,15 +52,27 @@ impl Adapter {
         self.under_way.clone()
     }
 
-    /// Whether reading gives something now; if not, `notifier` is told when it does.
-    pub(super) fn is_readable(&self, handle: u64, notifier: Option<PollNotifier>) -> bool {
-        if self.tree.is_readable(handle) {
+    /// Counts a request; those about `.topofs` itself do not count, so that looking at the counts does not change them.
+    pub(super) fn count(&self, op: Op, ino: INodeNo, name: Option<&OsStr>) {
+        let names_control = || name == Some(OsStr::new(DIR_NAME));
+        if !self.control.contains(&ino.0) && !(ino == INodeNo::ROOT && names_control()) {
+            self.tree.control().requests.count(op);
+        }
+    }
+
+    /// Whether reading gives something now; if not, `notifier` is told when it does. `waiter` is the kernel's name of the open file.
+    pub(super) fn is_readable(&self, ino: u64, handle: u64, waiter: u64, notifier: Option<PollNotifier>) -> bool {
+        let is_readable = || match handle {
+            UNOPENED => self.tree.has_news(ino, waiter),
+            handle => self.tree.is_readable(handle),
+        };
+        if is_readable() {
             return true;
         }
         let Some(notifier) = notifier else { return false };
         self.pollers.lock().push(notifier);
         // It may have come before we were there to be told.
-        self.tree.is_readable(handle)
+        is_readable()
     }
 
     /// Runs an operation and replies.
@@ -67,7 +84,7 @@ impl Adapter {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.tree.control().requests.count(op);
+        self.count(op, ino, name);
         let (uid, pid) = (request.uid(), request.pid());
         let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), uid, pid };
         let caller = Caller::new(uid, request.gid(), pid);

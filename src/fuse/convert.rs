@@ -1,11 +1,11 @@
 //! fuser's types and ours: what is translated without deciding anything.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow};
 
-use super::{BLOCK, DOTS, GENERATION, TTL};
-use crate::tree::{Attr, OpenMode, Opened};
+use super::{ABSENT, BLOCK, GENERATION, LASTING, ROOT_LASTING};
+use crate::tree::{Attr, OpenMode, Opened, ROOT};
 
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     /// What st_blocks counts in, in bytes.
@@ -48,6 +48,7 @@ pub(super) fn open_mode(flags: i32) -> OpenMode {
 pub(super) fn open_flags(opened: Opened) -> FopenFlags {
     let mut flags = FopenFlags::empty();
     flags.set(FopenFlags::FOPEN_DIRECT_IO, !opened.cached);
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.kept);
     flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.flushed);
     flags
 }
@@ -68,14 +69,35 @@ pub(super) fn reply_empty(reply: ReplyEmpty) -> impl FnOnce(std::result::Result<
 
 pub(super) fn reply_entry(reply: ReplyEntry) -> impl FnOnce(std::result::Result<Attr, Errno>) + Send {
     |result| match result {
-        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+        Ok(attr) => reply.entry(&time_of(&attr), &file_attr(&attr), GENERATION),
         Err(errno) => reply.error(errno),
+    }
+}
+
+/// As for an entry; without one, the kernel may keep for a moment that there is none, which is said with inode number 0.
+pub(super) fn reply_found(
+    reply: ReplyEntry,
+    none: Attr,
+) -> impl FnOnce(std::result::Result<Option<Attr>, Errno>) + Send {
+    move |result| match result {
+        Ok(Some(attr)) => reply.entry(&time_of(&attr), &file_attr(&attr), GENERATION),
+        Ok(None) => reply.entry(&ABSENT, &file_attr(&none), GENERATION),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// How long the kernel may keep what it is told of a file.
+pub(super) fn time_of(attr: &Attr) -> Duration {
+    match attr {
+        Attr { lasting: false, .. } => Duration::ZERO,
+        Attr { ino: ROOT, .. } => ROOT_LASTING,
+        _ => LASTING,
     }
 }
 
 pub(super) fn reply_attr(reply: ReplyAttr) -> impl FnOnce(std::result::Result<Attr, Errno>) + Send {
     |result| match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Ok(attr) => reply.attr(&time_of(&attr), &file_attr(&attr)),
         Err(errno) => reply.error(errno),
     }
 }
@@ -87,12 +109,4 @@ pub(super) fn reply_xattr(reply: ReplyXattr, size: u32) -> impl FnOnce(std::resu
         Ok(value) => reply.data(&value),
         Err(errno) => reply.error(errno),
     }
-}
-
-pub(super) fn offset_of(index: usize) -> u64 {
-    (index + DOTS + 1) as u64
-}
-
-pub(super) fn index_of(offset: u64) -> usize {
-    usize::try_from(offset).unwrap_or(usize::MAX).saturating_sub(DOTS)
 }

@@ -7,36 +7,40 @@ use std::ffi::OsStr;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    BsdFileFlags, Errno, FileHandle, FileType, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
 
 use crate::control::Op;
 use crate::locks::Range;
-use crate::tree::{Attr, DirEntry, LockCall, OpenMode, SetAttr};
+use crate::tree::{LockCall, OpenMode, SetAttr};
 
 mod adapter;
+mod caches;
 mod convert;
 
 pub use adapter::Adapter;
+pub use caches::Caches;
 
 use convert::{
-    file_attr, index_of, kind, offset_of, open_flags, open_mode, reply_attr, reply_empty, reply_entry, reply_xattr,
-    time,
+    file_attr, kind, open_flags, open_mode, reply_attr, reply_empty, reply_entry, reply_found, reply_xattr, time,
+    time_of,
 };
 
-/// The kernel asks for names and attributes every time: they may change remotely at any moment.
-const TTL: Duration = Duration::ZERO;
+/// How long the kernel may keep what it will be told about: only a daemon that has died tells nothing.
+const LASTING: Duration = Duration::from_secs(60);
+/// The same for the root of the mount, through which everybody comes from outside: so they hear soon that the daemon has died.
+const ROOT_LASTING: Duration = Duration::from_secs(1);
+/// How long it may keep that there is no such name. Nobody tells it when the cell becomes unreachable.
+const ABSENT: Duration = Duration::from_secs(1);
+/// The handle of a file that the kernel has opened without asking.
+const UNOPENED: u64 = 0;
 /// Inode numbers are not used again for something else.
 const GENERATION: Generation = Generation(0);
 /// Largest write in one request, in bytes: most records come in one piece.
 const MAX_WRITE: u32 = 1 << 20;
-/// `.` and `..` come before the entries of a directory.
-const DOTS: usize = 2;
-/// Entries of a directory looked at for one reply, which holds fewer.
-const BATCH: usize = 512;
 /// Unit of sizes in statfs, in bytes.
 const BLOCK: u64 = 4096;
 
@@ -44,7 +48,6 @@ impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_POSIX_LOCKS
@@ -65,15 +68,16 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let wanted = name.to_owned();
+        let none = self.tree.listed_dir_attr(0);
         self.answer(
             (Op::Lookup, request, parent, Some(name)),
-            |tree, caller| async move { tree.lookup(&caller, parent.0, &wanted).await },
-            reply_entry(reply),
+            |tree, caller| async move { tree.look_up(&caller, parent.0, &wanted).await },
+            reply_found(reply, none),
         );
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
-        self.tree.control().requests.count(Op::Forget);
+        self.count(Op::Forget, ino, None);
         self.tree.forget(ino.0, lookups);
     }
 
@@ -190,6 +194,10 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.tree.opens_unasked() {
+            self.count(Op::Open, ino, None);
+            return reply.error(Errno::ENOSYS);
+        }
         self.answer(
             (Op::Open, request, ino, None),
             |tree, caller| async move { tree.open(&caller, ino.0, open_mode(flags.0)).await },
@@ -219,7 +227,7 @@ impl fuser::Filesystem for Adapter {
             |result| match result {
                 Ok((attr, opened)) => {
                     let handle = FileHandle(opened.handle);
-                    reply.created(&TTL, &file_attr(&attr), GENERATION, handle, open_flags(opened));
+                    reply.created(&time_of(&attr), &file_attr(&attr), GENERATION, handle, open_flags(opened));
                 }
                 Err(errno) => reply.error(errno),
             },
@@ -233,13 +241,19 @@ impl fuser::Filesystem for Adapter {
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let direct = open_mode(flags.0).direct;
         self.answer(
             (Op::Read, request, ino, None),
-            |tree, caller| async move { tree.read(&caller, handle.0, offset, size).await },
+            |tree, caller| async move {
+                match handle.0 {
+                    UNOPENED => tree.read_unopened(&caller, ino.0, offset, size, direct).await,
+                    handle => tree.read(&caller, handle, offset, size).await,
+                }
+            },
             |result| match result {
                 Ok(data) => reply.data(&data),
                 Err(errno) => reply.error(errno),
@@ -273,6 +287,10 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn flush(&self, request: &Request, ino: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        if self.tree.opens_unasked() {
+            self.count(Op::Flush, ino, None);
+            return reply.error(Errno::ENOSYS);
+        }
         self.answer(
             (Op::Flush, request, ino, None),
             |tree, caller| async move { tree.flush(&caller, handle.0, owner.0).await },
@@ -361,45 +379,40 @@ impl fuser::Filesystem for Adapter {
     fn poll(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         notifier: PollNotifier,
         events: PollEvents,
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        self.tree.control().requests.count(Op::Poll);
+        self.count(Op::Poll, ino, None);
         let ready = PollEvents::POLLIN | PollEvents::POLLRDNORM | PollEvents::POLLOUT | PollEvents::POLLWRNORM;
+        let waiter = notifier.handle().0;
         let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(notifier);
-        let readable = self.is_readable(handle.0, notifier);
+        let readable = self.is_readable(ino.0, handle.0, waiter, notifier);
         reply.poll(if readable { events & ready } else { PollEvents::empty() });
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.answer(
-            (Op::Opendir, request, ino, None),
-            |tree, _| async move { tree.opendir(ino.0).await },
-            |result| match result {
-                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-                Err(errno) => reply.error(errno),
-            },
-        );
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Op::Opendir, ino, None);
+        // The kernel need not ask: it keeps listings until it is told.
+        reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let numbers = self.tree.clone();
         self.answer(
             (Op::Readdir, request, ino, None),
-            |tree, _| async move { tree.readdir(ino.0, handle.0, index_of(offset), BATCH).await },
+            |tree, _| async move { tree.listing(ino.0, offset).await },
             move |result| match result {
-                Ok(entries) => {
-                    for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS))
-                    {
-                        let _ = reply.add(ino, at as u64 + 1, FileType::Directory, name);
+                Ok(listing) => {
+                    for (name, next) in listing.dots() {
+                        let _ = reply.add(ino, next, FileType::Directory, name);
                     }
-                    for (index, entry) in entries {
-                        let number = INodeNo(numbers.number(&entry));
-                        if reply.add(number, offset_of(index), kind(entry.node.is_dir()), &entry.name) {
+                    for (entry, next) in listing.entries() {
+                        let number = INodeNo(numbers.number(entry));
+                        if reply.add(number, next, kind(entry.node.is_dir()), &entry.name) {
                             break;
                         }
                     }
@@ -414,42 +427,28 @@ impl fuser::Filesystem for Adapter {
         &self,
         request: &Request,
         ino: INodeNo,
-        handle: FileHandle,
+        _handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         let tree = self.tree.clone();
         self.answer(
             (Op::Readdirplus, request, ino, None),
-            |tree, caller| async move {
-                let own = tree.getattr(&caller, ino.0).await?;
-                let mut entries: Vec<(usize, DirEntry, Attr)> = Vec::new();
-                let mut from = index_of(offset);
-                // Nothing would mean the end: what has gone meanwhile is passed over.
-                while entries.is_empty() {
-                    let batch = tree.readdir(ino.0, handle.0, from, BATCH).await?;
-                    let Some((last, _)) = batch.last() else { break };
-                    from = last + 1;
-                    for (index, entry) in batch {
-                        if let Some(attr) = tree.entry_attr(&entry).await {
-                            entries.push((index, entry, attr));
-                        }
-                    }
-                }
-                Ok((own, entries))
-            },
+            |tree, _| async move { tree.listing(ino.0, offset).await },
             move |result| match result {
-                Ok((own, entries)) => {
-                    for (at, name) in [".", ".."].into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(DOTS))
-                    {
-                        let _ = reply.add(ino, at as u64 + 1, name, &TTL, &file_attr(&own), GENERATION);
+                Ok(listing) => {
+                    let own = file_attr(&tree.listed_dir_attr(ino.0));
+                    for (name, next) in listing.dots() {
+                        // The kernel takes nothing but the number from these.
+                        let _ = reply.add(ino, next, name, &Duration::ZERO, &own, GENERATION);
                     }
-                    for (index, entry, attr) in entries {
-                        let number = tree.told(&entry);
-                        let attr = file_attr(&Attr { ino: number, ..attr });
-                        if reply.add(INodeNo(number), offset_of(index), &entry.name, &TTL, &attr, GENERATION) {
+                    for (entry, next) in listing.entries() {
+                        // What has gone meanwhile is passed over.
+                        let Some(attr) = tree.entry_told(entry) else { continue };
+                        let (number, time) = (INodeNo(attr.ino), time_of(&attr));
+                        if reply.add(number, next, &entry.name, &time, &file_attr(&attr), GENERATION) {
                             // It did not fit: the kernel does not know of it.
-                            tree.forget(number, 1);
+                            tree.forget(attr.ino, 1);
                             break;
                         }
                     }
@@ -460,20 +459,12 @@ impl fuser::Filesystem for Adapter {
         );
     }
 
-    fn releasedir(&self, request: &Request, ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.answer(
-            (Op::Releasedir, request, ino, None),
-            |tree, _| async move { tree.close(handle.0).await },
-            reply_empty(reply),
-        );
-    }
-
     fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         reply.ok();
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.tree.control().requests.count(Op::Statfs);
+    fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.count(Op::Statfs, ino, None);
         let usage = self.tree.usage();
         let (total, free) = (usage.quota / BLOCK, usage.quota.saturating_sub(usage.used) / BLOCK);
         let block = u32::try_from(BLOCK).unwrap_or(0);

@@ -151,6 +151,12 @@ impl Mirror {
         self.backend.gives_signs_of_life() && self.last_heard.lock().elapsed() > patience
     }
 
+    /// Whether the watch is delivering, and has given a sign of life lately: what happens now will be told.
+    pub fn is_fresh(&self) -> bool {
+        matches!(&*self.link.borrow(), Link::Live)
+            && (!self.backend.gives_signs_of_life() || self.last_heard.lock().elapsed() < SIGN_OF_LIFE.mul_f64(1.5))
+    }
+
     /// Why the watch is broken, and for how long.
     pub fn trouble(&self) -> Option<(String, Duration)> {
         match &*self.link.borrow() {

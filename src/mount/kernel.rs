@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags};
 use tokio::sync::watch;
 
 use super::notifier::{self, Notifier};
-use crate::fuse::Adapter;
+use crate::fuse::{Adapter, Caches};
 use crate::tree::Tree;
 
 /// What /proc/mounts shows as the type, after `fuse.`.
@@ -81,6 +81,7 @@ impl KernelMount {
             let unmounter = session.unmount_callable();
             (session, Handle::Helper(unmounter))
         };
+        tree.use_caches(Arc::new(Caches::new(session.notifier())), spec.threads);
         let (end, ended) = watch::channel(false);
         std::thread::Builder::new().name("session".to_owned()).spawn(move || {
             if let Err(error) = session.run() {
@@ -112,6 +113,7 @@ impl KernelMount {
                     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
                     let flags = flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
                     nix::mount::mount(None::<&str>, &spec.mountpoint, None::<&str>, flags, None::<&str>)?;
+                    tree.open_unasked();
                 }
                 notifier
             }
@@ -197,7 +199,9 @@ fn unescape(path: &Path) -> PathBuf {
 
 /// A mount whose daemon has died answers every call with ENOTCONN: it is taken away, so that a restart just works.
 fn clear_dead_mount(mountpoint: &Path) -> io::Result<()> {
-    match std::fs::metadata(mountpoint) {
+    // Attributes may still be in the kernel's cache; this is not.
+    let alive = nix::sys::statvfs::statvfs(mountpoint).map_err(io::Error::from);
+    match alive.and_then(|_| std::fs::metadata(mountpoint)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
             tracing::warn!("the mount point holds a dead mount: it is replaced");
             detach(mountpoint)?;

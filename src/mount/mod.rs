@@ -93,7 +93,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
         .map_err(|error| Error::new(Kind::Io, format!("cannot mount {}: {error}", spec.mountpoint.display())))?;
     tracing::info!(mountpoint = %spec.mountpoint.display(), source = %spec.source, "mounted");
     let served = match ready.tell() {
-        Ok(()) => until_end(&mut mount, &mut signals, &cells).await,
+        Ok(()) => until_end(&mut mount, &mut signals, &cells, &tree).await,
         // Nobody would ever unmount it.
         Err(error) => mount.unmount().and(Err(error)),
     };
@@ -112,7 +112,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     served.map_err(io_error)
 }
 
-async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells) -> std::io::Result<()> {
+async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells, tree: &Tree) -> std::io::Result<()> {
     loop {
         tokio::select! {
             () = mount.ended() => {
@@ -125,6 +125,8 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
                     continue;
                 }
                 tracing::info!("told to end");
+                // Whoever still has something open is not to take the kernel's copy for what there is.
+                tree.let_go_of_all().await;
                 mount.unmount()?;
                 // Open files keep a busy mount alive; they fail when the process ends.
                 let _ = tokio::time::timeout(BUSY_GRACE, mount.ended()).await;

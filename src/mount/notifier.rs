@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
-use crate::tree::{Happened, Tree};
+use crate::tree::{Happened, Job, Tree};
 
 /// The hidden command that the helper runs as.
 pub const HELPER: &str = "notifier";
@@ -86,16 +86,10 @@ impl Notifier {
         tree.echo_from(self.child.id());
         std::thread::Builder::new().name("notifier".to_owned()).spawn(move || {
             while let Some(job) = jobs.blocking_recv() {
-                let Some(size) = runtime.block_on(tree.begin_echo(&job)) else { continue };
-                let path = job.path();
-                let outcome = self.call(&Call { happened: job.happened, path: path.clone(), size });
-                tree.end_echo();
+                let outcome = self.tell(&tree, &runtime, &job);
+                tree.end_echo(&job);
                 match outcome {
-                    Ok(0) => {}
-                    Ok(errno) => {
-                        let error = io::Error::from_raw_os_error(errno);
-                        tracing::debug!(path, happened = ?job.happened, %error, "an event could not be raised");
-                    }
+                    Ok(()) => {}
                     // It ends with the mount.
                     Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
                         break;
@@ -108,6 +102,26 @@ impl Notifier {
             }
             self.end();
         })?;
+        Ok(())
+    }
+
+    /// One job: what the kernel keeps is dropped, then the call is made.
+    fn tell(&mut self, tree: &Tree, runtime: &tokio::runtime::Handle, job: &Job) -> io::Result<()> {
+        /// Somebody may look up a name just before it is to be created.
+        const ATTEMPTS: usize = 3;
+        for _ in 0..ATTEMPTS {
+            tree.settle(job);
+            let Some(size) = runtime.block_on(tree.begin_echo(job)) else { return Ok(()) };
+            let path = job.path();
+            let errno = self.call(&Call { happened: job.happened, path: path.clone(), size })?;
+            if errno == 0 {
+                return Ok(());
+            }
+            let error = io::Error::from_raw_os_error(errno);
+            tracing::debug!(path, happened = ?job.happened, %error, "an event could not be raised");
+        }
+        // Nobody hears of it, but the kernel must not keep the name.
+        tree.settle(&job.unnoticed());
         Ok(())
     }
 
@@ -183,6 +197,7 @@ fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Resul
         Happened::Deleted => unlinkat(root, path, UnlinkatFlags::NoRemoveDir)?,
         Happened::DirMade => nix::sys::stat::mkdirat(root, path, Mode::S_IRWXU)?,
         Happened::DirRemoved => unlinkat(root, path, UnlinkatFlags::RemoveDir)?,
+        Happened::Unnoticed => {}
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::inodes::State;
 use super::lockfile::is_virtual;
 use super::overlay::ScratchState;
 use super::{Caller, ControlFile, Node, Tree};
@@ -33,6 +34,10 @@ pub struct Attr {
     pub modified: SystemTime,
     /// Time of the last change.
     pub changed: SystemTime,
+    /// Whether the kernel may keep name and attributes until it is told otherwise.
+    pub lasting: bool,
+    /// The state of the record that these are of, if they are of one.
+    pub(super) state: Option<State>,
 }
 
 /// Attributes to set.
@@ -65,33 +70,42 @@ impl Tree {
         let node = self.node(ino)?;
         let attr = match &node {
             Node::Record(cell, path, form) => self.record_attr(caller, ino, cell, path, *form).await?,
+            Node::ControlFile(file) if self.opens_unasked() && *file != ControlFile::Events => {
+                let (content, when) = self.rendered(*file).await;
+                self.file_attr_of(*file, content.len(), when)
+            }
             _ => self.attr(&node).await?,
         };
-        Ok(Attr { ino, ..attr })
+        Ok(self.answered(&node, ino, attr))
     }
 
     /// Attributes of a node without a number.
     pub(super) async fn attr(&self, node: &Node) -> Result<Attr> {
         match node {
-            Node::Root | Node::Control => Ok(self.dir_attr()),
+            Node::Dir(cell, path) => self.require_dir(cell, path).await?,
+            Node::Record(cell, ..) | Node::Lock(cell, _) => drop(self.cell(cell)?.snapshot().await?),
+            Node::Root | Node::Control | Node::ControlFile(_) | Node::Scratch(_) => {}
+        }
+        self.attr_now(node)
+    }
+
+    /// The same, of a cell that is loaded, and of a directory that is there.
+    pub(super) fn attr_now(&self, node: &Node) -> Result<Attr> {
+        match node {
+            Node::Root | Node::Control | Node::Dir(..) => Ok(self.dir_attr()),
             Node::ControlFile(file) => {
                 let size = match file {
                     ControlFile::Events => self.control.events.size(),
                     _ => self.control.read(*file, &self.cells, &self.counts()).len(),
                 };
-                let mode = if *file == ControlFile::Control { FILE_MODE } else { FILE_MODE & 0o444 };
-                Ok(Attr { mode: mode & !self.options.umask, ..self.file_attr(size, SystemTime::now()) })
-            }
-            Node::Dir(cell, path) => {
-                self.require_dir(cell, path).await?;
-                Ok(self.dir_attr())
+                Ok(self.file_attr_of(*file, size, SystemTime::now()))
             }
             Node::Record(cell, path, form) => {
-                let snapshot = self.cell(cell)?.snapshot().await?;
+                let snapshot = self.cell(cell)?.snapshot_now()?;
                 let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
                 Ok(self.shown_attr(cell, path, *form, record))
             }
-            Node::Lock(cell, dir) => self.lock_attr(cell, dir).await,
+            Node::Lock(cell, dir) => self.lock_attr(cell, dir),
             Node::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 let state = file.state.lock();
@@ -139,11 +153,17 @@ impl Tree {
     /// The attributes of a stored record. What does not decode has no size.
     pub(super) fn shown_attr(&self, cell: &CellName, path: &TopoPath, form: Form, record: &Record) -> Attr {
         let shown = self.records.show(cell, path, &record.value, form);
-        self.file_attr(shown.map_or(0, |shown| shown.len()), record.modified)
+        let attr = self.file_attr(shown.map_or(0, |shown| shown.len()), record.modified);
+        Attr { state: Some(State::of(record)), ..attr }
     }
 
     pub(super) fn dir_attr(&self) -> Attr {
         Attr { is_dir: true, mode: DIR_MODE & !self.options.umask, ..self.file_attr(0, self.mounted) }
+    }
+
+    fn file_attr_of(&self, file: ControlFile, size: usize, modified: SystemTime) -> Attr {
+        let mode = if file == ControlFile::Control { FILE_MODE } else { FILE_MODE & 0o444 };
+        Attr { mode: mode & !self.options.umask, ..self.file_attr(size, modified) }
     }
 
     pub(super) fn file_attr(&self, size: usize, modified: SystemTime) -> Attr {
@@ -158,6 +178,8 @@ impl Tree {
             accessed: modified,
             modified,
             changed: modified,
+            lasting: false,
+            state: None,
         }
     }
 

@@ -73,6 +73,8 @@ impl From<&Caller> for Saver {
 pub struct Recent {
     reads: quick_cache::sync::Cache<(u32, CellName, TopoPath), (Version, Instant)>,
     removals: quick_cache::sync::Cache<(u32, Node), Removal>,
+    /// Names that some process sees otherwise than the rest.
+    disputed: quick_cache::sync::Cache<Node, Instant>,
     deleted: quick_cache::sync::Cache<(u32, CellName, TopoPath), (Bytes, Instant)>,
     refusals: Mutex<Vec<(u32, Node, Instant, Error)>>,
 }
@@ -94,6 +96,7 @@ impl Default for Recent {
         Self {
             reads: quick_cache::sync::Cache::new(READS),
             removals: quick_cache::sync::Cache::new(REMOVALS),
+            disputed: quick_cache::sync::Cache::new(REMOVALS),
             deleted: quick_cache::sync::Cache::new(DELETED),
             refusals: Mutex::default(),
         }
@@ -134,6 +137,7 @@ impl Recent {
 
     /// A name is gone or free for one process.
     pub fn removed(&self, caller: &Caller, node: Node, removal: Removal) {
+        self.disputed.insert(node.clone(), Instant::now());
         self.removals.insert((caller.process(), node), removal);
     }
 
@@ -145,6 +149,11 @@ impl Recent {
         let removal = self.removals.get(&(caller.process(), node.clone()))?;
         let (Removal::Ghost(when) | Removal::MovedAway(when, _) | Removal::Appeared(when)) = &removal;
         (when.elapsed() < REMOVAL_TIME).then_some(removal)
+    }
+
+    /// Whether a name may be another for one process than for the rest.
+    pub fn is_disputed(&self, node: &Node) -> bool {
+        !self.disputed.is_empty() && self.disputed.get(node).is_some_and(|when| when.elapsed() < REMOVAL_TIME)
     }
 
     /// The name is an ordinary one again.

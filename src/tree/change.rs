@@ -1,11 +1,12 @@
 //! Making and removing names.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use super::caller::Removal;
 use super::echo::Happened;
 use super::lockfile::is_virtual;
-use super::overlay::Place;
+use super::overlay::{LINGER, Place};
 use super::{Caller, Node, Tree, known_name, new_name};
 use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
@@ -57,7 +58,7 @@ impl Tree {
     }
 
     /// Removes a name. Any form's name removes the record.
-    pub async fn unlink(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<()> {
+    pub async fn unlink(self: &Arc<Self>, caller: &Caller, parent: u64, name: &OsStr) -> Result<()> {
         if self.echo.is_from(caller) {
             return self.echo_done(parent, known_name(name)?, Happened::Deleted).map(drop);
         }
@@ -97,7 +98,7 @@ impl Tree {
         }
     }
 
-    async fn delete(&self, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<()> {
+    async fn delete(self: &Arc<Self>, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<()> {
         let node = Node::Record(cell.clone(), path.clone(), form);
         let connected = self.cell(cell)?;
         let Some(record) = connected.snapshot().await?.records.get(path).cloned() else {
@@ -122,7 +123,7 @@ impl Tree {
 
     /// Keeps up appearances for `rm -r`: the record's other names answer until they are removed too, and so do the
     /// directories that have gone with it.
-    async fn deleted(&self, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<()> {
+    async fn deleted(self: &Arc<Self>, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<()> {
         for other in self.forms(cell, path).filter(|other| *other != form) {
             let ghost = Removal::Ghost(std::time::Instant::now());
             self.recent.removed(caller, Node::Record(cell.clone(), path.clone(), other), ghost);
@@ -132,7 +133,8 @@ impl Tree {
         while let Some(path) = dir.filter(|path| !path.is_root() && !snapshot.has_children(path)) {
             dir = path.parent();
             let place: Place = (cell.clone(), path);
-            self.overlay.linger(place);
+            self.overlay.linger(place.clone());
+            self.forget_dir_after(place, LINGER);
         }
         Ok(())
     }

@@ -5,23 +5,19 @@
 //! touching anything. By the time of the call the new state is published: whoever wakes up reads it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use serde_json::json;
-use tokio::sync::broadcast::error::RecvError;
 
-use super::lockfile::{LOCK, is_virtual};
-use super::node::DATA;
 use super::overlay::Place;
 use super::{Attr, Caller, Node, Opened, Tree};
 use crate::backend::Revision;
-use crate::cells::{Cell, HolderChange, Holders};
+use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::locks::Saver;
-use crate::mirror::{Record, Snapshot, Update};
+use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
@@ -41,6 +37,8 @@ pub enum Happened {
     DirMade,
     /// A directory is gone.
     DirRemoved,
+    /// Nothing that anybody is told of, but what the kernel keeps of the name, and of the directory, is old.
+    Unnoticed,
 }
 
 /// A call that is to be made through the mount.
@@ -49,13 +47,42 @@ pub struct Job {
     /// What it tells.
     pub happened: Happened,
     /// Of what.
-    node: Node,
+    pub(super) node: Node,
     /// The directory, as cell and path; `None` is the root of the mount.
-    dir: Option<Place>,
-    name: String,
+    pub(super) dir: Option<Place>,
+    pub(super) name: String,
 }
 
 impl Job {
+    /// What has happened to a directory: also to one that nothing is stored below.
+    pub(super) fn of_dir(cell: &CellName, dir: &TopoPath, happened: Happened) -> Self {
+        let node = Node::Dir(cell.clone(), dir.clone());
+        match dir.parent() {
+            None => Self { happened, node, dir: None, name: cell.to_string() },
+            Some(parent) => Self { happened, node, dir: Some((cell.clone(), parent)), name: dir.name().to_owned() },
+        }
+    }
+
+    /// The same, without telling anybody.
+    pub fn unnoticed(&self) -> Self {
+        Self { happened: Happened::Unnoticed, ..self.clone() }
+    }
+
+    /// The directory that holds the name.
+    pub(super) fn parent(&self) -> Node {
+        self.dir.clone().map_or(Node::Root, |(cell, dir)| Node::Dir(cell, dir))
+    }
+
+    /// The name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the name stands for.
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// The path below the mount.
     pub fn path(&self) -> String {
         match &self.dir {
@@ -91,7 +118,20 @@ pub(super) struct Echo {
     pending: Mutex<HashSet<Node>>,
     /// Which form this mount's own commits went through: of that one the kernel has told already.
     own: Mutex<HashMap<Place, VecDeque<OwnCommit>>>,
-    followed: Mutex<HashSet<CellName>>,
+    /// Names that are about to come or go for the kernel, with how often.
+    coming: Mutex<HashMap<Node, usize>>,
+    /// The cells that are followed.
+    pub(super) followed: Mutex<HashMap<CellName, Arc<Followed>>>,
+    /// What each cell was before what is being told now.
+    before: Mutex<HashMap<CellName, Snapshot>>,
+}
+
+/// A cell whose changes are told.
+#[derive(Debug)]
+pub(super) struct Followed {
+    pub cell: Weak<Cell>,
+    /// Answers that the kernel may keep until it is told otherwise.
+    pub lasting: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -112,7 +152,9 @@ impl Default for Echo {
             jobs: Mutex::new(Some(jobs)),
             pending: Mutex::default(),
             own: Mutex::default(),
+            coming: Mutex::default(),
             followed: Mutex::default(),
+            before: Mutex::default(),
         }
     }
 }
@@ -133,7 +175,7 @@ impl Echo {
         known.push_back(commit);
     }
 
-    fn take_own(&self, place: &Place, revision: Revision) -> Option<OwnCommit> {
+    pub(super) fn take_own(&self, place: &Place, revision: Revision) -> Option<OwnCommit> {
         let mut own = self.own.lock();
         let known = own.get_mut(place)?;
         let index = known.iter().position(|commit| commit.revision == revision)?;
@@ -145,9 +187,34 @@ impl Echo {
         commit
     }
 
-    fn push(&self, job: Job) {
-        if job.happened == Happened::Changed && !self.pending.lock().insert(job.node.clone()) {
-            return;
+    /// What a cell was before what is being told now.
+    pub fn before(&self, cell: &CellName) -> Option<Snapshot> {
+        self.before.lock().get(cell).cloned()
+    }
+
+    pub(super) fn set_before(&self, cell: &CellName, snapshot: Snapshot) {
+        self.before.lock().insert(cell.clone(), snapshot);
+    }
+
+    /// A cell, if its changes are told.
+    pub fn followed(&self, cell: &Arc<Cell>) -> Option<Arc<Followed>> {
+        let followed = self.followed.lock().get(&cell.name).cloned()?;
+        (followed.cell.as_ptr() == Arc::as_ptr(cell)).then_some(followed)
+    }
+
+    /// Whether a name is about to come or go for the kernel: until then it must ask.
+    pub fn is_coming(&self, node: &Node) -> bool {
+        self.coming.lock().contains_key(node)
+    }
+
+    /// A call that is to be made.
+    pub(super) fn push(&self, job: Job) {
+        if job.happened == Happened::Changed {
+            if !self.pending.lock().insert(job.node.clone()) {
+                return;
+            }
+        } else {
+            *self.coming.lock().entry(job.node.clone()).or_default() += 1;
         }
         // Nobody makes calls where there is no mount (in tests).
         let _ = self.waiting.send(job);
@@ -179,15 +246,12 @@ impl Tree {
     /// Prepares the answers for one call. Returns the size of the file; `None` if nobody could notice the call.
     pub async fn begin_echo(&self, job: &Job) -> Option<u64> {
         self.echo.pending.lock().remove(&job.node);
-        let parent = match &job.dir {
-            None => Node::Root,
-            Some((cell, dir)) => Node::Dir(cell.clone(), dir.clone()),
-        };
-        if !self.inodes.is_known(&job.node) && !self.inodes.is_known(&parent) {
+        if self.inodes.known(&job.node).is_none() && self.inodes.known(&job.parent()).is_none() {
             return None;
         }
         let attr = match job.happened {
             Happened::DirMade | Happened::DirRemoved => self.dir_attr(),
+            Happened::Unnoticed => return None,
             Happened::Deleted => self.file_attr(0, SystemTime::now()),
             // What has gone again meanwhile is told of by what comes next.
             Happened::Changed => self.attr(&job.node).await.ok()?,
@@ -198,9 +262,19 @@ impl Tree {
         Some(size)
     }
 
-    /// The call is made.
-    pub fn end_echo(&self) {
+    /// The call is made, or need not be.
+    pub fn end_echo(&self, job: &Job) {
         *self.echo.now.lock() = None;
+        if job.happened == Happened::Changed {
+            return;
+        }
+        let mut coming = self.echo.coming.lock();
+        if let Some(count) = coming.get_mut(&job.node) {
+            *count -= 1;
+            if *count == 0 {
+                coming.remove(&job.node);
+            }
+        }
     }
 
     pub(super) fn echo_lookup(&self, parent: u64, name: &str) -> Result<Attr> {
@@ -255,202 +329,11 @@ impl Tree {
                 self.inodes.retire(&now.job.node);
                 Ok(now.attr.clone())
             }
-            Happened::Changed | Happened::Deleted => Ok(now.attr.clone()),
+            Happened::Changed | Happened::Deleted | Happened::Unnoticed => Ok(now.attr.clone()),
         }
     }
 
     pub(super) fn echo_open(&self) -> Opened {
-        Opened { handle: ECHO, cached: false, flushed: false }
+        Opened { handle: ECHO, cached: false, kept: true, flushed: false }
     }
-
-    /// Tells of what happens in a cell from now on.
-    pub(super) fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
-        if self.echo.followed.lock().insert(cell.name.clone()) {
-            self.tasks.spawn(self.clone().tell_of(cell.clone()));
-            self.tasks.spawn(self.clone().tell_of_locks(cell.clone()));
-        }
-    }
-
-    async fn tell_of(self: Arc<Self>, cell: Arc<Cell>) {
-        let mut updates = cell.mirror.subscribe();
-        if !self.is_loaded(&cell).await {
-            return;
-        }
-        // What has come in between is in it already, and is passed over.
-        let mut told = Snapshot::clone(&cell.mirror.snapshot());
-        loop {
-            let news = tokio::select! {
-                () = self.stop.cancelled() => return,
-                news = updates.recv() => news,
-            };
-            match news {
-                Ok(news) => {
-                    for update in news.iter() {
-                        self.tell(&cell, update, &mut told).await;
-                    }
-                }
-                // Too much at once: what is different now is what has happened, each record once.
-                Err(RecvError::Lagged(_)) => {
-                    updates = updates.resubscribe();
-                    let now = cell.mirror.snapshot();
-                    for update in differences(&told, &now) {
-                        self.tell(&cell, &update, &mut told).await;
-                    }
-                }
-                Err(RecvError::Closed) => return,
-            }
-        }
-    }
-
-    /// Waits until somebody has connected a cell; not if the mount ends before.
-    async fn is_loaded(&self, cell: &Cell) -> bool {
-        tokio::select! {
-            () = self.stop.cancelled() => false,
-            () = cell.mirror.loaded() => true,
-        }
-    }
-
-    async fn tell(&self, cell: &Cell, update: &Update, told: &mut Snapshot) {
-        let Update { path, new, .. } = update;
-        let old = match new {
-            Some(record) => told.records.get(path).cloned().filter(|old| old.version.created == record.version.created),
-            None => told.records.get(path).cloned(),
-        };
-        let place = (cell.name.clone(), path.clone());
-        // Whether it was our own commit is known when that has come back.
-        self.committing.wait(&place).await;
-        let revision = new.as_ref().or(old.as_ref()).map(|record| record.version.written);
-        let own = revision.and_then(|revision| self.echo.take_own(&place, revision));
-        self.record(cell, path, (old.as_ref(), new.as_ref()), own.as_ref());
-        let own = own.map(|commit| commit.form);
-        let before = told.clone();
-        match new {
-            Some(record) => drop(told.records.insert(path.clone(), record.clone())),
-            None => drop(told.records.remove(path)),
-        }
-        match (&old, new) {
-            (Some(old), Some(new)) if old.version == new.version => {}
-            (Some(_), Some(_)) => self.tell_forms(cell, told, path, own, Happened::Changed),
-            (None, Some(_)) => {
-                if own.is_none() {
-                    let new_dirs = ancestors(path).filter(|dir| !before.has_children(dir));
-                    for dir in new_dirs.collect::<Vec<_>>().into_iter().rev() {
-                        self.tell_dir(cell, &dir, Happened::DirMade);
-                    }
-                }
-                self.tell_forms(cell, told, path, own, Happened::Created);
-                self.tell_cell(cell, path, Happened::DirMade);
-            }
-            (Some(_), None) => {
-                self.tell_forms(cell, &before, path, own, Happened::Deleted);
-                if own.is_none() {
-                    for dir in ancestors(path).filter(|dir| !told.has_children(dir)) {
-                        self.tell_dir(cell, &dir, Happened::DirRemoved);
-                    }
-                }
-                self.tell_cell(cell, path, Happened::DirRemoved);
-            }
-            (None, None) => {}
-        }
-    }
-
-    /// Adds a line to `.topofs/events`.
-    fn record(
-        &self,
-        cell: &Cell,
-        path: &TopoPath,
-        (old, new): (Option<&Record>, Option<&Record>),
-        own: Option<&OwnCommit>,
-    ) {
-        let kind = match (old, new) {
-            (Some(old), Some(new)) if old.version == new.version => return,
-            (None, None) => return,
-            (None, Some(_)) => "created",
-            (Some(_), Some(_)) => "changed",
-            (Some(_), None) => "deleted",
-        };
-        let number = |record: Option<&Record>| json!(record.map(|record| record.version.number));
-        let by = own.map_or_else(
-            || json!("remote"),
-            |own| json!({ "uid": own.saver.uid, "pid": own.saver.process, "command": own.command }),
-        );
-        let more = [("version", number(new)), ("old_version", number(old)), ("by", by)];
-        self.control.events.record(&cell.name, path.as_str(), kind, &more);
-    }
-
-    fn tell_forms(&self, cell: &Cell, shown: &Snapshot, path: &TopoPath, own: Option<Form>, happened: Happened) {
-        for form in self.forms(&cell.name, path).filter(|form| Some(*form) != own) {
-            let (dir, name) = match shown.has_children(path) {
-                true => (Some(path.clone()), format!("{DATA}{}", form.suffix())),
-                false => (path.parent(), format!("{}{}", path.name(), form.suffix())),
-            };
-            let node = Node::Record(cell.name.clone(), path.clone(), form);
-            let dir = dir.map(|dir| (cell.name.clone(), dir));
-            self.echo.push(Job { happened, node, dir, name });
-        }
-    }
-
-    fn tell_dir(&self, cell: &Cell, dir: &TopoPath, happened: Happened) {
-        let place = (cell.name.clone(), dir.clone());
-        // One that this mount has anyway neither comes nor goes.
-        if is_virtual(&cell.name, dir) || self.overlay.has_dir(&place) {
-            return;
-        }
-        let node = Node::Dir(cell.name.clone(), dir.clone());
-        let parent = dir.parent().map(|parent| (cell.name.clone(), parent));
-        self.echo.push(Job { happened, node, dir: parent, name: dir.name().to_owned() });
-    }
-
-    /// A cell comes and goes with its CellInfo record.
-    fn tell_cell(&self, cell: &Cell, path: &TopoPath, happened: Happened) {
-        let names: Vec<&str> = path.components().collect();
-        let (true, ["cells", name, "CellInfo"]) = (cell.name.is_global(), names.as_slice()) else { return };
-        if let Ok(name) = CellName::new(name)
-            && !name.is_global()
-            && self.cells.get(&name).is_some() == (happened == Happened::DirMade)
-        {
-            let node = Node::Dir(name.clone(), TopoPath::root());
-            self.echo.push(Job { happened, node, dir: None, name: name.to_string() });
-        }
-    }
-
-    async fn tell_of_locks(self: Arc<Self>, cell: Arc<Cell>) {
-        let follow = async {
-            let mut holders = Holders::of(cell.clone()).await;
-            loop {
-                for HolderChange { dir, .. } in holders.changed().await {
-                    let node = Node::Lock(cell.name.clone(), dir.clone());
-                    let parent = Some((cell.name.clone(), dir));
-                    self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK.to_owned() });
-                }
-            }
-        };
-        tokio::select! {
-            () = self.stop.cancelled() => {}
-            () = follow => {}
-        }
-    }
-}
-
-/// The directories above a path, the nearest first, without the cell's root.
-fn ancestors(path: &TopoPath) -> impl Iterator<Item = TopoPath> {
-    std::iter::successors(path.parent(), TopoPath::parent).take_while(|dir| !dir.is_root())
-}
-
-/// What is different, deletions first, then in the order in which it was written.
-fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    use imbl::ordmap::DiffItem;
-    let mut updates: Vec<Update> = old
-        .records
-        .diff(&new.records)
-        .map(|item| match item {
-            DiffItem::Add(path, record) => Update { path: path.clone(), old: None, new: Some(record.clone()) },
-            DiffItem::Update { old: (path, old), new: (_, new) } => {
-                Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()) }
-            }
-            DiffItem::Remove(path, record) => Update { path: path.clone(), old: Some(record.clone()), new: None },
-        })
-        .collect();
-    updates.sort_by_key(|update| update.new.as_ref().map(|record| record.version.written));
-    updates
 }

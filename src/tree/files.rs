@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use super::overlay::Scratch;
 use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
 use crate::control::BreakLock;
 use crate::error::{Error, Kind, Result};
-use crate::mirror::Snapshot;
+use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 use crate::process::{has_ended, was_killed, writers_of};
 use crate::record::Form;
@@ -45,10 +45,24 @@ pub struct OpenMode {
 pub struct Opened {
     /// Its handle.
     pub handle: u64,
-    /// Whether the kernel may keep its pages. Only scratch files change through this mount alone.
+    /// Whether it is read through the kernel's page cache.
     pub cached: bool,
+    /// Whether the kernel may go on with the pages that it has.
+    pub kept: bool,
     /// Whether closing a descriptor is to be told.
     pub flushed: bool,
+}
+
+impl Opened {
+    /// Without a handle yet, read and written past the page cache.
+    pub(super) fn direct() -> Self {
+        Self { handle: 0, cached: false, kept: false, flushed: true }
+    }
+
+    /// Without a handle yet, only read, through the page cache.
+    pub(super) fn cached(kept: bool) -> Self {
+        Self { handle: 0, cached: true, kept, flushed: false }
+    }
 }
 
 impl Tree {
@@ -95,17 +109,16 @@ impl Tree {
         }
         if file == ControlFile::Events {
             let handle = self.handles.add(ino, Handle::Events(Arc::default()));
-            return Ok(Opened { handle, cached: false, flushed: true });
+            return Ok(Opened { handle, ..Opened::direct() });
         }
         let content = self.control_content(file).await;
         Ok(Opened {
             handle: self.handles.add(ino, Handle::Control(file, Arc::new(Mutex::new(content)))),
-            cached: false,
-            flushed: true,
+            ..Opened::direct()
         })
     }
 
-    async fn control_content(&self, file: ControlFile) -> Bytes {
+    pub(super) async fn control_content(&self, file: ControlFile) -> Bytes {
         match file {
             ControlFile::Locks => self.locks.report(&self.cells).await,
             _ => self.control.read(file, &self.cells, &self.counts()),
@@ -120,6 +133,7 @@ impl Tree {
         Ok(Opened {
             handle: self.handles.add(ino, Handle::Scratch { file, append: mode.append }),
             cached: true,
+            kept: false,
             flushed: true,
         })
     }
@@ -135,44 +149,45 @@ impl Tree {
         (cell, path, form): (&CellName, &TopoPath, Form),
         direct: bool,
     ) -> Result<Opened> {
-        let shown = match self.shown(caller, cell, path, form, direct).await {
+        let (shown, record) = match self.shown(caller, cell, path, form, direct).await {
             Err(error) if error.kind == Kind::NotFound => match self.own_draft(caller, ino) {
-                Some(draft) => (draft.content(), draft.changed()),
+                Some(draft) => (draft.content(), None),
                 None => return Err(error),
             },
             shown => shown?,
         };
-        let reader = Reader {
-            cell: cell.clone(),
-            path: path.clone(),
-            form,
-            direct,
-            shown: Mutex::new(shown),
-            ended: AtomicBool::default(),
+        let opened = match &record {
+            Some(record) if self.handles.drafts(ino).is_empty() => self.through_cache(ino, cell, record, &shown),
+            _ => Opened { flushed: false, ..Opened::direct() },
         };
-        Ok(Opened { handle: self.handles.add(ino, Handle::Reader(Arc::new(reader))), cached: false, flushed: true })
+        let modified = record.map_or_else(SystemTime::now, |record| record.modified);
+        let mut reader = Reader::new(cell, path, form, Bytes::new());
+        reader.direct = direct;
+        reader.cached = opened.cached;
+        *reader.shown.lock() = (shown, modified);
+        Ok(Opened { handle: self.handles.add(ino, Handle::Reader(Arc::new(reader))), ..opened })
     }
 
-    /// One form of a record as it is now.
-    async fn shown(
+    /// One form of a record as it is now, and the state of the mirror that it is of.
+    pub(super) async fn shown(
         &self,
         caller: &Caller,
         cell: &CellName,
         path: &TopoPath,
         form: Form,
         direct: bool,
-    ) -> Result<(Bytes, SystemTime)> {
+    ) -> Result<(Bytes, Option<Record>)> {
         let connected = self.cell(cell)?;
         if direct {
             let node = connected.fetch(path).await?.node.ok_or_else(Error::not_found)?;
             self.recent.read(caller.thread, cell, path, node.version);
-            return Ok((self.records.show(cell, path, &node.value, form)?, SystemTime::now()));
+            return Ok((self.records.show(cell, path, &node.value, form)?, None));
         }
         let snapshot = connected.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
         let shown = self.records.show(cell, path, &record.value, form)?;
         self.recent.read(caller.thread, cell, path, record.version);
-        Ok((shown, record.modified))
+        Ok((shown, Some(record.clone())))
     }
 
     fn open_draft(
@@ -201,7 +216,7 @@ impl Tree {
             value_limit: self.cell(cell)?.limits().value,
         };
         let draft = Draft::new((cell.clone(), path.clone(), form), caller, start);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Draft(Arc::new(draft))), cached: false, flushed: true })
+        Ok(Opened { handle: self.handles.add(ino, Handle::Draft(Arc::new(draft))), ..Opened::direct() })
     }
 
     /// Makes a file and opens it. What is no record's name becomes a scratch file.
@@ -295,7 +310,6 @@ impl Tree {
             content.slice(offset.min(end)..end)
         };
         match self.handles.get(handle)? {
-            Handle::Dir(_) => Err(Error::new(Kind::IsDirectory, "is a directory")),
             Handle::Lock(file) => {
                 self.refuse_if_lost(handle)?;
                 Ok(slice(&self.read_lock(&file, offset).await?))
@@ -315,6 +329,12 @@ impl Tree {
                 let end = offset.saturating_add(size).min(state.content.len());
                 Ok(Bytes::copy_from_slice(state.content.get(offset..end).unwrap_or_default()))
             }
+            // Never waits: the page is locked meanwhile.
+            Handle::Reader(reader) if reader.cached => {
+                let content = self.page_content(self.handles.inode(handle)?, &reader)?;
+                // An open file outlives its name.
+                Ok(slice(&content.unwrap_or_else(|| reader.shown.lock().0.clone())))
+            }
             Handle::Reader(reader) => {
                 // From the beginning: what there is now. Further on: the rest of the same state, to its end. Who asks again after
                 // that waits for more (`tail -f`).
@@ -324,7 +344,10 @@ impl Tree {
                     let Reader { cell, path, form, direct, .. } = &*reader;
                     self.save_under_way(cell, path).await;
                     match self.shown(caller, cell, path, *form, *direct).await {
-                        Ok(shown) => *reader.shown.lock() = shown,
+                        Ok((shown, record)) => {
+                            let modified = record.map_or_else(SystemTime::now, |record| record.modified);
+                            *reader.shown.lock() = (shown, modified);
+                        }
                         // An open file outlives its name.
                         Err(error) if error.kind == Kind::NotFound => {}
                         Err(error) => return Err(error),
@@ -360,9 +383,7 @@ impl Tree {
                     }
                 })
             }
-            Handle::Dir(_) | Handle::Reader(_) | Handle::Events(_) => {
-                Err(Error::new(Kind::BadDescriptor, "not open for writing"))
-            }
+            Handle::Reader(_) | Handle::Events(_) => Err(Error::new(Kind::BadDescriptor, "not open for writing")),
         }
         .map(|()| Vec::new())
     }
@@ -449,7 +470,7 @@ impl Tree {
                 self.overlay.closed(&file);
                 Ok(())
             }
-            Handle::Dir(_) | Handle::Reader(_) | Handle::Control(..) | Handle::Lock(_) | Handle::Events(_) => {
+            Handle::Reader(_) | Handle::Control(..) | Handle::Lock(_) | Handle::Events(_) => {
                 self.handles.remove(handle).map(drop)
             }
         }

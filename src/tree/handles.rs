@@ -7,10 +7,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::ControlFile;
 use super::draft::Draft;
 use super::lockfile::LockFile;
 use super::overlay::Scratch;
-use super::{ControlFile, DirEntry};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
@@ -18,7 +18,6 @@ use crate::record::Form;
 /// Something open.
 #[derive(Debug, Clone)]
 pub(super) enum Handle {
-    Dir(Arc<Mutex<Vec<DirEntry>>>),
     Reader(Arc<Reader>),
     Draft(Arc<Draft>),
     Lock(Arc<LockFile>),
@@ -40,8 +39,24 @@ pub(super) struct Reader {
     /// O_DIRECT: asks the backend.
     pub direct: bool,
     pub shown: Mutex<(Bytes, SystemTime)>,
+    /// Read through the kernel's page cache, which is of one state for everybody.
+    pub cached: bool,
     /// The end of it has been read.
     pub ended: std::sync::atomic::AtomicBool,
+}
+
+impl Reader {
+    pub fn new(cell: &CellName, path: &TopoPath, form: Form, content: Bytes) -> Self {
+        Self {
+            cell: cell.clone(),
+            path: path.clone(),
+            form,
+            direct: false,
+            shown: Mutex::new((content, SystemTime::now())),
+            cached: false,
+            ended: false.into(),
+        }
+    }
 }
 
 /// The table of what is open.
@@ -69,8 +84,9 @@ impl Handles {
         number
     }
 
-    pub fn open_dir(&self, ino: u64) -> u64 {
-        self.add(ino, Handle::Dir(Arc::default()))
+    /// Whether a file is open.
+    pub fn is_open(&self, ino: u64) -> bool {
+        self.0.lock().by_inode.contains_key(&ino)
     }
 
     pub fn get(&self, number: u64) -> Result<Handle> {
@@ -92,13 +108,6 @@ impl Handles {
             }
         }
         Ok(handle)
-    }
-
-    pub fn dir(&self, number: u64) -> Result<Arc<Mutex<Vec<DirEntry>>>> {
-        match self.get(number)? {
-            Handle::Dir(entries) => Ok(entries),
-            _ => Err(bad_handle()),
-        }
     }
 
     pub fn draft(&self, number: u64) -> Option<Arc<Draft>> {

@@ -1,11 +1,15 @@
-//! The inode table: which number stands for which node, and how often the kernel knows it. Owns nothing else.
+//! The inode table: which number stands for which node, how often the kernel knows it, and what it has been told of it. Owns
+//! nothing else.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::Node;
+use crate::mirror::Record;
+use crate::name::CellName;
 
 /// The number that the kernel gives to the root.
 pub const ROOT: u64 = 1;
@@ -16,60 +20,130 @@ const GLOBAL: u64 = 2;
 /// Numbers and nodes. A node's number is a hash of what it stands for, so that it is the same when the kernel has
 /// forgotten the node and asks again (`tar`, `find` and `rsync` compare numbers over time).
 #[derive(Debug)]
-pub struct Inodes(Mutex<Table>);
+pub struct Inodes {
+    table: Mutex<Table>,
+    /// Told when a file's content has been given to the kernel.
+    given: Condvar,
+}
 
 #[derive(Debug)]
 struct Table {
     by_number: HashMap<u64, Slot>,
-    by_node: HashMap<Node, u64>,
+    /// Nodes that have another number than their hash.
+    exceptions: HashMap<Node, u64>,
+    /// Files whose content is being given to the kernel.
+    giving: Vec<u64>,
 }
 
 #[derive(Debug)]
 struct Slot {
     node: Node,
     lookups: u64,
+    /// The name that led here leads to another inode now.
+    replaced: bool,
+    /// The state whose attributes the kernel was told last.
+    told: Option<State>,
+    /// The state whose pages the kernel may hold: no others.
+    pages: Option<State>,
+}
+
+/// Names one state of a record, in few bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct State(NonZeroU64);
+
+impl State {
+    /// The state of a record. Versions may come again when a service is restored; times do not.
+    pub fn of(record: &Record) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (record.version.number, record.version.written.0, record.version.created.0).hash(&mut hasher);
+        record.modified.hash(&mut hasher);
+        Self(NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN))
+    }
 }
 
 impl Default for Inodes {
     fn default() -> Self {
-        let mut table = Table { by_number: HashMap::new(), by_node: HashMap::new() };
-        table.by_number.insert(ROOT, Slot { node: Node::Root, lookups: 1 });
-        table.by_node.insert(Node::Root, ROOT);
-        Self(Mutex::new(table))
+        let root = Slot { lookups: 1, ..Slot::new(Node::Root) };
+        let table = Table {
+            by_number: HashMap::from([(ROOT, root)]),
+            exceptions: HashMap::from([(Node::Root, ROOT)]),
+            giving: Vec::new(),
+        };
+        Self { table: Mutex::new(table), given: Condvar::new() }
+    }
+}
+
+impl Slot {
+    fn new(node: Node) -> Self {
+        Self { node, lookups: 0, replaced: false, told: None, pages: None }
+    }
+}
+
+fn natural_number(node: &Node) -> u64 {
+    if matches!(node, Node::Dir(cell, path) if cell.is_global() && path.is_root()) {
+        return GLOBAL;
+    }
+    let mut hasher = DefaultHasher::new();
+    node.hash(&mut hasher);
+    // 0 means "no inode".
+    match hasher.finish() {
+        number if number <= GLOBAL => GLOBAL + 1,
+        number => number,
     }
 }
 
 impl Table {
     fn number(&self, node: &Node) -> u64 {
-        if let Some(number) = self.by_node.get(node) {
+        if let Some(number) = self.exceptions.get(node) {
             return *number;
         }
-        if matches!(node, Node::Dir(cell, path) if cell.is_global() && path.is_root()) {
-            return GLOBAL;
-        }
-        let mut hasher = DefaultHasher::new();
-        node.hash(&mut hasher);
-        let mut number = hasher.finish();
-        // 0 means "no inode"; a number that another node has is passed over.
-        while number <= GLOBAL || self.by_number.contains_key(&number) {
-            number = number.wrapping_add(1);
+        let mut number = natural_number(node);
+        // A number that something else has is passed over.
+        while self.by_number.get(&number).is_some_and(|slot| slot.replaced || slot.node != *node) {
+            number = number.wrapping_add(1).max(GLOBAL + 1);
         }
         number
+    }
+
+    fn known(&self, node: &Node) -> Option<u64> {
+        let number = self.number(node);
+        self.by_number.contains_key(&number).then_some(number)
+    }
+
+    fn set_number(&mut self, node: &Node, number: u64) {
+        if number == natural_number(node) {
+            self.exceptions.remove(node);
+        } else {
+            self.exceptions.insert(node.clone(), number);
+        }
+    }
+
+    fn retire(&mut self, node: &Node) {
+        if let Some(number) = self.known(node)
+            && let Some(slot) = self.by_number.get_mut(&number)
+        {
+            slot.replaced = true;
+            self.exceptions.remove(node);
+        }
     }
 }
 
 impl Inodes {
     /// The number of a node, without the kernel's knowing it.
     pub fn number(&self, node: &Node) -> u64 {
-        self.0.lock().number(node)
+        self.table.lock().number(node)
     }
 
     /// The number of a node that is told to the kernel: counts one lookup.
     pub fn told(&self, node: &Node) -> u64 {
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         let number = table.number(node);
-        table.by_node.entry(node.clone()).or_insert(number);
-        table.by_number.entry(number).or_insert_with(|| Slot { node: node.clone(), lookups: 0 }).lookups += 1;
+        if let Some(slot) = table.by_number.get_mut(&number) {
+            slot.lookups += 1;
+        } else {
+            table.set_number(node, number);
+            table.by_number.insert(number, Slot { lookups: 1, ..Slot::new(node.clone()) });
+        }
         number
     }
 
@@ -78,38 +152,128 @@ impl Inodes {
         if number == ROOT {
             return;
         }
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         let Some(slot) = table.by_number.get_mut(&number) else { return };
         slot.lookups = slot.lookups.saturating_sub(lookups);
         if slot.lookups == 0
             && let Some(slot) = table.by_number.remove(&number)
+            && table.exceptions.get(&slot.node) == Some(&number)
         {
-            // A node whose number was retired has another one.
-            if table.by_node.get(&slot.node) == Some(&number) {
-                table.by_node.remove(&slot.node);
-            }
+            table.exceptions.remove(&slot.node);
         }
     }
 
     /// A directory is removed. The kernel takes its inode for dead as long as anybody has something open below it, so what is made
     /// of the same name is another inode.
     pub fn retire(&self, node: &Node) {
-        self.0.lock().by_node.remove(node);
+        self.table.lock().retire(node);
+    }
+
+    /// A name has been renamed: the kernel goes on with the inode that it had, under the other name. What had that name before
+    /// is another inode.
+    pub fn renamed(&self, from: &Node, to: &Node) {
+        let mut table = self.table.lock();
+        let Some(number) = table.known(from).filter(|_| from != to) else { return };
+        table.retire(to);
+        table.exceptions.remove(from);
+        if let Some(slot) = table.by_number.get_mut(&number) {
+            *slot = Slot { lookups: slot.lookups, ..Slot::new(to.clone()) };
+            table.set_number(to, number);
+        }
     }
 
     /// What a number stands for, if the kernel knows it.
     pub fn node(&self, number: u64) -> Option<Node> {
-        self.0.lock().by_number.get(&number).map(|slot| slot.node.clone())
+        self.table.lock().by_number.get(&number).map(|slot| slot.node.clone())
     }
 
-    /// Whether the kernel knows a node.
-    pub fn is_known(&self, node: &Node) -> bool {
-        self.0.lock().by_node.contains_key(node)
+    /// The number of a node that the kernel knows.
+    pub fn known(&self, node: &Node) -> Option<u64> {
+        self.table.lock().known(node)
+    }
+
+    /// All numbers of a cell that the kernel knows.
+    pub fn of_cell(&self, cell: &CellName) -> Vec<u64> {
+        let table = self.table.lock();
+        let numbers = table.by_number.iter().filter(|(_, slot)| match &slot.node {
+            Node::Dir(of, _) | Node::Record(of, ..) | Node::Lock(of, _) => of == cell,
+            Node::Root | Node::Control | Node::ControlFile(_) | Node::Scratch(_) => false,
+        });
+        numbers.map(|(number, _)| *number).collect()
+    }
+
+    /// All numbers that the kernel knows.
+    pub fn all(&self) -> Vec<u64> {
+        self.table.lock().by_number.keys().copied().collect()
     }
 
     /// How many inodes the kernel knows.
     pub fn count(&self) -> usize {
-        self.0.lock().by_number.len()
+        self.table.lock().by_number.len()
+    }
+
+    /// The kernel is told the attributes of a state of a file; `None` if they are those of no stored state.
+    pub(super) fn tell(&self, number: u64, state: Option<State>) {
+        if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
+            slot.told = state;
+        }
+    }
+
+    /// The state whose attributes the kernel was told last.
+    pub(super) fn state_told(&self, number: u64) -> Option<State> {
+        self.table.lock().by_number.get(&number)?.told
+    }
+
+    /// A file of a state is opened: whether the pages that the kernel may hold are of that state. If not, the kernel must drop
+    /// them; it reads that state then.
+    pub(super) fn open_pages(&self, number: u64, state: State) -> bool {
+        let mut table = self.table.lock();
+        let Some(slot) = table.by_number.get_mut(&number) else { return false };
+        let same = slot.pages == Some(state);
+        slot.pages = Some(state);
+        same
+    }
+
+    /// The content of a state is about to be given to the kernel. False if that need not or must not be: the kernel has
+    /// its pages, was told the attributes of another state, or too many are under way.
+    pub(super) fn begin_giving(&self, number: u64, state: State, at_once: usize) -> bool {
+        let mut table = self.table.lock();
+        if table.giving.len() >= at_once || table.giving.contains(&number) {
+            return false;
+        }
+        let Some(slot) = table.by_number.get_mut(&number) else { return false };
+        if slot.pages.is_some() || slot.told != Some(state) {
+            return false;
+        }
+        slot.pages = Some(state);
+        table.giving.push(number);
+        true
+    }
+
+    /// It has been given.
+    pub(super) fn end_giving(&self, number: u64) {
+        self.table.lock().giving.retain(|other| *other != number);
+        self.given.notify_all();
+    }
+
+    /// Waits while the content of a file is being given to the kernel: what is dropped in the meantime would come back.
+    pub(super) fn wait_until_given(&self, number: u64) -> bool {
+        let mut table = self.table.lock();
+        let waits = table.giving.contains(&number);
+        while table.giving.contains(&number) {
+            self.given.wait(&mut table);
+        }
+        waits
+    }
+
+    /// The kernel has dropped what it was told before: of this state, unless it has heard of another since.
+    pub(super) fn dropped(&self, number: u64, told: Option<State>) {
+        if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
+            if slot.told == told {
+                slot.told = None;
+            }
+            slot.pages = None;
+        }
     }
 }
 
@@ -145,6 +309,41 @@ mod tests {
         assert_eq!(inodes.told(&node), living, "the other is not concerned");
         inodes.forget(living, 2);
         assert_eq!(inodes.told(&node), dead, "when all are forgotten it is the first number again");
+    }
+
+    #[test]
+    fn a_renamed_file_keeps_its_number() {
+        let inodes = Inodes::default();
+        let (from, to) = (Node::Scratch(ScratchId(1)), Node::Scratch(ScratchId(2)));
+        let (moved, old) = (inodes.told(&from), inodes.told(&to));
+        inodes.renamed(&from, &to);
+        assert_eq!((inodes.known(&from), inodes.known(&to)), (None, Some(moved)));
+        assert_eq!(inodes.node(old), Some(to.clone()), "who has it open still has it");
+        assert_ne!(inodes.told(&from), moved, "what is made of the old name is another file");
+        inodes.forget(moved, 1);
+        assert_eq!(inodes.node(moved), None);
+        assert_ne!(inodes.number(&to), old, "that one was replaced");
+        inodes.forget(old, 1);
+        assert_eq!(inodes.number(&to), old);
+    }
+
+    #[test]
+    fn a_content_is_given_once_and_dropped_after_it_has_arrived() {
+        let state = |number| State(NonZeroU64::new(number).unwrap());
+        let inodes = Inodes::default();
+        let file = inodes.told(&Node::Scratch(ScratchId(1)));
+        assert!(!inodes.begin_giving(file, state(1), 1), "its size is not known to the kernel");
+        inodes.tell(file, Some(state(1)));
+        assert!(inodes.begin_giving(file, state(1), 1));
+        assert!(!inodes.begin_giving(file, state(1), 9), "it is under way");
+        inodes.end_giving(file);
+        assert!(!inodes.begin_giving(file, state(1), 1), "it is there");
+        assert!(inodes.open_pages(file, state(1)));
+        assert!(!inodes.open_pages(file, state(2)), "that is another state");
+        inodes.tell(file, Some(state(2)));
+        inodes.dropped(file, Some(state(1)));
+        assert_eq!(inodes.state_told(file), Some(state(2)), "heard of after the drop");
+        assert!(inodes.begin_giving(file, state(2), 1));
     }
 
     #[test]

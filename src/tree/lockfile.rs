@@ -68,9 +68,9 @@ pub(super) fn is_listed(cell: &CellName, snapshot: &Snapshot, dir: &TopoPath) ->
 }
 
 impl Tree {
-    pub(super) async fn lock_attr(&self, cell: &CellName, dir: &TopoPath) -> Result<Attr> {
+    pub(super) fn lock_attr(&self, cell: &CellName, dir: &TopoPath) -> Result<Attr> {
         let connected = self.cell(cell)?;
-        let snapshot = connected.snapshot().await?;
+        let snapshot = connected.snapshot_now()?;
         let holder = connected.holder(&snapshot, dir);
         let modified = holder.as_ref().and_then(|node| node.modified).unwrap_or(self.mounted);
         Ok(self.file_attr(holder.map_or(0, |node| with_newline(&node.value).len()), modified))
@@ -85,11 +85,7 @@ impl Tree {
         self.lock_content(cell, dir).await?;
         let file = LockFile { cell: cell.clone(), dir: dir.clone(), action: Mutex::default(), shown: Mutex::default() };
         self.locks.follow(&self.cell(cell)?);
-        Ok(Opened {
-            handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))),
-            cached: false,
-            flushed: true,
-        })
+        Ok(Opened { handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))), ..Opened::direct() })
     }
 
     /// A lock is there already. Only whoever has made the directory believes that it is empty (`cp -a`, `tar x`), and may bring
@@ -103,11 +99,11 @@ impl Tree {
         self.recent.settle(caller, &node);
         let ino = self.inodes.told(&node);
         let opened = self.open_lock(ino, &cell, &dir, mode).await.inspect_err(|_| self.inodes.forget(ino, 1))?;
-        Ok((Attr { ino, ..self.lock_attr(&cell, &dir).await? }, opened))
+        Ok((Attr { ino, ..self.lock_attr(&cell, &dir)? }, opened))
     }
 
     /// What stands in a lock now; nothing if it is free.
-    async fn lock_content(&self, cell: &CellName, dir: &TopoPath) -> Result<Bytes> {
+    pub(super) async fn lock_content(&self, cell: &CellName, dir: &TopoPath) -> Result<Bytes> {
         let connected = self.cell(cell)?;
         let snapshot = connected.snapshot().await?;
         Ok(connected.holder(&snapshot, dir).map_or_else(Bytes::new, |node| with_newline(&node.value)))

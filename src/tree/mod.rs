@@ -4,10 +4,14 @@
 //! Every operation is a future. Those that only look at mirrors and buffers are ready at the first poll; the others wait for
 //! a backend, bounded by its time-out. No lock is held across such a wait.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +25,7 @@ use crate::record::{Form, Records};
 use crate::under_way::UnderWay;
 
 mod attr;
+mod cache;
 mod caller;
 mod change;
 mod claim;
@@ -29,7 +34,9 @@ mod echo;
 mod files;
 mod handles;
 mod inodes;
+mod listing;
 mod lockfile;
+mod news;
 mod node;
 mod overlay;
 mod rename;
@@ -38,10 +45,12 @@ mod view;
 mod xattr;
 
 pub use attr::{Attr, SetAttr};
+pub use cache::KernelCaches;
 pub use caller::Caller;
 pub use echo::{Happened, Job};
 pub use files::{OpenMode, Opened};
 pub use inodes::ROOT;
+pub use listing::Listing;
 pub use lockfile::LockCall;
 pub use node::{Node, ScratchId};
 pub use view::DirEntry;
@@ -106,7 +115,8 @@ pub struct Tree {
     records: Arc<Records>,
     control: Arc<Control>,
     options: TreeOptions,
-    inodes: Inodes,
+    inodes: Arc<Inodes>,
+    listings: listing::Listings,
     handles: Handles,
     overlay: Overlay,
     recent: Recent,
@@ -117,6 +127,13 @@ pub struct Tree {
     echo: echo::Echo,
     /// Commits of this mount that have not come back yet.
     committing: UnderWay<Place>,
+    caches: OnceLock<cache::Caches>,
+    /// The kernel opens files without asking.
+    unasked: AtomicBool,
+    /// What control files show, where they are not opened.
+    rendered: Mutex<HashMap<ControlFile, (Bytes, SystemTime)>>,
+    /// What those who wait for events without having opened them have been told of.
+    waiters: Mutex<HashMap<u64, u64>>,
     tasks: TaskTracker,
     stop: CancellationToken,
     mounted: SystemTime,
@@ -135,7 +152,8 @@ impl Tree {
             records,
             control,
             options,
-            inodes: Inodes::default(),
+            inodes: Arc::default(),
+            listings: listing::Listings::default(),
             handles: Handles::default(),
             overlay,
             recent: Recent::default(),
@@ -144,6 +162,10 @@ impl Tree {
             locks,
             echo: echo::Echo::default(),
             committing: UnderWay::default(),
+            caches: OnceLock::new(),
+            unasked: AtomicBool::new(false),
+            rendered: Mutex::default(),
+            waiters: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             mounted: SystemTime::now(),
@@ -174,6 +196,12 @@ impl Tree {
     /// The kernel forgets lookups of an inode.
     pub fn forget(&self, ino: u64, lookups: u64) {
         self.inodes.forget(ino, lookups);
+    }
+
+    /// The inode numbers of `.topofs` and what is in it.
+    pub fn control_inodes(&self) -> std::collections::HashSet<u64> {
+        let files = ControlFile::ALL.into_iter().map(Node::ControlFile);
+        files.chain([Node::Control]).map(|node| self.inodes.number(&node)).collect()
     }
 
     /// The path of an inode, or of a name in it, as people see it.

@@ -13,7 +13,7 @@ use crate::name::{CellName, TopoPath};
 
 /// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to come
 /// back to it.
-const LINGER: Duration = Duration::from_secs(600);
+pub const LINGER: Duration = Duration::from_secs(600);
 /// What a scratch file or local directory costs beside its content, in bytes.
 const OVERHEAD: u64 = 512;
 

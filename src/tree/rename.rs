@@ -1,6 +1,7 @@
 //! Renaming: how editors, `sed -i`, `mv` and `rsync` save.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -21,7 +22,7 @@ impl Tree {
     /// Renames. A scratch file over a record is a save; a record to a scratch name is a copy (an editor's backup); a
     /// record to a record's name moves it in one transaction.
     pub async fn rename(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         (from_dir, from_name): (u64, &OsStr),
         (to_dir, to_name): (u64, &OsStr),
@@ -103,6 +104,7 @@ impl Tree {
                 self.recent.read(caller.thread, cell, path, stored.version);
                 self.recent.settle(caller, target);
                 self.overlay.unlink(from);
+                self.inodes.renamed(&Node::Scratch(file.id), target);
                 Ok(())
             }
             Err(error) => {
@@ -117,7 +119,7 @@ impl Tree {
     /// Tools that copy whole trees (`rsync`) bring a lock's content along: the same need not be brought, nor any into a
     /// directory that they have made.
     async fn rename_over_lock(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         (from_dir, from_name): (u64, &str),
         source: &Node,
@@ -150,6 +152,7 @@ impl Tree {
         self.overlay.edit(&copy, |_| shown.len(), |content| *content = shown.to_vec())?;
         copy.state.lock().modified = record.modified;
         self.recent.removed(caller, source.clone(), Removal::MovedAway(Instant::now(), record.version));
+        self.inodes.renamed(source, &Node::Scratch(copy.id));
         Ok(())
     }
 
@@ -179,6 +182,7 @@ impl Tree {
         match &outcome {
             Ok(applied) => {
                 self.recent.settle(caller, target);
+                self.inodes.renamed(source, target);
                 self.recent.forget_read(caller, cell, from);
                 if let Some(version) = applied.versions.iter().flatten().next() {
                     self.recent.read(caller.thread, cell, to, *version);

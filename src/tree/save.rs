@@ -143,6 +143,8 @@ impl Tree {
         let place = |change: &Change| (cell.name.clone(), change.path.clone());
         changes.iter().for_each(|change| self.committing.begin(place(change)));
         let outcome = self.apply_fenced(saver, cell, changes).await;
+        // Whoever has saved reads what was saved, under every name.
+        self.let_go_of(&cell.name, changes.iter().map(|change| (&change.path, relists(change)))).await;
         for (index, change) in changes.iter().enumerate() {
             let stored = outcome.as_ref().ok().and_then(|applied| applied.versions.get(index).copied().flatten());
             let revision = match (&change.action, stored, change.guard) {
@@ -235,6 +237,11 @@ impl Tree {
         self.recent.read(caller.thread, cell, path, stored.version);
         Ok(())
     }
+}
+
+/// Whether a change makes or removes names.
+fn relists(change: &Change) -> bool {
+    change.action == Action::Delete || change.guard == Guard::Absent
 }
 
 /// A guard that was not met is a conflict, whichever way the record differs.

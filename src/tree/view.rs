@@ -7,7 +7,7 @@ use super::caller::Removal;
 use super::lockfile::{LOCK, is_listed, is_virtual};
 use super::node::DATA;
 use super::overlay::Local;
-use super::{Attr, Caller, ControlFile, Node, ROOT, Tree, known_name};
+use super::{Attr, Caller, ControlFile, Node, Tree, known_name};
 use crate::cells::Cell;
 use crate::control;
 use crate::error::{Error, Kind, Result};
@@ -39,17 +39,28 @@ impl Tree {
             return self.echo_lookup(parent, name);
         }
         let node = self.find(caller, parent, name).await?;
-        if let (Node::Dir(cell, _), ROOT) = (&node, parent) {
-            self.clone().follow(&self.cell(cell)?);
-        }
+        // Known first: whatever is published from now on is told to the kernel.
+        let ino = self.inodes.told(&node);
         let attr = match &node {
             Node::Record(cell, path, form) => {
                 self.save_under_way(cell, path).await;
-                self.named_record_attr(caller, cell, path, *form).await?
+                self.named_record_attr(caller, cell, path, *form).await
             }
-            _ => self.attr(&node).await?,
+            _ => self.attr(&node).await,
         };
-        Ok(Attr { ino: self.inodes.told(&node), ..attr })
+        let attr = attr.inspect_err(|_| self.inodes.forget(ino, 1))?;
+        Ok(self.answered(&node, ino, attr))
+    }
+
+    /// As [`Tree::lookup`]; `None` if there is no such name, and the kernel may keep that for a moment.
+    pub async fn look_up(self: &Arc<Self>, caller: &Caller, parent: u64, name: &OsStr) -> Result<Option<Attr>> {
+        match self.lookup(caller, parent, name).await {
+            Err(error) if error.kind == Kind::NotFound && !self.echo.is_from(caller) => {
+                let lasts = name.to_str().is_some_and(|name| self.absence_lasts(parent, name));
+                if lasts { Ok(None) } else { Err(error) }
+            }
+            outcome => outcome.map(Some),
+        }
     }
 
     /// What a name in a directory stands for. A record that comes back need not be stored (any more).
@@ -262,49 +273,5 @@ impl Tree {
         let listed: Vec<Form> = forms.iter().copied().filter(|form| self.options.list.contains(form)).collect();
         let raw_only = forms == [Form::Raw];
         if raw_only { forms.into_iter() } else { listed.into_iter() }
-    }
-
-    /// Opens a directory.
-    pub async fn opendir(&self, ino: u64) -> Result<u64> {
-        let node = self.node(ino)?;
-        if let Node::Dir(cell, path) = &node {
-            self.cell(cell)?.snapshot().await?;
-            self.require_dir(cell, path).await?;
-        }
-        if !node.is_dir() {
-            return Err(Error::new(Kind::NotDirectory, "not a directory"));
-        }
-        Ok(self.handles.open_dir(ino))
-    }
-
-    /// At most a number of entries of an open directory from an index on; index 0 looks again. Entries keep their index while the
-    /// directory is open, whatever comes and goes meanwhile.
-    pub async fn readdir(&self, ino: u64, handle: u64, from: usize, limit: usize) -> Result<Vec<(usize, DirEntry)>> {
-        let dir = self.handles.dir(handle)?;
-        if from == 0 {
-            let list = self.list(&self.node(ino)?).await?;
-            *dir.lock() = list;
-        }
-        let entries = dir.lock();
-        Ok(entries.iter().enumerate().skip(from).take(limit).map(|(index, entry)| (index, entry.clone())).collect())
-    }
-
-    /// Attributes of an entry of a listing, without the kernel's knowing it yet; `None` if it has gone meanwhile.
-    pub async fn entry_attr(&self, entry: &DirEntry) -> Option<Attr> {
-        let attr = match &entry.node {
-            Node::Dir(..) => self.dir_attr(),
-            node => self.attr(node).await.ok()?,
-        };
-        Some(Attr { ino: self.inodes.number(&entry.node), ..attr })
-    }
-
-    /// The kernel has taken an entry of a listing with its attributes.
-    pub fn told(&self, entry: &DirEntry) -> u64 {
-        self.inodes.told(&entry.node)
-    }
-
-    /// The inode number of an entry of a listing.
-    pub fn number(&self, entry: &DirEntry) -> u64 {
-        self.inodes.number(&entry.node)
     }
 }

@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use super::{Node, Tree};
 use crate::error::{Error, Kind, Result};
 
+/// The kind of attributes that there are.
+const USER: &str = "user.";
 /// What all names begin with.
 const PREFIX: &str = "user.topo.";
 const VERSION: &str = "user.topo.version";
@@ -17,8 +19,9 @@ impl Tree {
     /// One extended attribute; ENODATA if there is none of that name.
     pub async fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         let missing = || Error::new(Kind::NoAttribute, "no such attribute");
-        // Others (security.capability, posix ACLs) are asked for often and never exist.
-        let name = name.to_str().filter(|name| name.starts_with(PREFIX)).ok_or_else(missing)?;
+        // Of other kinds (ACLs, labels, capabilities) there are none: `ls -l` asks for three of each file, unless it hears that.
+        let unsupported = || Error::new(Kind::Unsupported, "there are only user attributes");
+        let name = name.to_str().filter(|name| name.starts_with(USER)).ok_or_else(unsupported)?;
         if let Node::Record(cell, path, _) = self.node(ino)? {
             let cell = self.cell(&cell)?;
             let known = name.strip_prefix(PREFIX).filter(|name| cell.attributes().contains(name));

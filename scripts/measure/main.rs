@@ -1,0 +1,126 @@
+//! The program behind scripts/bench: everything is measured in one run, side by side, and told as ratios of medians.
+
+mod consulfs;
+mod latency;
+mod reading;
+mod service;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use service::{Mount, Topology};
+
+/// Repetitions of what is short.
+const REPEAT: usize = 5;
+
+fn main() -> Result<()> {
+    let sizes: Vec<usize> =
+        std::env::args().skip(1).map(|size| size.parse()).collect::<Result<_, _>>().context("bench TABLETS...")?;
+    println!("{}\n", machine()?);
+    let mut first = None;
+    for (index, size) in sizes.iter().enumerate() {
+        let topology = Topology::start(*size)?;
+        println!(
+            "## {size} tablets ({} records, {} bytes each in the mean)\n",
+            topology.records,
+            topology.bytes / topology.records
+        );
+        println!("| what | topofs | beside it | ratio |\n|---|---|---|---|");
+        let (ready, bulk) = start(&topology)?;
+        if let Some((smaller, earlier)) = first {
+            row(&format!("ready, against {smaller} tablets"), ready, earlier);
+        }
+        first.get_or_insert((*size, ready));
+        memory(&topology, bulk)?;
+        if index == 0 {
+            latency::measure(&topology)?;
+        }
+        reading::measure(&topology)?;
+        println!();
+    }
+    consulfs::measure()?;
+    Ok(())
+}
+
+/// Prints one comparison.
+fn row(what: &str, ours: Duration, theirs: Duration) {
+    println!("| {what} | {} | {} | **{:.2}** |", text(ours), text(theirs), ours.as_secs_f64() / theirs.as_secs_f64());
+}
+
+fn text(time: Duration) -> String {
+    match time.as_secs_f64() {
+        seconds if seconds >= 1.0 => format!("{seconds:.2} s"),
+        seconds if seconds >= 0.001 => format!("{:.1} ms", seconds * 1e3),
+        seconds => format!("{:.0} us", seconds * 1e6),
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
+    let begin = Instant::now();
+    let value = work()?;
+    Ok((begin.elapsed(), value))
+}
+
+fn bash(script: &str) -> Result<String> {
+    let output = Command::new("bash").args(["-c", script]).output()?;
+    ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Until a mount shows all of its tablets, against one bulk read by etcd's own tool.
+fn start(topology: &Topology) -> Result<(Duration, Duration)> {
+    let (mut ready, mut bulk) = (Vec::new(), Vec::new());
+    for _ in 0..REPEAT {
+        let (time, mount) = timed(|| {
+            let mount = topology.mount(&[], None)?;
+            mount.wait_until_loaded(topology)?;
+            Ok(mount)
+        })?;
+        ready.push(time);
+        drop(mount);
+        let get = format!(
+            "ETCDCTL_API=3 etcdctl --endpoints {} get --prefix {} > /dev/null",
+            topology.endpoint, topology.root
+        );
+        // etcdctl takes no more than 4 MB at once: as many reads as that needs, each of a range.
+        bulk.push(timed(|| bash(&get).or_else(|_| topology.bulk_read()))?.0);
+    }
+    let (ready, bulk) = (median(ready), median(bulk));
+    row("ready (all cells loaded) / one bulk read", ready, bulk);
+    let loop_of_gets = topology.loop_of_gets()?;
+    row("bulk of all records through the mount's start / `etcdctl get` per record", ready, loop_of_gets);
+    Ok((ready, bulk))
+}
+
+/// Resident memory of the daemon.
+fn memory(topology: &Topology, _: Duration) -> Result<()> {
+    let mount = topology.mount(&[], None)?;
+    mount.wait_until_loaded(topology)?;
+    let per_record = |kilobytes: u64| kilobytes as f64 * 1024.0 / topology.records as f64;
+    let loaded = mount.resident()?;
+    bash(&format!("grep -r no-such-text {} || true", mount.path().display()))?;
+    let read = mount.resident()?;
+    println!(
+        "| memory, nothing read / after `grep -r` of everything, for a record | {:.0} B | {:.0} B | **{:.2}** |",
+        per_record(loaded),
+        per_record(read),
+        read as f64 / loaded as f64
+    );
+    Ok(())
+}
+
+fn machine() -> Result<String> {
+    bash("echo \"$(nproc) x $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r), etcd $(etcd --version | sed -n 's/etcd Version: //p')\"")
+        .map(|text| text.trim().to_owned())
+}
+
+/// Where a mount is, for those who need only that.
+fn dir_of(mount: &Mount) -> String {
+    mount.path().display().to_string()
+}

@@ -1,0 +1,291 @@
+//! What the kernel may keep without asking again, and how it is made to let go of it.
+//!
+//! The kernel keeps names, attributes and listings for as long as a reply says, and pages until it is told. What a reply says
+//! lasts is only what everybody sees alike and what the mirror will tell of: stored records, while their cell's watch is
+//! delivering and nothing of theirs is under way. Everything else (drafts, scratch files, names that one process has removed)
+//! is asked for every time.
+//!
+//! Letting go happens twice. At once, when the new state is published: inodes only, since names need the lock of their directory, which
+//! somebody may hold who waits for a backend. And once more in the line of events, before the event is raised: a reply that
+//! was under way the first time and has come to nothing the kernel knew then is caught by waiting for the directory's lock.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use super::echo::{Happened, Job};
+use super::handles::Reader;
+use super::inodes::{Inodes, State};
+use super::lockfile::LOCK;
+use super::{Attr, Caller, Node, Opened, Tree};
+use crate::cells::Cell;
+use crate::error::{Error, Kind, Result};
+use crate::mirror::{Record, Snapshot, Update};
+use crate::name::{CellName, TopoPath};
+
+/// Largest content that goes through the kernel's page cache, in bytes: one page, which is of one state whoever reads it in whatever
+/// steps. Larger files are read from one state to their end.
+const CACHED_LIMIT: usize = 4096;
+/// A name that no directory has: dropping it only waits for the directory.
+const NO_NAME: &str = "/";
+
+/// The kernel's caches.
+pub trait KernelCaches: Send + Sync + std::fmt::Debug {
+    /// Drops attributes, pages and listing of an inode. Waits for reads of its pages that are under way.
+    fn drop_inode(&self, ino: u64);
+    /// Drops a name. Waits for whoever looks up, lists, makes or removes names in the directory.
+    fn drop_name(&self, parent: u64, name: &str);
+    /// Gives the whole content of a file that is being opened. Waits for reads of its pages that are under way.
+    fn give(&self, ino: u64, content: &[u8]);
+}
+
+/// The caches of a mount.
+#[derive(Debug)]
+pub(super) struct Caches {
+    kernel: Arc<dyn KernelCaches>,
+    /// How many contents may be given at once: one session thread must be free to answer what they wait for.
+    give_at_once: usize,
+}
+
+impl Tree {
+    /// The kernel's caches, from now on used. `threads` is the number of those that answer requests.
+    pub fn use_caches(&self, kernel: Arc<dyn KernelCaches>, threads: usize) {
+        // There is one kernel.
+        let _ = self.caches.set(Caches { kernel, give_at_once: threads.saturating_sub(1) });
+    }
+
+    /// An answer about a node: notes what the kernel knows, and says whether it may keep it.
+    pub(super) fn answered(&self, node: &Node, ino: u64, attr: Attr) -> Attr {
+        self.inodes.tell(ino, attr.state);
+        let lasting = self.caches.get().is_some() && self.lasts(node, ino, &attr);
+        Attr { ino, lasting, ..attr }
+    }
+
+    fn lasts(&self, node: &Node, ino: u64, attr: &Attr) -> bool {
+        let (cell, path) = match node {
+            Node::Root | Node::Control => return true,
+            Node::ControlFile(_) | Node::Scratch(_) => return false,
+            Node::Dir(_, path) if path.is_root() => return true,
+            Node::Dir(cell, path) | Node::Record(cell, path, _) | Node::Lock(cell, path) => (cell, path),
+        };
+        let Some(connected) = self.cells.get(cell) else { return false };
+        let is_stored = |dir: &TopoPath| dir.is_root() || connected.mirror.snapshot().has_children(dir);
+        if self.echo.is_coming(node) || self.recent.is_disputed(node) {
+            return false;
+        }
+        let place = (cell.clone(), path.clone());
+        // Noted before the last look at the watch: if that fails, it is known that this was given.
+        self.gives_lasting(cell)
+            && connected.mirror.is_fresh()
+            && match node {
+                Node::Record(..) => {
+                    attr.state.is_some() && !self.committing.contains(&place) && self.handles.drafts(ino).is_empty()
+                }
+                Node::Dir(..) => is_stored(path) && !self.overlay.has_dir(&place),
+                _ => is_stored(path),
+            }
+    }
+
+    /// Notes that the kernel is given something of a cell that it keeps until it is told. False if nobody would tell it.
+    pub(super) fn gives_lasting(&self, cell: &CellName) -> bool {
+        let followed = self.cells.get(cell).and_then(|cell| self.echo.followed(&cell));
+        followed.is_some_and(|followed| {
+            followed.lasting.fetch_add(1, Ordering::SeqCst);
+            true
+        })
+    }
+
+    /// Whether the kernel may keep for a moment that there is no such name: not if it could be a record's.
+    pub(super) fn absence_lasts(&self, parent: u64, name: &str) -> bool {
+        if self.caches.get().is_none() || name == LOCK {
+            return false;
+        }
+        match self.inodes.node(parent) {
+            Some(Node::Root) => {
+                CellName::new(name).is_ok_and(|cell| !self.echo.is_coming(&Node::Dir(cell, TopoPath::root())))
+            }
+            Some(Node::Dir(cell, dir)) => {
+                let Some(connected) = self.cells.get(&cell).filter(|cell| cell.mirror.is_fresh()) else { return false };
+                let snapshot = connected.mirror.snapshot();
+                let (Ok(child), Err(_)) = (dir.join(name), self.record_of_name(&cell, &snapshot, &dir, name)) else {
+                    return false;
+                };
+                let raw = Node::Record(cell.clone(), child.clone(), crate::record::Form::Raw);
+                !self.echo.is_coming(&raw) && !self.echo.is_coming(&Node::Dir(cell, child))
+            }
+            _ => false,
+        }
+    }
+
+    /// How the kernel may read a record that is opened for reading: whether through its page cache, and whether it may keep
+    /// the pages that it has. At the first time the content goes there right away.
+    pub(super) fn through_cache(&self, ino: u64, cell: &CellName, record: &Record, content: &Bytes) -> Opened {
+        let fresh = self.cells.get(cell).is_some_and(|cell| cell.mirror.is_fresh());
+        let Some(caches) = self.caches.get().filter(|_| fresh && content.len() <= CACHED_LIMIT) else {
+            return Opened::direct();
+        };
+        let state = State::of(record);
+        // Whoever is reading might hold the page that is to be given.
+        if !self.handles.is_open(ino) && self.inodes.begin_giving(ino, state, caches.give_at_once) {
+            let done = scopeguard::guard((), |()| self.inodes.end_giving(ino));
+            caches.kernel.give(ino, content);
+            drop(done);
+            return Opened::cached(true);
+        }
+        Opened::cached(self.inodes.open_pages(ino, state))
+    }
+
+    /// A record's content for the kernel's pages: of the state whose attributes the kernel knows, so that sizes fit, as long as that
+    /// is known here. `None` if the record is gone.
+    pub(super) fn page_content(&self, ino: u64, reader: &Reader) -> Result<Option<Bytes>> {
+        let Reader { cell, path, form, .. } = reader;
+        let snapshot = self.cell(cell)?.snapshot_now()?;
+        let told = self.inodes.state_told(ino);
+        let of_told =
+            |snapshot: &Snapshot| snapshot.records.get(path).filter(|record| told == Some(State::of(record))).cloned();
+        let record = of_told(&snapshot)
+            .or_else(|| self.echo.before(cell).and_then(|before| of_told(&before)))
+            .or_else(|| snapshot.records.get(path).cloned());
+        record.map(|record| self.records.show(cell, path, &record.value, *form)).transpose()
+    }
+
+    /// Lets the kernel ask again about what a change concerns.
+    pub(super) async fn let_go_of<'a>(&self, cell: &CellName, changes: impl Iterator<Item = (&'a TopoPath, bool)>) {
+        let mut numbers = Vec::new();
+        for (path, relists) in changes {
+            let forms = self.forms(cell, path).map(|form| Node::Record(cell.clone(), path.clone(), form));
+            numbers.extend(forms.filter_map(|node| self.inodes.known(&node)));
+            if relists {
+                let dirs = std::iter::successors(path.parent(), TopoPath::parent);
+                let dirs = std::iter::once(path.clone()).chain(dirs).map(|dir| Node::Dir(cell.clone(), dir));
+                numbers.extend(dirs.filter_map(|node| self.inodes.known(&node)));
+            }
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        self.let_go(numbers).await;
+    }
+
+    /// Lets the kernel ask again about what the mirror tells.
+    pub(super) async fn let_go_of_updates(&self, cell: &Cell, updates: &[Update]) {
+        let relists = |update: &Update| update.old.is_none() || update.new.is_none();
+        self.let_go_of(&cell.name, updates.iter().map(|update| (&update.path, relists(update)))).await;
+    }
+
+    /// Lets the kernel ask again about everything of a cell.
+    pub(super) async fn let_go_of_cell(&self, cell: &CellName) {
+        self.let_go(self.inodes.of_cell(cell)).await;
+    }
+
+    /// Lets the kernel ask again about everything.
+    pub async fn let_go_of_all(&self) {
+        self.let_go(self.inodes.all()).await;
+    }
+
+    async fn let_go(&self, numbers: Vec<u64>) {
+        let Some(caches) = self.caches.get().filter(|_| !numbers.is_empty()) else { return };
+        let (inodes, kernel) = (self.inodes.clone(), caches.kernel.clone());
+        // It may wait for a page; a panic in there is the kernel's business, not ours.
+        let _ = tokio::task::spawn_blocking(move || numbers.iter().for_each(|ino| drop_inode(&inodes, &*kernel, *ino)))
+            .await;
+    }
+
+    /// What comes before an event is raised, from the thread that does so: nothing that a reply under way has brought to the kernel
+    /// may be older than the event.
+    pub fn settle(&self, job: &Job) {
+        let Some(caches) = self.caches.get() else { return };
+        let Some(parent) = self.inodes.known(&job.parent()) else { return };
+        let name = match job.happened {
+            Happened::Created | Happened::DirMade | Happened::Unnoticed => job.name(),
+            // The call that raises the event is to find the name.
+            Happened::Changed | Happened::Deleted | Happened::DirRemoved => NO_NAME,
+        };
+        caches.kernel.drop_name(parent, name);
+        if job.happened != Happened::Changed {
+            drop_inode(&self.inodes, &*caches.kernel, parent);
+        }
+        if let Some(ino) = self.inodes.known(job.node()) {
+            drop_inode(&self.inodes, &*caches.kernel, ino);
+        }
+    }
+
+    /// The content of a file where the kernel opens without asking.
+    pub async fn read_unopened(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        offset: u64,
+        size: u32,
+        direct: bool,
+    ) -> Result<Bytes> {
+        let content = match self.node(ino)? {
+            Node::ControlFile(super::ControlFile::Events) => {
+                return Ok(self.control.events.read_at(offset, size as usize));
+            }
+            Node::ControlFile(file) => self.rendered(file).await.0,
+            Node::Lock(cell, dir) => self.lock_content(&cell, &dir).await?,
+            Node::Record(cell, path, form) if direct => self.shown(caller, &cell, &path, form, true).await?.0,
+            Node::Record(cell, path, form) => {
+                let reader = Reader::new(&cell, &path, form, Bytes::new());
+                self.page_content(ino, &reader)?.ok_or_else(Error::not_found)?
+            }
+            Node::Scratch(_) => return Err(Error::new(Kind::ReadOnly, "the mount is read-only")),
+            Node::Root | Node::Control | Node::Dir(..) => return Err(Error::new(Kind::IsDirectory, "is a directory")),
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+        Ok(content.slice(start..start.saturating_add(size as usize).min(content.len())))
+    }
+
+    /// What a control file shows, where it is not opened: the kernel asks for its size and then for its content, perhaps in
+    /// pieces, and all of that must fit.
+    pub(super) async fn rendered(&self, file: super::ControlFile) -> (Bytes, SystemTime) {
+        /// How long it shows the same.
+        const TIME: Duration = Duration::from_millis(200);
+        let known = self.rendered.lock().get(&file).cloned();
+        if let Some((content, when)) = known.filter(|(_, when)| when.elapsed().is_ok_and(|age| age < TIME)) {
+            return (content, when);
+        }
+        let shown = (self.control_content(file).await, SystemTime::now());
+        self.rendered.lock().insert(file, shown.clone());
+        shown
+    }
+
+    /// Whether an open file that the kernel has opened without asking has more to read, for `.topofs/events`: once for all that
+    /// is new. `waiter` is the kernel's name of the open file.
+    pub fn has_news(&self, ino: u64, waiter: u64) -> bool {
+        /// Open files remembered.
+        const WAITERS: usize = 1_000;
+        if !matches!(self.inodes.node(ino), Some(Node::ControlFile(super::ControlFile::Events))) {
+            return true;
+        }
+        let end = self.control.events.size() as u64;
+        let mut waiters = self.waiters.lock();
+        if waiters.len() >= WAITERS && !waiters.contains_key(&waiter) {
+            waiters.clear();
+        }
+        waiters.insert(waiter, end).unwrap_or(0) < end
+    }
+
+    /// The kernel refuses all writes from now on, so that opening a file need not be asked for.
+    pub fn open_unasked(&self) {
+        self.unasked.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Whether the kernel opens files without asking.
+    pub fn opens_unasked(&self) -> bool {
+        self.unasked.load(std::sync::atomic::Ordering::Acquire)
+    }
+}
+
+fn drop_inode(inodes: &Inodes, kernel: &dyn KernelCaches, ino: u64) {
+    let told = inodes.state_told(ino);
+    kernel.drop_inode(ino);
+    inodes.dropped(ino, told);
+    // What was on its way then has arrived after it.
+    if inodes.wait_until_given(ino) {
+        kernel.drop_inode(ino);
+        inodes.dropped(ino, told);
+    }
+}

@@ -1,0 +1,275 @@
+//! Following the cells: what the kernel must let go of, and which events are to be raised for what happens elsewhere.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::echo::{Followed, Happened, Job, OwnCommit};
+use super::lockfile::{LOCK, is_virtual};
+use super::node::DATA;
+use super::overlay::Place;
+use super::{Node, Tree};
+use crate::cells::{Cell, HolderChange, Holders};
+use crate::mirror::{Record, Snapshot, Update};
+use crate::name::{CellName, TopoPath};
+use crate::record::Form;
+
+impl Tree {
+    /// Tells of what happens in a cell from now on.
+    pub(super) fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
+        // Listened to before anything is answered that lasts.
+        let updates = cell.mirror.subscribe();
+        let followed = Arc::new(Followed { cell: Arc::downgrade(cell), lasting: AtomicU64::new(0) });
+        {
+            let mut all = self.echo.followed.lock();
+            if all.get(&cell.name).is_some_and(|known| known.cell.as_ptr() == Arc::as_ptr(cell)) {
+                return;
+            }
+            all.insert(cell.name.clone(), followed.clone());
+        }
+        let (tree, cell) = (self.clone(), cell.clone());
+        self.tasks.spawn(async move {
+            // One that is another place now has been shown with the records of the old one.
+            tree.let_go_of_cell(&cell.name).await;
+            tokio::select! {
+                () = tree.stop.cancelled() => {}
+                () = cell.replaced() => tree.let_go_of_cell(&cell.name).await,
+                () = tree.tell_of(&cell, updates) => {}
+                () = tree.tell_of_locks(&cell) => {}
+                () = tree.guard_freshness(&cell, &followed) => {}
+            }
+        });
+    }
+
+    /// Lets the kernel ask for everything as soon as a cell's watch is not delivering: what it keeps may be old by then, and must be
+    /// gone when the cell is no longer shown.
+    async fn guard_freshness(&self, cell: &Cell, followed: &Followed) {
+        /// How often the watch is looked at.
+        const LOOK: Duration = Duration::from_millis(250);
+        let mut dropped = 0;
+        loop {
+            if !cell.mirror.is_fresh() {
+                let given = followed.lasting.load(Ordering::SeqCst);
+                if given != dropped {
+                    self.let_go_of_cell(&cell.name).await;
+                    dropped = given;
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn tell_of(self: &Arc<Self>, cell: &Cell, mut updates: broadcast::Receiver<Arc<Vec<Update>>>) {
+        cell.mirror.loaded().await;
+        // What has come in between is in it already, and is passed over.
+        let mut told = Snapshot::clone(&cell.mirror.snapshot());
+        loop {
+            match updates.recv().await {
+                Ok(news) => self.tell_all(cell, &news, &mut told).await,
+                // Too much at once: what is different now is what has happened, each record once.
+                Err(RecvError::Lagged(_)) => {
+                    updates = updates.resubscribe();
+                    let now = cell.mirror.snapshot();
+                    self.tell_all(cell, &differences(&told, &now), &mut told).await;
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    async fn tell_all(self: &Arc<Self>, cell: &Cell, updates: &[Update], told: &mut Snapshot) {
+        self.echo.set_before(&cell.name, told.clone());
+        self.let_go_of_updates(cell, updates).await;
+        for update in updates {
+            self.tell(cell, update, told).await;
+        }
+    }
+
+    async fn tell(self: &Arc<Self>, cell: &Cell, update: &Update, told: &mut Snapshot) {
+        let Update { path, new, .. } = update;
+        let old = match new {
+            Some(record) => told.records.get(path).cloned().filter(|old| old.version.created == record.version.created),
+            None => told.records.get(path).cloned(),
+        };
+        let place = (cell.name.clone(), path.clone());
+        // Whether it was our own commit is known when that has come back.
+        self.committing.wait(&place).await;
+        let revision = new.as_ref().or(old.as_ref()).map(|record| record.version.written);
+        let own = revision.and_then(|revision| self.echo.take_own(&place, revision));
+        self.record(cell, path, (old.as_ref(), new.as_ref()), own.as_ref());
+        let own = own.map(|commit| commit.form);
+        let before = told.clone();
+        match new {
+            Some(record) => drop(told.records.insert(path.clone(), record.clone())),
+            None => drop(told.records.remove(path)),
+        }
+        match (&old, new) {
+            (Some(old), Some(new)) if old.version == new.version => {}
+            (Some(_), Some(_)) => {
+                self.tell_forms(cell, told, path, own, Happened::Changed);
+                // A cell may be another place now.
+                self.tell_cell(cell, path, Happened::Changed);
+            }
+            (None, Some(_)) => {
+                if own.is_none() {
+                    let new_dirs = ancestors(path).filter(|dir| !before.has_children(dir));
+                    for dir in new_dirs.collect::<Vec<_>>().into_iter().rev() {
+                        self.tell_dir(cell, &dir, Happened::DirMade);
+                    }
+                }
+                self.tell_forms(cell, told, path, own, Happened::Created);
+                self.tell_cell(cell, path, Happened::DirMade);
+                // A record that has become a directory has other names now.
+                let ancestor = path.parent().filter(|dir| told.records.contains_key(dir) && !before.has_children(dir));
+                ancestor.iter().for_each(|dir| self.forget_forms(cell, dir));
+            }
+            (Some(_), None) => {
+                self.tell_forms(cell, &before, path, own, Happened::Deleted);
+                if own.is_none() {
+                    for dir in ancestors(path).filter(|dir| !told.has_children(dir)) {
+                        self.tell_dir(cell, &dir, Happened::DirRemoved);
+                    }
+                }
+                self.tell_cell(cell, path, Happened::DirRemoved);
+                let ancestor = path.parent().filter(|dir| told.records.contains_key(dir) && !told.has_children(dir));
+                ancestor.iter().for_each(|dir| self.forget_forms(cell, dir));
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Adds a line to `.topofs/events`.
+    fn record(
+        &self,
+        cell: &Cell,
+        path: &TopoPath,
+        (old, new): (Option<&Record>, Option<&Record>),
+        own: Option<&OwnCommit>,
+    ) {
+        let kind = match (old, new) {
+            (Some(old), Some(new)) if old.version == new.version => return,
+            (None, None) => return,
+            (None, Some(_)) => "created",
+            (Some(_), Some(_)) => "changed",
+            (Some(_), None) => "deleted",
+        };
+        let number = |record: Option<&Record>| json!(record.map(|record| record.version.number));
+        let by = own.map_or_else(
+            || json!("remote"),
+            |own| json!({ "uid": own.saver.uid, "pid": own.saver.process, "command": own.command }),
+        );
+        let more = [("version", number(new)), ("old_version", number(old)), ("by", by)];
+        self.control.events.record(&cell.name, path.as_str(), kind, &more);
+    }
+
+    fn tell_forms(&self, cell: &Cell, shown: &Snapshot, path: &TopoPath, own: Option<Form>, happened: Happened) {
+        for form in self.forms(&cell.name, path) {
+            // The kernel has told of its own call already; only who was listing at that moment may have an old list.
+            let happened = match (Some(form) == own, happened) {
+                (false, happened) => happened,
+                (true, Happened::Changed) => continue,
+                (true, _) => Happened::Unnoticed,
+            };
+            let (dir, name) = match shown.has_children(path) {
+                true => (Some(path.clone()), format!("{DATA}{}", form.suffix())),
+                false => (path.parent(), format!("{}{}", path.name(), form.suffix())),
+            };
+            let node = Node::Record(cell.name.clone(), path.clone(), form);
+            let dir = dir.map(|dir| (cell.name.clone(), dir));
+            self.echo.push(Job { happened, node, dir, name });
+        }
+    }
+
+    /// Names that a record has no more, or has again.
+    fn forget_forms(&self, cell: &Cell, path: &TopoPath) {
+        for form in self.forms(&cell.name, path).filter(|form| *form != Form::Raw) {
+            let name = format!("{}{}", path.name(), form.suffix());
+            let node = Node::Record(cell.name.clone(), path.clone(), form);
+            let dir = path.parent().map(|dir| (cell.name.clone(), dir));
+            self.echo.push(Job { happened: Happened::Unnoticed, node, dir, name });
+        }
+    }
+
+    fn tell_dir(&self, cell: &Cell, dir: &TopoPath, happened: Happened) {
+        let place = (cell.name.clone(), dir.clone());
+        // One that this mount has anyway neither comes nor goes.
+        let stays = is_virtual(&cell.name, dir) || self.overlay.has_dir(&place);
+        let happened = if stays { Happened::Unnoticed } else { happened };
+        self.echo.push(Job::of_dir(&cell.name, dir, happened));
+    }
+
+    /// A directory of this mount disappears from the listing above by itself, after a time.
+    pub(super) fn forget_dir_after(self: &Arc<Self>, place: Place, time: Duration) {
+        let tree = self.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = tree.stop.cancelled() => {}
+                () = tokio::time::sleep(time) => {
+                    tree.echo.push(Job::of_dir(&place.0, &place.1, Happened::Unnoticed));
+                }
+            }
+        });
+    }
+
+    /// A cell comes and goes with its CellInfo record.
+    fn tell_cell(self: &Arc<Self>, cell: &Cell, path: &TopoPath, happened: Happened) {
+        let names: Vec<&str> = path.components().collect();
+        let (true, ["cells", name, "CellInfo"]) = (cell.name.is_global(), names.as_slice()) else { return };
+        let Ok(name) = CellName::new(name) else { return };
+        if name.is_global() {
+            return;
+        }
+        let shown = self.cells.get(&name);
+        if let Some(cell) = &shown {
+            self.follow(cell);
+        }
+        let happened = match (happened, shown.is_some()) {
+            (Happened::DirMade, true) | (Happened::DirRemoved, false) => happened,
+            // Whether it can be shown may have changed with what its record says.
+            _ => Happened::Unnoticed,
+        };
+        self.echo.push(Job::of_dir(&name, &TopoPath::root(), happened));
+    }
+
+    async fn tell_of_locks(&self, cell: &Arc<Cell>) {
+        let mut holders = Holders::of(cell.clone()).await;
+        loop {
+            for HolderChange { dir, .. } in holders.changed().await {
+                // Some directories are listed as long as they are locked.
+                if is_virtual(&cell.name, &dir) {
+                    let dirs = std::iter::once(dir.clone()).chain(ancestors(&dir));
+                    dirs.for_each(|dir| self.echo.push(Job::of_dir(&cell.name, &dir, Happened::Unnoticed)));
+                }
+                let node = Node::Lock(cell.name.clone(), dir.clone());
+                let parent = Some((cell.name.clone(), dir));
+                self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK.to_owned() });
+            }
+        }
+    }
+}
+
+/// The directories above a path, the nearest first, without the cell's root.
+fn ancestors(path: &TopoPath) -> impl Iterator<Item = TopoPath> {
+    std::iter::successors(path.parent(), TopoPath::parent).take_while(|dir| !dir.is_root())
+}
+
+/// What is different, deletions first, then in the order in which it was written.
+fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
+    use imbl::ordmap::DiffItem;
+    let mut updates: Vec<Update> = old
+        .records
+        .diff(&new.records)
+        .map(|item| match item {
+            DiffItem::Add(path, record) => Update { path: path.clone(), old: None, new: Some(record.clone()) },
+            DiffItem::Update { old: (path, old), new: (_, new) } => {
+                Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()) }
+            }
+            DiffItem::Remove(path, record) => Update { path: path.clone(), old: Some(record.clone()), new: None },
+        })
+        .collect();
+    updates.sort_by_key(|update| update.new.as_ref().map(|record| record.version.written));
+    updates
+}

@@ -1,0 +1,326 @@
+//! What the kernel keeps: reading again asks nothing, and what is read is never older than it may be.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod changes;
+mod truth;
+
+use std::collections::BTreeMap;
+
+use common::mount::Mount;
+use common::server::fresh_root;
+use common::world::{self, Service};
+use common::{etcd, eventually};
+use topofs::backend::Implementation;
+use topofs::sample::Cluster;
+
+type Requests = BTreeMap<String, i64>;
+
+/// The counts of now: where nothing is opened, the status is the same for a moment.
+fn requests(mount: &Mount) -> Requests {
+    let begin = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+    eventually("a status of now", || {
+        let status = mount.status();
+        let counts = serde_json::from_value(status["requests"].clone()).unwrap();
+        (status["time"].as_str().unwrap() >= begin.as_str()).then_some(counts)
+    })
+}
+
+fn difference(before: &Requests, after: &Requests) -> Requests {
+    let changed = after.iter().map(|(op, count)| (op.clone(), count - before.get(op).unwrap_or(&0)));
+    changed.filter(|(_, count)| *count != 0).collect()
+}
+
+/// The requests of a script. Forgotten inodes are the kernel's own business.
+fn asked(mount: &Mount, script: &str) -> Requests {
+    let begin = std::time::Instant::now();
+    let before = requests(mount);
+    mount.sh(script);
+    let mut asked = difference(&before, &requests(mount));
+    asked.remove("forget");
+    // Once a second, the root is asked for: so a daemon that has died is noticed.
+    let root = i64::try_from(begin.elapsed().as_secs()).unwrap() + 1;
+    if asked.get("getattr").is_some_and(|count| *count <= root) {
+        asked.remove("getattr");
+    }
+    asked
+}
+
+fn only(expected: &[(&str, i64)]) -> Requests {
+    expected.iter().map(|(op, count)| ((*op).to_owned(), *count)).collect()
+}
+
+/// A cluster of 120 tablets in two cells, none of whose records is larger than a page.
+fn cluster(flags: &[&str]) -> Mount {
+    let root = fresh_root();
+    let endpoint = etcd::shared().endpoint();
+    world::load(&*world::etcd_cell(&endpoint, &root), &Cluster::of_size(&endpoint, &root, 2, 3, 4, 10));
+    Mount::etcd(&endpoint, &root, flags)
+}
+
+const TABLETS: &str = "zone1/tablets zone2/tablets";
+/// Programs that read every file.
+const READERS: [&str; 4] =
+    ["grep -r xyz D || true", "find D -type f -exec cat {} +", "tar c D | cat", "find D -type f -exec md5sum {} +"];
+/// Programs that look at every name.
+const LOOKERS: [&str; 4] = ["find D", "find D -newer /etc/passwd", "du -a D", "ls -R D"];
+
+#[test]
+fn looking_again_asks_nothing() {
+    for flags in [&[][..], &["--read-only"]] {
+        let mount = cluster(flags);
+        mount.sh("ls -lR . > /dev/null; find . > /dev/null; du -a . > /dev/null");
+        for looker in LOOKERS {
+            let script = looker.replace('D', ".") + " > /dev/null";
+            assert_eq!(asked(&mount, &script), only(&[]), "{flags:?}: {script}");
+        }
+        // ls asks once for each kind of attribute that there is not.
+        assert_eq!(asked(&mount, "ls -lR . > /dev/null"), only(&[("getxattr", 2)]), "{flags:?}");
+    }
+}
+
+#[test]
+fn reading_again_asks_to_open_and_no_more() {
+    let mount = cluster(&[]);
+    mount.sh(&format!("cat $(find {TABLETS} -type f) > /dev/null"));
+    let files: i64 = mount.sh(&format!("find {TABLETS} -type f | wc -l")).trim().parse().unwrap();
+    assert_eq!(files, 120 * 3);
+    for reader in READERS {
+        let script = reader.replace('D', TABLETS) + " > /dev/null";
+        assert_eq!(asked(&mount, &script), only(&[("open", files), ("release", files)]), "{script}");
+    }
+    // Locks are asked for their content and told of each close; what is larger than a page is read from one state of it.
+    mount.sh("cat $(find . -type f) > /dev/null");
+    let count = |script: &str| -> i64 { mount.sh(script).trim().parse().unwrap() };
+    let (all, locks) = (count("find . -type f | wc -l"), count("find . -name .lock | wc -l"));
+    let past_cache = locks + count("find . -type f -size +4096c | wc -l");
+    let asked = asked(&mount, "grep -r xyz . > /dev/null || true");
+    assert_eq!((asked["open"], asked["release"], asked["flush"]), (all, all, locks));
+    assert!(asked["read"] <= 2 * past_cache, "{asked:?}");
+    assert!(asked.keys().all(|op| ["open", "release", "flush", "read", "getattr"].contains(&op.as_str())), "{asked:?}");
+}
+
+#[test]
+fn reading_again_asks_nothing_where_nobody_writes() {
+    let mount = cluster(&["--read-only"]);
+    mount.sh("cat $(find . -type f) > /dev/null; cat $(find . -type f) > /dev/null");
+    for reader in READERS {
+        let script = reader.replace('D', ".") + " > /dev/null";
+        assert_eq!(asked(&mount, &script), only(&[]), "{script}");
+    }
+}
+
+#[test]
+fn the_first_time_nothing_is_read() {
+    let mount = cluster(&[]);
+    let all = asked(&mount, &format!("grep -r xyz {TABLETS} > /dev/null || true"));
+    // Two directories of tablets, and one for each.
+    let (dirs, files) = (2 + 120, 120 * 3);
+    assert_eq!((all["open"], all["release"]), (files, files));
+    assert!(!all.contains_key("read"), "{all:?}");
+    assert!(all["readdirplus"] <= 3 * dirs, "{all:?}");
+    // The names of the directories given, and whatever the kernel asks about directories that it has listed.
+    assert!(all["lookup"] <= 4 && all.get("getattr").is_none_or(|count| *count <= 2 * dirs), "{all:?}");
+    let known = ["open", "release", "readdirplus", "lookup", "getattr", "opendir"];
+    assert!(all.keys().all(|op| known.contains(&op.as_str())), "{all:?}");
+}
+
+/// All forms of one record as the mount shows them.
+fn shown(mount: &Mount, path: &str) -> Vec<Option<String>> {
+    ["", ".txt", ".json"]
+        .iter()
+        .map(|form| std::fs::read_to_string(mount.path(&format!("{path}{form}"))).ok())
+        .collect()
+}
+
+#[test]
+fn what_was_written_under_one_name_is_read_under_all() {
+    let mount = cluster(&[]);
+    let path = "global/keyspaces/ks0000/VSchema";
+    for round in 0..200 {
+        // Kept by the kernel, in all forms.
+        let before = shown(&mount, path);
+        assert_eq!(before, shown(&mount, path));
+        let text = format!("tables {{\n  key: \"t{}\"\n  value {{\n  }}\n}}\n", "x".repeat(round % 50));
+        std::fs::write(mount.path(&format!("{path}.txt")), &text).unwrap();
+        let after = shown(&mount, path);
+        assert_eq!(after[1].as_deref(), Some(text.as_str()), "round {round}");
+        assert!(after[2].as_ref().unwrap().contains(&format!("\"t{}\"", "x".repeat(round % 50))), "round {round}");
+        for (index, form) in ["", ".txt", ".json"].iter().enumerate() {
+            let size = std::fs::metadata(mount.path(&format!("{path}{form}"))).unwrap().len();
+            assert_eq!(Some(size), after[index].as_ref().map(|text| text.len() as u64), "round {round}: {form}");
+        }
+    }
+}
+
+#[test]
+fn what_was_removed_is_gone_under_all_names_and_what_is_new_is_there() {
+    let mount = cluster(&[]);
+    let dir = "global/keyspaces/ks0001";
+    let names = || mount.sh(&format!("ls {dir}"));
+    for round in 0..50 {
+        mount.sh(&format!("ls -l {dir} > /dev/null"));
+        std::fs::remove_file(mount.path(&format!("{dir}/Keyspace.json"))).unwrap();
+        for form in ["", ".txt"] {
+            // A process of its own: the one that has removed the record may remove its other names, too.
+            let there = mount.bash(&format!("stat {dir}/Keyspace{form}"));
+            assert!(!there.status.success(), "round {round}: {form} is still there");
+        }
+        assert!(!names().contains("Keyspace"), "round {round}");
+        mount.sh(&format!("echo 'durability_policy: \"none\"' > {dir}/Keyspace.txt"));
+        assert_eq!(names().matches("Keyspace").count(), 3, "round {round}");
+        mount.sh(&format!("grep -q none {dir}/Keyspace.json {dir}/Keyspace.txt {dir}/Keyspace"));
+    }
+}
+
+#[test]
+fn a_name_leads_to_what_was_renamed_to_it() {
+    let mount = cluster(&[]);
+    mount.sh("mkdir -p global/metadata; cd global/metadata; echo one > a; cat a > /dev/null");
+    for round in 0..50 {
+        // In one process each: no time passes between the calls.
+        mount.sh(&format!(
+            "cd global/metadata; python3 -c '
+import os
+assert open(\"a\").read() == \"one\\n\"
+os.rename(\"a\", \"b\")
+assert open(\"b\").read() == \"one\\n\", {round}
+assert not os.path.exists(\"a\")
+# An editor: a backup, then the file anew.
+os.rename(\"b\", \"b~\")
+assert open(\"b~\").read() == \"one\\n\"
+open(\"b\", \"x\").write(\"two\\n\")
+assert (open(\"b\").read(), open(\"b~\").read()) == (\"two\\n\", \"one\\n\")
+# The backup back in its place.
+os.rename(\"b~\", \"b\")
+assert open(\"b\").read() == \"one\\n\", open(\"b\").read()
+# A new file over it.
+open(\".new\", \"w\").write(\"three\\n\")
+os.rename(\".new\", \"b\")
+assert (open(\"b\").read(), os.stat(\"b\").st_size) == (\"three\\n\", 6)
+os.rename(\"b\", \"a\")
+open(\"a\", \"w\").write(\"one\\n\")
+'"
+        ));
+    }
+}
+
+#[test]
+fn a_cell_that_moves_is_another_cell() {
+    let (root, endpoint) = (fresh_root(), etcd::shared().endpoint());
+    let all = world::etcd_cell(&endpoint, &root);
+    world::load(&*all, &Cluster::of_size(&endpoint, &root, 1, 1, 1, 2));
+    for flags in [&[][..], &["--read-only"]] {
+        let mount = Mount::etcd(&endpoint, &root, flags);
+        let writer = Mount::etcd(&endpoint, &root, &[]);
+        mount.sh("ls -lR zone1 > /dev/null; cat zone1/tablets/*/Tablet.txt > /dev/null");
+        let elsewhere = format!("{root}-elsewhere-{}", flags.len());
+        etcd::shared().put(&format!("{elsewhere}/custom/file"), b"hello");
+        let info = writer.read("global/cells/zone1/CellInfo.txt");
+        writer.sh(&format!("sed -i 's|root:.*|root: \"{elsewhere}\"|' global/cells/zone1/CellInfo.txt"));
+        eventually("it shows the other place", || {
+            (std::fs::read_to_string(mount.path("zone1/custom/file")).ok()? == "hello").then_some(())
+        });
+        assert_eq!(mount.sh("ls zone1").trim(), "custom");
+        assert!(!mount.path("zone1/tablets").exists());
+        // Its events are told, too.
+        mount.sh("cat zone1/custom/file > /dev/null");
+        etcd::shared().put(&format!("{elsewhere}/custom/file"), b"again");
+        eventually("the change is seen", || {
+            (std::fs::read_to_string(mount.path("zone1/custom/file")).ok()? == "again").then_some(())
+        });
+        std::fs::write(writer.path("global/cells/zone1/CellInfo.txt"), info).unwrap();
+        eventually("it is back", || mount.path("zone1/tablets").exists().then_some(()));
+    }
+}
+
+#[test]
+fn small_records_can_be_mapped() {
+    let mount = cluster(&[]);
+    mount.sh("python3 -c '
+import mmap
+f = open(\"global/keyspaces/ks0000/Keyspace.txt\", \"rb\")
+m = mmap.mmap(f.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+assert m[:] == f.read()
+'");
+}
+
+/// A mount whose caches are full, of a server of its own that falls silent.
+fn silent_server(flags: &[&str]) {
+    let server = etcd::Etcd::start();
+    world::load(&*world::etcd_cell(&server.endpoint(), "/v"), &Cluster::of_size(&server.endpoint(), "/v", 1, 1, 1, 3));
+    let flags = [flags, &["--stale-after=5s", "--remote-operation-timeout=2s"]].concat();
+    let mount = Mount::etcd(&server.endpoint(), "/v", &flags);
+    let all = "ls -lR . > /dev/null; cat $(find . -type f) > /dev/null";
+    mount.sh(&format!("{all}; {all}"));
+    let tablet = mount.sh("ls -d zone1/tablets/* | head -n 1").trim().to_owned();
+    server.pause();
+    eventually("it is known", || (mount.status()["cells"]["zone1"]["state"] == "down").then_some(()));
+    for script in [
+        &format!("cat {tablet}/Tablet.txt"),
+        "cat global/keyspaces/ks0000/Keyspace",
+        &format!("stat {tablet}/Tablet.json"),
+        "ls zone1/tablets",
+        "find global/keyspaces -newer /etc/passwd",
+        "stat zone1/no-such-name",
+    ] {
+        let text = common::text(&mount.bash(script));
+        assert!(text.contains("timed out"), "{script}: {text}");
+    }
+    // A look at the mount itself works on.
+    assert_eq!(mount.sh("ls"), "global\nzone1\n");
+    server.resume();
+    eventually("it is back", || mount.bash(all).status.success().then_some(()));
+}
+
+#[test]
+fn nothing_old_is_kept_of_a_cell_that_is_down() {
+    silent_server(&[]);
+}
+
+#[test]
+fn nothing_old_is_kept_of_a_cell_that_is_down_read_only() {
+    silent_server(&["--read-only"]);
+}
+
+#[test]
+fn control_files_are_current_where_nothing_is_opened() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let (here, there) = (service.mount(&["--read-only"]), service.mount(&[]));
+    let time = || here.sh("jq .time .topofs/status");
+    let before = time();
+    eventually("it is made anew", || (time() > before).then_some(()));
+    // Whoever waits for events is woken by each, and tail follows.
+    let waiting = "import json, os, select
+f = os.open('.topofs/events', os.O_RDONLY)
+while os.read(f, 65536): pass
+p = select.poll(); p.register(f, select.POLLIN)
+while p.poll(200): os.read(f, 65536)
+print('waiting', flush=True)
+for _ in range(3):
+    assert p.poll(20000), 'nothing came'
+    for line in os.read(f, 65536).splitlines(): print(json.loads(line)['kind'], flush=True)";
+    let mut command = std::process::Command::new("python3");
+    command.args(["-c", waiting]).current_dir(here.root());
+    let poller = common::mount::lines(command);
+    assert_eq!(poller.next(), "waiting");
+    for (script, kind) in [
+        ("echo x > global/metadata/new", "created"),
+        ("echo y > global/metadata/new", "changed"),
+        ("rm global/metadata/new", "deleted"),
+    ] {
+        there.sh(script);
+        assert_eq!(poller.next(), kind);
+    }
+    assert_eq!(here.sh("jq -r .kind .topofs/events | tail -n 3"), "created\nchanged\ndeleted\n");
+    // Locks are refused, and those of others shown.
+    assert!(common::text(&here.bash("flock -n global/keyspaces/commerce/.lock true")).contains("Read-only"));
+    there.sh(&format!(
+        "flock global/keyspaces/commerce/.lock timeout 20 bash -c 'until grep -q flock {0}/global/keyspaces/commerce/.lock && grep -q commerce {0}/.topofs/locks; do sleep 0.1; done'",
+        here.root().display()
+    ));
+    eventually("it is free", || here.read("global/keyspaces/commerce/.lock").is_empty().then_some(()));
+}

@@ -27,12 +27,12 @@ fn main() -> Result<()> {
             topology.bytes / topology.records
         );
         println!("| what | topofs | beside it | ratio |\n|---|---|---|---|");
-        let (ready, bulk) = start(&topology)?;
+        let ready = start(&topology)?;
         if let Some((smaller, earlier)) = first {
             row(&format!("ready, against {smaller} tablets"), ready, earlier);
         }
         first.get_or_insert((*size, ready));
-        memory(&topology, bulk)?;
+        memory(&topology)?;
         if index == 0 {
             latency::measure(&topology)?;
         }
@@ -74,7 +74,7 @@ fn bash(script: &str) -> Result<String> {
 }
 
 /// Until a mount shows all of its tablets, against one bulk read by etcd's own tool.
-fn start(topology: &Topology) -> Result<(Duration, Duration)> {
+fn start(topology: &Topology) -> Result<Duration> {
     let (mut ready, mut bulk) = (Vec::new(), Vec::new());
     for _ in 0..REPEAT {
         let (time, mount) = timed(|| {
@@ -88,18 +88,17 @@ fn start(topology: &Topology) -> Result<(Duration, Duration)> {
             "ETCDCTL_API=3 etcdctl --endpoints {} get --prefix {} > /dev/null",
             topology.endpoint, topology.root
         );
-        // etcdctl takes no more than 4 MB at once: as many reads as that needs, each of a range.
-        bulk.push(timed(|| bash(&get).or_else(|_| topology.bulk_read()))?.0);
+        bulk.push(timed(|| bash(&get))?.0);
     }
     let (ready, bulk) = (median(ready), median(bulk));
     row("ready (all cells loaded) / one bulk read", ready, bulk);
     let loop_of_gets = topology.loop_of_gets()?;
-    row("bulk of all records through the mount's start / `etcdctl get` per record", ready, loop_of_gets);
-    Ok((ready, bulk))
+    row("the same / `etcdctl get` for each record", ready, loop_of_gets);
+    Ok(ready)
 }
 
 /// Resident memory of the daemon.
-fn memory(topology: &Topology, _: Duration) -> Result<()> {
+fn memory(topology: &Topology) -> Result<()> {
     let mount = topology.mount(&[], None)?;
     mount.wait_until_loaded(topology)?;
     let per_record = |kilobytes: u64| kilobytes as f64 * 1024.0 / topology.records as f64;

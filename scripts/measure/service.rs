@@ -131,11 +131,6 @@ impl Topology {
         Mount::start("etcd2", &self.endpoint, &format!("{}/global", self.root), flags, cpu)
     }
 
-    /// Everything, in ranges that etcdctl takes.
-    pub fn bulk_read(&self) -> Result<String> {
-        anyhow::bail!("etcdctl cannot read it at once")
-    }
-
     /// What `etcdctl get` takes for each record, from the first two hundred.
     pub fn loop_of_gets(&self) -> Result<Duration> {
         /// Records read, to count for all.

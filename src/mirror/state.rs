@@ -98,6 +98,16 @@ pub struct Update {
     pub new: Option<Record>,
 }
 
+impl Update {
+    /// Makes the change in a snapshot of one's own.
+    pub fn apply(&self, snapshot: &mut Snapshot) {
+        match &self.new {
+            Some(record) => drop(snapshot.records.insert(self.path.clone(), record.clone())),
+            None => drop(snapshot.records.remove(&self.path)),
+        }
+    }
+}
+
 /// A snapshot that can be changed.
 #[derive(Debug, Default)]
 pub(super) struct State {

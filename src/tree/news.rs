@@ -17,11 +17,13 @@ use crate::mirror::{Record, Snapshot, Update};
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
+type Updates = broadcast::Receiver<Arc<Vec<Update>>>;
+
 impl Tree {
     /// Tells of what happens in a cell from now on.
     pub(super) fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
         // Listened to before anything is answered that lasts.
-        let updates = cell.mirror.subscribe();
+        let (first, updates) = (cell.mirror.subscribe(), cell.mirror.subscribe());
         let followed = Arc::new(Followed { cell: Arc::downgrade(cell), lasting: AtomicU64::new(0) });
         {
             let mut all = self.echo.followed.lock();
@@ -37,6 +39,7 @@ impl Tree {
             tokio::select! {
                 () = tree.stop.cancelled() => {}
                 () = cell.replaced() => tree.let_go_of_cell(&cell.name).await,
+                () = tree.let_go_of_news(&cell, first) => {}
                 () = tree.tell_of(&cell, updates) => {}
                 () = tree.tell_of_locks(&cell) => {}
                 () = tree.guard_freshness(&cell, &followed) => {}
@@ -62,29 +65,25 @@ impl Tree {
         }
     }
 
-    async fn tell_of(self: &Arc<Self>, cell: &Cell, mut updates: broadcast::Receiver<Arc<Vec<Update>>>) {
+    /// Lets the kernel ask again about what has changed, as soon as it has. Telling may have to wait for a commit of this mount's own.
+    async fn let_go_of_news(&self, cell: &Cell, mut updates: Updates) {
         cell.mirror.loaded().await;
-        // What has come in between is in it already, and is passed over.
-        let mut told = Snapshot::clone(&cell.mirror.snapshot());
-        loop {
-            match updates.recv().await {
-                Ok(news) => self.tell_all(cell, &news, &mut told).await,
-                // Too much at once: what is different now is what has happened, each record once.
-                Err(RecvError::Lagged(_)) => {
-                    updates = updates.resubscribe();
-                    let now = cell.mirror.snapshot();
-                    self.tell_all(cell, &differences(&told, &now), &mut told).await;
-                }
-                Err(RecvError::Closed) => return,
-            }
+        let mut seen = Snapshot::clone(&cell.mirror.snapshot());
+        while let Some(news) = next(cell, &mut updates, &seen).await {
+            self.echo.set_before(&cell.name, seen.clone());
+            self.let_go_of_updates(cell, &news).await;
+            news.iter().for_each(|update| update.apply(&mut seen));
         }
     }
 
-    async fn tell_all(self: &Arc<Self>, cell: &Cell, updates: &[Update], told: &mut Snapshot) {
-        self.echo.set_before(&cell.name, told.clone());
-        self.let_go_of_updates(cell, updates).await;
-        for update in updates {
-            self.tell(cell, update, told).await;
+    async fn tell_of(self: &Arc<Self>, cell: &Cell, mut updates: Updates) {
+        cell.mirror.loaded().await;
+        // What has come in between is in it already, and is passed over.
+        let mut told = Snapshot::clone(&cell.mirror.snapshot());
+        while let Some(news) = next(cell, &mut updates, &told).await {
+            for update in news.iter() {
+                self.tell(cell, update, &mut told).await;
+            }
         }
     }
 
@@ -102,10 +101,7 @@ impl Tree {
         self.record(cell, path, (old.as_ref(), new.as_ref()), own.as_ref());
         let own = own.map(|commit| commit.form);
         let before = told.clone();
-        match new {
-            Some(record) => drop(told.records.insert(path.clone(), record.clone())),
-            None => drop(told.records.remove(path)),
-        }
+        update.apply(told);
         match (&old, new) {
             (Some(old), Some(new)) if old.version == new.version => {}
             (Some(_), Some(_)) => {
@@ -248,6 +244,18 @@ impl Tree {
                 self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK.to_owned() });
             }
         }
+    }
+}
+
+/// The next changes of a cell. After too many at once: what is different now is what has happened, each record once.
+async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<Vec<Update>>> {
+    match updates.recv().await {
+        Ok(news) => Some(news),
+        Err(RecvError::Lagged(_)) => {
+            *updates = updates.resubscribe();
+            Some(Arc::new(differences(known, &cell.mirror.snapshot())))
+        }
+        Err(RecvError::Closed) => None,
     }
 }
 

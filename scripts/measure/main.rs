@@ -35,8 +35,8 @@ fn main() -> Result<()> {
         memory(&topology)?;
         if index == 0 {
             latency::measure(&topology)?;
+            reading::measure(&topology)?;
         }
-        reading::measure(&topology)?;
         println!();
     }
     consulfs::measure()?;

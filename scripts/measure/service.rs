@@ -185,7 +185,7 @@ impl Mount {
     /// Memory of the daemon, in KiB.
     pub fn resident(&self) -> Result<u64> {
         let status: serde_json::Value = serde_json::from_slice(&std::fs::read(self.join(".topofs/status"))?)?;
-        let text = std::fs::read_to_string(format!("/proc/{}/status", status["pid"]))?;
+        let text = std::fs::read_to_string(format!("/proc/{}/status", status.get("pid").context("pid")?))?;
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }

@@ -85,6 +85,7 @@ fn cell_status(cell: &Cell) -> Value {
         "resyncs": count(&mirror.counters.resyncs),
         "missed": count(&mirror.counters.missed),
         "caught_up": count(&mirror.counters.caught_up),
+        "silences": count(&mirror.counters.silences),
         "reconnects": count(&mirror.counters.reconnects),
         "skipped_keys": count(&mirror.counters.skipped),
     });

@@ -80,6 +80,8 @@ pub struct Counters {
     pub missed: AtomicU64,
     /// Differences found after the watch had been broken.
     pub caught_up: AtomicU64,
+    /// Silences of the watch after which the kernel had to let go of everything.
+    pub silences: AtomicU64,
     /// Times the watch was set up again.
     pub reconnects: AtomicU64,
     /// Keys that cannot be file names: of the last list, and changes of such since.

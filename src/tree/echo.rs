@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::overlay::Place;
 use super::{Attr, Caller, Node, Opened, Tree};
@@ -118,6 +119,7 @@ pub(super) struct Echo {
     pending: Mutex<HashSet<Node>>,
     /// Which form this mount's own commits went through: of that one the kernel has told already.
     own: Mutex<HashMap<Place, VecDeque<OwnCommit>>>,
+    own_told: Notify,
     /// Names that are about to come or go for the kernel, with how often.
     coming: Mutex<HashMap<Node, usize>>,
     /// The cells that are followed.
@@ -152,6 +154,7 @@ impl Default for Echo {
             jobs: Mutex::new(Some(jobs)),
             pending: Mutex::default(),
             own: Mutex::default(),
+            own_told: Notify::new(),
             coming: Mutex::default(),
             followed: Mutex::default(),
             before: Mutex::default(),
@@ -175,16 +178,37 @@ impl Echo {
         known.push_back(commit);
     }
 
-    pub(super) fn take_own(&self, place: &Place, revision: Revision) -> Option<OwnCommit> {
+    /// Waits until the commits of this mount's own so far stand among the events.
+    pub async fn own_told(&self) {
+        loop {
+            let told = self.own_told.notified();
+            if self.own.lock().is_empty() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// The commit of this mount's own that a change is, if it is one.
+    pub(super) fn own(&self, place: &Place, revision: Revision) -> Option<OwnCommit> {
+        self.own.lock().get(place)?.iter().find(|commit| commit.revision == revision).cloned()
+    }
+
+    /// A change stands among the events. What came before it will not be asked for any more.
+    pub(super) fn told_own(&self, place: &Place, revision: Revision) {
         let mut own = self.own.lock();
-        let known = own.get_mut(place)?;
-        let index = known.iter().position(|commit| commit.revision == revision)?;
-        // What came before will not be asked for any more.
-        let commit = known.drain(..=index).next_back();
+        let Some(known) = own.get_mut(place) else { return };
+        known.retain(|commit| commit.revision >= revision);
+        // One of them only: a record's deletion has the revision of what was deleted.
+        if let Some(index) = known.iter().position(|commit| commit.revision == revision) {
+            known.remove(index);
+        }
         if known.is_empty() {
             own.remove(place);
         }
-        commit
+        if own.is_empty() {
+            self.own_told.notify_waiters();
+        }
     }
 
     /// What a cell was before what is being told now.

@@ -108,6 +108,7 @@ impl Tree {
             return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
         }
         if file == ControlFile::Events {
+            self.own_commits_told().await;
             let handle = self.handles.add(ino, Handle::Events(Arc::default()));
             return Ok(Opened { handle, ..Opened::direct() });
         }

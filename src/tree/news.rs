@@ -57,6 +57,8 @@ impl Tree {
             if !cell.mirror.is_fresh() {
                 let given = followed.lasting.load(Ordering::SeqCst);
                 if given != dropped {
+                    cell.mirror.counters.silences.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(cell = %cell.name, "the watch is silent: the kernel keeps nothing of the cell");
                     self.let_go_of_cell(&cell.name).await;
                     dropped = given;
                 }
@@ -87,6 +89,13 @@ impl Tree {
         }
     }
 
+    /// Waits until what this mount has committed stands among the events: who has just saved looks for it there.
+    pub(super) async fn own_commits_told(&self) {
+        /// No longer, if the service does not tell of it.
+        const LONGEST: Duration = Duration::from_millis(200);
+        let _ = tokio::time::timeout(LONGEST, self.echo.own_told()).await;
+    }
+
     async fn tell(self: &Arc<Self>, cell: &Cell, update: &Update, told: &mut Snapshot) {
         let Update { path, new, .. } = update;
         let old = match new {
@@ -97,8 +106,9 @@ impl Tree {
         // Whether it was our own commit is known when that has come back.
         self.committing.wait(&place).await;
         let revision = new.as_ref().or(old.as_ref()).map(|record| record.version.written);
-        let own = revision.and_then(|revision| self.echo.take_own(&place, revision));
+        let own = revision.and_then(|revision| self.echo.own(&place, revision));
         self.record(cell, path, (old.as_ref(), new.as_ref()), own.as_ref());
+        revision.iter().for_each(|revision| self.echo.told_own(&place, *revision));
         let own = own.map(|commit| commit.form);
         let before = told.clone();
         update.apply(told);

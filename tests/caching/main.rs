@@ -34,12 +34,21 @@ fn difference(before: &Requests, after: &Requests) -> Requests {
     changed.filter(|(_, count)| *count != 0).collect()
 }
 
-/// The requests of a script. Forgotten inodes are the kernel's own business.
-fn asked(mount: &Mount, script: &str) -> Requests {
-    let begin = std::time::Instant::now();
-    let before = requests(mount);
+/// How often the watches of a mount's cells were silent, as they are on a machine that is too busy: the kernel keeps nothing then.
+fn silences(mount: &Mount) -> i64 {
+    mount.status()["cells"].as_object().unwrap().values().map(|cell| cell["silences"].as_i64().unwrap()).sum()
+}
+
+/// The requests of a script that is run after another one. Forgotten inodes are the kernel's own business.
+fn asked(mount: &Mount, first: &str, script: &str) -> Requests {
+    let silent = silences(mount);
+    mount.sh(first);
+    let (begin, before) = (std::time::Instant::now(), requests(mount));
     mount.sh(script);
     let mut asked = difference(&before, &requests(mount));
+    if silences(mount) != silent {
+        return self::asked(mount, first, script);
+    }
     asked.remove("forget");
     // Once a second, the root is asked for: so a daemon that has died is noticed.
     let root = i64::try_from(begin.elapsed().as_secs()).unwrap() + 1;
@@ -70,34 +79,33 @@ const LOOKERS: [&str; 4] = ["find D", "find D -newer /etc/passwd", "du -a D", "l
 
 #[test]
 fn looking_again_asks_nothing() {
+    const FIRST: &str = "ls -lR . > /dev/null; find . > /dev/null; du -a . > /dev/null";
     for flags in [&[][..], &["--read-only"]] {
         let mount = cluster(flags);
-        mount.sh("ls -lR . > /dev/null; find . > /dev/null; du -a . > /dev/null");
         for looker in LOOKERS {
             let script = looker.replace('D', ".") + " > /dev/null";
-            assert_eq!(asked(&mount, &script), only(&[]), "{flags:?}: {script}");
+            assert_eq!(asked(&mount, FIRST, &script), only(&[]), "{flags:?}: {script}");
         }
         // ls asks once for each kind of attribute that there is not.
-        assert_eq!(asked(&mount, "ls -lR . > /dev/null"), only(&[("getxattr", 2)]), "{flags:?}");
+        assert_eq!(asked(&mount, FIRST, "ls -lR . > /dev/null"), only(&[("getxattr", 2)]), "{flags:?}");
     }
 }
 
 #[test]
 fn reading_again_asks_to_open_and_no_more() {
     let mount = cluster(&[]);
-    mount.sh(&format!("cat $(find {TABLETS} -type f) > /dev/null"));
     let files: i64 = mount.sh(&format!("find {TABLETS} -type f | wc -l")).trim().parse().unwrap();
     assert_eq!(files, 120 * 3);
+    let first = format!("cat $(find {TABLETS} -type f) > /dev/null");
     for reader in READERS {
         let script = reader.replace('D', TABLETS) + " > /dev/null";
-        assert_eq!(asked(&mount, &script), only(&[("open", files), ("release", files)]), "{script}");
+        assert_eq!(asked(&mount, &first, &script), only(&[("open", files), ("release", files)]), "{script}");
     }
     // Locks are asked for their content and told of each close; what is larger than a page is read from one state of it.
-    mount.sh("cat $(find . -type f) > /dev/null");
     let count = |script: &str| -> i64 { mount.sh(script).trim().parse().unwrap() };
     let (all, locks) = (count("find . -type f | wc -l"), count("find . -name .lock | wc -l"));
     let past_cache = locks + count("find . -type f -size +4096c | wc -l");
-    let asked = asked(&mount, "grep -r xyz . > /dev/null || true");
+    let asked = asked(&mount, "cat $(find . -type f) > /dev/null", "grep -r xyz . > /dev/null || true");
     assert_eq!((asked["open"], asked["release"], asked["flush"]), (all, all, locks));
     assert!(asked["read"] <= 2 * past_cache, "{asked:?}");
     assert!(asked.keys().all(|op| ["open", "release", "flush", "read", "getattr"].contains(&op.as_str())), "{asked:?}");
@@ -106,17 +114,17 @@ fn reading_again_asks_to_open_and_no_more() {
 #[test]
 fn reading_again_asks_nothing_where_nobody_writes() {
     let mount = cluster(&["--read-only"]);
-    mount.sh("cat $(find . -type f) > /dev/null; cat $(find . -type f) > /dev/null");
     for reader in READERS {
         let script = reader.replace('D', ".") + " > /dev/null";
-        assert_eq!(asked(&mount, &script), only(&[]), "{script}");
+        let first = "cat $(find . -type f) > /dev/null; cat $(find . -type f) > /dev/null";
+        assert_eq!(asked(&mount, first, &script), only(&[]), "{script}");
     }
 }
 
 #[test]
 fn the_first_time_nothing_is_read() {
     let mount = cluster(&[]);
-    let all = asked(&mount, &format!("grep -r xyz {TABLETS} > /dev/null || true"));
+    let all = asked(&mount, "true", &format!("grep -r xyz {TABLETS} > /dev/null || true"));
     // Two directories of tablets, and one for each.
     let (dirs, files) = (2 + 120, 120 * 3);
     assert_eq!((all["open"], all["release"]), (files, files));

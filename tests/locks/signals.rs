@@ -177,13 +177,8 @@ fn many_who_wait_cost_nothing() {
     eventually("some time has passed", || (begin.elapsed() > Duration::from_secs(10)).then_some(()));
     #[allow(clippy::cast_precision_loss)]
     let share = (ticks() - used) as f64 / 100.0 / begin.elapsed().as_secs_f64();
-    // Each is looked at ten times a second: what that costs, this machine says itself.
-    const LOOKS: u32 = 2_000;
-    let begin = Instant::now();
-    (0..LOOKS).for_each(|_| drop(std::fs::read("/proc/self/status").unwrap()));
-    let looking = begin.elapsed().as_secs_f64();
-    eprintln!("200 waiters cost {share} of a core, looking at them as often {looking}");
-    assert!(share < 2.0 * looking + 0.01, "{share} of a core, for {looking}");
+    eprintln!("200 waiters cost {share} of a core");
+    assert!(share < 0.04, "{share} of a core, 2 % for each hundred");
     // Waiting does not keep a session thread: looking is as fast as before, give or take what the machine does.
     let during = look();
     assert!(during < before * 2, "{before:?} before, {during:?} beside 200 waiters");

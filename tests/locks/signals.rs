@@ -63,6 +63,8 @@ signal.siginterrupt(signal.SIGALRM, False)
 signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
 f = open(sys.argv[1], 'w')
 fcntl.flock(f, fcntl.LOCK_EX)
+# Python's end is no handler any more.
+signal.setitimer(signal.ITIMER_REAL, 0)
 open(sys.argv[2], 'a').write('first ')";
     let mut first = waiter(&mount, &["python3", "-c", program, LOCK, order.to_str().unwrap()]);
     eventually("it waits", || (queue(&mount) == 1).then_some(()));
@@ -177,8 +179,17 @@ fn many_who_wait_cost_nothing() {
     eventually("some time has passed", || (begin.elapsed() > Duration::from_secs(10)).then_some(()));
     #[allow(clippy::cast_precision_loss)]
     let share = (ticks() - used) as f64 / 100.0 / begin.elapsed().as_secs_f64();
-    eprintln!("200 waiters cost {share} of a core");
-    assert!(share < 0.04, "{share} of a core, 2 % for each hundred");
+    // Each is looked at ten times a second. Where reading their states alone takes more than that, it is the machine's doing.
+    let begin = Instant::now();
+    for waiter in (0..10).flat_map(|_| &waiters) {
+        drop(std::fs::read(format!("/proc/{}/status", waiter.id())).unwrap());
+    }
+    let looking = begin.elapsed().as_secs_f64();
+    eprintln!("200 waiters cost {share} of a core, reading their states {looking}");
+    assert!(
+        share < 0.04_f64.max(2.0 * looking),
+        "{share} of a core, 2 % for each hundred; reading their states takes {looking}"
+    );
     // Waiting does not keep a session thread: looking is as fast as before, give or take what the machine does.
     let during = look();
     assert!(during < before * 2, "{before:?} before, {during:?} beside 200 waiters");

@@ -30,6 +30,31 @@ pub fn was_killed(thread: u32) -> bool {
     code.is_some_and(|code| code & SIGNAL != 0)
 }
 
+/// What a thread asks of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// To open a file, with these flags.
+    Open(i32),
+    /// Something else.
+    Other,
+}
+
+/// The system call that a waiting thread is in; `None` if that cannot be told.
+pub fn call(thread: u32) -> Option<Call> {
+    let text = read_to_string(format!("/proc/{thread}/syscall")).ok()?;
+    let mut fields = text.split_whitespace();
+    let number: libc::c_long = fields.next()?.parse().ok()?;
+    let mut argument = |index| i32::from_str_radix(fields.nth(index)?.trim_start_matches("0x"), 16).ok();
+    match number {
+        libc::SYS_openat => argument(2).map(Call::Open),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open => argument(1).map(Call::Open),
+        // Its flags are in memory.
+        libc::SYS_openat2 => None,
+        _ => Some(Call::Other),
+    }
+}
+
 /// The name of a process.
 pub fn name(process: u32) -> Option<String> {
     read_to_string(format!("/proc/{process}/comm")).ok().map(|name| name.trim_end().to_owned())
@@ -73,5 +98,31 @@ mod tests {
         assert!(descends_from(own, own) && descends_from(own, 1) && !descends_from(1, own));
         assert!(name(own).is_some());
         assert!(has_ended(u32::MAX >> 1));
+    }
+
+    #[test]
+    fn a_call_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Waits for somebody who writes.
+        let mut opens = std::process::Command::new("cat").arg(&pipe).spawn().unwrap();
+        let mut sleeps = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let waits_in = |id: u32| {
+            (0..1_000).find_map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                call(id).filter(|_| name(id).is_some_and(|name| name == "cat" || name == "sleep"))
+            })
+        };
+        let opened = waits_in(opens.id());
+        assert!(
+            matches!(opened, Some(Call::Open(flags)) if flags & (libc::O_CREAT | libc::O_ACCMODE) == libc::O_RDONLY),
+            "{opened:?}"
+        );
+        assert_eq!(waits_in(sleeps.id()), Some(Call::Other));
+        for child in [&mut opens, &mut sleeps] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 }

@@ -236,7 +236,7 @@ impl Cells {
 
     /// Whoever has just stored a CellInfo record finds the cell at once, not when its event has come round.
     fn follow_news(&self) {
-        if self.followed.load(Ordering::Relaxed) != self.global.mirror.revision().0 {
+        if self.followed.load(Ordering::Acquire) != self.global.mirror.revision().0 {
             self.refresh();
         }
     }
@@ -245,7 +245,7 @@ impl Cells {
     fn refresh(&self) {
         // One at a time: the older view must not replace the newer one.
         let _turn = self.refreshing.lock();
-        self.followed.store(self.global.mirror.revision().0, Ordering::Relaxed);
+        let revision = self.global.mirror.revision().0;
         let wanted = self.known_cells();
         let current = self.local.load();
         let mut next = BTreeMap::new();
@@ -281,6 +281,8 @@ impl Cells {
             tracing::warn!(cell = %name, reason, "the cell cannot be shown");
         }
         self.local.store(Arc::new(next));
+        // Not before: who comes meanwhile must wait for what is being made of it.
+        self.followed.store(revision, Ordering::Release);
     }
 
     fn known_cells(&self) -> BTreeMap<CellName, Result<Location>> {

@@ -97,15 +97,12 @@ impl Tree {
         })
     }
 
-    /// Whether the kernel may keep for a moment that there is no such name: not if it could be a record's.
+    /// Whether the kernel may keep for a moment that there is no such name: not if it could be a record's, or a cell's.
     pub(super) fn absence_lasts(&self, parent: u64, name: &str) -> bool {
         if self.caches.get().is_none() || name == LOCK {
             return false;
         }
         match self.inodes.node(parent) {
-            Some(Node::Root) => {
-                CellName::new(name).is_ok_and(|cell| !self.echo.is_coming(&Node::Dir(cell, TopoPath::root())))
-            }
             Some(Node::Dir(cell, dir)) => {
                 let Some(connected) = self.cells.get(&cell).filter(|cell| cell.mirror.is_fresh()) else { return false };
                 let snapshot = connected.mirror.snapshot();

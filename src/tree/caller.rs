@@ -49,6 +49,16 @@ impl Caller {
         *self.process.get_or_init(|| process::process_of(self.thread).unwrap_or(self.thread))
     }
 
+    /// Whether the call is for a file that must not exist yet, or cannot be looked at.
+    pub fn may_make_anew(&self) -> bool {
+        const ANEW: i32 = libc::O_CREAT | libc::O_EXCL;
+        match process::call(self.thread) {
+            Some(process::Call::Open(flags)) => flags & ANEW == ANEW,
+            Some(process::Call::Other) => false,
+            None => true,
+        }
+    }
+
     /// How long the process has been running; `None` if that cannot be told.
     fn age(&self) -> Option<Duration> {
         /// Field 22, counted from behind the name.

@@ -162,7 +162,8 @@ impl Tree {
     /// under another form's name and is about to make this one.
     fn unless_free(&self, caller: &Caller, node: Node) -> Result<Node> {
         match self.recent.removal(caller, &node) {
-            Some(Removal::MovedAway(..) | Removal::Appeared(_)) => Err(Error::not_found()),
+            Some(Removal::MovedAway(..)) => Err(Error::not_found()),
+            Some(Removal::Appeared(_)) if caller.may_make_anew() => Err(Error::not_found()),
             _ => Ok(node),
         }
     }

@@ -250,6 +250,34 @@ on_each_backend! {
         assert_eq!(winners, "won\n");
     }
 
+    fn a_program_finds_at_once_what_it_has_made(world) {
+        // Although `cp -a` and `tar x`, which do the same, must find the other names free.
+        let program = r#"
+import fcntl, json, os, sys
+for number in range(20):
+    keyspace = f"global/keyspaces/new{number}"
+    os.makedirs(keyspace)
+    open(keyspace + "/Keyspace.txt", "x").write('sidecar_db_name: "x"')
+    assert json.load(open(keyspace + "/Keyspace.json")) == {"sidecar_db_name": "x"}
+    assert os.path.exists(keyspace + "/Keyspace")
+    with open(keyspace + "/.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    # A cell, whose name was looked for before.
+    cell = f"cell{number}"
+    assert not os.path.exists(cell)
+    os.makedirs("global/cells/" + cell)
+    file = open(f"global/cells/{cell}/CellInfo.json", "x")
+    json.dump({"server_address": sys.argv[1], "root": "/" + cell}, file)
+    file.flush()
+    os.fsync(file.fileno())
+    assert os.path.exists(cell), cell
+"#;
+        let file = world.mount.outside().join("program.py");
+        std::fs::write(&file, program).unwrap();
+        let server = world.mount.status()["cells"]["zone1"]["server"].as_str().unwrap().to_owned();
+        world.mount.sh(&format!("python3 {} {server}", file.display()));
+    }
+
     fn two_mounts_count_to_four_hundred(world) {
         // The memory service is in the mount's own process: there two programs share one mount.
         let second = world.service.as_ref().map(|service| service.mount(&[]));

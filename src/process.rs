@@ -35,7 +35,9 @@ pub fn was_killed(thread: u32) -> bool {
 pub enum Call {
     /// To open a file, with these flags.
     Open(i32),
-    /// Something else.
+    /// To read from a file.
+    Read,
+    /// Something else, or nothing: it has looked into memory.
     Other,
 }
 
@@ -51,6 +53,8 @@ pub fn call(thread: u32) -> Option<Call> {
         libc::SYS_open => argument(1).map(Call::Open),
         // Its flags are in memory.
         libc::SYS_openat2 => None,
+        libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => Some(Call::Read),
+        libc::SYS_sendfile | libc::SYS_splice | libc::SYS_copy_file_range => Some(Call::Read),
         _ => Some(Call::Other),
     }
 }

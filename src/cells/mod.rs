@@ -336,7 +336,7 @@ fn open_cell(
 
 async fn follow_cell_info(
     cells: std::sync::Weak<Cells>,
-    mut updates: tokio::sync::broadcast::Receiver<Arc<Vec<crate::mirror::Update>>>,
+    mut updates: tokio::sync::broadcast::Receiver<Arc<crate::mirror::News>>,
     stop: CancellationToken,
 ) {
     use tokio::sync::broadcast::error::RecvError;
@@ -344,7 +344,7 @@ async fn follow_cell_info(
         let concerned = tokio::select! {
             () = stop.cancelled() => return,
             news = updates.recv() => match news {
-                Ok(news) => news.iter().any(|update| update.path.name() == "CellInfo"),
+                Ok(news) => news.updates.iter().any(|update| update.path.name() == "CellInfo"),
                 Err(RecvError::Lagged(_)) => true,
                 Err(RecvError::Closed) => return,
             },

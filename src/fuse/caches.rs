@@ -25,8 +25,11 @@ fn heard(what: &str, outcome: std::io::Result<()>) {
 }
 
 impl KernelCaches for Caches {
-    fn drop_inode(&self, ino: u64) {
-        heard("drop an inode", self.0.inval_inode(INodeNo(ino), 0, 0));
+    fn drop_inode(&self, ino: u64) -> bool {
+        let outcome = self.0.inval_inode(INodeNo(ino), 0, 0);
+        let known = !matches!(&outcome, Err(error) if error.kind() == std::io::ErrorKind::NotFound);
+        heard("drop an inode", outcome);
+        known
     }
 
     fn drop_name(&self, parent: u64, name: &str) {

@@ -24,7 +24,7 @@ use crate::name::TopoPath;
 mod state;
 
 use state::State;
-pub use state::{Entry, Record, Snapshot, Update};
+pub use state::{Entry, News, Record, Snapshot, Update};
 
 /// Updates that a slow listener may be behind before it is told to look at everything.
 const UPDATE_QUEUE: usize = 1_024;
@@ -97,7 +97,9 @@ pub struct Mirror {
     snapshot: ArcSwap<Snapshot>,
     link: watch::Sender<Link>,
     loaded: std::sync::atomic::AtomicBool,
-    updates: broadcast::Sender<Arc<Vec<Update>>>,
+    updates: broadcast::Sender<Arc<News>>,
+    /// The number of the last news whose state is shown.
+    published: AtomicU64,
     /// Counts changes of locks.
     locks: watch::Sender<u64>,
     resync: Notify,
@@ -120,6 +122,7 @@ impl Mirror {
             link: watch::Sender::new(Link::Idle),
             loaded: false.into(),
             updates: broadcast::Sender::new(UPDATE_QUEUE),
+            published: AtomicU64::new(0),
             locks: watch::Sender::new(0),
             resync: Notify::new(),
             wanted: Notify::new(),
@@ -201,8 +204,13 @@ impl Mirror {
     }
 
     /// Every change after the first list, in order. A listener that falls behind is told so by the channel.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Vec<Update>>> {
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<News>> {
         self.updates.subscribe()
+    }
+
+    /// The number of the last news that a snapshot taken before may contain.
+    pub fn published(&self) -> u64 {
+        self.published.load(Ordering::Acquire)
     }
 
     /// Changes whenever a lock of the snapshot has come, gone or changed.
@@ -396,15 +404,18 @@ impl Mirror {
         let locks_changed = {
             // Under the lock, so that an older snapshot cannot replace a newer one.
             let mut state = self.state.lock();
+            let number = self.published() + u64::from(!updates.is_empty());
+            // Counted first: who has seen the snapshot waits for its news.
+            self.published.store(number, Ordering::Release);
             self.snapshot.store(Arc::new(state.snapshot.clone()));
+            if !updates.is_empty() {
+                // Nobody listening is not an error.
+                let _ = self.updates.send(Arc::new(News { number, updates }));
+            }
             std::mem::take(&mut state.locks_changed)
         };
         if locks_changed {
             self.locks.send_modify(|changes| *changes += 1);
-        }
-        if !updates.is_empty() {
-            // Nobody listening is not an error.
-            let _ = self.updates.send(Arc::new(updates));
         }
     }
 

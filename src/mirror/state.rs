@@ -87,6 +87,15 @@ pub struct Entry {
     pub is_directory: bool,
 }
 
+/// Changes that were published together.
+#[derive(Debug)]
+pub struct News {
+    /// Counted per mirror.
+    pub number: u64,
+    /// In the order in which they happened.
+    pub updates: Vec<Update>,
+}
+
 /// What happened to a record.
 #[derive(Debug, Clone)]
 pub struct Update {

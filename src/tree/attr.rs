@@ -2,7 +2,6 @@
 
 use std::time::SystemTime;
 
-use super::inodes::State;
 use super::lockfile::is_virtual;
 use super::overlay::ScratchState;
 use super::{Caller, ControlFile, Node, Tree};
@@ -37,7 +36,7 @@ pub struct Attr {
     /// Whether the kernel may keep name and attributes until it is told otherwise.
     pub lasting: bool,
     /// The state of the record that these are of, if they are of one.
-    pub(super) state: Option<State>,
+    pub(super) record: Option<Record>,
 }
 
 /// Attributes to set.
@@ -154,7 +153,7 @@ impl Tree {
     pub(super) fn shown_attr(&self, cell: &CellName, path: &TopoPath, form: Form, record: &Record) -> Attr {
         let shown = self.records.show(cell, path, &record.value, form);
         let attr = self.file_attr(shown.map_or(0, |shown| shown.len()), record.modified);
-        Attr { state: Some(State::of(record)), ..attr }
+        Attr { record: Some(record.clone()), ..attr }
     }
 
     pub(super) fn dir_attr(&self) -> Attr {
@@ -179,7 +178,7 @@ impl Tree {
             modified,
             changed: modified,
             lasting: false,
-            state: None,
+            record: None,
         }
     }
 

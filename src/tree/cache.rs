@@ -22,7 +22,7 @@ use super::lockfile::LOCK;
 use super::{Attr, Caller, Node, Opened, Tree};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
-use crate::mirror::{Record, Snapshot, Update};
+use crate::mirror::{Record, Update};
 use crate::name::{CellName, TopoPath};
 
 /// Largest content that goes through the kernel's page cache, in bytes: one page, which is of one state whoever reads it in whatever
@@ -33,8 +33,9 @@ const NO_NAME: &str = "/";
 
 /// The kernel's caches.
 pub trait KernelCaches: Send + Sync + std::fmt::Debug {
-    /// Drops attributes, pages and listing of an inode. Waits for reads of its pages that are under way.
-    fn drop_inode(&self, ino: u64);
+    /// Drops attributes, pages and listing of an inode. Waits for reads of its pages that are under way. False if the kernel knows
+    /// no such inode.
+    fn drop_inode(&self, ino: u64) -> bool;
     /// Drops a name. Waits for whoever looks up, lists, makes or removes names in the directory.
     fn drop_name(&self, parent: u64, name: &str);
     /// Gives the whole content of a file that is being opened. Waits for reads of its pages that are under way.
@@ -58,7 +59,7 @@ impl Tree {
 
     /// An answer about a node: notes what the kernel knows, and says whether it may keep it.
     pub(super) fn answered(&self, node: &Node, ino: u64, attr: Attr) -> Attr {
-        self.inodes.tell(ino, attr.state);
+        self.inodes.tell(ino, attr.record.as_ref());
         let lasting = self.caches.get().is_some() && self.lasts(node, ino, &attr);
         Attr { ino, lasting, ..attr }
     }
@@ -81,7 +82,7 @@ impl Tree {
             && connected.mirror.is_fresh()
             && match node {
                 Node::Record(..) => {
-                    attr.state.is_some() && !self.committing.contains(&place) && self.handles.drafts(ino).is_empty()
+                    attr.record.is_some() && !self.committing.contains(&place) && self.handles.drafts(ino).is_empty()
                 }
                 Node::Dir(..) => is_stored(path) && !self.overlay.has_dir(&place),
                 _ => is_stored(path),
@@ -116,11 +117,30 @@ impl Tree {
         }
     }
 
+    /// Waits until what the kernel keeps of a cell is no older than the last snapshot that was taken: what is answered from that, and what
+    /// is read through the kernel's cache next, must not contradict each other.
+    pub(super) async fn kernel_keeps_up(&self, cell: &CellName) {
+        let Some(connected) = self.cells.get(cell).filter(|_| self.caches.get().is_some()) else { return };
+        if let Some(followed) = self.echo.followed(&connected) {
+            followed.let_go_of(connected.mirror.published()).await;
+        }
+    }
+
     /// How the kernel may read a record that is opened for reading: whether through its page cache, and whether it may keep
     /// the pages that it has. At the first time the content goes there right away.
-    pub(super) fn through_cache(&self, ino: u64, cell: &CellName, record: &Record, content: &Bytes) -> Opened {
-        let fresh = self.cells.get(cell).is_some_and(|cell| cell.mirror.is_fresh());
-        let Some(caches) = self.caches.get().filter(|_| fresh && content.len() <= CACHED_LIMIT) else {
+    pub(super) fn through_cache(
+        &self,
+        ino: u64,
+        (cell, path): (&CellName, &TopoPath),
+        record: &Record,
+        content: &Bytes,
+    ) -> Opened {
+        // While a record changes, the kernel may cut its new content to the old size.
+        let quiet = |cell: &Arc<Cell>| {
+            cell.mirror.is_fresh() && self.echo.followed(cell).is_some_and(|followed| !followed.is_changing(path))
+        };
+        let quiet = self.cells.get(cell).is_some_and(|cell| quiet(&cell));
+        let Some(caches) = self.caches.get().filter(|_| quiet && content.len() <= CACHED_LIMIT) else {
             return Opened::direct();
         };
         let state = State::of(record);
@@ -134,17 +154,14 @@ impl Tree {
         Opened::cached(self.inodes.open_pages(ino, state))
     }
 
-    /// A record's content for the kernel's pages: of the state whose attributes the kernel knows, so that sizes fit, as long as that
-    /// is known here. `None` if the record is gone.
-    pub(super) fn page_content(&self, ino: u64, reader: &Reader) -> Result<Option<Bytes>> {
+    /// A record's content for the kernel's pages: of the state whose attributes the kernel was told last, since it cuts off what is longer
+    /// than the size that it knows, and fills up what is shorter. A read(2) has just asked for the attributes, if they have been
+    /// let go of; who looks into memory has not, and sees what there is now. `None` if the record is gone.
+    pub(super) fn page_content(&self, caller: &Caller, ino: u64, reader: &Reader) -> Result<Option<Bytes>> {
         let Reader { cell, path, form, .. } = reader;
         let snapshot = self.cell(cell)?.snapshot_now()?;
-        let told = self.inodes.state_told(ino);
-        let of_told =
-            |snapshot: &Snapshot| snapshot.records.get(path).filter(|record| told == Some(State::of(record))).cloned();
-        let record = of_told(&snapshot)
-            .or_else(|| self.echo.before(cell).and_then(|before| of_told(&before)))
-            .or_else(|| snapshot.records.get(path).cloned());
+        let told = self.inodes.told_of(ino).filter(|told| !told.let_go || caller.reads());
+        let record = told.map(|told| told.record).or_else(|| snapshot.records.get(path).cloned());
         record.map(|record| self.records.show(cell, path, &record.value, *form)).transpose()
     }
 
@@ -203,7 +220,9 @@ impl Tree {
         if job.happened != Happened::Changed {
             drop_inode(&self.inodes, &*caches.kernel, parent);
         }
-        if let Some(ino) = self.inodes.known(job.node()) {
+        // What the kernel knew the first time is right since then. To drop it again would make the kernel pass over attributes that are
+        // on their way, and readers would see new content cut to an old size.
+        if let Some(ino) = self.inodes.known(job.node()).filter(|ino| self.inodes.was_unknown(*ino)) {
             drop_inode(&self.inodes, &*caches.kernel, ino);
         }
     }
@@ -226,7 +245,7 @@ impl Tree {
             Node::Record(cell, path, form) if direct => self.shown(caller, &cell, &path, form, true).await?.0,
             Node::Record(cell, path, form) => {
                 let reader = Reader::new(&cell, &path, form, Bytes::new());
-                self.page_content(ino, &reader)?.ok_or_else(Error::not_found)?
+                self.page_content(caller, ino, &reader)?.ok_or_else(Error::not_found)?
             }
             Node::Scratch(_) => return Err(Error::new(Kind::ReadOnly, "the mount is read-only")),
             Node::Root | Node::Control | Node::Dir(..) => return Err(Error::new(Kind::IsDirectory, "is a directory")),
@@ -277,12 +296,12 @@ impl Tree {
 }
 
 fn drop_inode(inodes: &Inodes, kernel: &dyn KernelCaches, ino: u64) {
-    let told = inodes.state_told(ino);
-    kernel.drop_inode(ino);
-    inodes.dropped(ino, told);
+    inodes.let_go(ino);
+    let known = kernel.drop_inode(ino);
+    inodes.dropped(ino, known);
     // What was on its way then has arrived after it.
     if inodes.wait_until_given(ino) {
-        kernel.drop_inode(ino);
-        inodes.dropped(ino, told);
+        let known = kernel.drop_inode(ino);
+        inodes.dropped(ino, known);
     }
 }

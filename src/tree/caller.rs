@@ -54,9 +54,14 @@ impl Caller {
         const ANEW: i32 = libc::O_CREAT | libc::O_EXCL;
         match process::call(self.thread) {
             Some(process::Call::Open(flags)) => flags & ANEW == ANEW,
-            Some(process::Call::Other) => false,
+            Some(process::Call::Read | process::Call::Other) => false,
             None => true,
         }
+    }
+
+    /// Whether it is a call that reads, as far as can be told.
+    pub fn reads(&self) -> bool {
+        process::call(self.thread) == Some(process::Call::Read)
     }
 
     /// How long the process has been running; `None` if that cannot be told.

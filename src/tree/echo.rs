@@ -7,10 +7,10 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::overlay::Place;
 use super::{Attr, Caller, Node, Opened, Tree};
@@ -18,7 +18,6 @@ use crate::backend::Revision;
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::locks::Saver;
-use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
@@ -124,8 +123,6 @@ pub(super) struct Echo {
     coming: Mutex<HashMap<Node, usize>>,
     /// The cells that are followed.
     pub(super) followed: Mutex<HashMap<CellName, Arc<Followed>>>,
-    /// What each cell was before what is being told now.
-    before: Mutex<HashMap<CellName, Snapshot>>,
 }
 
 /// A cell whose changes are told.
@@ -134,6 +131,51 @@ pub(super) struct Followed {
     pub cell: Weak<Cell>,
     /// Answers that the kernel may keep until it is told otherwise.
     pub lasting: AtomicU64,
+    /// The number of the last news that the kernel has been made to ask again about.
+    let_go: watch::Sender<u64>,
+    /// Records that have changed, and when.
+    changed: quick_cache::sync::Cache<TopoPath, Instant>,
+}
+
+/// Changed records remembered of a cell.
+const CHANGED: usize = 10_000;
+
+impl Followed {
+    /// Of a cell from now on, with the number of its last news.
+    pub fn new(cell: &Arc<Cell>, published: u64) -> Self {
+        Self {
+            cell: Arc::downgrade(cell),
+            lasting: AtomicU64::new(0),
+            let_go: watch::Sender::new(published),
+            changed: quick_cache::sync::Cache::new(CHANGED),
+        }
+    }
+
+    /// A record has changed.
+    pub fn note_change(&self, path: &TopoPath) {
+        self.changed.insert(path.clone(), Instant::now());
+    }
+
+    /// Whether a record has changed a moment ago, and may be about to change again.
+    pub fn is_changing(&self, path: &TopoPath) -> bool {
+        const MOMENT: Duration = Duration::from_secs(1);
+        !self.changed.is_empty() && self.changed.get(path).is_some_and(|when| when.elapsed() < MOMENT)
+    }
+
+    /// The kernel has been made to ask again about news and all before them.
+    pub fn has_let_go_of(&self, news: u64) {
+        self.let_go.send_if_modified(|known| std::mem::replace(known, news.max(*known)) < news);
+    }
+
+    /// Waits until what the kernel keeps is no older than news.
+    pub async fn let_go_of(&self, news: u64) {
+        /// Longer than the kernel ever takes; nobody is to hang for it.
+        const LONGEST: Duration = Duration::from_secs(1);
+        if *self.let_go.borrow() < news {
+            let mut known = self.let_go.subscribe();
+            let _ = tokio::time::timeout(LONGEST, known.wait_for(|known| *known >= news)).await;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -157,7 +199,6 @@ impl Default for Echo {
             own_told: Notify::new(),
             coming: Mutex::default(),
             followed: Mutex::default(),
-            before: Mutex::default(),
         }
     }
 }
@@ -209,15 +250,6 @@ impl Echo {
         if own.is_empty() {
             self.own_told.notify_waiters();
         }
-    }
-
-    /// What a cell was before what is being told now.
-    pub fn before(&self, cell: &CellName) -> Option<Snapshot> {
-        self.before.lock().get(cell).cloned()
-    }
-
-    pub(super) fn set_before(&self, cell: &CellName, snapshot: Snapshot) {
-        self.before.lock().insert(cell.clone(), snapshot);
     }
 
     /// A cell, if its changes are told.
@@ -325,14 +357,23 @@ impl Tree {
     }
 
     fn echo_attr(&self, now: &Now) -> Attr {
-        Attr { ino: self.inodes.told(&now.job.node), ..now.attr.clone() }
+        self.echoed(self.inodes.told(&now.job.node), now)
+    }
+
+    /// The kernel takes over what it hears as the answer to this call as well.
+    fn echoed(&self, ino: u64, Now { job, attr, .. }: &Now) -> Attr {
+        // A record may have changed once more since the call was prepared.
+        let newer = attr.record.as_ref().and_then(|_| self.attr_now(&job.node).ok());
+        let attr = newer.unwrap_or_else(|| attr.clone());
+        self.inodes.tell(ino, attr.record.as_ref());
+        Attr { ino, ..attr }
     }
 
     pub(super) fn echo_getattr(&self, ino: u64) -> Result<Attr> {
         let now = self.echo.now.lock();
         let node = self.node(ino)?;
         match now.as_ref() {
-            Some(now) if now.job.node == node => Ok(Attr { ino, ..now.attr.clone() }),
+            Some(now) if now.job.node == node => Ok(self.echoed(ino, now)),
             _ if node.is_dir() => Ok(Attr { ino, ..self.dir_attr() }),
             _ => Err(Error::not_found()),
         }

@@ -157,8 +157,11 @@ impl Tree {
             },
             shown => shown?,
         };
+        self.kernel_keeps_up(cell).await;
         let opened = match &record {
-            Some(record) if self.handles.drafts(ino).is_empty() => self.through_cache(ino, cell, record, &shown),
+            Some(record) if self.handles.drafts(ino).is_empty() => {
+                self.through_cache(ino, (cell, path), record, &shown)
+            }
             _ => Opened { flushed: false, ..Opened::direct() },
         };
         let modified = record.map_or_else(SystemTime::now, |record| record.modified);
@@ -332,7 +335,7 @@ impl Tree {
             }
             // Never waits: the page is locked meanwhile.
             Handle::Reader(reader) if reader.cached => {
-                let content = self.page_content(self.handles.inode(handle)?, &reader)?;
+                let content = self.page_content(caller, self.handles.inode(handle)?, &reader)?;
                 // An open file outlives its name.
                 Ok(slice(&content.unwrap_or_else(|| reader.shown.lock().0.clone())))
             }

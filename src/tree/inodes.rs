@@ -41,10 +41,20 @@ struct Slot {
     lookups: u64,
     /// The name that led here leads to another inode now.
     replaced: bool,
-    /// The state whose attributes the kernel was told last.
-    told: Option<State>,
+    /// What the kernel was told the attributes of last.
+    told: Option<Told>,
+    /// The kernel knew nothing of it when it was to drop it: an answer may be on its way there.
+    unknown: bool,
     /// The state whose pages the kernel may hold: no others.
     pages: Option<State>,
+}
+
+/// A record whose attributes the kernel was told.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub record: Record,
+    /// The kernel has been made to ask again since, or is about to be.
+    pub let_go: bool,
 }
 
 /// Names one state of a record, in few bytes.
@@ -75,7 +85,7 @@ impl Default for Inodes {
 
 impl Slot {
     fn new(node: Node) -> Self {
-        Self { node, lookups: 0, replaced: false, told: None, pages: None }
+        Self { node, lookups: 0, replaced: false, told: None, unknown: false, pages: None }
     }
 }
 
@@ -212,16 +222,16 @@ impl Inodes {
         self.table.lock().by_number.len()
     }
 
-    /// The kernel is told the attributes of a state of a file; `None` if they are those of no stored state.
-    pub(super) fn tell(&self, number: u64, state: Option<State>) {
+    /// The kernel is told the attributes of a record; `None` if they are those of no stored one.
+    pub(super) fn tell(&self, number: u64, record: Option<&Record>) {
         if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
-            slot.told = state;
+            slot.told = record.map(|record| Told { record: record.clone(), let_go: false });
         }
     }
 
-    /// The state whose attributes the kernel was told last.
-    pub(super) fn state_told(&self, number: u64) -> Option<State> {
-        self.table.lock().by_number.get(&number)?.told
+    /// What the kernel was told the attributes of last.
+    pub(super) fn told_of(&self, number: u64) -> Option<Told> {
+        self.table.lock().by_number.get(&number)?.told.clone()
     }
 
     /// A file of a state is opened: whether the pages that the kernel may hold are of that state. If not, the kernel must drop
@@ -242,7 +252,9 @@ impl Inodes {
             return false;
         }
         let Some(slot) = table.by_number.get_mut(&number) else { return false };
-        if slot.pages.is_some() || slot.told != Some(state) {
+        if slot.pages.is_some()
+            || !slot.told.as_ref().is_some_and(|told| !told.let_go && State::of(&told.record) == state)
+        {
             return false;
         }
         slot.pages = Some(state);
@@ -266,14 +278,25 @@ impl Inodes {
         waits
     }
 
-    /// The kernel has dropped what it was told before: of this state, unless it has heard of another since.
-    pub(super) fn dropped(&self, number: u64, told: Option<State>) {
+    /// The kernel is about to drop what it has been told of a file.
+    pub(super) fn let_go(&self, number: u64) {
+        let mut table = self.table.lock();
+        if let Some(told) = table.by_number.get_mut(&number).and_then(|slot| slot.told.as_mut()) {
+            told.let_go = true;
+        }
+    }
+
+    /// It has dropped that, and the pages, if it knew it.
+    pub(super) fn dropped(&self, number: u64, known: bool) {
         if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
-            if slot.told == told {
-                slot.told = None;
-            }
+            slot.unknown = !known;
             slot.pages = None;
         }
+    }
+
+    /// Whether the kernel knew nothing of an inode when it was to drop it last.
+    pub(super) fn was_unknown(&self, number: u64) -> bool {
+        self.table.lock().by_number.get(&number).is_some_and(|slot| slot.unknown)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Following the cells: what the kernel must let go of, and which events are to be raised for what happens elsewhere.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::json;
@@ -13,18 +13,19 @@ use super::node::DATA;
 use super::overlay::Place;
 use super::{Node, Tree};
 use crate::cells::{Cell, HolderChange, Holders};
-use crate::mirror::{Record, Snapshot, Update};
+use crate::mirror::{News, Record, Snapshot, Update};
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
-type Updates = broadcast::Receiver<Arc<Vec<Update>>>;
+type Updates = broadcast::Receiver<Arc<News>>;
 
 impl Tree {
     /// Tells of what happens in a cell from now on.
     pub(super) fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
         // Listened to before anything is answered that lasts.
         let (first, updates) = (cell.mirror.subscribe(), cell.mirror.subscribe());
-        let followed = Arc::new(Followed { cell: Arc::downgrade(cell), lasting: AtomicU64::new(0) });
+        // What was published before is nothing that the kernel has been told otherwise.
+        let followed = Arc::new(Followed::new(cell, cell.mirror.published()));
         {
             let mut all = self.echo.followed.lock();
             if all.get(&cell.name).is_some_and(|known| known.cell.as_ptr() == Arc::as_ptr(cell)) {
@@ -39,7 +40,7 @@ impl Tree {
             tokio::select! {
                 () = tree.stop.cancelled() => {}
                 () = cell.replaced() => tree.let_go_of_cell(&cell.name).await,
-                () = tree.let_go_of_news(&cell, first) => {}
+                () = tree.let_go_of_news(&cell, &followed, first) => {}
                 () = tree.tell_of(&cell, updates) => {}
                 () = tree.tell_of_locks(&cell) => {}
                 () = tree.guard_freshness(&cell, &followed) => {}
@@ -68,13 +69,16 @@ impl Tree {
     }
 
     /// Lets the kernel ask again about what has changed, as soon as it has. Telling may have to wait for a commit of this mount's own.
-    async fn let_go_of_news(&self, cell: &Cell, mut updates: Updates) {
+    async fn let_go_of_news(&self, cell: &Cell, followed: &Followed, mut updates: Updates) {
         cell.mirror.loaded().await;
         let mut seen = Snapshot::clone(&cell.mirror.snapshot());
         while let Some(news) = next(cell, &mut updates, &seen).await {
-            self.echo.set_before(&cell.name, seen.clone());
-            self.let_go_of_updates(cell, &news).await;
-            news.iter().for_each(|update| update.apply(&mut seen));
+            // The first list is no change, and neither is what was in `seen` already.
+            let changes = news.updates.iter().filter(|update| seen.records.get(&update.path) != update.new.as_ref());
+            changes.for_each(|update| followed.note_change(&update.path));
+            self.let_go_of_updates(cell, &news.updates).await;
+            followed.has_let_go_of(news.number);
+            news.updates.iter().for_each(|update| update.apply(&mut seen));
         }
     }
 
@@ -83,7 +87,7 @@ impl Tree {
         // What has come in between is in it already, and is passed over.
         let mut told = Snapshot::clone(&cell.mirror.snapshot());
         while let Some(news) = next(cell, &mut updates, &told).await {
-            for update in news.iter() {
+            for update in &news.updates {
                 self.tell(cell, update, &mut told).await;
             }
         }
@@ -258,12 +262,13 @@ impl Tree {
 }
 
 /// The next changes of a cell. After too many at once: what is different now is what has happened, each record once.
-async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<Vec<Update>>> {
+async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<News>> {
     match updates.recv().await {
         Ok(news) => Some(news),
         Err(RecvError::Lagged(_)) => {
             *updates = updates.resubscribe();
-            Some(Arc::new(differences(known, &cell.mirror.snapshot())))
+            let number = cell.mirror.published();
+            Some(Arc::new(News { number, updates: differences(known, &cell.mirror.snapshot()) }))
         }
         Err(RecvError::Closed) => None,
     }

@@ -55,6 +55,8 @@ impl Tree {
             Node::Scratch(_) => vec![(SCRATCH, "1".to_owned())],
             Node::Record(cell, path, _) => {
                 let snapshot = self.cell(&cell)?.snapshot().await?;
+                // Who reads the content after the version must not find an older one.
+                self.kernel_keeps_up(&cell).await;
                 let mut attributes = vec![(CELL, cell.to_string()), (PATH, path.to_string())];
                 if let Some(record) = snapshot.records.get(&path) {
                     attributes.push((VERSION, record.version.number.to_string()));

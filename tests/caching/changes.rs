@@ -87,3 +87,45 @@ print('done', flush=True)";
         assert_eq!(reader.next(), "done");
     }
 }
+
+/// Contents of many lengths: each consists of one digit only, and that says how long it is.
+fn of_digit(digit: usize) -> String {
+    digit.to_string().repeat(10 * digit)
+}
+
+#[test]
+fn a_record_that_changes_its_size_is_never_read_in_part() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let cell = service.cell();
+    let store =
+        |digit| runtime().block_on(cell.apply(&[put("global/metadata/owner", of_digit(digit))])).map(drop).unwrap();
+    store(1);
+    let mount = service.mount(&[]);
+    let script = "import os, sys
+path, end, count = 'global/metadata/owner', sys.argv[1], 0
+while not os.path.exists(end):
+    text = open(path).read()
+    assert text and text == text[0] * (10 * int(text[0])), text
+    if count == 0: print('reading', flush=True)
+    count += 1
+print('whole', flush=True)";
+    let end = mount.outside().join("end");
+    let readers = [(); 3].map(|()| {
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).arg(&end).current_dir(mount.root()).stdin(Stdio::null());
+        crate::common::mount::lines(command)
+    });
+    readers.iter().for_each(|reader| assert_eq!(reader.next(), "reading"));
+    for round in 0..40 {
+        // Some follow each other at once, most when the one before has been seen.
+        let digit = 1 + (round * 7) % 9;
+        store(digit);
+        if round % 4 != 0 {
+            eventually("it is read", || {
+                (std::fs::read_to_string(mount.path("global/metadata/owner")).ok()? == of_digit(digit)).then_some(())
+            });
+        }
+    }
+    std::fs::write(&end, "").unwrap();
+    readers.iter().for_each(|reader| assert_eq!(reader.next(), "whole"));
+}

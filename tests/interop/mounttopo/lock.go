@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"sync/atomic"
-	"time"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 	"vitess.io/vitess/go/vt/topo"
@@ -58,42 +60,29 @@ func (c *conn) openLock(dir, reason string) (*os.File, error) {
 	return f, nil
 }
 
-// wait waits for a lock until ctx ends. A thread of its own waits, so that a signal can end its call.
+// wait waits for a lock until ctx ends, as a script would: flock(1) takes it on a file that both have open, and can be killed while it waits.
+// Go handles signals so that the kernel starts flock(2) again after them; nothing ends such a call in this process.
 func wait(ctx context.Context, f *os.File) error {
-	const again = 20 * time.Millisecond
-	thread, done := make(chan int, 1), make(chan error, 1)
+	done := make(chan error, 1)
 	go func() {
+		// The child is to die with this process; the kernel takes the thread that started it for its parent.
 		runtime.LockOSThread()
-		// A thread that ends would take along the children that were started from it and are bound to their parent.
 		defer runtime.UnlockOSThread()
-		thread <- unix.Gettid()
-		for {
-			err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-			if err != unix.EINTR || ctx.Err() != nil {
-				done <- err
-				return
-			}
+		cmd := exec.CommandContext(ctx, "flock", "3")
+		cmd.ExtraFiles = []*os.File{f}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			done <- fmt.Errorf("%w: %s", err, out)
+			return
 		}
+		done <- nil
 	}()
-	waiter := <-thread
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
+	err := <-done
+	if ctx.Err() != nil {
+		// It may have come at the same moment. The file is closed on an error, and the lock goes with it.
+		return ctx.Err()
 	}
-	for {
-		select {
-		case err := <-done:
-			if err == nil {
-				// It came at the same moment. The file is closed on an error, and the lock goes with it.
-				err = ctx.Err()
-			}
-			return errors.Join(ctx.Err(), err)
-		case <-time.After(again):
-			// Go's own signal for such things: handled, and nothing else happens. The thread may be gone by now.
-			_ = unix.Tgkill(unix.Getpid(), waiter, unix.SIGURG)
-		}
-	}
+	return err
 }
 
 // Check is part of topo.LockDescriptor.

@@ -116,7 +116,7 @@ print('whole', flush=True)";
         crate::common::mount::lines(command)
     });
     readers.iter().for_each(|reader| assert_eq!(reader.next(), "reading"));
-    for round in 0..40 {
+    for round in 0..400 {
         // Some follow each other at once, most when the one before has been seen.
         let digit = 1 + (round * 7) % 9;
         store(digit);

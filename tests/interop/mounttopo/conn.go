@@ -73,7 +73,8 @@ func convert(err error, node string) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+	// An open file whose record is gone has no version any more.
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENODATA):
 		code = topo.NoNode
 	case errors.Is(err, unix.EEXIST):
 		code = topo.NodeExists

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -140,14 +141,16 @@ func electCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				context.AfterFunc(ctx, participation.Stop)
+				// It must be called once.
+				stop := sync.OnceFunc(participation.Stop)
+				context.AfterFunc(ctx, stop)
 				led, err := participation.WaitForLeadership()
 				if err != nil {
 					return err
 				}
 				say("leader")
 				err = h.inside(ctx, led.Err)
-				participation.Stop()
+				stop()
 				if err != nil {
 					return err
 				}

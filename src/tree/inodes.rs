@@ -302,7 +302,12 @@ impl Inodes {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use bytes::Bytes;
+
     use super::*;
+    use crate::backend::{Revision, Version};
     use crate::tree::ScratchId;
 
     #[test]
@@ -352,21 +357,30 @@ mod tests {
 
     #[test]
     fn a_content_is_given_once_and_dropped_after_it_has_arrived() {
-        let state = |number| State(NonZeroU64::new(number).unwrap());
+        let record = |number| {
+            let version = Version { number, written: Revision(number), created: Revision(1) };
+            Record { value: Bytes::new(), version, modified: SystemTime::UNIX_EPOCH }
+        };
+        let state = |number| State::of(&record(number));
         let inodes = Inodes::default();
         let file = inodes.told(&Node::Scratch(ScratchId(1)));
         assert!(!inodes.begin_giving(file, state(1), 1), "its size is not known to the kernel");
-        inodes.tell(file, Some(state(1)));
+        inodes.tell(file, Some(&record(1)));
         assert!(inodes.begin_giving(file, state(1), 1));
         assert!(!inodes.begin_giving(file, state(1), 9), "it is under way");
         inodes.end_giving(file);
         assert!(!inodes.begin_giving(file, state(1), 1), "it is there");
         assert!(inodes.open_pages(file, state(1)));
         assert!(!inodes.open_pages(file, state(2)), "that is another state");
-        inodes.tell(file, Some(state(2)));
-        inodes.dropped(file, Some(state(1)));
-        assert_eq!(inodes.state_told(file), Some(state(2)), "heard of after the drop");
-        assert!(inodes.begin_giving(file, state(2), 1));
+        inodes.let_go(file);
+        assert!(
+            inodes.told_of(file).is_some_and(|told| told.let_go && told.record == record(1)),
+            "its size is still that"
+        );
+        inodes.dropped(file, true);
+        assert!(!inodes.begin_giving(file, state(1), 1), "the kernel must ask first");
+        inodes.tell(file, Some(&record(2)));
+        assert!(inodes.begin_giving(file, state(2), 1) && !inodes.was_unknown(file));
     }
 
     #[test]

@@ -170,6 +170,47 @@ fn read_only_mounts_have_events_and_stay_read_only() {
     assert!(here.sh(&format!("grep ' {} ' /proc/mounts", here.root().display())).contains(" ro,"));
 }
 
+/// Unmounts it, whatever comes of the test.
+struct OfUser(tempfile::TempDir);
+
+impl Drop for OfUser {
+    fn drop(&mut self) {
+        let _ = common::bash_in(self.0.path(), "umount -l m");
+    }
+}
+
+#[test]
+fn an_ordinary_user_has_events_too() {
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    service.put("global/metadata/owner", b"old");
+    let dir = OfUser(tempfile::tempdir().unwrap());
+    let root = |script: &str| {
+        let output = common::bash_in(dir.0.path(), &format!("set -e; {script}"));
+        assert!(output.status.success(), "{script}: {}", common::text(&output));
+        common::text(&output)
+    };
+    // As udev makes it on a machine where users may mount.
+    root("chmod 0666 /dev/fuse; mkdir m; chmod 0755 .");
+    root(&format!("cp {} topofs; chown -R 65534:65534 .", common::mount::TOPOFS));
+    const USER: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let user = |script: &str| root(&format!("{USER} bash -c {script:?}"));
+    let flags = format!("--topo-implementation etcd2 --topo-global-server-address {}", service.server);
+    user(&format!("./topofs mount {flags} --topo-global-root {}/global --log-file log m", service.root));
+    assert_eq!(user("cat m/global/metadata/owner"), "old");
+    let mut watch = Command::new("bash");
+    let script = format!("exec {USER} inotifywait -m -r --format '%e %f' -e close_write m/global 2> ready");
+    watch.args(["-c", &script]).current_dir(dir.0.path()).stdin(Stdio::null());
+    let seen = common::mount::lines(watch);
+    let read = |name: &str| std::fs::read_to_string(dir.0.path().join(name)).unwrap_or_default();
+    eventually("it watches", || read("ready").contains("established").then_some(()));
+    service.put("global/metadata/owner", b"new");
+    assert_eq!(seen.next(), "CLOSE_WRITE,CLOSE owner");
+    assert_eq!(user("cat m/global/metadata/owner"), "new");
+    // While it is watched, too.
+    user("fusermount3 -u m || fusermount3 -uz m");
+    eventually("it has ended", || read("log").contains("unmounted").then_some(()));
+}
+
 #[test]
 fn an_event_is_never_ahead_of_what_is_read() {
     let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());

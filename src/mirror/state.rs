@@ -67,10 +67,12 @@ impl Snapshot {
                 Some((name, _)) => (name, false),
                 None => (rest, true),
             };
-            let Ok(child) = dir.join(name) else { break };
+            // One name in memory, for whoever keeps the entry.
+            let child = if is_record { Ok(path.clone()) } else { dir.join(name) };
+            let Ok(child) = child else { break };
             let is_directory = !is_record || self.has_children(&child);
-            entries.push(Entry { name: name.to_owned(), is_record, is_directory });
             from = child.after_subtree();
+            entries.push(Entry { name: name.to_owned(), path: child, is_record, is_directory });
         }
         entries
     }
@@ -79,6 +81,8 @@ impl Snapshot {
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// Its path.
+    pub path: TopoPath,
     /// The name.
     pub name: String,
     /// A record is stored under this very path.

@@ -161,8 +161,8 @@ impl Tree {
         let Reader { cell, path, form, .. } = reader;
         let snapshot = self.cell(cell)?.snapshot_now()?;
         let told = self.inodes.told_of(ino).filter(|told| !told.let_go || caller.reads());
-        let record = told.map(|told| told.record).or_else(|| snapshot.records.get(path).cloned());
-        record.map(|record| self.records.show(cell, path, &record.value, *form)).transpose()
+        let value = told.map(|told| told.value).or_else(|| Some(snapshot.records.get(path)?.value.clone()));
+        value.map(|value| self.records.show(cell, path, &value, *form)).transpose()
     }
 
     /// Lets the kernel ask again about what a change concerns.

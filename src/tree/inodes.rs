@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::Node;
@@ -49,10 +50,12 @@ struct Slot {
     pages: Option<State>,
 }
 
-/// A record whose attributes the kernel was told.
+/// A record whose attributes the kernel was told: there is one for every file that it knows.
 #[derive(Debug, Clone)]
 pub(super) struct Told {
-    pub record: Record,
+    state: State,
+    /// The stored bytes.
+    pub value: Bytes,
     /// The kernel has been made to ask again since, or is about to be.
     pub let_go: bool,
 }
@@ -225,7 +228,8 @@ impl Inodes {
     /// The kernel is told the attributes of a record; `None` if they are those of no stored one.
     pub(super) fn tell(&self, number: u64, record: Option<&Record>) {
         if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
-            slot.told = record.map(|record| Told { record: record.clone(), let_go: false });
+            slot.told =
+                record.map(|record| Told { state: State::of(record), value: record.value.clone(), let_go: false });
         }
     }
 
@@ -252,9 +256,7 @@ impl Inodes {
             return false;
         }
         let Some(slot) = table.by_number.get_mut(&number) else { return false };
-        if slot.pages.is_some()
-            || !slot.told.as_ref().is_some_and(|told| !told.let_go && State::of(&told.record) == state)
-        {
+        if slot.pages.is_some() || !slot.told.as_ref().is_some_and(|told| !told.let_go && told.state == state) {
             return false;
         }
         slot.pages = Some(state);
@@ -303,8 +305,6 @@ impl Inodes {
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
-
-    use bytes::Bytes;
 
     use super::*;
     use crate::backend::{Revision, Version};
@@ -374,7 +374,7 @@ mod tests {
         assert!(!inodes.open_pages(file, state(2)), "that is another state");
         inodes.let_go(file);
         assert!(
-            inodes.told_of(file).is_some_and(|told| told.let_go && told.record == record(1)),
+            inodes.told_of(file).is_some_and(|told| told.let_go && told.state == state(1)),
             "its size is still that"
         );
         inodes.dropped(file, true);

@@ -232,7 +232,7 @@ impl Tree {
         let child = |name: &str| dir.join(name).ok();
         // What is stored under its own name comes first: a decoded form of the same name gives way.
         for entry in &stored {
-            let Some(path) = child(&entry.name) else { continue };
+            let path = entry.path.clone();
             if entry.is_directory {
                 add(entry.name.clone(), Node::Dir(cell.clone(), path));
             } else if self.listed_forms(cell, &path).any(|form| form == Form::Raw)
@@ -242,8 +242,8 @@ impl Tree {
             }
         }
         for entry in stored.iter().filter(|entry| !entry.is_directory) {
-            let Some(path) = child(&entry.name) else { continue };
-            for form in self.listed_forms(cell, &path).filter(|form| *form != Form::Raw) {
+            let path = &entry.path;
+            for form in self.listed_forms(cell, path).filter(|form| *form != Form::Raw) {
                 add(format!("{}{}", entry.name, form.suffix()), Node::Record(cell.clone(), path.clone(), form));
             }
         }

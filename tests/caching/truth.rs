@@ -208,6 +208,7 @@ fn what_is_kept_is_true(service: &Service, cases: u32) {
     let mut runner =
         TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 0, ..Config::default() });
     let stored = std::cell::RefCell::new(Stored::new());
+    eventually("the mount knows what is left", || mistake(&mount, &stored.borrow()).is_none().then_some(()));
     runner
         .run(&proptest::collection::vec(op(), 1..12), |ops| {
             let mut stored = stored.borrow_mut();

@@ -11,7 +11,7 @@ use topofs::backend::Implementation;
 
 fn length() -> Duration {
     let seconds = std::env::var("TOPOFS_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(30))
+    Duration::from_secs(seconds.unwrap_or(60))
 }
 
 /// A loop of a shell until a file appears; no round may take longer than two thirds of a minute, however busy the machine is.

@@ -59,6 +59,12 @@ pub fn call(thread: u32) -> Option<Call> {
     }
 }
 
+/// The user of a process.
+pub fn owner(process: u32) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(format!("/proc/{process}")).ok().map(|known| known.uid())
+}
+
 /// The name of a process.
 pub fn name(process: u32) -> Option<String> {
     read_to_string(format!("/proc/{process}/comm")).ok().map(|name| name.trim_end().to_owned())

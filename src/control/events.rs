@@ -31,6 +31,17 @@ struct Log {
     end: u64,
 }
 
+impl Reader {
+    /// The number of the line at a place: of one that has not been read, or has been sought back to.
+    fn line_at(&self, place: u64) -> u64 {
+        if place >= self.place {
+            return self.next;
+        }
+        let before = self.given.iter().take_while(|(start, _)| *start <= place);
+        before.last().or(self.given.first()).map_or(self.next, |(_, number)| *number)
+    }
+}
+
 /// How far somebody has read.
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -41,6 +52,8 @@ pub struct Reader {
     next: u64,
     /// The place after what was read last.
     place: u64,
+    /// The lines that were read last, each with its place and number: a shell reads more than it wants, and seeks back.
+    given: Vec<(u64, u64)>,
     /// The line that stands for lost ones, and its offset.
     gap: Option<(u64, Bytes)>,
 }
@@ -140,7 +153,7 @@ impl EventLog {
         }
         let mut place = offset.saturating_add_signed(reader.shift);
         if place < start {
-            let lost = log.first.saturating_sub(reader.next);
+            let lost = log.first.saturating_sub(reader.line_at(place));
             let text = Bytes::from(format!("{}\n", json!({ "lost": lost })));
             reader.shift = start.cast_signed() - offset.cast_signed() - i64::try_from(text.len()).unwrap_or(0);
             reader.next = log.first;
@@ -148,8 +161,10 @@ impl EventLog {
             return text.slice(..text.len().min(size));
         }
         let mut data = Vec::new();
+        let mut given = Vec::new();
         let index = log.lines.partition_point(|(start, _)| *start <= place).saturating_sub(1);
         for (number, (start, line)) in log.lines.iter().enumerate().skip(index) {
+            given.push((*start, log.first + number as u64));
             let from = usize::try_from(place.saturating_sub(*start)).unwrap_or(usize::MAX);
             let rest = line.as_bytes().get(from..).unwrap_or_default();
             let taken = rest.get(..rest.len().min(size - data.len())).unwrap_or_default();
@@ -159,6 +174,10 @@ impl EventLog {
             if data.len() == size {
                 break;
             }
+        }
+        // At the end there is nothing new to remember.
+        if !data.is_empty() {
+            reader.given = given;
         }
         reader.place = place;
         data.into()
@@ -179,6 +198,22 @@ mod tests {
             *offset += data.len() as u64;
             text += std::str::from_utf8(&data).unwrap();
         }
+    }
+
+    #[test]
+    fn who_seeks_back_is_told_of_all_that_is_lost() {
+        let log = EventLog::keeping(3);
+        let (mut reader, mut offset) = (Reader::default(), 0);
+        for line in ["one\n", "two\n", "three\n"] {
+            log.add(line.to_owned());
+        }
+        assert_eq!(all(&log, &mut reader, &mut offset, 1000), "one\ntwo\nthree\n");
+        // `read` of a shell wanted one line.
+        offset = 4;
+        for line in ["four\n", "five\n", "six\n", "seven\n"] {
+            log.add(line.to_owned());
+        }
+        assert_eq!(all(&log, &mut reader, &mut offset, 1000), "{\"lost\":3}\nfive\nsix\nseven\n");
     }
 
     #[test]

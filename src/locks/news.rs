@@ -1,5 +1,6 @@
 //! Telling of locks that come, go, and are lost.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use super::held::Held;
 use crate::backend::Node;
 use crate::cells::{Cell, HolderChange, Holders};
 use crate::name::TopoPath;
+use crate::process;
 
 impl Locks {
     /// Tells of the locks of a cell from now on, whoever takes them.
@@ -22,16 +24,21 @@ impl Locks {
     async fn tell_changes(self: Arc<Self>, cell: Arc<Cell>) {
         let follow = async {
             let mut holders = Holders::of(cell.clone()).await;
+            // When a lock is given back, its process may be gone.
+            let mut by = HashMap::new();
             loop {
                 let changes = holders.changed().await;
                 for HolderChange { dir, now, .. } in &changes {
                     if let Some(node) = now {
-                        self.tell(&cell, dir, "locked", &[("holder", shown(&node.value)), ("by", self.by(node))]);
+                        let who = self.by(node);
+                        self.tell(&cell, dir, "locked", &[("holder", shown(&node.value)), ("by", who.clone())]);
+                        by.insert(dir.clone(), who);
                     }
                 }
                 for HolderChange { dir, before, now } in &changes {
                     if let (Some(node), None) = (before, now) {
-                        self.tell(&cell, dir, "unlocked", &[("holder", shown(&node.value))]);
+                        let who = by.remove(dir).unwrap_or_else(|| self.by(node));
+                        self.tell(&cell, dir, "unlocked", &[("holder", shown(&node.value)), ("by", who)]);
                     }
                 }
             }
@@ -45,7 +52,7 @@ impl Locks {
     pub(super) fn tell_lost(&self, held: &Held, reason: &str) {
         let (cell, dir) = (held.place.cell(), held.place.dir());
         tracing::error!(cell = %cell.name, %dir, pid = held.pid, reason, "a lock is lost");
-        let by = json!({ "pid": held.pid });
+        let by = process_of_here(held.pid);
         self.tell(
             cell,
             dir,
@@ -61,7 +68,7 @@ impl Locks {
 
     /// Whose lock it is: a process of this mount, or somebody elsewhere.
     fn by(&self, node: &Node) -> Value {
-        self.pid_of(node).map_or_else(|| json!("remote"), |pid| json!({ "pid": pid }))
+        self.pid_of(node).map_or_else(|| json!("remote"), process_of_here)
     }
 
     /// The process of this mount that stands at a node.
@@ -69,6 +76,11 @@ impl Locks {
         let known = self.places.lock().values().find(|(place, _)| place.is(node)).map(|(_, pid)| *pid);
         known.or_else(|| self.entering.lock().iter().find(|(text, _)| *text == node.value).map(|(_, pid)| *pid))
     }
+}
+
+/// A process of this machine, as events name it; what is not known of it any more is null.
+fn process_of_here(pid: u32) -> Value {
+    json!({ "uid": process::owner(pid), "pid": pid, "command": process::name(pid) })
 }
 
 /// The name of a directory's lock, relative to the cell.

@@ -139,6 +139,18 @@ impl Handles {
         Some((*ino, table.by_inode.get(ino)?.iter().filter(same).count()))
     }
 
+    /// A record is gone: who has it open goes on showing its last state, of which the kernel may have had pages.
+    pub fn pin(&self, ino: u64, content: &Bytes, modified: SystemTime) {
+        let table = self.0.lock();
+        for number in table.by_inode.get(&ino).into_iter().flatten() {
+            if let Some((_, Handle::Reader(reader))) = table.open.get(number)
+                && reader.cached
+            {
+                *reader.shown.lock() = (content.clone(), modified);
+            }
+        }
+    }
+
     /// Size and time of what a reader of an inode still shows.
     pub fn pinned(&self, ino: u64) -> Option<(usize, SystemTime)> {
         let table = self.0.lock();

@@ -76,9 +76,22 @@ impl Tree {
             // The first list is no change, and neither is what was in `seen` already.
             let changes = news.updates.iter().filter(|update| seen.records.get(&update.path) != update.new.as_ref());
             changes.for_each(|update| followed.note_change(&update.path));
+            news.updates.iter().for_each(|update| self.pin_last(&cell.name, update));
             self.let_go_of_updates(cell, &news.updates).await;
             followed.has_let_go_of(news.number);
             news.updates.iter().for_each(|update| update.apply(&mut seen));
+        }
+    }
+
+    /// Whoever has a record open that is gone goes on with its last state.
+    fn pin_last(&self, cell: &CellName, update: &Update) {
+        let Update { path, old: Some(last), new: None } = update else { return };
+        for form in self.forms(cell, path) {
+            if let Some(ino) = self.inodes.known(&Node::Record(cell.clone(), path.clone(), form))
+                && let Ok(content) = self.records.show(cell, path, &last.value, form)
+            {
+                self.handles.pin(ino, &content, last.modified);
+            }
         }
     }
 

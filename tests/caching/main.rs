@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 
 use common::mount::Mount;
 use common::server::fresh_root;
-use common::world::{self, Service};
+use common::world::{self, Service, runtime};
 use common::{etcd, eventually};
-use topofs::backend::Implementation;
+use topofs::backend::{Action, Change, Guard, Implementation};
 use topofs::sample::Cluster;
 
 type Requests = BTreeMap<String, i64>;
@@ -260,6 +260,29 @@ fn a_cell_that_moves_is_another_cell() {
         std::fs::write(writer.path("global/cells/zone1/CellInfo.txt"), info).unwrap();
         eventually("it is back", || mount.path("zone1/tablets").exists().then_some(()));
     }
+}
+
+#[test]
+fn an_open_file_goes_on_with_the_last_state_of_its_record() {
+    use std::os::unix::fs::FileExt;
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    service.put("global/metadata/owner", b"first");
+    let mount = service.mount(&[]);
+    let path = mount.path("global/metadata/owner");
+    let shown = |file: &std::fs::File| {
+        let mut bytes = [0; 100];
+        let count = file.read_at(&mut bytes, 0).unwrap();
+        (String::from_utf8_lossy(&bytes[..count]).into_owned(), file.metadata().unwrap().len())
+    };
+    let file = std::fs::File::open(&path).unwrap();
+    assert_eq!(shown(&file), ("first".to_owned(), 5));
+    service.put("global/metadata/owner", b"the second");
+    eventually("the change", || (std::fs::read(&path).unwrap() == b"the second").then_some(()));
+    let gone = topofs::name::TopoPath::parse("global/metadata/owner").unwrap();
+    let change = Change { path: gone, guard: Guard::Any, action: Action::Delete };
+    runtime().block_on(service.cell().apply(&[change])).unwrap();
+    eventually("it is gone", || (!path.exists()).then_some(()));
+    assert_eq!(shown(&file), ("the second".to_owned(), 10));
 }
 
 #[test]

@@ -35,7 +35,13 @@ on_each_service! {
         eventually("nothing is left", || report(&one, LOCK).is_empty().then_some(()));
         let kinds = |mount: &Mount| (events(mount, "locked").len(), events(mount, "unlocked").len());
         eventually("both have told of it", || (kinds(&one).0 >= 1 && kinds(&two).1 >= 1).then_some(()));
-        assert_eq!(events(&one, "locked")[0]["by"]["pid"], holder_pid(&expected));
+        let by = serde_json::json!({ "uid": 0, "pid": holder_pid(&expected), "command": "flock" });
+        assert_eq!(events(&one, "locked")[0]["by"], by);
+        let told = eventually("it is given back", || {
+            let path = LOCK.strip_prefix("global/").unwrap();
+            events(&one, "unlocked").into_iter().find(|told| told["path"] == path)
+        });
+        assert_eq!(told["by"], by);
         assert_eq!(events(&two, "locked")[0]["by"], "remote");
         // Nothing is left in the service.
         assert!(service.keys().iter().all(|key| !key.contains("/locks/") && !key.ends_with("/Lock")), "{:?}", service.keys());

@@ -166,7 +166,8 @@ pub(super) struct ViewArgs {
     pub allow_other: bool,
     /// Whose records are not saved while somebody else holds the lock of their directory
     ///
-    /// Vitess insists on the lock for Keyspace records. If the lock is free, it is taken for the moment of the save.
+    /// Vitess insists on the lock for Keyspace records, and has nothing else to protect the routing rules of keyspaces. If the lock is free, it is
+    /// taken for the moment of the save.
     #[arg(long, value_name = "RECORDS", default_value = "keyspace", env = "TOPOFS_RESPECT_LOCKS")]
     pub respect_locks: RespectLocks,
     /// Room for files that are no records, such as editors' temporary files

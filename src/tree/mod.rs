@@ -91,7 +91,7 @@ pub struct TreeOptions {
 pub enum RespectLocks {
     /// None.
     None,
-    /// Keyspace records, as Vitess insists.
+    /// Keyspace records, as Vitess insists, and the routing rules of keyspaces.
     Keyspace,
     /// Shard records, too.
     All,

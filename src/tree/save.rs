@@ -199,12 +199,16 @@ impl Tree {
     /// The directory whose lock a save of a record needs.
     fn needed_lock(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
         let names: Vec<&str> = path.components().collect();
-        let needed = match names.as_slice() {
-            ["keyspaces", _, "Keyspace"] => self.options.respect_locks != RespectLocks::None,
-            ["keyspaces", _, "shards", _, "Shard"] => self.options.respect_locks == RespectLocks::All,
-            _ => false,
+        let (needed, dir) = match names.as_slice() {
+            ["keyspaces", _, "Keyspace"] => (self.options.respect_locks != RespectLocks::None, path.parent()),
+            // Vitess replaces them whatever their version: its lock is all that protects them.
+            ["routing_rules", "keyspace", "Rules"] => {
+                (self.options.respect_locks != RespectLocks::None, path.parent().and_then(|dir| dir.parent()))
+            }
+            ["keyspaces", _, "shards", _, "Shard"] => (self.options.respect_locks == RespectLocks::All, path.parent()),
+            _ => return None,
         };
-        path.parent().filter(|_| needed && cell.is_global())
+        dir.filter(|_| needed && cell.is_global())
     }
 
     /// The record as the backend has it now; a dead or refusing backend is noticed here, before anything is written.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,13 +21,15 @@ type resource struct {
 	dir  string
 	// Vitess has a TryLock for it.
 	try bool
+	// Vitess lets it live for a day on etcd and Consul.
+	longLived bool
 }
 
 var resources = []resource{
-	{"keyspace ks", "global/keyspaces/ks", true},
-	{"shard ks 0", "global/keyspaces/ks/shards/0", true},
-	{"routing-rules", "global/routing_rules", true},
-	{"name ks/flow", "global/internal/named_locks/ks/flow", false},
+	{"keyspace ks", "global/keyspaces/ks", true, false},
+	{"shard ks 0", "global/keyspaces/ks/shards/0", true, false},
+	{"routing-rules", "global/routing_rules", true, false},
+	{"name ks/flow", "global/internal/named_locks/ks/flow", false, true},
 }
 
 // lockWorld is a topology in which all resources are there. Locks of the dead end soon.
@@ -226,29 +229,66 @@ func TestTry(t *testing.T) {
 func TestKill(t *testing.T) {
 	onEach(t, servers, func(t *testing.T, b *backend) {
 		w := lockWorld(t, b)
-		r := resources[0]
-		vitess := w.vitess(r, "--hold 5m")
-		vitess.until("acquired")
-		ours := w.flock(r, "/dev/null")
-		vitess.kill(unix.SIGKILL)
-		ours.until("acquired")
+		for _, r := range resources {
+			t.Run(strings.Fields(r.name)[0], func(t *testing.T) {
+				vitess := w.vitess(r, "--hold 5m")
+				vitess.until("acquired")
+				ours := w.flock(r, "/dev/null")
+				vitess.kill(unix.SIGKILL)
+				if r.longLived && b != zookeeper {
+					// It would take a day.
+					eventually(t, "the lock is broken", func() bool {
+						out, err := exec.Command(program(t, "TOPOFS"), "unlock", "--force", "--yes", w.path(r.dir)).Output()
+						return err == nil && strings.Contains(string(out), "taken away")
+					})
+				}
+				ours.until("acquired")
 
-		next := w.vitess(r, "--hold 5m --lock-timeout 1m")
-		ours.kill(unix.SIGKILL)
-		// The shell's own child holds the descriptor, too, as long as it lives: here there is none.
-		next.until("acquired")
-		next.kill(unix.SIGTERM)
-		next.ends()
-
+				next := w.vitess(r, "--hold 5m --lock-timeout 1m")
+				ours.kill(unix.SIGKILL)
+				// The shell's own child holds the descriptor, too, as long as it lives: here there is none.
+				next.until("acquired")
+				next.kill(unix.SIGTERM)
+				next.ends()
+			})
+		}
 		// The whole daemon.
-		ours = w.flock(r, "/dev/null")
+		r := resources[0]
+		ours := w.flock(r, "/dev/null")
 		ours.until("acquired")
-		next = w.vitess(r, "--lock-timeout 1m")
+		next := w.vitess(r, "--lock-timeout 1m")
 		if err := w.daemon.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		next.until("acquired")
 		next.ends()
+	})
+}
+
+// TestSaves refuses saves and removals while Vitess holds the lock that it makes such changes under.
+func TestSaves(t *testing.T) {
+	onEach(t, servers, func(t *testing.T, b *backend) {
+		w := lockWorld(t, b)
+		for r, record := range map[resource]string{resources[0]: "Keyspace", resources[2]: "keyspace/Rules"} {
+			t.Run(strings.Fields(r.name)[0], func(t *testing.T) {
+				before := w.read(r.dir + "/" + record + ".json")
+				holder := w.vitess(r, "--hold 5m")
+				holder.until("acquired")
+				eventually(t, "the mount shows the holder", func() bool { return w.read(r.dir+"/.lock") != "" })
+				for _, script := range []string{"echo '{}' > %s/%s.json", "rm %s/%s"} {
+					out, err := w.shell(fmt.Sprintf(script, r.dir, record)).CombinedOutput()
+					if err == nil || !strings.Contains(string(out), "busy") {
+						t.Errorf("%s: %v: %s", script, err, out)
+					}
+				}
+				holder.kill(unix.SIGTERM)
+				holder.ends()
+				if after := w.read(r.dir + "/" + record + ".json"); after != before {
+					t.Errorf("it is now %s", after)
+				}
+				w.sh(fmt.Sprintf("flock -w 20 %[1]s/.lock true; echo '{}' > %[1]s/%[2]s.json", r.dir, record))
+			})
+		}
 	})
 }
 

@@ -177,6 +177,27 @@ print(kind, pid)";
     }
 }
 
+on_each_service! {
+    fn routing_rules_of_keyspaces_are_saved_under_their_lock(service) {
+        let (one, two) = (service.mount(&[]), service.mount(&[]));
+        let (dir, lock) = ("global/routing_rules/keyspace", "global/routing_rules/.lock");
+        one.sh(&format!("mkdir -p {dir}; echo '{{\"rules\": [{{\"from_keyspace\": \"a\", \"to_keyspace\": \"b\"}}]}}' > {dir}/Rules.json"));
+        eventually("the other sees it", || two.path(dir).join("Rules").exists().then_some(()));
+        let holder = Holder::new(&two, lock);
+        let edit = format!("sed -i 's/\"a\"/\"c\"/' {dir}/Rules.txt");
+        for script in [edit.clone(), format!("rm {dir}/Rules")] {
+            let output = one.bash(&script);
+            assert!(!output.status.success() && text(&output).contains("busy"), "{script}: {}", text(&output));
+        }
+        // Who has the lock goes on.
+        two.sh(&edit);
+        holder.end();
+        eventually("the save is seen", || one.read(&format!("{dir}/Rules.txt")).contains("\"c\"").then_some(()));
+        eventually("the lock is free", || one.bash(&format!("rm {dir}/Rules")).status.success().then_some(()));
+        assert!(service.get("global/routing_rules/keyspace/Rules").is_none());
+    }
+}
+
 fn holder_pid(action: &str) -> u32 {
     action.trim_end_matches(')').rsplit_once(' ').unwrap().1.parse().unwrap()
 }

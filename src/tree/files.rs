@@ -157,7 +157,6 @@ impl Tree {
             },
             shown => shown?,
         };
-        self.kernel_keeps_up(cell).await;
         let opened = match &record {
             Some(record) if self.handles.drafts(ino).is_empty() => {
                 self.through_cache(ino, (cell, path), record, &shown)
@@ -191,6 +190,7 @@ impl Tree {
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
         let shown = self.records.show(cell, path, &record.value, form)?;
         self.recent.read(caller.thread, cell, path, record.version);
+        self.kernel_keeps_up(cell).await;
         Ok((shown, Some(record.clone())))
     }
 

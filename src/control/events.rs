@@ -31,17 +31,6 @@ struct Log {
     end: u64,
 }
 
-impl Reader {
-    /// The number of the line at a place: of one that has not been read, or has been sought back to.
-    fn line_at(&self, place: u64) -> u64 {
-        if place >= self.place {
-            return self.next;
-        }
-        let before = self.given.iter().take_while(|(start, _)| *start <= place);
-        before.last().or(self.given.first()).map_or(self.next, |(_, number)| *number)
-    }
-}
-
 /// How far somebody has read.
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -56,6 +45,17 @@ pub struct Reader {
     given: Vec<(u64, u64)>,
     /// The line that stands for lost ones, and its offset.
     gap: Option<(u64, Bytes)>,
+}
+
+impl Reader {
+    /// The number of the line at a place: of one that has not been read, or has been sought back to.
+    fn line_at(&self, place: u64) -> u64 {
+        if place >= self.place {
+            return self.next;
+        }
+        let before = self.given.iter().take_while(|(start, _)| *start <= place);
+        before.last().or(self.given.first()).map_or(self.next, |(_, number)| *number)
+    }
 }
 
 impl Default for EventLog {

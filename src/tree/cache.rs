@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::echo::{Happened, Job};
+use super::echo::{Followed, Happened, Job};
 use super::handles::Reader;
 use super::inodes::{Inodes, State};
 use super::lockfile::LOCK;
@@ -91,8 +91,7 @@ impl Tree {
 
     /// Notes that the kernel is given something of a cell that it keeps until it is told. False if nobody would tell it.
     pub(super) fn gives_lasting(&self, cell: &CellName) -> bool {
-        let followed = self.cells.get(cell).and_then(|cell| self.echo.followed(&cell));
-        followed.is_some_and(|followed| {
+        self.followed(cell).is_some_and(|(_, followed)| {
             followed.lasting.fetch_add(1, Ordering::SeqCst);
             true
         })
@@ -120,10 +119,16 @@ impl Tree {
     /// Waits until what the kernel keeps of a cell is no older than the last snapshot that was taken: what is answered from that, and what
     /// is read through the kernel's cache next, must not contradict each other.
     pub(super) async fn kernel_keeps_up(&self, cell: &CellName) {
-        let Some(connected) = self.cells.get(cell).filter(|_| self.caches.get().is_some()) else { return };
-        if let Some(followed) = self.echo.followed(&connected) {
+        if let Some((connected, followed)) = self.followed(cell).filter(|_| self.caches.get().is_some()) {
             followed.let_go_of(connected.mirror.published()).await;
         }
+    }
+
+    /// A cell whose changes are told.
+    fn followed(&self, cell: &CellName) -> Option<(Arc<Cell>, Arc<Followed>)> {
+        let connected = self.cells.get(cell)?;
+        let followed = self.echo.followed(&connected)?;
+        Some((connected, followed))
     }
 
     /// How the kernel may read a record that is opened for reading: whether through its page cache, and whether it may keep
@@ -136,10 +141,9 @@ impl Tree {
         content: &Bytes,
     ) -> Opened {
         // While a record changes, the kernel may cut its new content to the old size.
-        let quiet = |cell: &Arc<Cell>| {
-            cell.mirror.is_fresh() && self.echo.followed(cell).is_some_and(|followed| !followed.is_changing(path))
-        };
-        let quiet = self.cells.get(cell).is_some_and(|cell| quiet(&cell));
+        let is_quiet =
+            |(cell, followed): (Arc<Cell>, Arc<Followed>)| cell.mirror.is_fresh() && !followed.is_changing(path);
+        let quiet = self.followed(cell).is_some_and(is_quiet);
         let Some(caches) = self.caches.get().filter(|_| quiet && content.len() <= CACHED_LIMIT) else {
             return Opened::direct();
         };

@@ -199,16 +199,15 @@ impl Tree {
     /// The directory whose lock a save of a record needs.
     fn needed_lock(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
         let names: Vec<&str> = path.components().collect();
-        let (needed, dir) = match names.as_slice() {
-            ["keyspaces", _, "Keyspace"] => (self.options.respect_locks != RespectLocks::None, path.parent()),
+        let respected = self.options.respect_locks;
+        let dir = match names.as_slice() {
+            ["keyspaces", _, "Keyspace"] => path.parent(),
+            ["keyspaces", _, "shards", _, "Shard"] if respected == RespectLocks::All => path.parent(),
             // Vitess replaces them whatever their version: its lock is all that protects them.
-            ["routing_rules", "keyspace", "Rules"] => {
-                (self.options.respect_locks != RespectLocks::None, path.parent().and_then(|dir| dir.parent()))
-            }
-            ["keyspaces", _, "shards", _, "Shard"] => (self.options.respect_locks == RespectLocks::All, path.parent()),
-            _ => return None,
+            ["routing_rules", "keyspace", "Rules"] => path.parent()?.parent(),
+            _ => None,
         };
-        dir.filter(|_| needed && cell.is_global())
+        dir.filter(|_| respected != RespectLocks::None && cell.is_global())
     }
 
     /// The record as the backend has it now; a dead or refusing backend is noticed here, before anything is written.

@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 
 use common::mount::Mount;
 use common::server::fresh_root;
-use common::world::{self, Service, runtime};
+use common::world::{self, Service};
 use common::{etcd, eventually};
-use topofs::backend::{Action, Change, Guard, Implementation};
+use topofs::backend::Implementation;
 use topofs::sample::Cluster;
 
 type Requests = BTreeMap<String, i64>;
@@ -278,9 +278,7 @@ fn an_open_file_goes_on_with_the_last_state_of_its_record() {
     assert_eq!(shown(&file), ("first".to_owned(), 5));
     service.put("global/metadata/owner", b"the second");
     eventually("the change", || (std::fs::read(&path).unwrap() == b"the second").then_some(()));
-    let gone = topofs::name::TopoPath::parse("global/metadata/owner").unwrap();
-    let change = Change { path: gone, guard: Guard::Any, action: Action::Delete };
-    runtime().block_on(service.cell().apply(&[change])).unwrap();
+    service.delete("global/metadata/owner");
     eventually("it is gone", || (!path.exists()).then_some(()));
     assert_eq!(shown(&file), ("the second".to_owned(), 10));
 }

@@ -201,9 +201,7 @@ fn what_is_kept_is_true(service: &Service, cases: u32) {
     service.put("global/metadata/keep", b"x");
     let all = service.keys();
     for key in all.iter().filter(|key| key.starts_with("global/") && *key != "global/metadata/keep") {
-        let path = TopoPath::parse(key).unwrap();
-        let change = Change { path, guard: Guard::Any, action: Action::Delete };
-        runtime().block_on(service.cell().apply(&[change])).unwrap();
+        service.delete(key);
     }
     let mut runner =
         TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 0, ..Config::default() });

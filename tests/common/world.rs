@@ -158,6 +158,11 @@ impl Service {
         fetched.node.map(|node| node.value.to_vec())
     }
 
+    pub fn delete(&self, key: &str) {
+        let change = Change { path: TopoPath::parse(key).unwrap(), guard: Guard::Any, action: Action::Delete };
+        runtime().block_on(self.cell().apply(&[change])).unwrap();
+    }
+
     pub fn put(&self, key: &str, value: &[u8]) {
         runtime().block_on(self.cell().apply(&[put(key, value.to_vec())])).unwrap();
     }

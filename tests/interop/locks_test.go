@@ -34,8 +34,7 @@ var resources = []resource{
 
 // lockWorld is a topology in which all resources are there. Locks of the dead end soon.
 func lockWorld(t *testing.T, b *backend) *world {
-	w := newWorld(t, b, "", "--topo-etcd-lease-ttl", "3", "--topo-zk-base-timeout", "3s", "--topo-consul-lock-session-ttl", "10s",
-		"--topo-consul-lock-delay", "1s")
+	w := newWorld(t, b, "", strings.Fields(impatient)...)
 	w.sh(`mkdir -p global/keyspaces/ks/shards/0 global/routing_rules/keyspace
 		echo 'durability_policy: "none"' > global/keyspaces/ks/Keyspace.txt
 		echo 'is_primary_serving: true' > global/keyspaces/ks/shards/0/Shard.txt
@@ -43,7 +42,7 @@ func lockWorld(t *testing.T, b *backend) *world {
 	return w
 }
 
-// impatient are flags with which the locks of dead Vitess processes end soon.
+// impatient are flags, of mounts and of vtopo, with which the locks of the dead end soon.
 const impatient = " --topo-etcd-lease-ttl 3 --topo-zk-base-timeout 3s --topo-consul-lock-session-ttl 10s --topo-consul-lock-delay 1s"
 
 // vitess starts a Vitess process that locks.

@@ -519,6 +519,35 @@ mod known {
         check(&[save("a", 1), Op::Read("a"), Op::Unlink("a"), save(".x", 3), Op::Rename(".x", "a")]);
     }
 
+    /// close(2) returns before the kernel says that the last descriptor is gone: what was open then is still in the table.
+    #[test]
+    fn a_program_sees_the_file_that_it_wrote_last() {
+        runtime().block_on(async {
+            let real = Real::new().await;
+            let ino = real.lookup("keep").await.unwrap();
+            let size = async || {
+                let by_number = real.tree.getattr(&caller(), ino).await.unwrap().size;
+                let by_name = real.tree.lookup(&caller(), real.dir, OsStr::new("keep")).await.unwrap().size;
+                assert_eq!(by_number, by_name);
+                by_name
+            };
+            let mode = OpenMode { read: true, write: true, ..OpenMode::default() };
+            let closed = real.tree.open(&caller(), ino, mode).await.unwrap().handle;
+            real.tree.write(closed, 0, b"12345678").unwrap();
+            real.tree.flush(&caller(), closed, 0).await.unwrap();
+            let open = real.tree.open(&caller(), ino, mode).await.unwrap().handle;
+            assert_eq!(size().await, 8);
+            let set = SetAttr { size: Some(3), ..SetAttr::default() };
+            assert_eq!(real.tree.setattr(&caller(), ino, Some(open), set).await.unwrap().size, 3);
+            assert_eq!(size().await, 3);
+            real.tree.close(closed).await.unwrap();
+            assert_eq!(size().await, 3);
+            real.tree.close(open).await.unwrap();
+            assert_eq!((size().await, real.read("keep").await.unwrap()), (3, b"123".to_vec()));
+            real.cells.shutdown().await;
+        });
+    }
+
     #[test]
     fn a_save_after_a_backup_conflicts_with_a_change_between_them() {
         check(&[save("a", 1), Op::Rename("a", ".x"), Op::Remote("a", Remote::Put(3)), save("a", 2), Op::Read(".x")]);

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use nix::mount::{MntFlags, MsFlags};
@@ -110,9 +111,7 @@ impl KernelMount {
                 let notifier = Notifier::start(&spec.mountpoint, None).or_else(|_| by_path())?;
                 notifier::end_with_mount(notifier.pid(), move || is_attached(id))?;
                 if spec.read_only {
-                    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-                    let flags = flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-                    nix::mount::mount(None::<&str>, &spec.mountpoint, None::<&str>, flags, None::<&str>)?;
+                    make_read_only(&spec.mountpoint)?;
                     tree.open_unasked();
                 }
                 notifier
@@ -167,6 +166,21 @@ fn mount_as_root(spec: &MountSpec) -> io::Result<OwnedFd> {
     let kind = format!("fuse.{SUBTYPE}");
     nix::mount::mount(Some(spec.source.as_str()), &spec.mountpoint, Some(kind.as_str()), flags, Some(data.as_str()))?;
     Ok(device.into())
+}
+
+/// Makes the visible mount read-only. That is refused while somebody has something open for writing, or is being told that it
+/// cannot be: the tree lets nobody, so it is never for long.
+fn make_read_only(mountpoint: &Path) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const PAUSE: Duration = Duration::from_millis(1);
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    let start = Instant::now();
+    loop {
+        match nix::mount::mount(None::<&str>, mountpoint, None::<&str>, flags, None::<&str>) {
+            Err(nix::Error::EBUSY) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 /// The kernel's number of the topmost mount at a path.

@@ -132,15 +132,14 @@ impl Tree {
         form: Form,
     ) -> Result<Attr> {
         self.save_under_way(cell, path).await;
-        let drafts = self.handles.drafts(ino);
-        if let Some(draft) = drafts.iter().find(|draft| draft.opener == caller.process()) {
+        if let Some(draft) = self.own_draft(caller, ino) {
             return Ok(self.file_attr(draft.len(), draft.changed()));
         }
         let snapshot = self.cell(cell)?.snapshot().await?;
         if let Some(record) = snapshot.records.get(path) {
             return Ok(self.shown_attr(cell, path, form, record));
         }
-        if let Some(draft) = drafts.first() {
+        if let Some(draft) = self.handles.drafts(ino).first() {
             return Ok(self.file_attr(draft.len(), draft.changed()));
         }
         if let Some((size, modified)) = self.handles.pinned(ino) {
@@ -201,10 +200,7 @@ impl Tree {
             return self.echo_getattr(ino);
         }
         let node = self.node(ino)?;
-        // `echo resync > control` truncates first; there is nothing to truncate.
-        if !matches!(node, Node::ControlFile(ControlFile::Control)) {
-            self.refuse_if_read_only()?;
-        }
+        self.refuse_if_read_only()?;
         match &node {
             Node::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;

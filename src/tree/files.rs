@@ -104,8 +104,11 @@ impl Tree {
     }
 
     async fn open_control(&self, ino: u64, file: ControlFile, mode: OpenMode) -> Result<Opened> {
-        if mode.write && file != ControlFile::Control {
-            return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
+        if mode.write {
+            self.refuse_if_read_only()?;
+            if file != ControlFile::Control {
+                return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
+            }
         }
         if file == ControlFile::Events {
             self.own_commits_told().await;
@@ -139,8 +142,11 @@ impl Tree {
         })
     }
 
-    fn own_draft(&self, caller: &Caller, ino: u64) -> Option<Arc<Draft>> {
-        self.handles.drafts(ino).into_iter().find(|draft| draft.opener == caller.process())
+    /// What the calling process writes to a file: the draft that it has opened or edited last. One that it has closed may
+    /// still be there.
+    pub(super) fn own_draft(&self, caller: &Caller, ino: u64) -> Option<Arc<Draft>> {
+        let drafts = self.handles.drafts(ino).into_iter();
+        drafts.filter(|draft| draft.opener == caller.process()).max_by_key(|draft| draft.changed())
     }
 
     async fn open_reader(

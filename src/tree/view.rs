@@ -113,8 +113,7 @@ impl Tree {
             return self.unless_free(caller, node);
         }
         let ghost = matches!(self.recent.removal(caller, &node), Some(Removal::Ghost(_)));
-        let drafts = self.handles.drafts(self.inodes.number(&node));
-        if ghost || drafts.iter().any(|draft| draft.opener == caller.process()) {
+        if ghost || self.own_draft(caller, self.inodes.number(&node)).is_some() {
             return Ok(node);
         }
         Err(Error::not_found())
@@ -171,8 +170,7 @@ impl Tree {
     /// Attributes of a record found by name: stored, being made by this caller, or just removed by it.
     async fn named_record_attr(&self, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<Attr> {
         let node = Node::Record(cell.clone(), path.clone(), form);
-        let drafts = self.handles.drafts(self.inodes.number(&node));
-        if let Some(draft) = drafts.iter().find(|draft| draft.opener == caller.process()) {
+        if let Some(draft) = self.own_draft(caller, self.inodes.number(&node)) {
             return Ok(self.file_attr(draft.len(), draft.changed()));
         }
         let snapshot = self.cell(cell)?.snapshot().await?;

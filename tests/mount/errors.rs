@@ -1,6 +1,8 @@
 //! Refusals: the errno, the reason in `.topofs/errors`, and the stored record untouched.
 
-use crate::common::mount::Mount;
+use std::process::Command;
+
+use crate::common::mount::{Mount, TOPOFS};
 use crate::on_each_backend;
 
 const SHARD: &str = "global/keyspaces/commerce/shards/0/Shard";
@@ -122,6 +124,34 @@ fn a_read_only_mount_refuses_every_change() {
             );
         }
         assert_eq!(mount.read("global/metadata/owner"), "the shop team");
+    }
+}
+
+#[test]
+fn a_read_only_mount_comes_up_while_somebody_tries_to_write() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["global/keyspaces/commerce/.lock", "global/metadata/owner", ".topofs/control"] {
+        for round in 0..3 {
+            let point = dir.path().join(format!("{}{round}", file.replace('/', "-")));
+            std::fs::create_dir(&point).unwrap();
+            let (tried, end) = (point.join(file), AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                let writers = [(); 2].map(|()| {
+                    scope.spawn(|| {
+                        while !end.load(Ordering::Relaxed) {
+                            assert!(std::fs::File::options().write(true).open(&tried).is_err(), "{file} was opened");
+                        }
+                    })
+                });
+                let output = Command::new(TOPOFS).args(["demo", "--read-only"]).arg(&point).output().unwrap();
+                end.store(true, Ordering::Relaxed);
+                let unmounted = nix::mount::umount2(&point, nix::mount::MntFlags::MNT_DETACH);
+                writers.into_iter().for_each(|writer| writer.join().unwrap());
+                assert!(output.status.success(), "{file}: {}", crate::common::text(&output));
+                unmounted.unwrap();
+            });
+        }
     }
 }
 

@@ -79,22 +79,23 @@ func (p *participation) WaitForNewLeader(ctx context.Context) (<-chan string, er
 		return nil, convert(err, p.dir)
 	}
 	leaders := make(chan string, 8)
+	last := ""
+	look := func() {
+		if id, err := p.GetCurrentLeaderID(ctx); err == nil && id != "" && id != last {
+			last = id
+			select {
+			case leaders <- id:
+			case <-ctx.Done():
+			}
+		}
+	}
+	// Who leads at the time of the call is told in any case, however soon somebody else does.
+	look()
 	go func() {
 		defer close(leaders)
 		defer watcher.Close()
-		last := ""
-		for {
-			if id, err := p.GetCurrentLeaderID(ctx); err == nil && id != "" && id != last {
-				last = id
-				select {
-				case leaders <- id:
-				case <-ctx.Done():
-					return
-				}
-			}
-			if !p.conn.next(ctx, watcher) {
-				return
-			}
+		for p.conn.next(ctx, watcher) {
+			look()
 		}
 	}()
 	return leaders, nil

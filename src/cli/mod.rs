@@ -45,7 +45,12 @@ enum Command {
     Unlock(unlock::UnlockArgs),
     /// What a mount runs beside itself, to raise inotify events
     #[command(hide = true, name = mount::HELPER)]
-    Notifier { mountpoint: std::path::PathBuf, device: Option<u64> },
+    Notifier {
+        /// Where there is no clone of the mount as stderr
+        #[arg(requires = "device")]
+        mountpoint: Option<std::path::PathBuf>,
+        device: Option<u64>,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -74,7 +79,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Demo(args) => (start(&args.process, |log| args.demo_settings(log)), USAGE),
         Command::Unlock(args) => (args.run().map(|free| if free { Ok(()) } else { Err(USAGE) }), USAGE),
         Command::Notifier { mountpoint, device } => {
-            (mount::help(mountpoint, *device).map(Ok).map_err(anyhow::Error::from), USAGE)
+            (mount::help(mountpoint.clone().zip(*device)).map(Ok).map_err(anyhow::Error::from), USAGE)
         }
         Command::Completions { shell } => (completions(*shell).map(|()| Ok(())), USAGE),
         Command::Man => (man().map(|()| Ok(())), USAGE),

@@ -8,13 +8,12 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use nix::mount::{MntFlags, MsFlags};
 use tokio::sync::watch;
 
-use super::notifier::{self, Notifier};
+use super::notifier::{self, Notifier, Way};
 use crate::fuse::{Adapter, Caches};
 use crate::tree::Tree;
 
@@ -58,11 +57,20 @@ impl KernelMount {
         config.acl = if spec.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(spec.threads);
         config.clone_fd = true;
-        let (session, handle) = if nix::unistd::geteuid().is_root() {
+        let (session, handle, clone) = if nix::unistd::geteuid().is_root() {
             let device = mount_as_root(spec)?;
-            let session = Session::from_fd(adapter, device, config.acl, config);
-            let attached = session.and_then(|session| Ok((session, Handle::Own(mount_id(&spec.mountpoint)?))));
-            attached.inspect_err(|_| {
+            let attach = || {
+                let id = mount_id(&spec.mountpoint)?;
+                // Kernels before 5.2 have no clones.
+                let clone = notifier::clone_of(&spec.mountpoint).ok();
+                if spec.read_only {
+                    // Nobody has come further than the root yet, since nothing has been answered: nothing is open for writing.
+                    make_read_only(&spec.mountpoint)?;
+                    tree.open_unasked();
+                }
+                Ok((Session::from_fd(adapter, device, config.acl, config)?, Handle::Own(id), clone))
+            };
+            attach().inspect_err(|_: &io::Error| {
                 // The device is closed: what is left is a dead mount, and the first error is the one to tell.
                 let _ = nix::mount::umount2(&spec.mountpoint, MntFlags::MNT_DETACH);
             })?
@@ -80,7 +88,7 @@ impl KernelMount {
                 _ => error,
             })?;
             let unmounter = session.unmount_callable();
-            (session, Handle::Helper(unmounter))
+            (session, Handle::Helper(unmounter), None)
         };
         tree.use_caches(Arc::new(Caches::new(session.notifier())), spec.threads);
         let (end, ended) = watch::channel(false);
@@ -92,7 +100,7 @@ impl KernelMount {
             let _ = end.send(true);
         })?;
         let mut mount = Self { mountpoint: spec.mountpoint.clone(), handle, ended };
-        if let Err(error) = mount.start_notifier(spec, tree) {
+        if let Err(error) = mount.start_notifier(tree, clone) {
             // Nobody would ever unmount it.
             mount.unmount()?;
             return Err(error);
@@ -100,23 +108,16 @@ impl KernelMount {
         Ok(mount)
     }
 
-    /// Starts telling of what happens elsewhere; makes a read-only mount read-only for everybody else.
-    fn start_notifier(&self, spec: &MountSpec, tree: &Arc<Tree>) -> io::Result<()> {
-        let by_path = || Notifier::start(&spec.mountpoint, Some(notifier::device_of(&spec.mountpoint)?));
-        let notifier = match &self.handle {
-            Handle::Helper(_) => by_path()?,
-            Handle::Own(id) => {
-                let id = *id;
-                // Kernels before 5.2 have no clones.
-                let notifier = Notifier::start(&spec.mountpoint, None).or_else(|_| by_path())?;
-                notifier::end_with_mount(notifier.pid(), move || is_attached(id))?;
-                if spec.read_only {
-                    make_read_only(&spec.mountpoint)?;
-                    tree.open_unasked();
-                }
-                notifier
-            }
+    /// Starts telling of what happens elsewhere, through a clone of the mount where there is one.
+    fn start_notifier(&self, tree: &Arc<Tree>, clone: Option<OwnedFd>) -> io::Result<()> {
+        let way = match clone {
+            Some(clone) => Way::Clone(clone),
+            None => Way::Path(self.mountpoint.clone(), notifier::device_of(&self.mountpoint)?),
         };
+        let notifier = Notifier::start(way)?;
+        if let Handle::Own(id) = self.handle {
+            notifier::end_with_mount(notifier.pid(), move || is_attached(id))?;
+        }
         notifier.serve(tree.clone(), tokio::runtime::Handle::current())
     }
 
@@ -168,19 +169,10 @@ fn mount_as_root(spec: &MountSpec) -> io::Result<OwnedFd> {
     Ok(device.into())
 }
 
-/// Makes the visible mount read-only. That is refused while somebody has something open for writing, or is being told that it
-/// cannot be: the tree lets nobody, so it is never for long.
+/// Makes the visible mount read-only, not its clone. Fails while somebody has something open for writing.
 fn make_read_only(mountpoint: &Path) -> io::Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    const PAUSE: Duration = Duration::from_millis(1);
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-    let start = Instant::now();
-    loop {
-        match nix::mount::mount(None::<&str>, mountpoint, None::<&str>, flags, None::<&str>) {
-            Err(nix::Error::EBUSY) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
-            outcome => return Ok(outcome?),
-        }
-    }
+    Ok(nix::mount::mount(None::<&str>, mountpoint, None::<&str>, flags, None::<&str>)?)
 }
 
 /// The kernel's number of the topmost mount at a path.

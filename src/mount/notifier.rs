@@ -35,7 +35,7 @@ struct Call {
 
 /// How calls get into the mount.
 #[derive(Debug)]
-enum Way {
+pub(super) enum Way {
     /// A clone of the mount, not attached anywhere.
     Clone(OwnedFd),
     /// The mount point, and the device that must be mounted there.
@@ -44,7 +44,7 @@ enum Way {
 
 /// A clone of the mount at a path. Needs CAP_SYS_ADMIN.
 #[allow(unsafe_code)]
-fn clone_of(mountpoint: &Path) -> io::Result<OwnedFd> {
+pub(super) fn clone_of(mountpoint: &Path) -> io::Result<OwnedFd> {
     /// linux/mount.h
     const OPEN_TREE_CLONE: libc::c_uint = 1;
     const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC.cast_unsigned();
@@ -68,11 +68,16 @@ pub(super) struct Notifier {
 }
 
 impl Notifier {
-    /// Starts the helper and waits until it has its way into the mount. `device` is given where it goes by path.
-    pub fn start(mountpoint: &Path, device: Option<u64>) -> io::Result<Self> {
+    /// Starts the helper and waits until it has its way into the mount.
+    pub fn start(way: Way) -> io::Result<Self> {
         let mut command = Command::new("/proc/self/exe");
-        command.arg(HELPER).arg(mountpoint).args(device.map(|device| device.to_string()));
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        command.arg(HELPER).stdin(Stdio::piped()).stdout(Stdio::piped());
+        match way {
+            // In the place of what the helper has no use for.
+            Way::Clone(root) => command.stderr(root),
+            Way::Path(mountpoint, device) => command.stderr(Stdio::null()).arg(mountpoint).arg(device.to_string()),
+        };
+        let mut child = command.spawn()?;
         let ends = child.stdin.take().zip(child.stdout.take());
         let (orders, answers) = ends.ok_or_else(|| io::Error::other("no pipes"))?;
         let mut notifier = Self { child, orders, answers: BufReader::new(answers) };
@@ -152,11 +157,11 @@ impl Notifier {
     }
 }
 
-/// What the helper does: calls as it is told, until the daemon is gone.
-pub fn help(mountpoint: &Path, device: Option<u64>) -> io::Result<()> {
-    let way = match device {
-        None => Way::Clone(clone_of(mountpoint)?),
-        Some(device) => Way::Path(mountpoint.to_owned(), device),
+/// What the helper does: calls as it is told, until the daemon is gone. Without a path, into what is open as stderr.
+pub fn help(path: Option<(PathBuf, u64)>) -> io::Result<()> {
+    let way = match path {
+        None => Way::Clone(io::stderr().as_fd().try_clone_to_owned()?),
+        Some((mountpoint, device)) => Way::Path(mountpoint, device),
     };
     let mut answers = io::stdout().lock();
     writeln!(answers, "0")?;

@@ -19,6 +19,8 @@ use crate::tree::Tree;
 
 /// What /proc/mounts shows as the type, after `fuse.`.
 const SUBTYPE: &str = "topofs";
+/// Nothing in a topology is a device or a program of somebody else's.
+const FLAGS: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID);
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -163,15 +165,14 @@ fn mount_as_root(spec: &MountSpec) -> io::Result<OwnedFd> {
     if spec.allow_other {
         data.push_str(",allow_other");
     }
-    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
     let kind = format!("fuse.{SUBTYPE}");
-    nix::mount::mount(Some(spec.source.as_str()), &spec.mountpoint, Some(kind.as_str()), flags, Some(data.as_str()))?;
+    nix::mount::mount(Some(spec.source.as_str()), &spec.mountpoint, Some(kind.as_str()), FLAGS, Some(data.as_str()))?;
     Ok(device.into())
 }
 
 /// Makes the visible mount read-only, not its clone. Fails while somebody has something open for writing.
 fn make_read_only(mountpoint: &Path) -> io::Result<()> {
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | FLAGS;
     Ok(nix::mount::mount(None::<&str>, mountpoint, None::<&str>, flags, None::<&str>)?)
 }
 

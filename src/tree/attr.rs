@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::draft::Draft;
 use super::lockfile::is_virtual;
 use super::overlay::ScratchState;
 use super::{Caller, ControlFile, Node, Tree};
@@ -133,14 +134,14 @@ impl Tree {
     ) -> Result<Attr> {
         self.save_under_way(cell, path).await;
         if let Some(draft) = self.own_draft(caller, ino) {
-            return Ok(self.file_attr(draft.len(), draft.changed()));
+            return Ok(self.draft_attr(&draft));
         }
         let snapshot = self.cell(cell)?.snapshot().await?;
         if let Some(record) = snapshot.records.get(path) {
             return Ok(self.shown_attr(cell, path, form, record));
         }
         if let Some(draft) = self.handles.drafts(ino).first() {
-            return Ok(self.file_attr(draft.len(), draft.changed()));
+            return Ok(self.draft_attr(draft));
         }
         if let Some((size, modified)) = self.handles.pinned(ino) {
             return Ok(Attr { links: 0, ..self.file_attr(size, modified) });
@@ -153,6 +154,11 @@ impl Tree {
         let shown = self.records.show(cell, path, &record.value, form);
         let attr = self.file_attr(shown.map_or(0, |shown| shown.len()), record.modified);
         Attr { record: Some(record.clone()), ..attr }
+    }
+
+    /// The attributes of what is being written to a record.
+    pub(super) fn draft_attr(&self, draft: &Draft) -> Attr {
+        self.file_attr(draft.len(), draft.changed())
     }
 
     pub(super) fn dir_attr(&self) -> Attr {

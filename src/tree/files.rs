@@ -72,21 +72,20 @@ impl Tree {
             return Ok(self.echo_open());
         }
         let node = self.node(ino)?;
+        if mode.write {
+            self.refuse_if_read_only()?;
+        }
         match &node {
             Node::Root | Node::Control | Node::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
             Node::ControlFile(file) => self.open_control(ino, *file, mode).await,
-            Node::Lock(cell, dir) => self.open_lock(ino, cell, dir, mode).await,
+            Node::Lock(cell, dir) => self.open_lock(ino, cell, dir).await,
             Node::Scratch(id) => {
-                if mode.write {
-                    self.refuse_if_read_only()?;
-                }
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 self.open_scratch(ino, file, mode)
             }
             Node::Record(cell, path, form) => {
                 self.save_under_way(cell, path).await;
                 if mode.write {
-                    self.refuse_if_read_only()?;
                     self.refuse_early(caller, cell, path).await?;
                     let base = self.fetch_base(cell, path).await?;
                     if base.is_none()
@@ -104,11 +103,8 @@ impl Tree {
     }
 
     async fn open_control(&self, ino: u64, file: ControlFile, mode: OpenMode) -> Result<Opened> {
-        if mode.write {
-            self.refuse_if_read_only()?;
-            if file != ControlFile::Control {
-                return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
-            }
+        if mode.write && file != ControlFile::Control {
+            return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
         }
         if file == ControlFile::Events {
             self.own_commits_told().await;

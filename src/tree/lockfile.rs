@@ -76,10 +76,7 @@ impl Tree {
         Ok(self.file_attr(holder.map_or(0, |node| with_newline(&node.value).len()), modified))
     }
 
-    pub(super) async fn open_lock(&self, ino: u64, cell: &CellName, dir: &TopoPath, mode: OpenMode) -> Result<Opened> {
-        if mode.write {
-            self.refuse_if_read_only()?;
-        }
+    pub(super) async fn open_lock(&self, ino: u64, cell: &CellName, dir: &TopoPath) -> Result<Opened> {
         self.locks.settled(&*self.cell(cell)?, dir, ino).await;
         // Read when it is read; a service that is away is noticed here.
         self.lock_content(cell, dir).await?;
@@ -98,7 +95,7 @@ impl Tree {
         }
         self.recent.settle(caller, &node);
         let ino = self.inodes.told(&node);
-        let opened = self.open_lock(ino, &cell, &dir, mode).await.inspect_err(|_| self.inodes.forget(ino, 1))?;
+        let opened = self.open_lock(ino, &cell, &dir).await.inspect_err(|_| self.inodes.forget(ino, 1))?;
         Ok((Attr { ino, ..self.lock_attr(&cell, &dir)? }, opened))
     }
 

@@ -171,7 +171,7 @@ impl Tree {
     async fn named_record_attr(&self, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<Attr> {
         let node = Node::Record(cell.clone(), path.clone(), form);
         if let Some(draft) = self.own_draft(caller, self.inodes.number(&node)) {
-            return Ok(self.file_attr(draft.len(), draft.changed()));
+            return Ok(self.draft_attr(&draft));
         }
         let snapshot = self.cell(cell)?.snapshot().await?;
         match snapshot.records.get(path) {

@@ -2,6 +2,8 @@
 
 use crate::common::bash_in;
 use crate::common::eventually;
+use crate::common::mount::Mount;
+use crate::common::proxy::Proxy;
 use crate::common::world::{put, runtime};
 use crate::rig::{Any, OWNER, Rig, wait_until_equal};
 use topofs::backend::Implementation;
@@ -39,6 +41,25 @@ fn consul_from_a_snapshot() {
         (std::fs::read(mount.path(OWNER)).ok()? == b"the shop team").then_some(())
     });
     wait_until_equal(&mount, || rig.stored());
+}
+
+#[test]
+fn consul_is_asked_for_what_is_sure() {
+    // A server that has come back answers before it has gone through its log, with a part of what is stored, unless it is asked so.
+    // That lasts for some milliseconds only: what is looked at is the questions.
+    let rig = Rig::new(Implementation::Consul);
+    let proxy = Proxy::counting(rig.server.port, &[("GET /v1/kv/", 1), ("consistent=", -1), ("&wait=", -1)]);
+    let mount = Mount::of("consul", &proxy.endpoint(), "/t", &[]);
+    wait_until_equal(&mount, || rig.stored());
+    let runtime = runtime();
+    for round in 0..3 {
+        let changes: Vec<_> = (0..30).map(|n| put(&format!("global/metadata/n{n}"), format!("{round}"))).collect();
+        runtime.block_on(rig.cell().apply(&changes)).unwrap();
+        wait_until_equal(&mount, || rig.stored());
+    }
+    mount
+        .sh("echo new > global/metadata/owner; rm global/metadata/n1; flock global/keyspaces/commerce/.lock ls global");
+    eventually("all questions were of that kind", || (proxy.count() == 0).then_some(()));
 }
 
 #[test]

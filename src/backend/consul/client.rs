@@ -253,13 +253,19 @@ impl Client {
         Ok(Indexed { value: if found { self.json(response).await? } else { T::default() }, index })
     }
 
+    /// A read of what begins with a key, as the leader has it once it is sure of being the leader. A server that has just become it may not have
+    /// gone through its log yet, and would show a part of what is stored as all there is.
+    fn sure(&self, key: &str, query: &[(&str, &str)]) -> RequestBuilder {
+        self.get(&kv(key)).query(query).query(&[("consistent", "")])
+    }
+
     /// One key, as the leader has it.
     pub async fn pair(&self, key: &str) -> Result<Indexed<Option<Pair>>, BackendError> {
         if has_dots(key) {
             let found = self.by_transaction("get", key).await?;
             return Ok(Indexed { index: found.index, value: found.value.into_iter().next() });
         }
-        let pairs = self.indexed::<Vec<Pair>>(self.get(&kv(key)).query(&[("consistent", "")])).await?;
+        let pairs = self.indexed::<Vec<Pair>>(self.sure(key, &[])).await?;
         Ok(Indexed { index: pairs.index, value: pairs.value.into_iter().next() })
     }
 
@@ -268,7 +274,7 @@ impl Client {
         if has_dots(prefix) {
             return self.by_transaction("get-tree", prefix).await;
         }
-        self.indexed(self.get(&kv(prefix)).query(&[("recurse", "")])).await
+        self.indexed(self.sure(prefix, &[("recurse", "")])).await
     }
 
     /// The names of all keys that begin with a prefix.
@@ -277,7 +283,7 @@ impl Client {
             let found = self.by_transaction("get-tree", prefix).await?;
             return Ok(Indexed { index: found.index, value: found.value.into_iter().map(|pair| pair.key).collect() });
         }
-        self.indexed(self.get(&kv(prefix)).query(&[("keys", "")])).await
+        self.indexed(self.sure(prefix, &[("keys", "")])).await
     }
 
     /// Reads what no address can name. The index is that of everything: it may be newer than what was read is old, so what is
@@ -295,7 +301,7 @@ impl Client {
 
     /// The index of everything that is stored.
     pub async fn newest(&self) -> Result<u64, BackendError> {
-        Ok(self.indexed::<Vec<String>>(self.get("kv/").query(&[("keys", ""), ("separator", "/")])).await?.index)
+        Ok(self.indexed::<Vec<String>>(self.sure("", &[("keys", ""), ("separator", "/")])).await?.index)
     }
 
     /// Waits until something below a prefix changes after an index, or the poll duration is over. Transfers hardly anything. An

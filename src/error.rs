@@ -48,8 +48,12 @@ pub enum Kind {
     CrossDevice,
     /// More records than one transaction of the backend takes.
     TooMany,
-    /// The quota of scratch files is used up.
+    /// The quota of scratch files, or the room of the service, is used up.
     NoSpace,
+    /// More locks, or waiters for them, than one user or all of them may have.
+    NoLocks,
+    /// More open files than one user or all of them may have.
+    TooManyOpen,
     /// No such extended attribute.
     NoAttribute,
     /// The operation does not exist here.
@@ -86,6 +90,8 @@ impl Kind {
             Kind::CrossDevice => libc::EXDEV,
             Kind::TooMany => libc::E2BIG,
             Kind::NoSpace => libc::ENOSPC,
+            Kind::NoLocks => libc::ENOLCK,
+            Kind::TooManyOpen => libc::EMFILE,
             Kind::NoAttribute => libc::ENODATA,
             Kind::Unsupported => libc::EOPNOTSUPP,
             Kind::BadDescriptor => libc::EBADF,
@@ -118,6 +124,8 @@ impl Kind {
             Kind::CrossDevice => "EXDEV",
             Kind::TooMany => "E2BIG",
             Kind::NoSpace => "ENOSPC",
+            Kind::NoLocks => "ENOLCK",
+            Kind::TooManyOpen => "EMFILE",
             Kind::NoAttribute => "ENODATA",
             Kind::Unsupported => "EOPNOTSUPP",
             Kind::BadDescriptor => "EBADF",
@@ -139,6 +147,8 @@ impl Kind {
             | Kind::NotPermitted
             | Kind::TooMany
             | Kind::NoSpace
+            | Kind::NoLocks
+            | Kind::TooManyOpen
             | Kind::Io => true,
             Kind::NotFound
             | Kind::Exists
@@ -212,6 +222,7 @@ impl From<BackendError> for Error {
             Failure::Denied => Kind::Denied,
             Failure::TooLarge => Kind::TooLarge,
             Failure::TooMany => Kind::TooMany,
+            Failure::NoSpace => Kind::NoSpace,
             Failure::LockLost => Kind::LockLost,
             Failure::Compacted | Failure::Other => Kind::Io,
         };

@@ -193,6 +193,8 @@ pub enum Failure {
     TooLarge,
     /// More changes than one transaction takes.
     TooMany,
+    /// The service has no room left.
+    NoSpace,
     /// A lock that must be held is not held any more, or a place in its line is gone.
     LockLost,
     /// The wanted point of history is gone.

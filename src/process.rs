@@ -1,33 +1,179 @@
-//! What /proc says about other processes and threads. They come and go at any moment: what cannot be read is gone.
+//! What /proc says about other processes and threads. They come and go at any moment, and /proc may not tell: what is not known is
+//! said to be so, and is never taken for the best case.
 
 use std::fs::read_to_string;
+use std::io;
+use std::sync::LazyLock;
+
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 /// Parents looked at when a process is asked whose descendant it is.
 const ANCESTORS: usize = 64;
+/// Threads whose process is remembered.
+const THREADS: usize = 10_000;
 
-/// The process of a thread.
-pub fn process_of(thread: u32) -> Option<u32> {
-    let status = read_to_string(format!("/proc/{thread}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+/// A process: numbers are used again, number and start together are not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it was started, in clock ticks since the machine was.
+    started: u64,
 }
 
-/// The fields of /proc/ID/stat behind the name, which may contain anything up to the last parenthesis.
-pub fn stat(id: u32) -> Option<Vec<String>> {
-    let stat = read_to_string(format!("/proc/{id}/stat")).ok()?;
-    Some(stat.rsplit_once(')')?.1.split_whitespace().map(ToOwned::to_owned).collect())
+/// Whether a process is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It is running.
+    Running,
+    /// It has ended, whether or not its parent has noticed.
+    Ended,
+    /// That cannot be told.
+    Unknown,
 }
 
-/// Whether a process has ended (or waits for its parent to notice).
-pub fn has_ended(process: u32) -> bool {
-    stat(process).is_none_or(|fields| fields.first().is_none_or(|state| state.starts_with(['Z', 'X'])))
+/// How a thread that closes a file goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It goes on, or ends because it wants to.
+    Own,
+    /// A signal ends its process.
+    Killed,
+    /// Its process ends; why cannot be told.
+    Unknown,
 }
 
-/// Whether a thread is ending because of a signal. The last field of its stat is the exit code; the kernel sets it before it
-/// closes the files.
-pub fn was_killed(thread: u32) -> bool {
+impl Process {
+    /// The process of a thread that is waiting for an answer; `None` if it cannot be seen (0 stands for a thread of another pid
+    /// namespace). Not for a thread that closes a file: see [`stat`].
+    pub fn of(thread: u32) -> Option<Self> {
+        static KNOWN: LazyLock<quick_cache::sync::Cache<(u32, u64), Process>> =
+            LazyLock::new(|| quick_cache::sync::Cache::new(THREADS));
+        let started = stat(thread).ok()?.started;
+        if let Some(known) = KNOWN.get(&(thread, started)) {
+            return Some(known);
+        }
+        let pid = pid_of(thread)?;
+        let process = Self { pid, started: if pid == thread { started } else { stat(pid).ok()?.started } };
+        KNOWN.insert((thread, started), process);
+        Some(process)
+    }
+
+    /// Whether it is still there. One that has its number now is taken for it.
+    pub fn life(self) -> Life {
+        life(self.pid)
+    }
+}
+
+/// The number of a thread's process, if it can be seen.
+pub fn pid_of(thread: u32) -> Option<u32> {
+    status(thread).ok()?.pid
+}
+
+/// The lines of /proc/ID/status that are of use here. Reading it never waits.
+struct Status {
+    pid: Option<u32>,
+    state: Option<char>,
+    parent: Option<u32>,
+    threads: Option<u32>,
+    has_memory: bool,
+}
+
+fn status(id: u32) -> io::Result<Status> {
+    if id == 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    // Names may be in any encoding.
+    let text = std::fs::read(format!("/proc/{id}/status"))?;
+    let text = String::from_utf8_lossy(&text);
+    let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let number = |name: &str| line(name)?.parse().ok();
+    Ok(Status {
+        pid: number("Tgid"),
+        state: line("State").and_then(|state| state.chars().next()),
+        parent: number("PPid"),
+        threads: number("Threads"),
+        has_memory: line("VmSize").is_some(),
+    })
+}
+
+/// The fields of /proc/ID/stat that are of use here.
+struct Stat {
+    flags: u32,
+    started: u64,
+    /// 0 also if that must not be seen.
+    exit_code: i32,
+}
+
+/// The numbers of the fields are those of proc(5); the name, field 2, may contain anything up to the last parenthesis.
+///
+/// The kernel lets it wait while the process is in execve(2), and that waits for us when it closes a file of the mount: both would wait
+/// for ever. So this is not for a process that may be there.
+fn stat(id: u32) -> io::Result<Stat> {
+    if id == 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let text = std::fs::read(format!("/proc/{id}/stat"))?;
+    let text = String::from_utf8_lossy(&text);
+    let unknown = || io::Error::other("/proc does not tell");
+    let fields: Vec<&str> = text.rsplit_once(')').ok_or_else(unknown)?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied().ok_or_else(unknown);
+    fn number<T: std::str::FromStr>(text: &str) -> io::Result<T> {
+        text.parse().map_err(|_| io::Error::other("/proc does not tell"))
+    }
+    Ok(Stat { flags: number(field(9)?)?, started: number(field(22)?)?, exit_code: number(field(52)?)? })
+}
+
+fn life(id: u32) -> Life {
+    match status(id) {
+        // The first thread of a process may end before the others.
+        Ok(Status { state: Some('Z' | 'X'), threads: None | Some(0 | 1), .. }) => Life::Ended,
+        Ok(_) => Life::Running,
+        // /proc may be mounted so that it hides processes.
+        Err(_) => match i32::try_from(id) {
+            Ok(id) if id != 0 && kill(Pid::from_raw(id), None) == Err(Errno::ESRCH) => Life::Ended,
+            _ => Life::Unknown,
+        },
+    }
+}
+
+/// Whether a process or thread has ended for certain (or waits for its parent to notice).
+pub fn has_ended(id: u32) -> bool {
+    life(id) == Life::Ended
+}
+
+/// Why a thread that is closing a file does so.
+pub fn ending(thread: u32) -> Ending {
+    /// linux/sched.h: getting shut down; killed by a signal.
+    const PF_EXITING: u32 = 0x4;
+    const PF_SIGNALED: u32 = 0x400;
+    /// The part of an exit code that is a signal.
     const SIGNAL: i32 = 0x7f;
-    let code = stat(thread).and_then(|fields| fields.last()?.parse::<i32>().ok());
-    code.is_some_and(|code| code & SIGNAL != 0)
+    match status(thread) {
+        Err(_) => return Ending::Unknown,
+        // A thread that ends gives back its memory before it closes its files. Others may be in execve(2).
+        Ok(Status { has_memory: true, .. }) => return Ending::Own,
+        Ok(_) => {}
+    }
+    let Ok(found) = stat(thread) else { return Ending::Unknown };
+    if found.flags & PF_EXITING == 0 {
+        return Ending::Own;
+    }
+    if found.exit_code != 0 {
+        return if found.exit_code & SIGNAL == 0 { Ending::Own } else { Ending::Killed };
+    }
+    // When one thread ends its process, the kernel kills the others: this is the flag of a thread, the code that of the process.
+    match (found.flags & PF_SIGNALED == 0, may_see_code(thread)) {
+        (true, _) | (false, true) => Ending::Own,
+        (false, false) => Ending::Unknown,
+    }
+}
+
+/// Whether the exit code of a thread is shown: the same right as for its links.
+fn may_see_code(thread: u32) -> bool {
+    std::fs::read_link(format!("/proc/{thread}/cwd")).is_ok()
 }
 
 /// What a thread asks of the kernel.
@@ -70,26 +216,35 @@ pub fn name(process: u32) -> Option<String> {
     read_to_string(format!("/proc/{process}/comm")).ok().map(|name| name.trim_end().to_owned())
 }
 
-/// Whether a process is another one or its descendant.
+fn parent(process: u32) -> Option<u32> {
+    status(process).ok()?.parent.filter(|parent| *parent != 0)
+}
+
+/// Whether a process is another one or its descendant. One that cannot be seen (0) is nobody's.
 pub fn descends_from(process: u32, ancestor: u32) -> bool {
-    let parent = |process: &u32| stat(*process)?.get(1)?.parse::<u32>().ok();
-    std::iter::successors(Some(process), parent).take(ANCESTORS).any(|known| known == ancestor)
+    process != 0
+        && ancestor != 0
+        && std::iter::successors(Some(process), |known| parent(*known)).take(ANCESTORS).any(|known| known == ancestor)
 }
 
 /// How many descriptors of a process are open for writing on an inode; `None` if that cannot be told, or is too much to look at.
 pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
     /// Descriptors looked at.
-    const LIMIT: usize = 4_096;
+    const LIMIT: usize = 16_384;
     let wanted = format!("ino:\t{ino}");
     let mut count = 0;
     for (number, entry) in std::fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?.enumerate() {
         if number == LIMIT {
             return None;
         }
-        // One that is closed meanwhile does not count.
-        let Ok(info) = read_to_string(entry.ok()?.path()) else { continue };
+        let info = match read_to_string(entry.ok()?.path()) {
+            Ok(info) => info,
+            // It was closed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(_) => return None,
+        };
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:\t"));
-        let flags = flags.and_then(|flags| i32::from_str_radix(flags, 8).ok()).unwrap_or(0);
+        let flags = flags.and_then(|flags| i32::from_str_radix(flags, 8).ok())?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         count += usize::from(writes && info.lines().any(|line| line == wanted));
     }
@@ -103,11 +258,34 @@ mod tests {
     #[test]
     fn this_process_is_there() {
         let own = std::process::id();
-        assert_eq!(process_of(own), Some(own));
-        assert!(!has_ended(own) && !was_killed(own));
+        let process = Process::of(own).unwrap();
+        assert_eq!((process.pid, process.life(), ending(own)), (own, Life::Running, Ending::Own));
         assert!(descends_from(own, own) && descends_from(own, 1) && !descends_from(1, own));
         assert!(name(own).is_some());
-        assert!(has_ended(u32::MAX >> 1));
+        assert!(has_ended(u32::MAX >> 1) && !has_ended(own));
+    }
+
+    #[test]
+    fn who_cannot_be_seen_is_nobody() {
+        assert_eq!(Process::of(0), None);
+        assert!(!has_ended(0));
+        assert!(!descends_from(std::process::id(), 0) && !descends_from(0, 1) && !descends_from(0, 0));
+        assert_eq!(ending(0), Ending::Unknown);
+        assert_eq!(ending(u32::MAX >> 1), Ending::Unknown);
+    }
+
+    #[test]
+    fn threads_are_of_one_process() {
+        let (more, wait) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid().as_raw().cast_unsigned()).unwrap();
+            let _ = wait.recv();
+        });
+        let running = told.recv().unwrap();
+        assert!(Process::of(running).is_some_and(|process| process.pid == std::process::id()));
+        drop(more);
+        thread.join().unwrap();
     }
 
     #[test]

@@ -8,6 +8,9 @@ use std::sync::Arc;
 /// Longest file name that the kernel passes on (NAME_MAX of Linux), in bytes.
 pub const NAME_MAX: usize = 255;
 
+/// The name of a directory's lock: a key of this name is not shown.
+pub const LOCK_FILE: &str = ".lock";
+
 /// Why a name cannot be shown as a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -88,10 +91,14 @@ impl TopoPath {
         Self("".into())
     }
 
-    /// Checks a path as stored by a backend. Every component must be a valid file name.
+    /// Checks a path as stored by a backend. Every component must be a valid file name, and none that stands for something else in
+    /// every directory.
     pub fn parse(path: &str) -> Result<Self, NameError> {
         if !path.is_empty() {
-            path.split('/').try_for_each(check_component)?;
+            path.split('/').try_for_each(|name| match name {
+                LOCK_FILE => Err(NameError::Invalid),
+                name => check_component(name),
+            })?;
         }
         Ok(Self(path.into()))
     }

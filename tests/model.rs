@@ -313,6 +313,7 @@ impl Real {
             scratch_quota: 1 << 20,
             respect_locks: topofs::tree::RespectLocks::Keyspace,
             request_timeout: None,
+            allow_unseen_writers: false,
         };
         let tree = Tree::new(cells.clone(), records, control, options);
         let global = tree.lookup(&caller(), ROOT, OsStr::new("global")).await.unwrap().ino;
@@ -430,7 +431,7 @@ impl Real {
 
     /// What the directory holds: names from the listing, contents from the service and the scratch files.
     async fn listing(&self) -> BTreeMap<String, Vec<u8>> {
-        let listing = self.tree.listing(self.dir, 0).await.unwrap();
+        let listing = self.tree.listing(&caller(), self.dir, 0).await.unwrap();
         let mut all = BTreeMap::new();
         for entry in listing.entries().map(|(entry, _)| entry.clone()).filter(|entry| entry.name != "keep") {
             let path = TopoPath::parse(&format!("{DIR}/{}", entry.name)).unwrap();

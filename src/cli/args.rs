@@ -170,6 +170,13 @@ pub(super) struct ViewArgs {
     /// taken for the moment of the save.
     #[arg(long, value_name = "RECORDS", default_value = "keyspace", env = "TOPOFS_RESPECT_LOCKS")]
     pub respect_locks: RespectLocks,
+    /// Let processes write records that cannot be seen from the mount, as from a container with process numbers of its own
+    ///
+    /// What such a process writes is stored when its last descriptor is closed: nobody hears what it is refused with then but
+    /// .topofs/errors, and half of what a killed program wanted to write is stored. Without this, it cannot open records for writing
+    /// (EPERM).
+    #[arg(long, env = "TOPOFS_ALLOW_UNSEEN_WRITERS")]
+    pub allow_unseen_writers: bool,
     /// Room for files that are no records, such as editors' temporary files
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, env = "TOPOFS_SCRATCH_QUOTA")]
     pub scratch_quota: u64,

@@ -190,6 +190,7 @@ impl ViewArgs {
             scratch_quota: self.scratch_quota,
             respect_locks: self.respect_locks,
             request_timeout: request_timeout(),
+            allow_unseen_writers: self.allow_unseen_writers,
         }
     }
 

@@ -404,7 +404,7 @@ impl fuser::Filesystem for Adapter {
         let numbers = self.tree.clone();
         self.answer(
             (Op::Readdir, request, ino, None),
-            |tree, _| async move { tree.listing(ino.0, offset).await },
+            |tree, caller| async move { tree.listing(&caller, ino.0, offset).await },
             move |result| match result {
                 Ok(listing) => {
                     for (name, next) in listing.dots() {
@@ -434,7 +434,7 @@ impl fuser::Filesystem for Adapter {
         let tree = self.tree.clone();
         self.answer(
             (Op::Readdirplus, request, ino, None),
-            |tree, _| async move { tree.listing(ino.0, offset).await },
+            |tree, caller| async move { tree.listing(&caller, ino.0, offset).await },
             move |result| match result {
                 Ok(listing) => {
                     let own = file_attr(&tree.listed_dir_attr(ino.0));

@@ -7,7 +7,7 @@ use super::lockfile::is_virtual;
 use super::overlay::ScratchState;
 use super::{Caller, ControlFile, Node, Tree};
 use crate::error::{Error, Kind, Result};
-use crate::mirror::Record;
+use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
@@ -70,6 +70,7 @@ impl Tree {
         let node = self.node(ino)?;
         let attr = match &node {
             Node::Record(cell, path, form) => self.record_attr(caller, ino, cell, path, *form).await?,
+            Node::Dir(..) if self.recent.is_ghost(caller, &node) => self.dir_attr(),
             Node::ControlFile(file) if self.opens_unasked() && *file != ControlFile::Events => {
                 let (content, when) = self.rendered(*file).await;
                 self.file_attr_of(*file, content.len(), when)
@@ -133,18 +134,21 @@ impl Tree {
         form: Form,
     ) -> Result<Attr> {
         self.save_under_way(cell, path).await;
-        if let Some(draft) = self.own_draft(caller, ino) {
-            return Ok(self.draft_attr(&draft));
-        }
         let snapshot = self.cell(cell)?.snapshot().await?;
+        if let Some(draft) = self.own_draft(caller, ino) {
+            return Ok(self.draft_attr(&draft, &snapshot));
+        }
         if let Some(record) = snapshot.records.get(path) {
             return Ok(self.shown_attr(cell, path, form, record));
         }
         if let Some(draft) = self.handles.drafts(ino).first() {
-            return Ok(self.draft_attr(draft));
+            return Ok(self.draft_attr(draft, &snapshot));
         }
         if let Some((size, modified)) = self.handles.pinned(ino) {
             return Ok(Attr { links: 0, ..self.file_attr(size, modified) });
+        }
+        if self.recent.is_ghost(caller, &Node::Record(cell.clone(), path.clone(), form)) {
+            return Ok(self.file_attr(0, self.mounted));
         }
         Err(Error::not_found())
     }
@@ -156,9 +160,10 @@ impl Tree {
         Attr { record: Some(record.clone()), ..attr }
     }
 
-    /// The attributes of what is being written to a record.
-    pub(super) fn draft_attr(&self, draft: &Draft) -> Attr {
-        self.file_attr(draft.len(), draft.changed())
+    /// The attributes of what is being written to a record. What is stored already has the time of the record.
+    pub(super) fn draft_attr(&self, draft: &Draft, snapshot: &Snapshot) -> Attr {
+        let record = snapshot.records.get(&draft.path).filter(|record| draft.unchanged() == Some(record.version));
+        self.file_attr(draft.len(), record.map_or_else(|| draft.changed(), |record| record.modified))
     }
 
     pub(super) fn dir_attr(&self) -> Attr {
@@ -212,7 +217,9 @@ impl Tree {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 if let Some(size) = set.size {
                     let size = usize::try_from(size).map_err(|_| too_large())?;
-                    self.overlay.edit(&file, |_| size, |content| content.resize(size, 0))?;
+                    if let Some(draft) = self.overlay.edit(&file, |_| size, |content| content.resize(size, 0))? {
+                        draft.truncate(size)?;
+                    }
                 }
                 let mut state = file.state.lock();
                 let now = SystemTime::now();

@@ -210,6 +210,19 @@ impl Tree {
             .await;
     }
 
+    /// A directory is gone: the kernel is made to forget its name. Whoever holds the directory above is waited for a
+    /// moment only.
+    pub(super) async fn forget_dir(&self, cell: &CellName, dir: &TopoPath) {
+        /// The caller may be whoever holds it.
+        const LONGEST: Duration = Duration::from_millis(200);
+        let job = Job::of_dir(cell, dir, Happened::DirRemoved);
+        if let (Some(caches), Some(parent)) = (self.caches.get(), self.inodes.known(&job.parent())) {
+            let (kernel, name) = (caches.kernel.clone(), job.name().to_owned());
+            let dropped = tokio::task::spawn_blocking(move || kernel.drop_name(parent, &name));
+            let _ = tokio::time::timeout(LONGEST, dropped).await;
+        }
+    }
+
     /// What comes before an event is raised, from the thread that does so: nothing that a reply under way has brought to the kernel
     /// may be older than the event.
     pub fn settle(&self, job: &Job) {

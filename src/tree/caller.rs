@@ -1,4 +1,5 @@
-//! Who calls, and what this mount remembers of callers.
+//! Who calls, and what this mount remembers of callers: of processes, not threads. A process that cannot be seen (it is in another
+//! pid namespace, or /proc does not tell) shares nothing with anybody.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -11,11 +12,12 @@ use crate::backend::Version;
 use crate::error::Error;
 use crate::locks::Saver;
 use crate::name::{CellName, TopoPath};
-use crate::process;
+use crate::process::{self, Process};
+use crate::record::Form;
 
 /// Reads remembered, over all callers.
 const READS: usize = 50_000;
-/// Removed or moved names remembered, over all callers.
+/// Removed, moved or made names remembered, over all callers.
 const REMOVALS: usize = 10_000;
 /// Deleted records kept, over all callers: only of the last few does anybody change their mind.
 const DELETED: usize = 64;
@@ -35,7 +37,7 @@ pub struct Caller {
     pub gid: u32,
     /// The calling thread; 0 if it is in another pid namespace.
     pub thread: u32,
-    process: OnceLock<u32>,
+    process: OnceLock<Option<Process>>,
 }
 
 impl Caller {
@@ -44,9 +46,9 @@ impl Caller {
         Self { uid, gid, thread, process: OnceLock::new() }
     }
 
-    /// The process of the calling thread.
-    pub fn process(&self) -> u32 {
-        *self.process.get_or_init(|| process::process_of(self.thread).unwrap_or(self.thread))
+    /// The process of the calling thread, if it can be seen.
+    pub fn process(&self) -> Option<Process> {
+        *self.process.get_or_init(|| Process::of(self.thread))
     }
 
     /// Whether the call is for a file that must not exist yet, or cannot be looked at.
@@ -63,97 +65,224 @@ impl Caller {
     pub fn reads(&self) -> bool {
         process::call(self.thread) == Some(process::Call::Read)
     }
-
-    /// How long the process has been running; `None` if that cannot be told.
-    fn age(&self) -> Option<Duration> {
-        /// Field 22, counted from behind the name.
-        const STARTTIME: usize = 19;
-        let started: f64 = process::stat(self.thread)?.get(STARTTIME)?.parse().ok()?;
-        let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
-        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
-        #[allow(clippy::cast_precision_loss)] // about a hundred
-        let age = uptime - started / ticks as f64;
-        Duration::try_from_secs_f64(age.max(0.0)).ok()
-    }
 }
 
 impl From<&Caller> for Saver {
     fn from(caller: &Caller) -> Self {
-        Saver { uid: caller.uid, process: caller.process() }
+        Saver { uid: caller.uid, process: caller.process().map_or(0, |process| process.pid) }
     }
 }
+
+/// A record and a process.
+type Concern = (Process, CellName, TopoPath);
 
 /// What callers did lately.
 #[derive(Debug)]
 pub struct Recent {
-    reads: quick_cache::sync::Cache<(u32, CellName, TopoPath), (Version, Instant)>,
-    removals: quick_cache::sync::Cache<(u32, Node), Removal>,
+    known: quick_cache::sync::Cache<Concern, Known>,
+    removals: quick_cache::sync::Cache<(Process, Node), Removal>,
     /// Names that some process sees otherwise than the rest.
     disputed: quick_cache::sync::Cache<Node, Instant>,
-    deleted: quick_cache::sync::Cache<(u32, CellName, TopoPath), (Bytes, Instant)>,
-    refusals: Mutex<Vec<(u32, Node, Instant, Error)>>,
+    made: quick_cache::sync::Cache<Concern, Made>,
+    deleted: quick_cache::sync::Cache<Concern, (Bytes, Instant)>,
+    /// Files of which a save was refused.
+    unsaved: quick_cache::sync::Cache<(Process, Node), Instant>,
+    refusals: Mutex<Vec<Refusal>>,
+}
+
+/// What a process knows of a record.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    version: Version,
+    reading: Reading,
+}
+
+/// How a process has read a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reading {
+    /// Not at all: it has stored it only.
+    Not,
+    /// Through an open file that it writes through, too.
+    ToWrite,
+    /// Through another one: what it writes later may be made of that.
+    Apart,
+}
+
+/// A record that a process has made.
+#[derive(Debug, Clone, Copy)]
+pub struct Made {
+    /// The version that it has stored.
+    pub version: Version,
+    /// The form under whose name it was made.
+    pub form: Form,
+    /// It takes the place of one that the process has removed, or was made under several names: somebody replaces it form after form.
+    pub replaces: bool,
+    when: Instant,
+}
+
+/// An operation that was refused with ESTALE. The caller is known by its thread: the kernel repeats at once.
+#[derive(Debug)]
+struct Refusal {
+    caller: (u32, u32),
+    node: Node,
+    when: Instant,
+    error: Error,
 }
 
 /// Why a name is not what the mirror says, for one process.
 #[derive(Debug, Clone)]
 pub enum Removal {
-    /// The record went with another form's name; this name still answers until it is unlinked too.
+    /// The record went with another form's name, or the directory with its last record; this name still answers until it is removed
+    /// too.
     Ghost(Instant),
+    /// The record was moved there under another form's name; this name still answers until it is moved too.
+    Moved(Instant, TopoPath),
     /// An editor has renamed the record to a backup; the name is free, and the save that follows replaces this version.
     MovedAway(Instant, Version),
-    /// The record was made with O_EXCL under another form's name: `cp -a` and `tar x` make each form so, and expect each
-    /// name to be free.
+    /// The process has made the record under another form's name, and has removed this name, probably to make it, too.
+    Freed(Instant),
+    /// The lock of a directory that the process has made: it expects that to be empty.
     Appeared(Instant),
+}
+
+impl Removal {
+    fn is_fresh(&self) -> bool {
+        self.when().elapsed() < REMOVAL_TIME
+    }
+
+    fn when(&self) -> Instant {
+        match self {
+            Removal::Ghost(when) | Removal::Freed(when) | Removal::Appeared(when) => *when,
+            Removal::Moved(when, _) | Removal::MovedAway(when, _) => *when,
+        }
+    }
 }
 
 impl Default for Recent {
     fn default() -> Self {
         Self {
-            reads: quick_cache::sync::Cache::new(READS),
+            known: quick_cache::sync::Cache::new(READS),
             removals: quick_cache::sync::Cache::new(REMOVALS),
             disputed: quick_cache::sync::Cache::new(REMOVALS),
+            made: quick_cache::sync::Cache::new(REMOVALS),
             deleted: quick_cache::sync::Cache::new(DELETED),
+            unsaved: quick_cache::sync::Cache::new(REMOVALS),
             refusals: Mutex::default(),
         }
     }
 }
 
+fn concern(process: Process, cell: &CellName, path: &TopoPath) -> Concern {
+    (process, cell.clone(), path.clone())
+}
+
 impl Recent {
-    /// A thread has read or stored a version of a record.
-    pub fn read(&self, thread: u32, cell: &CellName, path: &TopoPath, version: Version) {
-        self.reads.insert((thread, cell.clone(), path.clone()), (version, Instant::now()));
+    /// A process has read a version of a record.
+    pub fn read(
+        &self,
+        process: Option<Process>,
+        (cell, path): (&CellName, &TopoPath),
+        version: Version,
+        reading: Reading,
+    ) {
+        let Some(process) = process else { return };
+        self.known.insert(concern(process, cell, path), Known { version, reading });
     }
 
-    /// A caller has removed a record: what it has read of it does not matter any more.
+    /// A process has stored a version of a record.
+    pub fn stored(&self, process: Option<Process>, cell: &CellName, path: &TopoPath, version: Version) {
+        let Some(process) = process else { return };
+        let key = concern(process, cell, path);
+        let reading = self.known.get(&key).map_or(Reading::Not, |known| known.reading);
+        if !self.unsaved.is_empty() {
+            let forms = Form::ALL.into_iter().map(|form| Node::Record(cell.clone(), path.clone(), form));
+            forms.for_each(|node| drop(self.unsaved.remove(&(process, node))));
+        }
+        if let Some(made) = self.made.get(&key) {
+            self.made.insert(key.clone(), Made { version, ..made });
+        }
+        self.known.insert(key, Known { version, reading });
+    }
+
+    /// The version that a process has read or stored last.
+    pub fn last_known(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Version> {
+        Some(self.known.get(&concern(caller.process()?, cell, path))?.version)
+    }
+
+    /// The version that a process has read or stored last, if it has read the record at least so.
+    pub fn last_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath, at_least: Reading) -> Option<Version> {
+        let known = self.known.get(&concern(caller.process()?, cell, path))?;
+        (known.reading >= at_least).then_some(known.version)
+    }
+
+    /// What a process has read of a record does not matter any more.
     pub fn forget_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath) {
-        self.reads.remove(&(caller.thread, cell.clone(), path.clone()));
+        if let Some(process) = caller.process() {
+            self.known.remove(&concern(process, cell, path));
+        }
     }
 
-    /// A caller has deleted a record, perhaps to make it anew: `mv` and `install` from elsewhere do so.
-    pub fn deleted(&self, caller: &Caller, cell: &CellName, path: &TopoPath, value: Bytes) {
-        self.forget_read(caller, cell, path);
-        self.deleted.insert((caller.process(), cell.clone(), path.clone()), (value, Instant::now()));
+    /// A process has made a record that was not there (any more).
+    pub fn made(&self, process: Option<Process>, cell: &CellName, path: &TopoPath, form: Form, version: Version) {
+        let Some(process) = process else { return };
+        let key = concern(process, cell, path);
+        let replaces = self.deleted.get(&key).is_some_and(|(_, when)| when.elapsed() < REMOVAL_TIME);
+        self.made.insert(key, Made { version, form, replaces, when: Instant::now() });
+    }
+
+    /// A process has made a name of a record that it had removed.
+    pub fn made_again(&self, caller: &Caller, cell: &CellName, path: &TopoPath) {
+        if let Some(made) = self.made_by(caller, cell, path)
+            && let Some(process) = caller.process()
+        {
+            self.made.insert(concern(process, cell, path), Made { replaces: true, when: Instant::now(), ..made });
+        }
+    }
+
+    /// The record as a caller has made it just now.
+    pub fn made_by(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Made> {
+        self.made_of(caller.process().filter(|_| !self.made.is_empty())?, cell, path)
+    }
+
+    /// The record as a process has made it just now.
+    pub fn made_of(&self, process: Process, cell: &CellName, path: &TopoPath) -> Option<Made> {
+        let made = self.made.get(&concern(process, cell, path))?;
+        (made.when.elapsed() < REMOVAL_TIME).then_some(made)
+    }
+
+    /// A process has deleted a record, perhaps to make it anew: `mv` and `install` from elsewhere do so.
+    pub fn deleted(&self, process: Option<Process>, cell: &CellName, path: &TopoPath, value: Bytes) {
+        let Some(process) = process else { return };
+        let key = concern(process, cell, path);
+        self.known.remove(&key);
+        self.made.remove(&key);
+        self.deleted.insert(key, (value, Instant::now()));
     }
 
     /// What a process has deleted just now, once.
-    pub fn take_deleted(&self, process: u32, cell: &CellName, path: &TopoPath) -> Option<Bytes> {
-        let (_, (value, when)) = self.deleted.remove(&(process, cell.clone(), path.clone()))?;
+    pub fn take_deleted(&self, process: Option<Process>, cell: &CellName, path: &TopoPath) -> Option<Bytes> {
+        let (_, (value, when)) = self.deleted.remove(&concern(process?, cell, path))?;
         (when.elapsed() < REMOVAL_TIME).then_some(value)
     }
 
-    /// The version that a caller has read or stored last.
-    pub fn last_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Version> {
-        /// Clock ticks are coarse.
-        const TOLERANCE: Duration = Duration::from_millis(50);
-        let (version, when) = self.reads.get(&(caller.thread, cell.clone(), path.clone()))?;
-        // Process numbers are used again: what happened before this process began was somebody else.
-        caller.age().is_some_and(|age| when.elapsed() <= age + TOLERANCE).then_some(version)
+    /// What a process has written to a file was refused.
+    pub fn not_saved(&self, process: Option<Process>, node: &Node) {
+        if let Some(process) = process {
+            self.unsaved.insert((process, node.clone()), Instant::now());
+        }
+    }
+
+    /// Whether what a process has written to a file was refused just now; asked once.
+    pub fn take_unsaved(&self, caller: &Caller, node: &Node) -> bool {
+        let Some(process) = caller.process().filter(|_| !self.unsaved.is_empty()) else { return false };
+        self.unsaved.remove(&(process, node.clone())).is_some_and(|(_, when)| when.elapsed() < REMOVAL_TIME)
     }
 
     /// A name is gone or free for one process.
-    pub fn removed(&self, caller: &Caller, node: Node, removal: Removal) {
+    pub fn removed(&self, process: Option<Process>, node: Node, removal: Removal) {
+        let Some(process) = process else { return };
         self.disputed.insert(node.clone(), Instant::now());
-        self.removals.insert((caller.process(), node), removal);
+        self.removals.insert((process, node), removal);
     }
 
     /// What is known of a name.
@@ -161,9 +290,18 @@ impl Recent {
         if self.removals.is_empty() {
             return None;
         }
-        let removal = self.removals.get(&(caller.process(), node.clone()))?;
-        let (Removal::Ghost(when) | Removal::MovedAway(when, _) | Removal::Appeared(when)) = &removal;
-        (when.elapsed() < REMOVAL_TIME).then_some(removal)
+        self.removals.get(&(caller.process()?, node.clone())).filter(Removal::is_fresh)
+    }
+
+    /// Whether a name only goes on answering to the process that has removed it.
+    pub fn is_ghost(&self, caller: &Caller, node: &Node) -> bool {
+        !self.removals.is_empty() && caller.process().is_some_and(|process| self.is_ghost_for(process, node))
+    }
+
+    /// The same, for a process.
+    pub fn is_ghost_for(&self, process: Process, node: &Node) -> bool {
+        let removal = self.removals.get(&(process, node.clone())).filter(|removal| removal.is_fresh());
+        matches!(removal, Some(Removal::Ghost(_) | Removal::Moved(..)))
     }
 
     /// Whether a name may be another for one process than for the rest.
@@ -171,27 +309,41 @@ impl Recent {
         !self.disputed.is_empty() && self.disputed.get(node).is_some_and(|when| when.elapsed() < REMOVAL_TIME)
     }
 
-    /// The name is an ordinary one again.
+    /// The name is an ordinary one again for a caller.
     pub fn settle(&self, caller: &Caller, node: &Node) {
-        if !self.removals.is_empty() {
-            self.removals.remove(&(caller.process(), node.clone()));
+        self.settle_for(caller.process(), node);
+    }
+
+    /// The name is an ordinary one again for a process.
+    pub fn settle_for(&self, process: Option<Process>, node: &Node) {
+        if let Some(process) = process.filter(|_| !self.removals.is_empty()) {
+            self.removals.remove(&(process, node.clone()));
         }
+    }
+
+    /// Whether a process has removed a name of a record that it has made, and has not made that name, too.
+    pub fn is_freed(&self, process: Process, node: &Node) -> bool {
+        let removal = self.removals.get(&(process, node.clone())).filter(Removal::is_fresh);
+        matches!(removal, Some(Removal::Freed(_)))
     }
 
     /// An operation was refused with ESTALE: the kernel will repeat it once.
     pub fn refused(&self, caller: &Caller, node: &Node, error: &Error) {
         let mut refusals = self.refusals.lock();
-        refusals.retain(|(_, _, when, _)| when.elapsed() < REPEAT_TIME);
-        if refusals.len() < REPEATS {
-            refusals.push((caller.thread, node.clone(), Instant::now(), error.clone()));
+        refusals.retain(|refusal| refusal.when.elapsed() < REPEAT_TIME);
+        if refusals.len() >= REPEATS {
+            refusals.remove(0);
         }
+        let caller = (caller.thread, caller.uid);
+        refusals.push(Refusal { caller, node: node.clone(), when: Instant::now(), error: error.clone() });
     }
 
     /// The answer to a repetition.
     pub fn repeated(&self, caller: &Caller, node: &Node) -> Option<Error> {
         let mut refusals = self.refusals.lock();
-        refusals.retain(|(_, _, when, _)| when.elapsed() < REPEAT_TIME);
-        let index = refusals.iter().position(|(thread, known, ..)| *thread == caller.thread && known == node)?;
-        Some(refusals.swap_remove(index).3)
+        refusals.retain(|refusal| refusal.when.elapsed() < REPEAT_TIME);
+        let caller = (caller.thread, caller.uid);
+        let index = refusals.iter().position(|refusal| refusal.caller == caller && refusal.node == *node)?;
+        Some(refusals.swap_remove(index).error)
     }
 }

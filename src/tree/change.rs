@@ -6,13 +6,8 @@ use std::sync::Arc;
 use super::caller::Removal;
 use super::echo::Happened;
 use super::lockfile::is_virtual;
-use super::overlay::{LINGER, Place};
 use super::{Caller, Node, Tree, known_name, new_name};
-use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
-use crate::mirror::Record;
-use crate::name::{CellName, TopoPath};
-use crate::record::Form;
 
 impl Tree {
     /// Makes a directory that exists in this mount only, until a record is stored below it.
@@ -28,10 +23,12 @@ impl Tree {
             Err(error) => return Err(error),
         }
         let path = dir.join(name)?;
-        self.overlay.make_dir((cell.clone(), path.clone()))?;
+        self.refuse_hidden_form(&cell, &*self.cell(&cell)?.snapshot().await?, &dir, name)?;
+        self.overlay.make_dir((cell.clone(), path.clone()), caller.uid)?;
+        self.recent.settle(caller, &Node::Dir(cell.clone(), path.clone()));
         // Whoever copies a tree believes that what it has made is empty.
         let lock = Node::Lock(cell.clone(), path.clone());
-        self.recent.removed(caller, lock, Removal::Appeared(std::time::Instant::now()));
+        self.recent.removed(caller.process(), lock, Removal::Appeared(std::time::Instant::now()));
         let node = Node::Dir(cell, path);
         Ok(super::Attr { ino: self.inodes.told(&node), ..self.dir_attr() })
     }
@@ -50,10 +47,12 @@ impl Tree {
         if self.cell(&cell)?.snapshot().await?.has_children(&path) || self.overlay.has_children(&place) {
             return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
         }
-        if !self.overlay.remove_dir(&place) {
+        let node = Node::Dir(cell, path);
+        if !self.overlay.remove_dir(&place) && !self.recent.is_ghost(caller, &node) {
             return Err(Error::not_found());
         }
-        self.inodes.retire(&Node::Dir(cell, path));
+        self.recent.settle(caller, &node);
+        self.inodes.retire(&node);
         Ok(())
     }
 
@@ -97,50 +96,4 @@ impl Tree {
             _ => Err(Error::new(Kind::IsDirectory, "is a directory")),
         }
     }
-
-    async fn delete(self: &Arc<Self>, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<()> {
-        let node = Node::Record(cell.clone(), path.clone(), form);
-        let connected = self.cell(cell)?;
-        let Some(record) = connected.snapshot().await?.records.get(path).cloned() else {
-            // It went with another form's name, or was never saved.
-            self.recent.settle(caller, &node);
-            drop(self.recent.take_deleted(caller.process(), cell, path));
-            self.handles.drafts(self.inodes.number(&node)).iter().for_each(|draft| draft.abandon());
-            return Ok(());
-        };
-        self.refuse_delete()?;
-        self.commit((caller.into(), form), cell, &[deletion(path, &record)]).await?;
-        self.recent.deleted(caller, cell, path, record.value.clone());
-        self.deleted(caller, cell, path, form).await
-    }
-
-    pub(super) fn refuse_delete(&self) -> Result<()> {
-        if self.options.no_delete {
-            return Err(Error::new(Kind::NotPermitted, "the mount was made with --no-delete"));
-        }
-        Ok(())
-    }
-
-    /// Keeps up appearances for `rm -r`: the record's other names answer until they are removed too, and so do the
-    /// directories that have gone with it.
-    async fn deleted(self: &Arc<Self>, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<()> {
-        for other in self.forms(cell, path).filter(|other| *other != form) {
-            let ghost = Removal::Ghost(std::time::Instant::now());
-            self.recent.removed(caller, Node::Record(cell.clone(), path.clone(), other), ghost);
-        }
-        let snapshot = self.cell(cell)?.snapshot().await?;
-        let mut dir = path.parent();
-        while let Some(path) = dir.filter(|path| !path.is_root() && !snapshot.has_children(path)) {
-            dir = path.parent();
-            let place: Place = (cell.clone(), path);
-            self.overlay.linger(place.clone());
-            self.forget_dir_after(place, LINGER);
-        }
-        Ok(())
-    }
-}
-
-/// The removal of a record as it was seen.
-pub(super) fn deletion(path: &TopoPath, record: &Record) -> Change {
-    Change { path: path.clone(), guard: Guard::Version(record.version), action: Action::Delete }
 }

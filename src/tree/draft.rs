@@ -5,12 +5,14 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::Caller;
+use super::Node;
 use super::claim::Claim;
+use super::room::Charge;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::locks::Saver;
 use crate::name::{CellName, TopoPath};
+use crate::process::Process;
 use crate::record::Form;
 
 /// Largest content of one open file, in bytes: the text of the largest record that any service takes.
@@ -31,10 +33,9 @@ pub(super) struct Draft {
     pub cell: CellName,
     pub path: TopoPath,
     pub form: Form,
-    /// The process that has opened the file: its flush saves, that of a child which inherited the descriptor does not.
-    pub opener: u32,
-    /// The thread that has opened the file: knows what is saved.
-    pub thread: u32,
+    /// The process that has opened the file: its flush saves, that of a child which inherited the descriptor does not. `None` if it
+    /// cannot be seen.
+    pub opener: Option<Process>,
     /// The user who has opened the file.
     pub uid: u32,
     /// Made with O_EXCL: someone else's record is EEXIST.
@@ -57,14 +58,17 @@ struct State {
     dirty: bool,
     /// What a write was refused with: the rest would be a record with a hole, so nothing is saved until it is truncated.
     broken: Option<Error>,
-    /// What the last save was refused with; the release that follows does not try again.
+    /// What the last save was refused with: nothing is tried again until something is written anew.
     refused: Option<Error>,
+    /// Nothing is saved any more.
+    abandoned: bool,
     /// All writes so far appended: the content is the beginning of what it will be.
     sequential: bool,
     /// The size from which on the next write looks for mistakes.
     check_at: usize,
     edits: u64,
     changed: SystemTime,
+    room: Charge,
 }
 
 /// How a draft begins.
@@ -77,6 +81,8 @@ pub(super) struct Start {
     pub claim: Option<Claim>,
     /// Largest value that the backend takes, in bytes.
     pub value_limit: usize,
+    /// What the content is charged to.
+    pub room: Charge,
 }
 
 /// Content to be saved.
@@ -98,7 +104,13 @@ pub(super) enum Occasion {
 }
 
 impl Draft {
-    pub fn new((cell, path, form): (CellName, TopoPath, Form), caller: &Caller, start: Start) -> Self {
+    /// Fails with ENOSPC if there is no room for its content.
+    pub fn new(
+        (cell, path, form): (CellName, TopoPath, Form),
+        (opener, uid): (Option<Process>, u32),
+        mut start: Start,
+    ) -> Result<Self> {
+        start.room.resize(start.content.len())?;
         let limit = if form == Form::Raw { start.value_limit } else { CONTENT_LIMIT };
         let state = State {
             content: start.content,
@@ -107,29 +119,35 @@ impl Draft {
             dirty: start.dirty,
             broken: None,
             refused: None,
+            abandoned: false,
             sequential: true,
             check_at: 0,
             edits: 0,
             changed: SystemTime::now(),
+            room: start.room,
         };
-        Self {
+        Ok(Self {
             cell,
             path,
             form,
-            opener: caller.process(),
-            thread: caller.thread,
-            uid: caller.uid,
+            opener,
+            uid,
             claim: start.claim,
             append: start.append,
             limit,
             turn: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
-        }
+        })
     }
 
     /// Who saves it.
     pub fn saver(&self) -> Saver {
-        Saver { uid: self.uid, process: self.opener }
+        Saver { uid: self.uid, process: self.opener.map_or(0, |opener| opener.pid) }
+    }
+
+    /// The file that is written to.
+    pub fn node(&self) -> Node {
+        Node::Record(self.cell.clone(), self.path.clone(), self.form)
     }
 
     /// Whether bytes were written since the last save.
@@ -178,6 +196,7 @@ impl Draft {
         if size > self.limit {
             return Err(too_large(size, self.limit));
         }
+        state.room.resize(size)?;
         if size == 0 {
             state.sequential = true;
             state.check_at = 0;
@@ -197,13 +216,33 @@ impl Draft {
             Occasion::Sync => state.dirty,
             Occasion::Release => state.dirty && state.broken.is_none() && state.refused.is_none(),
         };
-        match &state.broken {
-            _ if !wanted => Ok(None),
+        if !wanted || state.abandoned {
+            return Ok(None);
+        }
+        // What a program was told stays true until it writes anew.
+        match state.broken.as_ref().or(state.refused.as_ref()) {
             Some(error) => Err(error.clone()),
             None => {
                 Ok(Some(Job { content: state.content.clone().into(), base: state.base.clone(), edits: state.edits }))
             }
         }
+    }
+
+    /// Whether anything that was written has been refused.
+    pub fn is_refused(&self) -> bool {
+        let state = self.state.lock();
+        state.broken.is_some() || state.refused.is_some()
+    }
+
+    /// The version that this shows, if nothing was changed since it was stored.
+    pub fn unchanged(&self) -> Option<Version> {
+        let state = self.state.lock();
+        state.base.as_ref().filter(|_| !state.dirty).map(|base| base.version)
+    }
+
+    /// The version that was read to begin with, or was stored last.
+    pub fn version(&self) -> Option<Version> {
+        self.state.lock().base.as_ref().map(|base| base.version)
     }
 
     /// Whether this was to make a record and has not.
@@ -228,15 +267,24 @@ impl Draft {
                     state.dirty = false;
                 }
             }
-            Err(error) => state.refused = Some(error.clone()),
+            // What was written meanwhile has not been tried.
+            Err(error) if state.edits == job.edits => state.refused = Some(error.clone()),
+            Err(_) => {}
         }
+    }
+
+    /// What was written is not stored, for this reason.
+    pub fn refuse(&self, error: Error) {
+        self.state.lock().refused = Some(error);
     }
 
     /// Nothing of this is ever saved: its writer was killed, or has removed the name again.
     pub fn abandon(&self) {
-        let mut state = self.state.lock();
-        state.wrote = false;
-        state.dirty = false;
+        self.state.lock().abandoned = true;
+    }
+
+    pub fn is_abandoned(&self) -> bool {
+        self.state.lock().abandoned
     }
 }
 
@@ -255,6 +303,7 @@ impl State {
         }
         self.sequential &= offset == self.content.len();
         if self.content.len() < end {
+            self.room.resize(end)?;
             self.content.resize(end, 0);
         }
         if let Some(place) = self.content.get_mut(offset..end) {

@@ -2,25 +2,22 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::caller::Removal;
+use super::caller::{Reading, Removal};
 use super::claim::Claim;
-use super::draft::{Base, Draft, Occasion, Start};
-use super::echo::{ECHO, Happened};
-use super::handles::{Handle, Reader};
+use super::draft::{Base, Draft, Start};
+use super::echo::Happened;
+use super::handles::{Handle, OpenScratch, Reader};
 use super::lockfile::LOCK;
 use super::overlay::Scratch;
 use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
-use crate::control::BreakLock;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, TopoPath};
-use crate::process::{has_ended, was_killed, writers_of};
 use crate::record::Form;
 
 /// How a file is opened.
@@ -77,24 +74,16 @@ impl Tree {
         }
         match &node {
             Node::Root | Node::Control | Node::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
-            Node::ControlFile(file) => self.open_control(ino, *file, mode).await,
-            Node::Lock(cell, dir) => self.open_lock(ino, cell, dir).await,
+            Node::ControlFile(file) => self.open_control(caller, ino, *file, mode).await,
+            Node::Lock(cell, dir) => self.open_lock(caller, ino, cell, dir).await,
             Node::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
-                self.open_scratch(ino, file, mode)
+                self.open_scratch(caller, ino, file, mode)
             }
             Node::Record(cell, path, form) => {
                 self.save_under_way(cell, path).await;
                 if mode.write {
-                    self.refuse_early(caller, cell, path).await?;
-                    let base = self.fetch_base(cell, path).await?;
-                    if base.is_none()
-                        && self.recent.removal(caller, &node).is_none()
-                        && self.own_draft(caller, ino).is_none()
-                    {
-                        return Err(Error::not_found());
-                    }
-                    self.open_draft(caller, ino, (cell, path, *form), base, None, mode)
+                    self.open_to_write(caller, ino, (cell, path, *form), mode).await
                 } else {
                     self.open_reader(caller, ino, (cell, path, *form), mode.direct).await
                 }
@@ -102,18 +91,70 @@ impl Tree {
         }
     }
 
-    async fn open_control(&self, ino: u64, file: ControlFile, mode: OpenMode) -> Result<Opened> {
+    async fn open_to_write(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        (cell, path, form): (&CellName, &TopoPath, Form),
+        mode: OpenMode,
+    ) -> Result<Opened> {
+        let node = Node::Record(cell.clone(), path.clone(), form);
+        if let Some(error) = self.recent.repeated(caller, &node) {
+            return Err(error);
+        }
+        self.refuse_unseen(caller)?;
+        self.refuse_early(caller.into(), cell, path).await?;
+        let base = self.fetch_base(cell, path).await?;
+        if base.is_none() && self.recent.removal(caller, &node).is_none() && self.own_draft(caller, ino).is_none() {
+            return Err(Error::not_found());
+        }
+        self.refuse_outdated(caller, &node, base.as_ref(), mode)?;
+        self.open_draft(caller, ino, (cell, path, form), base, None, mode)
+    }
+
+    /// Who cannot be seen cannot be told from others, nor can it be told whether it was killed: half a record might be stored.
+    pub(super) fn refuse_unseen(&self, caller: &Caller) -> Result<()> {
+        if self.options.allow_unseen_writers || caller.process().is_some() {
+            return Ok(());
+        }
+        let reason = "the process that writes cannot be seen from here, as from a container with process numbers of its own: let the \
+                      mount share its pid namespace, or mount with --allow-unseen-writers";
+        Err(Error::new(Kind::NotPermitted, reason))
+    }
+
+    /// Fails once, with ESTALE, if the caller's process has read a record that somebody else has changed since. A program that reads and
+    /// writes through one descriptor reads again when it opens the next one.
+    fn refuse_outdated(&self, caller: &Caller, node: &Node, base: Option<&Base>, mode: OpenMode) -> Result<()> {
+        let Node::Record(cell, path, _) = node else { return Ok(()) };
+        let found = base.map(|base| base.version);
+        let reads_again = mode.read && !mode.truncate;
+        let reading = if reads_again { Reading::Apart } else { Reading::ToWrite };
+        let Some(known) = self.recent.last_read(caller, cell, path, reading).filter(|known| Some(*known) != found)
+        else {
+            return Ok(());
+        };
+        // It knows now.
+        self.recent.forget_read(caller, cell, path);
+        let error = match found {
+            Some(found) => moved_on(cell, path, known.number, found.number),
+            None => Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile")),
+        };
+        self.recent.refused(caller, node, &error);
+        Err(error)
+    }
+
+    async fn open_control(&self, caller: &Caller, ino: u64, file: ControlFile, mode: OpenMode) -> Result<Opened> {
         if mode.write && file != ControlFile::Control {
             return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
         }
         if file == ControlFile::Events {
             self.own_commits_told().await;
-            let handle = self.handles.add(ino, Handle::Events(Arc::default()));
+            let handle = self.handles.add(caller.uid, ino, Handle::Events(Arc::default()))?;
             return Ok(Opened { handle, ..Opened::direct() });
         }
         let content = self.control_content(file).await;
         Ok(Opened {
-            handle: self.handles.add(ino, Handle::Control(file, Arc::new(Mutex::new(content)))),
+            handle: self.handles.add(caller.uid, ino, Handle::Control(file, Arc::new(Mutex::new(content))))?,
             ..Opened::direct()
         })
     }
@@ -125,24 +166,32 @@ impl Tree {
         }
     }
 
-    fn open_scratch(&self, ino: u64, file: Arc<Scratch>, mode: OpenMode) -> Result<Opened> {
+    fn open_scratch(&self, caller: &Caller, ino: u64, file: Arc<Scratch>, mode: OpenMode) -> Result<Opened> {
         if mode.write && mode.truncate {
             self.overlay.edit(&file, |_| 0, Vec::clear)?;
         }
+        let opener = (caller.process(), caller.uid);
+        let open = OpenScratch { file: file.clone(), append: mode.append, writes: mode.write, opener };
+        let handle = self.handles.add(caller.uid, ino, Handle::Scratch(Arc::new(open)))?;
         self.overlay.opened(&file);
-        Ok(Opened {
-            handle: self.handles.add(ino, Handle::Scratch { file, append: mode.append }),
-            cached: true,
-            kept: false,
-            flushed: true,
-        })
+        Ok(Opened { handle, cached: true, kept: false, flushed: true })
     }
 
     /// What the calling process writes to a file: the draft that it has opened or edited last. One that it has closed may
     /// still be there.
     pub(super) fn own_draft(&self, caller: &Caller, ino: u64) -> Option<Arc<Draft>> {
-        let drafts = self.handles.drafts(ino).into_iter();
-        drafts.filter(|draft| draft.opener == caller.process()).max_by_key(|draft| draft.changed())
+        let drafts = self.handles.drafts(ino);
+        // Who cannot be seen shares with nobody.
+        let process = if drafts.is_empty() { None } else { Some(caller.process()?) };
+        drafts.into_iter().filter(|draft| draft.opener == process).max_by_key(|draft| draft.changed())
+    }
+
+    /// Everything that the calling process writes to a file.
+    pub(super) fn own_drafts(&self, caller: &Caller, node: &Node) -> Vec<Arc<Draft>> {
+        let Some(process) = caller.process() else { return Vec::new() };
+        let mut drafts = self.handles.drafts(self.inodes.number(node));
+        drafts.retain(|draft| draft.opener == Some(process));
+        drafts
     }
 
     async fn open_reader(
@@ -170,7 +219,7 @@ impl Tree {
         reader.direct = direct;
         reader.cached = opened.cached;
         *reader.shown.lock() = (shown, modified);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Reader(Arc::new(reader))), ..opened })
+        Ok(Opened { handle: self.handles.add(caller.uid, ino, Handle::Reader(Arc::new(reader)))?, ..opened })
     }
 
     /// One form of a record as it is now, and the state of the mirror that it is of.
@@ -185,13 +234,15 @@ impl Tree {
         let connected = self.cell(cell)?;
         if direct {
             let node = connected.fetch(path).await?.node.ok_or_else(Error::not_found)?;
-            self.recent.read(caller.thread, cell, path, node.version);
+            self.recent.read(caller.process(), (cell, path), node.version, Reading::Apart);
             return Ok((self.records.show(cell, path, &node.value, form)?, None));
         }
         let snapshot = connected.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
         let shown = self.records.show(cell, path, &record.value, form)?;
-        self.recent.read(caller.thread, cell, path, record.version);
+        if !self.options.read_only {
+            self.recent.read(caller.process(), (cell, path), record.version, Reading::Apart);
+        }
         self.kernel_keeps_up(cell).await;
         Ok((shown, Some(record.clone())))
     }
@@ -206,10 +257,7 @@ impl Tree {
         mode: OpenMode,
     ) -> Result<Opened> {
         let content = match &base {
-            Some(base) if !mode.truncate => {
-                self.recent.read(caller.thread, cell, path, base.version);
-                self.records.show(cell, path, &base.value, form)?.to_vec()
-            }
+            Some(base) if !mode.truncate => self.records.show(cell, path, &base.value, form)?.to_vec(),
             _ => Vec::new(),
         };
         let start = Start {
@@ -220,9 +268,10 @@ impl Tree {
             append: mode.append,
             claim,
             value_limit: self.cell(cell)?.limits().value,
+            room: self.room.charge(caller.uid),
         };
-        let draft = Draft::new((cell.clone(), path.clone(), form), caller, start);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Draft(Arc::new(draft))), ..Opened::direct() })
+        let draft = Draft::new((cell.clone(), path.clone(), form), (caller.process(), caller.uid), start)?;
+        Ok(Opened { handle: self.handles.add(caller.uid, ino, Handle::Draft(Arc::new(draft)))?, ..Opened::direct() })
     }
 
     /// Makes a file and opens it. What is no record's name becomes a scratch file.
@@ -247,14 +296,23 @@ impl Tree {
         let node = match self.record_of_name(&cell, &snapshot, &dir, name) {
             Ok(node) => node,
             Err(_) => {
+                self.refuse_hidden_form(&cell, &snapshot, &dir, name)?;
                 let place = (cell, dir.join(name)?);
                 return self.create_scratch(caller, place, snapshot, permissions, mode);
             }
         };
         let Node::Record(_, path, form) = &node else { return Err(Error::not_found()) };
+        if let Some(error) = self.recent.repeated(caller, &node) {
+            return Err(error);
+        }
+        self.refuse_unseen(caller)?;
         self.save_under_way(&cell, path).await;
         let base = self.fetch_base(&cell, path).await?;
         let removal = self.recent.removal(caller, &node);
+        let made = self.recent.made_by(caller, &cell, path);
+        // Made under another name by the same process, which makes all names one after the other.
+        let own =
+            base.as_ref().zip(made).is_some_and(|(base, made)| base.version == made.version && made.form != *form);
         let mut mode = mode;
         let mut claim = None;
         match (&base, removal) {
@@ -266,22 +324,21 @@ impl Tree {
                 mode.truncate = true;
                 mode.exclusive = false;
             }
-            (Some(_), Some(Removal::Appeared(_))) => {
+            (Some(_), removal) if own && (mode.exclusive || matches!(removal, Some(Removal::Freed(_)))) => {
                 mode.truncate = true;
                 mode.exclusive = false;
             }
             (None, _) if mode.exclusive => {
                 let exists = || Error::new(Kind::Exists, "somebody else is making the record");
                 claim = Some(self.claims.take((cell.clone(), path.clone())).ok_or_else(exists)?);
-                for other in self.forms(&cell, path).filter(|other| other != form) {
-                    let name = Node::Record(cell.clone(), path.clone(), other);
-                    self.recent.removed(caller, name, Removal::Appeared(std::time::Instant::now()));
-                }
             }
             (Some(_), _) if mode.exclusive => return Err(Error::new(Kind::Exists, "the record exists already")),
-            _ => {}
+            _ => self.refuse_outdated(caller, &node, base.as_ref(), mode)?,
         }
         // Not before: the kernel repeats what fails with ESTALE, and must find things as they were.
+        if matches!(self.recent.removal(caller, &node), Some(Removal::Freed(_))) {
+            self.recent.made_again(caller, &cell, path);
+        }
         self.recent.settle(caller, &node);
         let ino = self.inodes.told(&node);
         let opened = self
@@ -303,183 +360,9 @@ impl Tree {
         let file = self.overlay.open_or_create(place, seen, owner, mode.exclusive)?;
         let node = Node::Scratch(file.id);
         let ino = self.inodes.told(&node);
-        let opened = self.open_scratch(ino, file.clone(), mode)?;
+        let opened = self.open_scratch(caller, ino, file.clone(), mode).inspect_err(|_| self.inodes.forget(ino, 1))?;
         let attr = self.scratch_attr(&file.state.lock());
         Ok((Attr { ino, ..attr }, opened))
-    }
-
-    /// Reads from an open file; fewer bytes than asked for mean its end.
-    pub async fn read(&self, caller: &Caller, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
-        let (offset, size) = (usize::try_from(offset).unwrap_or(usize::MAX), size as usize);
-        let slice = |content: &Bytes| {
-            let end = offset.saturating_add(size).min(content.len());
-            content.slice(offset.min(end)..end)
-        };
-        match self.handles.get(handle)? {
-            Handle::Lock(file) => {
-                self.refuse_if_lost(handle)?;
-                Ok(slice(&self.read_lock(&file, offset).await?))
-            }
-            Handle::Control(file, content) => {
-                let mut content = content.lock();
-                // `tail -f` reads on at the end.
-                if file == ControlFile::Errors && offset >= content.len() {
-                    *content = self.control.read(file, &self.cells, &self.counts());
-                }
-                Ok(slice(&content))
-            }
-            Handle::Events(reader) => Ok(self.control.events.read(&mut reader.lock(), offset as u64, size)),
-            Handle::Draft(draft) => Ok(draft.read(offset, size)),
-            Handle::Scratch { file, .. } => {
-                let state = file.state.lock();
-                let end = offset.saturating_add(size).min(state.content.len());
-                Ok(Bytes::copy_from_slice(state.content.get(offset..end).unwrap_or_default()))
-            }
-            // Never waits: the page is locked meanwhile.
-            Handle::Reader(reader) if reader.cached => {
-                let content = self.page_content(caller, self.handles.inode(handle)?, &reader)?;
-                // An open file outlives its name.
-                Ok(slice(&content.unwrap_or_else(|| reader.shown.lock().0.clone())))
-            }
-            Handle::Reader(reader) => {
-                // From the beginning: what there is now. Further on: the rest of the same state, to its end. Who asks again after
-                // that waits for more (`tail -f`).
-                let at_end = offset > 0 && offset >= reader.shown.lock().0.len();
-                let waits = reader.ended.swap(at_end, Ordering::Relaxed) && at_end;
-                if offset == 0 || waits {
-                    let Reader { cell, path, form, direct, .. } = &*reader;
-                    self.save_under_way(cell, path).await;
-                    match self.shown(caller, cell, path, *form, *direct).await {
-                        Ok((shown, record)) => {
-                            let modified = record.map_or_else(SystemTime::now, |record| record.modified);
-                            *reader.shown.lock() = (shown, modified);
-                        }
-                        // An open file outlives its name.
-                        Err(error) if error.kind == Kind::NotFound => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                Ok(slice(&reader.shown.lock().0))
-            }
-        }
-    }
-
-    /// Writes to an open file. Content that nothing could make valid is refused here, since shells ignore the errors of close.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<Vec<BreakLock>> {
-        let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
-        match self.handles.get(handle)? {
-            Handle::Control(..) => return self.control.command(data, &self.cells),
-            Handle::Lock(file) => {
-                self.refuse_if_lost(handle)?;
-                file.write(data)
-            }
-            Handle::Draft(draft) => draft.write(offset, data, |content| {
-                self.records.refuse_early(&draft.cell, &draft.path, draft.form, content)
-            }),
-            Handle::Scratch { file, append } => {
-                let place = move |length: usize| if append { length } else { offset };
-                let length = |length: usize| length.max(place(length).saturating_add(data.len()));
-                self.overlay.edit(&file, length, |content| {
-                    let (start, end) = (place(content.len()), place(content.len()).saturating_add(data.len()));
-                    if content.len() < end {
-                        content.resize(end, 0);
-                    }
-                    if let Some(place) = content.get_mut(start..end) {
-                        place.copy_from_slice(data);
-                    }
-                })
-            }
-            Handle::Reader(_) | Handle::Events(_) => Err(Error::new(Kind::BadDescriptor, "not open for writing")),
-        }
-        .map(|()| Vec::new())
-    }
-
-    /// Does what a write to `control` asks for and cannot do itself.
-    pub async fn break_locks(&self, orders: Vec<BreakLock>) -> Result<()> {
-        for BreakLock { path, key } in orders {
-            self.locks.break_lock(&self.cells, &path, &key).await?;
-        }
-        Ok(())
-    }
-
-    /// A descriptor is closed: saves what its process has written, and unlocks what `owner`, the process, has locked.
-    pub async fn flush(&self, caller: &Caller, handle: u64, owner: u64) -> Result<()> {
-        self.locks.closed(self.handles.inode(handle)?, owner).await;
-        let Handle::Draft(draft) = self.handles.get(handle)? else { return Ok(()) };
-        let own = draft.opener == caller.process();
-        if own && was_killed(caller.thread) {
-            // Who was interrupted has not written all that it wanted to: half a record is worse than none.
-            draft.abandon();
-            return Ok(());
-        }
-        // Every child that inherited the descriptor flushes, too, when it ends; the record is complete when its opener says so.
-        if !own && !has_ended(draft.opener) {
-            return Ok(());
-        }
-        // A shell that redirects within a redirected block closes one of two descriptors: more is to come.
-        if own && self.has_duplicate(&draft, handle) {
-            return Ok(());
-        }
-        let outcome = self.save(&draft, Occasion::Flush).await;
-        if outcome.is_err() {
-            self.put_back(&draft).await;
-        }
-        outcome
-    }
-
-    /// Whether the process that has opened a draft holds another descriptor of the same open file: more than its other
-    /// open files account for.
-    fn has_duplicate(&self, draft: &Draft, handle: u64) -> bool {
-        let Some((ino, others)) = self.handles.other_drafts(handle, draft.opener) else { return false };
-        draft.wrote() && writers_of(draft.opener, ino).is_some_and(|count| count > others)
-    }
-
-    /// Whether reading from an open file gives something now. Only `.topofs/events` is waited for.
-    pub fn is_readable(&self, handle: u64) -> bool {
-        match self.handles.get(handle) {
-            Ok(Handle::Events(reader)) => self.control.events.has_more(&reader.lock()),
-            _ => true,
-        }
-    }
-
-    /// fsync(2): saves now.
-    pub async fn fsync(&self, handle: u64) -> Result<()> {
-        match self.handles.get(handle)? {
-            Handle::Lock(_) => self.refuse_if_lost(handle),
-            Handle::Draft(draft) => self.save(&draft, Occasion::Sync).await,
-            _ => Ok(()),
-        }
-    }
-
-    /// The last descriptor is gone: saves what was only truncated or made, and unlocks what was locked through it.
-    pub async fn release(&self, handle: u64, owner: Option<u64>) -> Result<()> {
-        if handle == ECHO {
-            return Ok(());
-        }
-        let ino = self.handles.inode(handle)?;
-        let (saved, ()) = futures::join!(self.close(handle), self.locks.released(ino, handle, owner));
-        saved
-    }
-
-    /// Forgets an open file or directory.
-    pub async fn close(&self, handle: u64) -> Result<()> {
-        match self.handles.get(handle)? {
-            Handle::Draft(draft) => {
-                // The draft stays visible to its writer until it is saved.
-                let outcome = self.save_released(&draft).await;
-                self.handles.remove(handle)?;
-                self.put_back(&draft).await;
-                outcome
-            }
-            Handle::Scratch { file, .. } => {
-                self.handles.remove(handle)?;
-                self.overlay.closed(&file);
-                Ok(())
-            }
-            Handle::Reader(_) | Handle::Control(..) | Handle::Lock(_) | Handle::Events(_) => {
-                self.handles.remove(handle).map(drop)
-            }
-        }
     }
 }
 

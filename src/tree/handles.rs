@@ -13,6 +13,7 @@ use super::lockfile::LockFile;
 use super::overlay::Scratch;
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
+use crate::process::Process;
 use crate::record::Form;
 
 /// Something open.
@@ -22,12 +23,21 @@ pub(super) enum Handle {
     Draft(Arc<Draft>),
     Lock(Arc<LockFile>),
     Events(Arc<Mutex<crate::control::Reader>>),
-    Scratch {
-        file: Arc<Scratch>,
-        append: bool,
-    },
+    Scratch(Arc<OpenScratch>),
     /// Shows one state, like a reader.
     Control(ControlFile, Arc<Mutex<Bytes>>),
+}
+
+/// An open scratch file.
+#[derive(Debug)]
+pub(super) struct OpenScratch {
+    pub file: Arc<Scratch>,
+    /// O_APPEND.
+    pub append: bool,
+    /// O_WRONLY or O_RDWR.
+    pub writes: bool,
+    /// Who has opened it.
+    pub opener: (Option<Process>, u32),
 }
 
 /// A record open for reading: shows one state of it until it is read from the beginning again.
@@ -45,6 +55,16 @@ pub(super) struct Reader {
     pub ended: std::sync::atomic::AtomicBool,
 }
 
+impl Handle {
+    /// What is open, if it is a certain scratch file.
+    fn scratch(&self, file: &Arc<Scratch>) -> Option<&Arc<OpenScratch>> {
+        match self {
+            Handle::Scratch(open) if Arc::ptr_eq(&open.file, file) => Some(open),
+            _ => None,
+        }
+    }
+}
+
 impl Reader {
     pub fn new(cell: &CellName, path: &TopoPath, form: Form, content: Bytes) -> Self {
         Self {
@@ -59,6 +79,10 @@ impl Reader {
     }
 }
 
+/// Files that may be open at once, in all and for one user: each costs memory here, and none of the daemon's descriptors.
+const IN_ALL: usize = 131_072;
+const PER_USER: usize = 32_768;
+
 /// The table of what is open.
 #[derive(Debug, Default)]
 pub(super) struct Handles(Mutex<Table>);
@@ -66,8 +90,16 @@ pub(super) struct Handles(Mutex<Table>);
 #[derive(Debug, Default)]
 struct Table {
     last: u64,
-    open: HashMap<u64, (u64, Handle)>,
+    open: HashMap<u64, Open>,
     by_inode: HashMap<u64, Vec<u64>>,
+    by_user: HashMap<u32, usize>,
+}
+
+#[derive(Debug)]
+struct Open {
+    ino: u64,
+    uid: u32,
+    handle: Handle,
 }
 
 fn bad_handle() -> Error {
@@ -75,13 +107,20 @@ fn bad_handle() -> Error {
 }
 
 impl Handles {
-    pub fn add(&self, ino: u64, handle: Handle) -> u64 {
+    /// Notes what a user has opened. Fails with EMFILE if there is too much of it.
+    pub fn add(&self, uid: u32, ino: u64, handle: Handle) -> Result<u64> {
         let mut table = self.0.lock();
+        let own = table.by_user.get(&uid).copied().unwrap_or(0);
+        if table.open.len() >= IN_ALL || own >= PER_USER {
+            let reason = format!("{own} files are open for this user, {} for all", table.open.len());
+            return Err(Error::new(Kind::TooManyOpen, reason));
+        }
         table.last += 1;
         let number = table.last;
-        table.open.insert(number, (ino, handle));
+        table.by_user.insert(uid, own + 1);
+        table.open.insert(number, Open { ino, uid, handle });
         table.by_inode.entry(ino).or_default().push(number);
-        number
+        Ok(number)
     }
 
     /// Whether a file is open.
@@ -90,17 +129,21 @@ impl Handles {
     }
 
     pub fn get(&self, number: u64) -> Result<Handle> {
-        self.0.lock().open.get(&number).map(|(_, handle)| handle.clone()).ok_or_else(bad_handle)
+        self.0.lock().open.get(&number).map(|open| open.handle.clone()).ok_or_else(bad_handle)
     }
 
     /// The file that is open.
     pub fn inode(&self, number: u64) -> Result<u64> {
-        self.0.lock().open.get(&number).map(|(ino, _)| *ino).ok_or_else(bad_handle)
+        self.0.lock().open.get(&number).map(|open| open.ino).ok_or_else(bad_handle)
     }
 
     pub fn remove(&self, number: u64) -> Result<Handle> {
         let mut table = self.0.lock();
-        let (ino, handle) = table.open.remove(&number).ok_or_else(bad_handle)?;
+        let Open { ino, uid, handle } = table.open.remove(&number).ok_or_else(bad_handle)?;
+        match table.by_user.get_mut(&uid) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(table.by_user.remove(&uid)),
+        }
         if let Some(numbers) = table.by_inode.get_mut(&ino) {
             numbers.retain(|known| *known != number);
             if numbers.is_empty() {
@@ -122,28 +165,58 @@ impl Handles {
         let table = self.0.lock();
         let Some(numbers) = table.by_inode.get(&ino) else { return Vec::new() };
         let drafts = numbers.iter().filter_map(|number| match table.open.get(number) {
-            Some((_, Handle::Draft(draft))) => Some(draft.clone()),
+            Some(Open { handle: Handle::Draft(draft), .. }) => Some(draft.clone()),
             _ => None,
         });
         drafts.collect()
     }
 
     /// The inode of a draft, and how many other drafts of it the same process has open.
-    pub fn other_drafts(&self, number: u64, process: u32) -> Option<(u64, usize)> {
+    pub fn other_drafts(&self, number: u64, process: Process) -> Option<(u64, usize)> {
         let table = self.0.lock();
-        let (ino, _) = table.open.get(&number)?;
+        let ino = table.open.get(&number)?.ino;
         let same = |other: &&u64| {
-            let handle = table.open.get(other).map(|(_, handle)| handle);
-            **other != number && matches!(handle, Some(Handle::Draft(draft)) if draft.opener == process)
+            let handle = table.open.get(other).map(|open| &open.handle);
+            **other != number && matches!(handle, Some(Handle::Draft(draft)) if draft.opener == Some(process))
         };
-        Some((*ino, table.by_inode.get(ino)?.iter().filter(same).count()))
+        Some((ino, table.by_inode.get(&ino)?.iter().filter(same).count()))
+    }
+
+    /// Whoever has opened a scratch file for writing first: who it is, and whether it appends.
+    pub fn writer_of(&self, ino: u64, file: &Arc<Scratch>) -> Option<Arc<OpenScratch>> {
+        let table = self.0.lock();
+        let open = table.by_inode.get(&ino)?.iter().filter_map(|number| table.open.get(number)?.handle.scratch(file));
+        open.into_iter().find(|open| open.writes).cloned()
+    }
+
+    /// A scratch file has become a record: who has it open goes on with that. Says how many they are.
+    pub fn adopt(
+        &self,
+        ino: u64,
+        file: &Arc<Scratch>,
+        draft: Option<&Arc<Draft>>,
+        reader: impl Fn() -> Reader,
+    ) -> usize {
+        let mut table = self.0.lock();
+        let Table { open, by_inode, .. } = &mut *table;
+        let mut adopted = 0;
+        for number in by_inode.get(&ino).into_iter().flatten() {
+            let Some(Open { handle, .. }) = open.get_mut(number) else { continue };
+            let Some(writes) = handle.scratch(file).map(|open| open.writes) else { continue };
+            *handle = match draft.filter(|_| writes) {
+                Some(draft) => Handle::Draft(draft.clone()),
+                None => Handle::Reader(Arc::new(reader())),
+            };
+            adopted += 1;
+        }
+        adopted
     }
 
     /// A record is gone: who has it open goes on showing its last state, of which the kernel may have had pages.
     pub fn pin(&self, ino: u64, content: &Bytes, modified: SystemTime) {
         let table = self.0.lock();
         for number in table.by_inode.get(&ino).into_iter().flatten() {
-            if let Some((_, Handle::Reader(reader))) = table.open.get(number)
+            if let Some(Open { handle: Handle::Reader(reader), .. }) = table.open.get(number)
                 && reader.cached
             {
                 *reader.shown.lock() = (content.clone(), modified);
@@ -155,7 +228,7 @@ impl Handles {
     pub fn pinned(&self, ino: u64) -> Option<(usize, SystemTime)> {
         let table = self.0.lock();
         table.by_inode.get(&ino)?.iter().find_map(|number| match table.open.get(number) {
-            Some((_, Handle::Reader(reader))) => {
+            Some(Open { handle: Handle::Reader(reader), .. }) => {
                 let shown = reader.shown.lock();
                 Some((shown.0.len(), shown.1))
             }

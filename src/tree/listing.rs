@@ -1,12 +1,12 @@
 //! Reading directories, without an open directory to keep the place in: the kernel keeps whole listings, and opens
 //! directories without asking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Attr, DirEntry, Node, Tree};
+use super::{Attr, Caller, DirEntry, Node, Tree};
 use crate::error::Result;
 
 /// Bits of an offset that count entries; the rest names the listing.
@@ -23,33 +23,55 @@ pub(super) struct Listings(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    by_number: BTreeMap<u64, Arc<Vec<DirEntry>>>,
+    by_number: BTreeMap<u64, KeptListing>,
     entries: usize,
     last: u64,
 }
 
+#[derive(Debug)]
+struct KeptListing {
+    /// The directory that was listed: offsets are the callers', and one of another directory is none of this one.
+    node: Node,
+    /// Who has listed it.
+    uid: u32,
+    entries: Arc<Vec<DirEntry>>,
+}
+
 impl Listings {
-    fn new_number(&self) -> u64 {
+    /// A listing that was handed out for a directory.
+    fn get(&self, number: u64, node: &Node) -> Option<Arc<Vec<DirEntry>>> {
+        let kept = self.0.lock();
+        kept.by_number.get(&number).filter(|listing| listing.node == *node).map(|listing| listing.entries.clone())
+    }
+
+    /// Keeps a listing, however large it is, and gives it a number. Those of the user who keeps the most give way, the oldest first.
+    fn keep(&self, node: &Node, uid: u32, entries: &Arc<Vec<DirEntry>>) -> u64 {
         let mut kept = self.0.lock();
         kept.last += 1;
-        kept.last
-    }
-
-    fn get(&self, number: u64) -> Option<Arc<Vec<DirEntry>>> {
-        self.0.lock().by_number.get(&number).cloned()
-    }
-
-    /// Keeps a listing; the oldest give way, however large this one is.
-    fn keep(&self, number: u64, entries: &Arc<Vec<DirEntry>>) {
-        let mut kept = self.0.lock();
+        let number = kept.last;
         kept.entries += entries.len();
-        if let Some(replaced) = kept.by_number.insert(number, entries.clone()) {
-            kept.entries -= replaced.len();
-        }
+        kept.by_number.insert(number, KeptListing { node: node.clone(), uid, entries: entries.clone() });
         while kept.by_number.len() > LISTINGS || (kept.entries > ENTRIES && kept.by_number.len() > 1) {
-            let Some((_, oldest)) = kept.by_number.pop_first() else { return };
-            kept.entries -= oldest.len();
+            let Some(oldest) = kept.dispensable(number) else { break };
+            if let Some(listing) = kept.by_number.remove(&oldest) {
+                kept.entries -= listing.entries.len();
+            }
         }
+        number
+    }
+}
+
+impl Kept {
+    /// The oldest listing of the user who keeps the most, but not the newest of all.
+    fn dispensable(&self, newest: u64) -> Option<u64> {
+        let mut shares: HashMap<u32, usize> = HashMap::new();
+        for listing in self.by_number.values() {
+            // One listing counts, even if nothing is in it.
+            *shares.entry(listing.uid).or_default() += listing.entries.len() + 1;
+        }
+        let others = || self.by_number.iter().filter(|(number, _)| **number != newest);
+        let largest = others().map(|(_, listing)| listing.uid).max_by_key(|uid| shares.get(uid))?;
+        others().find(|(_, listing)| listing.uid == largest).map(|(number, _)| *number)
     }
 }
 
@@ -82,23 +104,25 @@ impl Listing {
 impl Tree {
     /// A directory from an offset on; 0 looks anew. Entries keep their offsets while they are read on, whatever comes
     /// and goes meanwhile.
-    pub async fn listing(&self, ino: u64, offset: u64) -> Result<Listing> {
+    pub async fn listing(&self, caller: &Caller, ino: u64, offset: u64) -> Result<Listing> {
         let passed = usize::try_from(offset & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX);
-        let number = match offset {
-            0 => self.listings.new_number(),
-            _ => offset >> INDEX_BITS,
-        };
-        if let Some(entries) = self.listings.get(number) {
+        let node = self.node(ino)?;
+        let number = offset >> INDEX_BITS;
+        if offset != 0
+            && let Some(entries) = self.listings.get(number, &node)
+        {
             return Ok(Listing { number, entries, passed });
         }
-        let node = self.node(ino)?;
         if let Node::Dir(cell, path) = &node {
             self.cell(cell)?.snapshot().await?;
-            self.require_dir(cell, path).await?;
+            if !self.recent.is_ghost(caller, &node) {
+                self.require_dir(cell, path).await?;
+            }
             self.gives_lasting(cell);
         }
         let entries = Arc::new(self.list(&node).await?);
-        self.listings.keep(number, &entries);
+        // An offset of a listing that is not there (any more) is a position in this one.
+        let number = self.listings.keep(&node, caller.uid, &entries);
         Ok(Listing { number, entries, passed })
     }
 

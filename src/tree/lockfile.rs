@@ -13,8 +13,7 @@ use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process;
 
-/// The name of a directory's lock.
-pub(super) const LOCK: &str = ".lock";
+pub(super) use crate::name::LOCK_FILE as LOCK;
 /// Longest text that may say what a lock is for, in bytes.
 const ACTION_LIMIT: usize = 4096;
 
@@ -76,13 +75,14 @@ impl Tree {
         Ok(self.file_attr(holder.map_or(0, |node| with_newline(&node.value).len()), modified))
     }
 
-    pub(super) async fn open_lock(&self, ino: u64, cell: &CellName, dir: &TopoPath) -> Result<Opened> {
+    pub(super) async fn open_lock(&self, caller: &Caller, ino: u64, cell: &CellName, dir: &TopoPath) -> Result<Opened> {
         self.locks.settled(&*self.cell(cell)?, dir, ino).await;
         // Read when it is read; a service that is away is noticed here.
         self.lock_content(cell, dir).await?;
         let file = LockFile { cell: cell.clone(), dir: dir.clone(), action: Mutex::default(), shown: Mutex::default() };
         self.locks.follow(&self.cell(cell)?);
-        Ok(Opened { handle: self.handles.add(ino, Handle::Lock(std::sync::Arc::new(file))), ..Opened::direct() })
+        let handle = self.handles.add(caller.uid, ino, Handle::Lock(std::sync::Arc::new(file)))?;
+        Ok(Opened { handle, ..Opened::direct() })
     }
 
     /// A lock is there already. Only whoever has made the directory believes that it is empty (`cp -a`, `tar x`), and may bring
@@ -95,7 +95,7 @@ impl Tree {
         }
         self.recent.settle(caller, &node);
         let ino = self.inodes.told(&node);
-        let opened = self.open_lock(ino, &cell, &dir).await.inspect_err(|_| self.inodes.forget(ino, 1))?;
+        let opened = self.open_lock(caller, ino, &cell, &dir).await.inspect_err(|_| self.inodes.forget(ino, 1))?;
         Ok((Attr { ino, ..self.lock_attr(&cell, &dir)? }, opened))
     }
 

@@ -34,12 +34,15 @@ mod echo;
 mod files;
 mod handles;
 mod inodes;
+mod io;
 mod listing;
 mod lockfile;
 mod news;
 mod node;
 mod overlay;
+mod removal;
 mod rename;
+mod room;
 mod save;
 mod view;
 mod xattr;
@@ -83,6 +86,8 @@ pub struct TreeOptions {
     pub respect_locks: RespectLocks,
     /// How long the kernel lets a request take, if it does not let it take for ever.
     pub request_timeout: Option<Duration>,
+    /// Processes that cannot be seen may write records, too.
+    pub allow_unseen_writers: bool,
 }
 
 /// The records that are not saved while somebody else holds the lock of their directory.
@@ -120,6 +125,9 @@ pub struct Tree {
     handles: Handles,
     overlay: Overlay,
     recent: Recent,
+    room: room::Room,
+    /// Records that are to be removed unless whoever has removed one of their names makes it again.
+    removals: removal::Removals,
     /// Saves of closed files.
     saving: UnderWay<Place>,
     claims: claim::Claims,
@@ -157,6 +165,8 @@ impl Tree {
             handles: Handles::default(),
             overlay,
             recent: Recent::default(),
+            room: room::Room::default(),
+            removals: removal::Removals::default(),
             saving: UnderWay::default(),
             claims: claim::Claims::default(),
             locks,

@@ -1,12 +1,14 @@
 //! What exists in this mount only: scratch files and local directories.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::draft::Draft;
 use super::node::ScratchId;
+use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
@@ -14,6 +16,11 @@ use crate::name::{CellName, TopoPath};
 /// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to come
 /// back to it.
 pub const LINGER: Duration = Duration::from_secs(600);
+/// One user leaves one of so many parts of the quota to the others.
+const PARTS: u64 = 8;
+/// Scratch files that remember what the mirror showed when they were made: each holds a state of a cell in memory. Older ones do not
+/// replace a record that their process has not read.
+const SEEN: usize = 256;
 /// What a scratch file or local directory costs beside its content, in bytes.
 const OVERHEAD: u64 = 512;
 
@@ -25,8 +32,10 @@ pub type Place = (CellName, TopoPath);
 pub struct Scratch {
     /// Its identity.
     pub id: ScratchId,
+    /// The user who is charged with it.
+    charged: u32,
     /// What the mirror showed when it was made: a save by rename must not overwrite anything else.
-    pub seen: Arc<Snapshot>,
+    seen: Mutex<Option<Arc<Snapshot>>>,
     /// The rest.
     pub state: Mutex<ScratchState>,
 }
@@ -50,6 +59,8 @@ pub struct ScratchState {
     pub changed: SystemTime,
     /// No name any more.
     pub unlinked: bool,
+    /// It was renamed over a record: what is written from then on is written to that.
+    pub adopted: Option<Arc<Draft>>,
     /// Open handles.
     pub handles: usize,
 }
@@ -61,6 +72,8 @@ pub enum Local {
     Dir {
         /// `None`: made by mkdir, stays until rmdir.
         until: Option<Instant>,
+        /// The user who has made it.
+        uid: u32,
     },
     /// A scratch file.
     Scratch(Arc<Scratch>),
@@ -80,12 +93,23 @@ struct State {
     files: HashMap<ScratchId, Arc<Scratch>>,
     next: u64,
     used: u64,
+    used_by: HashMap<u32, u64>,
+    /// The newest scratch files: they keep what the mirror showed when they were made.
+    newest: VecDeque<Weak<Scratch>>,
+}
+
+impl Scratch {
+    /// The version of a record when the file was made; `Err` if that is not known any more.
+    pub fn version_then(&self, path: &TopoPath) -> std::result::Result<Option<Version>, ()> {
+        let seen = self.seen.lock();
+        Ok(seen.as_ref().ok_or(())?.records.get(path).map(|record| record.version))
+    }
 }
 
 impl Local {
     fn alive(&self) -> bool {
         match self {
-            Local::Dir { until } => until.is_none_or(|until| Instant::now() < until),
+            Local::Dir { until, .. } => until.is_none_or(|until| Instant::now() < until),
             Local::Scratch(_) => true,
         }
     }
@@ -112,7 +136,7 @@ impl State {
     /// Takes away what is at a place, with what it is charged. The content of a scratch file goes with its last open handle.
     fn vacate(&mut self, place: &Place) {
         match self.places.remove(place) {
-            Some(Local::Dir { until: None }) => self.used = self.used.saturating_sub(OVERHEAD),
+            Some(Local::Dir { until: None, uid }) => self.give_back(uid, OVERHEAD),
             Some(Local::Scratch(file)) => {
                 let open = {
                     let mut inner = file.state.lock();
@@ -125,13 +149,22 @@ impl State {
                 }
             }
             // Lingering costs nothing.
-            Some(Local::Dir { until: Some(_) }) | None => {}
+            Some(Local::Dir { until: Some(_), .. }) | None => {}
         }
     }
 
     fn drop_file(&mut self, id: ScratchId) {
         if let Some(file) = self.files.remove(&id) {
-            self.used = self.used.saturating_sub(OVERHEAD + file.state.lock().content.len() as u64);
+            let content = file.state.lock().content.len() as u64;
+            self.give_back(file.charged, OVERHEAD + content);
+        }
+    }
+
+    fn give_back(&mut self, uid: u32, bytes: u64) {
+        self.used = self.used.saturating_sub(bytes);
+        match self.used_by.get_mut(&uid) {
+            Some(used) if *used > bytes => *used -= bytes,
+            _ => drop(self.used_by.remove(&uid)),
         }
     }
 }
@@ -178,23 +211,33 @@ impl Overlay {
     }
 
     /// Makes a directory that stays until rmdir. One that only lingers becomes such a one.
-    pub fn make_dir(&self, place: Place) -> Result<()> {
+    pub fn make_dir(&self, place: Place, uid: u32) -> Result<()> {
         let mut state = self.state.lock();
         match state.get(&place) {
-            None | Some(Local::Dir { until: Some(_) }) => {}
-            Some(Local::Dir { until: None } | Local::Scratch(_)) => return Err(exists()),
+            None | Some(Local::Dir { until: Some(_), .. }) => {}
+            Some(Local::Dir { until: None, .. } | Local::Scratch(_)) => return Err(exists()),
         }
-        self.charge(&mut state, OVERHEAD)?;
-        state.put(place, Local::Dir { until: None });
+        self.charge(&mut state, uid, OVERHEAD)?;
+        state.put(place, Local::Dir { until: None, uid });
         Ok(())
     }
 
     /// Keeps showing a directory for a while.
-    pub fn linger(&self, place: Place) {
+    pub fn linger(&self, place: Place, uid: u32) {
         let mut state = self.state.lock();
         let now = Instant::now();
-        state.places.retain(|_, local| !matches!(local, Local::Dir { until: Some(until) } if *until < now));
-        state.places.entry(place).or_insert(Local::Dir { until: Some(now + LINGER) });
+        state.places.retain(|_, local| !matches!(local, Local::Dir { until: Some(until), .. } if *until < now));
+        state.places.entry(place).or_insert(Local::Dir { until: Some(now + LINGER), uid });
+    }
+
+    /// A directory that only lingers is gone. Says whether there was one.
+    pub fn end_linger(&self, place: &Place) -> bool {
+        let mut state = self.state.lock();
+        let lingers = matches!(state.places.get(place), Some(Local::Dir { until: Some(_), .. }));
+        if lingers {
+            state.vacate(place);
+        }
+        lingers
     }
 
     /// A record is stored: the directories above it are no longer of this mount only.
@@ -250,7 +293,7 @@ impl Overlay {
         (uid, gid, mode): (u32, u32, u32),
     ) -> Result<Arc<Scratch>> {
         let now = SystemTime::now();
-        self.charge(state, OVERHEAD)?;
+        self.charge(state, uid, OVERHEAD)?;
         state.next += 1;
         let inner = ScratchState {
             content: Vec::new(),
@@ -261,9 +304,17 @@ impl Overlay {
             modified: now,
             changed: now,
             unlinked: false,
+            adopted: None,
             handles: 0,
         };
-        let file = Arc::new(Scratch { id: ScratchId(state.next), seen, state: Mutex::new(inner) });
+        let (id, seen) = (ScratchId(state.next), Mutex::new(Some(seen)));
+        let file = Arc::new(Scratch { id, charged: uid, seen, state: Mutex::new(inner) });
+        state.newest.push_back(Arc::downgrade(&file));
+        if state.newest.len() > SEEN
+            && let Some(older) = state.newest.pop_front().and_then(|older| older.upgrade())
+        {
+            *older.seen.lock() = None;
+        }
         state.files.insert(file.id, file.clone());
         state.put(place, Local::Scratch(file.clone()));
         Ok(file)
@@ -317,26 +368,30 @@ impl Overlay {
         Ok(())
     }
 
-    /// Changes the content. The length afterwards is charged against the quota before the change is made.
+    /// Changes the content. The length afterwards is charged against the quota before the change is made. Gives the draft that is to
+    /// be changed instead, if the file has become a record.
     pub fn edit(
         &self,
         file: &Scratch,
         length: impl FnOnce(usize) -> usize,
         edit: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<()> {
+    ) -> Result<Option<Arc<Draft>>> {
         let mut state = self.state.lock();
         let mut inner = file.state.lock();
+        if let Some(draft) = &inner.adopted {
+            return Ok(Some(draft.clone()));
+        }
         let (before, after) = (inner.content.len(), length(inner.content.len()));
         if after > before {
-            self.charge(&mut state, (after - before) as u64)?;
+            self.charge(&mut state, file.charged, (after - before) as u64)?;
         } else {
-            state.used = state.used.saturating_sub((before - after) as u64);
+            state.give_back(file.charged, (before - after) as u64);
         }
         edit(&mut inner.content);
         debug_assert_eq!(inner.content.len(), after);
         inner.modified = SystemTime::now();
         inner.changed = inner.modified;
-        Ok(())
+        Ok(None)
     }
 
     /// Counts an open handle.
@@ -357,15 +412,20 @@ impl Overlay {
         }
     }
 
-    fn charge(&self, state: &mut State, bytes: u64) -> Result<()> {
+    fn charge(&self, state: &mut State, uid: u32, bytes: u64) -> Result<()> {
         let used = state.used.saturating_add(bytes);
-        if used > self.quota {
-            let quota = self.quota;
-            let reason =
-                format!("the scratch quota of {quota} bytes is used up; names that are no record are kept in memory");
+        let own = state.used_by.get(&uid).copied().unwrap_or(0).saturating_add(bytes);
+        let share = self.quota / PARTS * (PARTS - 1);
+        if used > self.quota || own > share {
+            let reason = match used > self.quota {
+                true => format!("the scratch quota of {} bytes is used up", self.quota),
+                false => format!("the user has used up one user's share of the scratch quota, {share} bytes"),
+            };
+            let reason = format!("{reason}; names that are no record are kept in memory");
             return Err(Error::new(Kind::NoSpace, reason));
         }
         state.used = used;
+        state.used_by.insert(uid, own);
         Ok(())
     }
 

@@ -2,20 +2,26 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::caller::Removal;
-use super::change::deletion;
+use super::draft::{Base, Draft, Start};
+use super::echo::{Happened, Job};
 use super::files::moved_on;
-use super::lockfile::LOCK;
+use super::handles::Reader;
+use super::lockfile::{LOCK, is_virtual};
 use super::overlay::{Local, Place, Scratch};
+use super::removal::deletion;
 use super::save::as_conflict;
+use super::view::name_of;
 use super::{Caller, Node, Tree, known_name, new_name};
 use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
+use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
+use crate::process::{Life, Process};
 use crate::record::Form;
 
 impl Tree {
@@ -40,6 +46,9 @@ impl Tree {
         if to_name == LOCK {
             return self.rename_over_lock(caller, (from_dir, from_name), &source, Node::Lock(cell, to_path)).await;
         }
+        if let Some(moved) = self.has_moved_along(caller, &source, &to_path.join(to_name)?, &snapshot) {
+            return moved;
+        }
         let target = match self.find(caller, to_dir, to_name).await {
             Ok(node) => Some(node),
             Err(error) if error.kind == Kind::NotFound => None,
@@ -52,60 +61,67 @@ impl Tree {
         let to = (cell.clone(), to_path.join(to_name)?);
         let record = self.record_of_name(&cell, &snapshot, &to_path, to_name).ok();
         match (&source, target, record) {
-            (Node::Dir(..), target, _) => self.rename_dir(&from, to, target.as_ref()).await,
+            (Node::Dir(..), target, _) => self.rename_dir(caller, &from, to, target.as_ref()).await,
             (_, Some(Node::Dir(..)), _) => Err(Error::new(Kind::IsDirectory, "is a directory")),
             (Node::Scratch(id), _, Some(record)) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 self.save_by_rename(caller, &from, &file, &record).await
             }
             (Node::Scratch(_), _, None) => {
+                self.refuse_hidden_form(&cell, &snapshot, &to_path, to_name)?;
                 self.overlay.rename(&from, to);
                 Ok(())
             }
             (Node::Record(..), _, Some(record)) => self.move_record(caller, &source, &record).await,
-            (Node::Record(..), _, None) => self.back_up(caller, &source, to).await,
+            (Node::Record(..), _, None) => {
+                self.refuse_hidden_form(&cell, &snapshot, &to_path, to_name)?;
+                self.back_up(caller, &source, to).await
+            }
             _ => Err(Error::new(Kind::NotPermitted, "cannot be renamed")),
         }
     }
 
     /// Saves a scratch file's content as a record, unless the record is newer than what the file can have been made from.
-    async fn save_by_rename(&self, caller: &Caller, from: &Place, file: &Scratch, target: &Node) -> Result<()> {
+    async fn save_by_rename(&self, caller: &Caller, from: &Place, file: &Arc<Scratch>, target: &Node) -> Result<()> {
         let Node::Record(cell, path, form) = target else { return Err(Error::not_found()) };
         if let Some(error) = self.recent.repeated(caller, target) {
             return Err(error);
         }
+        self.refuse_unseen(caller)?;
         self.save_under_way(cell, path).await;
         let base = self.fetch_base(cell, path).await?;
-        let read = self.recent.last_read(caller, cell, path);
+        let read = self.recent.last_known(caller, cell, path);
         let moved_away = match self.recent.removal(caller, target) {
             Some(Removal::MovedAway(_, version)) => Some(version),
             _ => None,
         };
-        let then = file.seen.records.get(path).map(|record| record.version);
+        let then = file.version_then(path);
         let outdated = match (&base, moved_away, read) {
             (Some(base), Some(version), _) => base.version != version,
             (Some(base), None, Some(read)) => base.version != read,
-            (Some(base), None, None) => then != Some(base.version),
-            (None, _, read) => read.is_some() && moved_away.is_none() && !self.is_ghost(caller, target),
+            (Some(base), None, None) => then != Ok(Some(base.version)),
+            (None, _, read) => read.is_some() && moved_away.is_none() && !self.recent.is_ghost(caller, target),
         };
         let outcome = match (&base, outdated) {
             (Some(base), true) => {
-                let known = moved_away.or(read).or(then).map_or(0, |version| version.number);
+                let known = moved_away.or(read).or(then.unwrap_or_default()).map_or(0, |version| version.number);
                 Err(moved_on(cell, path, known, base.version.number))
             }
             (None, true) => Err(Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile"))),
             (_, false) => {
                 let content = Bytes::copy_from_slice(&file.state.lock().content);
-                self.replace(caller.into(), cell, path, *form, &content, base.as_ref()).await
+                let outcome = self.replace(caller.into(), cell, path, *form, &content, base.as_ref()).await;
+                outcome.map(|stored| (stored, content))
             }
         };
         match outcome {
-            Ok(stored) => {
-                self.recent.read(caller.thread, cell, path, stored.version);
+            Ok((stored, content)) => {
+                self.recent.stored(caller.process(), cell, path, stored.version);
                 self.recent.settle(caller, target);
+                let adopted = self.adopt(file, (cell, path, *form), stored, &content);
                 self.overlay.unlink(from);
                 self.inodes.renamed(&Node::Scratch(file.id), target);
-                Ok(())
+                adopted
             }
             Err(error) => {
                 if error.kind == Kind::Conflict {
@@ -116,7 +132,45 @@ impl Tree {
         }
     }
 
-    /// Tools that copy whole trees (`rsync`) bring a lock's content along: the same need not be brought, nor any into a
+    /// Whoever has a scratch file open goes on with the record that it has become: what is written from now on, and what was
+    /// written since its content was taken, is stored or refused like any edit of the record.
+    fn adopt(
+        &self,
+        file: &Arc<Scratch>,
+        (cell, path, form): (&CellName, &TopoPath, Form),
+        stored: Base,
+        saved: &Bytes,
+    ) -> Result<()> {
+        let ino = self.inodes.number(&Node::Scratch(file.id));
+        let value_limit = self.cell(cell)?.limits().value;
+        let draft = match self.handles.writer_of(ino, file) {
+            None => None,
+            Some(open) => {
+                let mut state = file.state.lock();
+                let start = Start {
+                    content: state.content.clone(),
+                    dirty: state.content != *saved,
+                    base: Some(stored),
+                    append: open.append,
+                    claim: None,
+                    value_limit,
+                    room: self.room.charge(open.opener.1),
+                };
+                let draft = Draft::new((cell.clone(), path.clone(), form), open.opener, start)?;
+                let draft = Arc::new(draft);
+                // Nothing is written to the file itself any more.
+                state.adopted = Some(draft.clone());
+                Some(draft)
+            }
+        };
+        let reader = || Reader { cached: true, ..Reader::new(cell, path, form, saved.clone()) };
+        for _ in 0..self.handles.adopt(ino, file, draft.as_ref(), reader) {
+            self.overlay.closed(file);
+        }
+        Ok(())
+    }
+
+    /// Tools that copy or move whole trees (`rsync`, `mv`) bring a lock's content along: the same need not be brought, nor any into a
     /// directory that they have made.
     async fn rename_over_lock(
         self: &Arc<Self>,
@@ -126,18 +180,25 @@ impl Tree {
         lock: Node,
     ) -> Result<()> {
         let refused = || Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder");
-        let (Node::Scratch(id), Node::Lock(cell, dir)) = (source, &lock) else { return Err(refused()) };
-        let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
-        let content = Bytes::copy_from_slice(&file.state.lock().content);
-        if self.recent.removal(caller, &lock).is_none() && !self.is_lock_content(cell, dir, &content).await? {
-            return Err(refused());
+        let Node::Lock(cell, dir) = &lock else { return Err(refused()) };
+        let is_expected = self.recent.removal(caller, &lock).is_some();
+        match source {
+            // It goes with its directory.
+            Node::Lock(..) if is_expected => {
+                self.recent.settle(caller, &lock);
+                Ok(())
+            }
+            Node::Scratch(id) => {
+                let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
+                let content = Bytes::copy_from_slice(&file.state.lock().content);
+                if !is_expected && !self.is_lock_content(cell, dir, &content).await? {
+                    return Err(refused());
+                }
+                self.recent.settle(caller, &lock);
+                self.unlink(caller, from_dir, OsStr::new(from_name)).await
+            }
+            _ => Err(refused()),
         }
-        self.recent.settle(caller, &lock);
-        self.unlink(caller, from_dir, OsStr::new(from_name)).await
-    }
-
-    fn is_ghost(&self, caller: &Caller, node: &Node) -> bool {
-        matches!(self.recent.removal(caller, node), Some(Removal::Ghost(_)))
     }
 
     /// An editor moves the record out of the way before it writes it anew. It is copied; the record stays until the save.
@@ -151,13 +212,40 @@ impl Tree {
         let copy = self.overlay.replace(to, snapshot.clone(), (self.options.uid, self.options.gid, mode))?;
         self.overlay.edit(&copy, |_| shown.len(), |content| *content = shown.to_vec())?;
         copy.state.lock().modified = record.modified;
-        self.recent.removed(caller, source.clone(), Removal::MovedAway(Instant::now(), record.version));
+        self.recent.removed(caller.process(), source.clone(), Removal::MovedAway(Instant::now(), record.version));
         self.inodes.renamed(source, &Node::Scratch(copy.id));
         Ok(())
     }
 
+    /// `mv` of a directory renames file after file: the first form has moved the record, and the others have moved with it.
+    fn has_moved_along(
+        &self,
+        caller: &Caller,
+        source: &Node,
+        to: &TopoPath,
+        snapshot: &Snapshot,
+    ) -> Option<Result<()>> {
+        let Node::Record(cell, from, form) = source else { return None };
+        let Some(Removal::Moved(_, moved_to)) = self.recent.removal(caller, source) else { return None };
+        if snapshot.records.contains_key(from) {
+            // It has been made again.
+            return None;
+        }
+        let target = Node::Record(cell.clone(), moved_to, *form);
+        let Node::Record(_, moved_to, _) = &target else { return None };
+        let is_there = snapshot.records.get(moved_to).map(|record| record.version);
+        let (_, name) = name_of(snapshot, moved_to, *form);
+        let same_name = moved_to.parent().and_then(|dir| dir.join(&name).ok()).is_some_and(|place| place == *to);
+        if !same_name || is_there.is_none() || is_there != self.recent.last_known(caller, cell, moved_to) {
+            return Some(Err(Error::not_found()));
+        }
+        self.recent.settle(caller, source);
+        self.inodes.renamed(source, &target);
+        Some(Ok(()))
+    }
+
     /// Moves a record to another record's name, in one transaction.
-    async fn move_record(&self, caller: &Caller, source: &Node, target: &Node) -> Result<()> {
+    async fn move_record(self: &Arc<Self>, caller: &Caller, source: &Node, target: &Node) -> Result<()> {
         let (Node::Record(cell, from, form), Node::Record(_, to, to_form)) = (source, target) else {
             return Err(Error::not_found());
         };
@@ -185,8 +273,13 @@ impl Tree {
                 self.inodes.renamed(source, target);
                 self.recent.forget_read(caller, cell, from);
                 if let Some(version) = applied.versions.iter().flatten().next() {
-                    self.recent.read(caller.thread, cell, to, *version);
+                    self.recent.stored(caller.process(), cell, to, *version);
                 }
+                for other in self.forms(cell, from).filter(|other| other != form) {
+                    let other = Node::Record(cell.clone(), from.clone(), other);
+                    self.recent.removed(caller.process(), other, Removal::Moved(Instant::now(), to.clone()));
+                }
+                self.leave_dirs(caller, cell, from).await?;
             }
             Err(error) if error.kind == Kind::Conflict => self.recent.refused(caller, target, error),
             Err(_) => {}
@@ -194,11 +287,55 @@ impl Tree {
         outcome.map(drop)
     }
 
+    /// The directories that a record was the last of are gone at once. Only who has moved it away still finds them, to remove them.
+    async fn leave_dirs(self: &Arc<Self>, caller: &Caller, cell: &CellName, path: &TopoPath) -> Result<()> {
+        let mut left = Vec::new();
+        for dir in self.emptied_dirs(cell, path).await? {
+            let place = (cell.clone(), dir);
+            self.overlay.end_linger(&place);
+            if self.overlay.has_dir(&place) || is_virtual(cell, &place.1) {
+                break;
+            }
+            let node = Node::Dir(cell.clone(), place.1.clone());
+            self.recent.removed(caller.process(), node, Removal::Ghost(Instant::now()));
+            self.forget_dir(cell, &place.1).await;
+            left.push(place.1);
+        }
+        if !left.is_empty() {
+            self.tasks.spawn(self.clone().tell_when_left(caller.process(), cell.clone(), left));
+        }
+        Ok(())
+    }
+
+    /// Raises the events of directories that are gone, as soon as who still finds them has removed them or has ended: the kernel takes
+    /// a directory for dead then, and who is on the way through it would not find what it has moved.
+    async fn tell_when_left(self: Arc<Self>, process: Option<Process>, cell: CellName, dirs: Vec<TopoPath>) {
+        /// How often it is looked at.
+        const LOOK: Duration = Duration::from_millis(100);
+        let node = |dir: &TopoPath| Node::Dir(cell.clone(), dir.clone());
+        let is_used = || {
+            process.is_some_and(|process| {
+                process.life() != Life::Ended && dirs.iter().any(|dir| self.recent.is_ghost_for(process, &node(dir)))
+            })
+        };
+        while is_used() {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        for dir in &dirs {
+            if self.require_dir(&cell, dir).await.is_err_and(|error| error.kind == Kind::NotFound) {
+                self.echo.push(Job::of_dir(&cell, dir, Happened::DirRemoved));
+            }
+        }
+    }
+
     fn refuse_wrong_message(&self, cell: &CellName, path: &TopoPath, value: &Bytes) -> Result<()> {
         self.records.store(cell, path, Form::Raw, value, None).map(drop)
     }
 
-    async fn rename_dir(&self, from: &Place, to: Place, target: Option<&Node>) -> Result<()> {
+    async fn rename_dir(&self, caller: &Caller, from: &Place, to: Place, target: Option<&Node>) -> Result<()> {
         let (cell, path) = from;
         let snapshot = self.cell(cell)?.snapshot().await?;
         if snapshot.has_children(path) {
@@ -216,10 +353,12 @@ impl Tree {
             Some(_) => return Err(Error::new(Kind::NotDirectory, "not a directory")),
             None => {}
         }
-        if let Some(Local::Dir { until: Some(_) }) = self.overlay.get(from) {
+        let is_ghost = self.recent.is_ghost(caller, &Node::Dir(cell.clone(), path.clone()));
+        if matches!(self.overlay.get(from), Some(Local::Dir { until: Some(_), .. })) || is_ghost {
             // It only lingers: nothing is there that could move.
             self.overlay.remove_dir(from);
-            return self.overlay.make_dir(to);
+            self.recent.settle(caller, &Node::Dir(cell.clone(), path.clone()));
+            return self.overlay.make_dir(to, caller.uid);
         }
         self.overlay.rename_dir(from, &to)
     }

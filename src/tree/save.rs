@@ -4,18 +4,22 @@ use bytes::Bytes;
 
 use super::draft::{Base, Draft, Occasion};
 use super::echo::OwnCommit;
-use super::{Caller, RespectLocks, Tree};
-use crate::backend::{Action, Applied, Change, Guard};
+use super::files::moved_on;
+use super::{Caller, Node, RespectLocks, Tree};
+use crate::backend::{Action, Applied, Change, Guard, Version};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Reason, Saver, user_name};
 use crate::name::{CellName, TopoPath};
+use crate::process::Process;
 use crate::record::Form;
 
 impl Tree {
-    /// Waits while a closed file is still being saved.
+    /// Waits while a closed file is still being saved, or a record removed whose remover has ended.
     pub(super) async fn save_under_way(&self, cell: &CellName, path: &TopoPath) {
-        self.saving.wait(&(cell.clone(), path.clone())).await;
+        let place = (cell.clone(), path.clone());
+        self.saving.wait(&place).await;
+        self.removals.settled(&place).await;
     }
 
     /// Saves a draft if the occasion asks for it.
@@ -24,10 +28,48 @@ impl Tree {
         let Some(job) = draft.begin(occasion)? else { return Ok(()) };
         let outcome = self.store(draft, &job.content, job.base.as_ref()).await;
         draft.finish(&job, &outcome);
-        if let Ok(stored) = &outcome {
-            self.recent.read(draft.thread, &draft.cell, &draft.path, stored.version);
+        match &outcome {
+            Ok(stored) => {
+                self.recent.stored(draft.opener, &draft.cell, &draft.path, stored.version);
+                if job.base.is_none() {
+                    self.has_made(draft, stored.version);
+                }
+            }
+            Err(_) => self.recent.not_saved(draft.opener, &draft.node()),
         }
         outcome.map(drop)
+    }
+
+    /// A record is there that was not, or not any more: its other names are ordinary ones again for whoever has made it.
+    fn has_made(&self, draft: &Draft, version: Version) {
+        let Draft { cell, path, form, opener, .. } = draft;
+        self.recent.made(*opener, cell, path, *form, version);
+        for other in self.forms(cell, path).filter(|other| other != form) {
+            self.recent.settle_for(*opener, &Node::Record(cell.clone(), path.clone(), other));
+        }
+    }
+
+    /// Refuses what a save would be refused with, without saving: where more may be to come before the last descriptor is gone.
+    pub(super) async fn rehearse(&self, draft: &Draft) -> Result<()> {
+        let _turn = draft.turn.lock().await;
+        let Some(job) = draft.begin(Occasion::Flush)? else { return Ok(()) };
+        let Draft { cell, path, form, .. } = draft;
+        let outcome = async {
+            self.records.store(cell, path, *form, &job.content, job.base.as_ref().map(|base| &base.value))?;
+            self.refuse_early(draft.saver(), cell, path).await?;
+            let found = self.fetch_base(cell, path).await?.map(|base| base.version);
+            match job.base.as_ref().map(|base| base.version) {
+                base if base == found => Ok(()),
+                base => {
+                    let number = |version: Option<Version>| version.map_or(0, |version| version.number);
+                    Err(moved_on(cell, path, number(base), number(found)))
+                }
+            }
+        };
+        outcome.await.inspect_err(|error| {
+            draft.finish(&job, &Err(error.clone()));
+            self.recent.not_saved(draft.opener, &draft.node());
+        })
     }
 
     /// Saves what is left when the last descriptor is gone. Nobody hears an error any more but the log.
@@ -43,20 +85,36 @@ impl Tree {
     /// nothing behind because the new content was refused or the tool was killed: the record comes back.
     pub(super) async fn put_back(&self, draft: &Draft) {
         let Draft { cell, path, .. } = draft;
-        if !draft.has_made_nothing() {
-            return;
+        if draft.has_made_nothing()
+            && let Some(base) = self.put_back_deleted(draft.opener, draft.saver(), cell, path).await
+        {
+            draft.rebase(base);
         }
-        let Some(value) = self.recent.take_deleted(draft.opener, cell, path) else { return };
+    }
+
+    /// Stores a record again that a process has deleted just now.
+    pub(super) async fn put_back_deleted(
+        &self,
+        process: Option<Process>,
+        saver: Saver,
+        cell: &CellName,
+        path: &TopoPath,
+    ) -> Option<Base> {
+        let value = self.recent.take_deleted(process, cell, path)?;
         let place = (cell.clone(), path.clone());
         self.saving.begin(place.clone());
-        match self.replace(draft.saver(), cell, path, Form::Raw, &value, None).await {
+        let outcome = self.replace(saver, cell, path, Form::Raw, &value, None).await;
+        self.saving.end(&place);
+        match outcome {
             Ok(base) => {
                 tracing::warn!(%cell, %path, "nothing took its place: the record that was removed is put back");
-                draft.rebase(base);
+                Some(base)
             }
-            Err(error) => tracing::error!(%cell, %path, %error, "the record that was removed cannot be put back"),
+            Err(error) => {
+                tracing::error!(%cell, %path, %error, "the record that was removed cannot be put back");
+                None
+            }
         }
-        self.saving.end(&place);
     }
 
     async fn store(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Result<Base> {
@@ -84,12 +142,7 @@ impl Tree {
         let change = Change { path: path.clone(), guard, action };
         let applied = self.commit((saver, form), cell, &[change]).await.map_err(as_conflict)?;
         match (value, applied.versions.into_iter().flatten().next(), base) {
-            (Some(value), Some(version), base) => {
-                if base.is_none() {
-                    self.overlay.made_real(cell, path);
-                }
-                Ok(Base { version, value })
-            }
+            (Some(value), Some(version), _) => Ok(Base { version, value }),
             (None, _, Some(base)) => Ok(base.clone()),
             _ => Err(Error::new(Kind::Io, format!("{cell}/{path}: the backend has told no version"))),
         }
@@ -153,6 +206,9 @@ impl Tree {
                 }
                 _ => None,
             };
+            if stored.is_some() && change.guard == Guard::Absent {
+                self.overlay.made_real(&cell.name, &change.path);
+            }
             if let (Some(revision), true) = (revision, outcome.is_ok()) {
                 let command = crate::process::name(saver.process);
                 self.echo.note_own(&place(change), OwnCommit { revision, form, saver, command });
@@ -179,11 +235,20 @@ impl Tree {
     }
 
     /// Whether saving a record would be refused because of a lock: what is known at open, since shells ignore what close says.
-    pub(super) async fn refuse_early(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Result<()> {
+    pub(super) async fn refuse_early(&self, saver: Saver, cell: &CellName, path: &TopoPath) -> Result<()> {
         let connected = self.cell(cell)?;
-        self.locks.fences(&connected, path, caller.into())?;
+        self.locks.fences(&connected, path, saver)?;
         match self.needed_lock(cell, path) {
             Some(dir) => self.locks.refuse_if_foreign(&connected, &dir).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether removing a record would be refused because of a lock.
+    pub(super) async fn refuse_removal(&self, saver: Saver, cell: &CellName, path: &TopoPath) -> Result<()> {
+        self.refuse_early(saver, cell, path).await?;
+        match self.keyspace_of(cell, path) {
+            Some(dir) => self.locks.refuse_if_foreign(&*self.cell(cell)?, &dir).await,
             None => Ok(()),
         }
     }
@@ -225,6 +290,7 @@ impl Tree {
         form: Form,
         size: usize,
     ) -> Result<()> {
+        self.refuse_unseen(caller)?;
         let base = self.fetch_base(cell, path).await?.ok_or_else(Error::not_found)?;
         let mut content = match size {
             0 => Vec::new(),
@@ -237,7 +303,7 @@ impl Tree {
         content.resize(size, 0);
         tracing::debug!(%cell, %path, size, uid = caller.uid, "truncate");
         let stored = self.replace(caller.into(), cell, path, form, &content.into(), Some(&base)).await?;
-        self.recent.read(caller.thread, cell, path, stored.version);
+        self.recent.stored(caller.process(), cell, path, stored.version);
         Ok(())
     }
 }

@@ -46,6 +46,7 @@ impl Tree {
                 self.save_under_way(cell, path).await;
                 self.named_record_attr(caller, cell, path, *form).await
             }
+            Node::Dir(..) if self.recent.is_ghost(caller, &node) => Ok(self.dir_attr()),
             _ => self.attr(&node).await,
         };
         let attr = attr.inspect_err(|_| self.inodes.forget(ino, 1))?;
@@ -74,6 +75,7 @@ impl Tree {
             }
             Node::Control => ControlFile::of_name(name).map(Node::ControlFile).ok_or_else(Error::not_found),
             Node::Dir(cell, dir) => {
+                self.removals.settled_below(&(cell.clone(), dir.clone())).await;
                 let cell = self.cell(&cell)?;
                 let snapshot = cell.snapshot().await?;
                 self.entry(caller, &cell, &snapshot, &dir, name)
@@ -84,39 +86,88 @@ impl Tree {
         }
     }
 
+    /// What a name stands for, for this caller: some see what they have removed or are making, and do not see what they are about
+    /// to make.
     fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Node> {
-        let cell_name = &cell.name;
-        if name == LOCK {
-            return self.unless_free(caller, Node::Lock(cell_name.clone(), dir.clone()));
-        }
-        let child = dir.join(name)?;
-        let place = (cell_name.clone(), child.clone());
-        let is_dir = snapshot.has_children(&child);
-        if is_dir {
-            return Ok(Node::Dir(cell_name.clone(), child));
-        }
-        if self.shows_raw(cell_name, snapshot, &child) {
-            return self.unless_free(caller, Node::Record(cell_name.clone(), child, Form::Raw));
-        }
-        match self.overlay.get(&place) {
-            Some(Local::Scratch(file)) => return Ok(Node::Scratch(file.id)),
-            Some(Local::Dir { .. }) => return Ok(Node::Dir(place.0, place.1)),
-            None if self.overlay.has_children(&place) => return Ok(Node::Dir(place.0, place.1)),
+        match self.named(&cell.name, snapshot, dir, name)? {
+            Some(node @ Node::Dir(..)) => return Ok(node),
+            Some(node) => return self.unless_free(caller, node),
             None => {}
         }
-        if is_virtual(cell_name, &child) {
-            return Ok(Node::Dir(place.0, place.1));
+        let gone = Node::Dir(cell.name.clone(), dir.join(name)?);
+        if self.recent.is_ghost(caller, &gone) {
+            return Ok(gone);
         }
-        let node = self.record_of_name(cell_name, snapshot, dir, name)?;
-        let Node::Record(_, path, _) = &node else { return Err(Error::not_found()) };
-        if snapshot.records.contains_key(path) {
-            return self.unless_free(caller, node);
-        }
-        let ghost = matches!(self.recent.removal(caller, &node), Some(Removal::Ghost(_)));
-        if ghost || self.own_draft(caller, self.inodes.number(&node)).is_some() {
+        let node = self.record_or_ghost(caller, &cell.name, snapshot, dir, name)?;
+        let draft = self.own_draft(caller, self.inodes.number(&node)).filter(|draft| !draft.is_abandoned());
+        if self.recent.is_ghost(caller, &node) || draft.is_some() {
             return Ok(node);
         }
         Err(Error::not_found())
+    }
+
+    /// The record that a name would stand for, or that it did stand for before the caller removed it: what is stored may have a form
+    /// under a name that nobody would make.
+    fn record_or_ghost(
+        &self,
+        caller: &Caller,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<Node> {
+        let (base, form) = Form::of_name(name).unwrap_or((name, Form::Raw));
+        let ghost = dir.join(base).map(|path| Node::Record(cell.clone(), path, form));
+        match ghost {
+            Ok(ghost) if self.recent.is_ghost(caller, &ghost) => Ok(ghost),
+            _ => self.record_of_name(cell, snapshot, dir, name),
+        }
+    }
+
+    /// What a name in a directory of a cell stands for, for everybody: the one place that decides it. Listing and looking up ask here.
+    fn named(&self, cell: &CellName, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Option<Node>> {
+        if name == LOCK {
+            return Ok(Some(Node::Lock(cell.clone(), dir.clone())));
+        }
+        let child = dir.join(name)?;
+        if snapshot.has_children(&child) {
+            return Ok(Some(Node::Dir(cell.clone(), child)));
+        }
+        if self.shows_raw(cell, snapshot, &child) {
+            return Ok(Some(Node::Record(cell.clone(), child, Form::Raw)));
+        }
+        let place = (cell.clone(), child);
+        match self.overlay.get(&place) {
+            Some(Local::Scratch(file)) => return Ok(Some(Node::Scratch(file.id))),
+            Some(Local::Dir { .. }) => return Ok(Some(Node::Dir(place.0, place.1))),
+            None if self.overlay.has_children(&place) => return Ok(Some(Node::Dir(place.0, place.1))),
+            None => {}
+        }
+        if is_virtual(cell, &place.1) {
+            return Ok(Some(Node::Dir(place.0, place.1)));
+        }
+        let record = self.record_of_name(cell, snapshot, dir, name).ok();
+        Ok(record.filter(|node| matches!(node, Node::Record(_, path, _) if snapshot.records.contains_key(path))))
+    }
+
+    /// Refuses to make a name that would be a form of a record, were its key not a directory now: what is written there would not be
+    /// stored.
+    pub(super) fn refuse_hidden_form(
+        &self,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<()> {
+        let Some((base, form)) = Form::of_name(name) else { return Ok(()) };
+        let base = dir.join(base)?;
+        let is_record = snapshot.records.contains_key(&base) || self.records.kinds.is_record(cell, &base);
+        if !is_record || !snapshot.has_children(&base) || !self.forms(cell, &base).any(|known| known == form) {
+            return Ok(());
+        }
+        let suffix = form.suffix();
+        let reason = format!("keys are stored below {cell}/{base}: the record is the directory's {DATA}{suffix} now");
+        Err(Error::new(Kind::IsDirectory, reason))
     }
 
     /// The record that a name would stand for, stored or not: fails if the name is no form of a record.
@@ -157,12 +208,21 @@ impl Tree {
             && (self.forms(cell, path).any(|form| form == Form::Raw) || self.shadows(cell, snapshot, path))
     }
 
-    /// A name that its caller expects to be free: an editor has renamed the record to a backup, or `cp` has just made it
+    /// A name that its caller expects to be free: an editor has renamed the record to a backup, or `cp` or `install` has just made it
     /// under another form's name and is about to make this one.
     fn unless_free(&self, caller: &Caller, node: Node) -> Result<Node> {
         match self.recent.removal(caller, &node) {
-            Some(Removal::MovedAway(..)) => Err(Error::not_found()),
-            Some(Removal::Appeared(_)) if caller.may_make_anew() => Err(Error::not_found()),
+            Some(Removal::MovedAway(..) | Removal::Freed(_)) => return Err(Error::not_found()),
+            Some(Removal::Appeared(_)) if caller.may_make_anew() => return Err(Error::not_found()),
+            _ => {}
+        }
+        match &node {
+            Node::Record(cell, path, form)
+                if self.recent.made_by(caller, cell, path).is_some_and(|made| made.form != *form)
+                    && caller.may_make_anew() =>
+            {
+                Err(Error::not_found())
+            }
             _ => Ok(node),
         }
     }
@@ -170,10 +230,10 @@ impl Tree {
     /// Attributes of a record found by name: stored, being made by this caller, or just removed by it.
     async fn named_record_attr(&self, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<Attr> {
         let node = Node::Record(cell.clone(), path.clone(), form);
-        if let Some(draft) = self.own_draft(caller, self.inodes.number(&node)) {
-            return Ok(self.draft_attr(&draft));
-        }
         let snapshot = self.cell(cell)?.snapshot().await?;
+        if let Some(draft) = self.own_draft(caller, self.inodes.number(&node)) {
+            return Ok(self.draft_attr(&draft, &snapshot));
+        }
         match snapshot.records.get(path) {
             Some(record) => Ok(self.shown_attr(cell, path, form, record)),
             None if self.recent.removal(caller, &node).is_some() => Ok(self.file_attr(0, self.mounted)),
@@ -202,6 +262,7 @@ impl Tree {
                 Ok(ControlFile::ALL.into_iter().map(entry).collect())
             }
             Node::Dir(cell, path) => {
+                self.removals.settled_below(&(cell.clone(), path.clone())).await;
                 let connected = self.cell(cell)?;
                 let snapshot = connected.snapshot().await?;
                 Ok(self.entries(&connected, &snapshot, path))
@@ -214,54 +275,43 @@ impl Tree {
 
     fn entries(&self, connected: &Cell, snapshot: &Snapshot, dir: &TopoPath) -> Vec<DirEntry> {
         let cell = &connected.name;
-        let mut entries = Vec::new();
-        let mut names = std::collections::HashSet::new();
-        let mut add = |name: String, node: Node| {
-            if names.insert(name.clone()) {
-                entries.push(DirEntry { name, node });
-            }
-        };
-        if snapshot.records.contains_key(dir) {
-            for form in self.listed_forms(cell, dir) {
-                add(format!("{DATA}{}", form.suffix()), Node::Record(cell.clone(), dir.clone(), form));
-            }
-        }
+        // Names that there may be; what each is, one function says, as for looking up.
+        let mut names: Vec<(String, Option<Form>)> = Vec::new();
         let stored = snapshot.entries(dir);
-        let child = |name: &str| dir.join(name).ok();
-        // What is stored under its own name comes first: a decoded form of the same name gives way.
-        for entry in &stored {
-            let path = entry.path.clone();
-            if entry.is_directory {
-                add(entry.name.clone(), Node::Dir(cell.clone(), path));
-            } else if self.listed_forms(cell, &path).any(|form| form == Form::Raw)
-                || self.shadows(cell, snapshot, &path)
-            {
-                add(entry.name.clone(), Node::Record(cell.clone(), path, Form::Raw));
-            }
+        let own = |name: &str, form: Form| (format!("{name}{}", form.suffix()), Some(form));
+        if snapshot.records.contains_key(dir) {
+            names.extend(self.listed_forms(cell, dir).map(|form| own(DATA, form)));
         }
+        names.extend(stored.iter().map(|entry| (entry.name.clone(), None)));
         for entry in stored.iter().filter(|entry| !entry.is_directory) {
-            let path = &entry.path;
-            for form in self.listed_forms(cell, path).filter(|form| *form != Form::Raw) {
-                add(format!("{}{}", entry.name, form.suffix()), Node::Record(cell.clone(), path.clone(), form));
-            }
+            let forms = self.listed_forms(cell, &entry.path).filter(|form| *form != Form::Raw);
+            names.extend(forms.map(|form| own(&entry.name, form)));
         }
-        for (name, file) in self.overlay.entries(&(cell.clone(), dir.clone())) {
-            let Some(path) = child(&name) else { continue };
-            match file {
-                Some(id) => add(name, Node::Scratch(id)),
-                None => add(name, Node::Dir(cell.clone(), path)),
-            }
-        }
+        names.extend(self.overlay.entries(&(cell.clone(), dir.clone())).into_iter().map(|(name, _)| (name, None)));
         // Elections and named locks exist by being locked.
-        for locked in connected.locked_dirs(snapshot) {
-            let Some(name) = locked.below(dir).and_then(|rest| rest.split('/').next()) else { continue };
-            if let Some(path) = child(name).filter(|path| is_virtual(cell, path)) {
-                add(name.to_owned(), Node::Dir(cell.clone(), path));
-            }
-        }
+        let locked = connected.locked_dirs(snapshot);
+        names.extend(locked.into_iter().filter_map(|locked| {
+            let name = locked.below(dir).and_then(|rest| rest.split('/').next()).filter(|name| !name.is_empty())?;
+            is_virtual(cell, &dir.join(name).ok()?).then(|| (name.to_owned(), None))
+        }));
         // The last, so that `rm -r` comes to it when everything else is gone.
         if is_listed(cell, snapshot, dir) {
-            add(LOCK.to_owned(), Node::Lock(cell.clone(), dir.clone()));
+            names.push((LOCK.to_owned(), None));
+        }
+        let mut seen = std::collections::HashSet::new();
+        let mut entries = Vec::new();
+        for (name, form) in names {
+            let Ok(Some(node)) = self.named(cell, snapshot, dir, &name) else { continue };
+            let is_listed = match &node {
+                // Under its own name, unless it is hidden there.
+                Node::Record(_, path, known) if form.is_none() => {
+                    self.listed_forms(cell, path).any(|form| form == *known) || self.shadows(cell, snapshot, path)
+                }
+                _ => true,
+            };
+            if is_listed && seen.insert(name.clone()) {
+                entries.push(DirEntry { name, node });
+            }
         }
         entries
     }
@@ -272,5 +322,14 @@ impl Tree {
         let listed: Vec<Form> = forms.iter().copied().filter(|form| self.options.list.contains(form)).collect();
         let raw_only = forms == [Form::Raw];
         if raw_only { forms.into_iter() } else { listed.into_iter() }
+    }
+}
+
+/// The directory and the name under which a form of a record is shown.
+pub(super) fn name_of(snapshot: &Snapshot, path: &TopoPath, form: Form) -> (Option<TopoPath>, String) {
+    let suffix = form.suffix();
+    match snapshot.has_children(path) {
+        true => (Some(path.clone()), format!("{DATA}{suffix}")),
+        false => (path.parent(), format!("{}{suffix}", path.name())),
     }
 }

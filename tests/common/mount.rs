@@ -18,10 +18,20 @@ pub struct Mount {
 impl Mount {
     /// `topofs ARGS --foreground MOUNTPOINT`, once it answers.
     pub fn new(args: &[&str]) -> Self {
+        Self::within(&[], args)
+    }
+
+    /// The same, started by another program, such as `unshare`.
+    pub fn within(starter: &[&str], args: &[&str]) -> Self {
         let work = tempfile::tempdir().unwrap();
+        // For other users, too.
+        std::fs::set_permissions(work.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::create_dir(work.path().join("m")).unwrap();
-        let mut command = bound_command(TOPOFS);
+        let mut command = bound_command(starter.first().unwrap_or(&TOPOFS));
         let log = std::fs::File::create(work.path().join("log")).unwrap();
+        if let Some(rest) = starter.get(1..) {
+            command.args(rest).arg(TOPOFS);
+        }
         command.args(args).arg("--foreground").arg(work.path().join("m")).stdout(Stdio::null()).stderr(log);
         let daemon = spawn_bound(command);
         let mut mount = Self { work, daemon };

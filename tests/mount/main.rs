@@ -9,3 +9,4 @@ mod editing;
 mod errors;
 mod lifecycle;
 mod reading;
+mod replacing;

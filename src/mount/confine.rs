@@ -2,7 +2,7 @@
 //! passwords in its memory; the helper with one capability.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
@@ -47,9 +47,10 @@ pub fn daemon() -> io::Result<()> {
 }
 
 /// For the helper, which needs to come to files of any owner, as root has to, and nothing more.
-pub(super) fn helper(way: &OwnedFd) -> io::Result<()> {
-    let way = way.as_raw_fd();
-    Inherited(Inherited::note().0.into_iter().filter(|fd| *fd != way).collect()).close();
+pub(super) fn helper() -> io::Result<()> {
+    // It is started as `exe`.
+    rustix::thread::set_name(c"topofs-notifier")?;
+    Inherited::note().close();
     set_no_new_privs(true)?;
     let had = rustix::thread::capabilities(None)?;
     if had.effective.contains(CapabilitySet::SETPCAP) {

@@ -271,8 +271,8 @@ fn command(way: &Way) -> io::Result<Command> {
 /// What the helper does: calls as it is told, until the daemon is gone. What is open as standard error is the mount, or, with a name
 /// and a device, the directory where it is mounted.
 pub fn help(place: Option<(PathBuf, u64)>) -> io::Result<()> {
-    let start = io::stderr().as_fd().try_clone_to_owned()?;
-    confine::helper(&start)?;
+    let start = io::stderr();
+    confine::helper()?;
     let mut answers = io::stdout().lock();
     writeln!(answers, "0")?;
     answers.flush()?;

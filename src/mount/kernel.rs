@@ -13,10 +13,10 @@ use tokio::sync::watch;
 
 use super::attach::Attached;
 use super::fusermount;
-use super::helper::{Keeper, Way};
-use super::notifier::Notifier;
+use super::notifier::{Helpers, Way};
 use super::point::MountPoint;
 use super::table::{Device, Table};
+use super::teller;
 use crate::fuse::{Adapter, Caches};
 use crate::tree::Tree;
 
@@ -41,7 +41,7 @@ pub(super) struct KernelMount {
     number: Device,
     /// Made by root, not by fusermount3.
     own: bool,
-    keeper: Arc<Keeper>,
+    helpers: Arc<Helpers>,
     ended: watch::Receiver<bool>,
 }
 
@@ -78,10 +78,10 @@ impl KernelMount {
                 Some(hidden) => Way::Clone(hidden),
                 None => Way::into(&point, number)?,
             };
-            Ok((Keeper::new(way, tree.clone()), run(session, spec, tree)?))
+            Ok((Helpers::new(way, tree.clone()), run(session, spec, tree)?))
         })();
         match answering {
-            Ok((keeper, ended)) => Ok((Self { point, number, own: true, keeper, ended }, unseen)),
+            Ok((helpers, ended)) => Ok((Self { point, number, own: true, helpers, ended }, unseen)),
             Err(error) => {
                 // The device is closed: what is left, if it was seen at all, is a dead mount. The first error is the one to tell.
                 let _ = point.unmount(number);
@@ -108,11 +108,11 @@ impl KernelMount {
             point.is_mounted(number)?;
             let config = config(spec);
             let session = Session::from_fd(adapter, device, config.acl, config)?;
-            let keeper = Keeper::new(Way::into(&point, number)?, tree.clone());
-            Ok((number, keeper, run(session, spec, tree)?))
+            let helpers = Helpers::new(Way::into(&point, number)?, tree.clone());
+            Ok((number, helpers, run(session, spec, tree)?))
         })();
         match answering {
-            Ok((number, keeper, ended)) => Ok((Self { point, number, own: false, keeper, ended }, None)),
+            Ok((number, helpers, ended)) => Ok((Self { point, number, own: false, helpers, ended }, None)),
             Err(error) => {
                 // The device is closed: what is left is a dead mount. The first error is the one to tell.
                 let _ = fusermount::unmount(&["-z"], &spec.mountpoint);
@@ -123,23 +123,22 @@ impl KernelMount {
 
     /// Starts telling of what happens elsewhere, and shows the mount where it has not been seen yet.
     fn start_notifier(&mut self, tree: &Arc<Tree>, unseen: Option<OwnedFd>) -> io::Result<()> {
-        self.keeper.start()?;
-        Notifier::new(self.keeper.clone()).serve(tree.clone(), tokio::runtime::Handle::current())?;
+        teller::serve(self.helpers.clone(), tree.clone())?;
         let mut table = Table::open()?;
         if let Some(unseen) = unseen {
             Attached::show(&unseen, self.number, &mut self.point)?;
         }
-        let (keeper, number, mut ended) = (self.keeper.clone(), self.number, self.ended.clone());
+        let (helpers, number, mut ended) = (self.helpers.clone(), self.number, self.ended.clone());
         if self.own {
             // The helper's way into the mount would keep it alive when nobody sees it any more.
             std::thread::Builder::new().name("mountinfo".to_owned()).spawn(move || {
                 table.wait_until_gone(number);
-                keeper.close();
+                helpers.end();
             })?;
         } else {
             tokio::spawn(async move {
                 let _ = ended.wait_for(|ended| *ended).await;
-                keeper.close();
+                helpers.end();
             });
         }
         Ok(())
@@ -154,15 +153,15 @@ impl KernelMount {
     /// Unmounts; a busy mount disappears from the tree at once, and its open files end with this process.
     pub fn unmount(&mut self) -> io::Result<()> {
         // As long as it is held, the device is nobody else's.
-        let Some(way) = self.keeper.hold() else { return Ok(()) };
+        let Some(way) = self.helpers.hold() else { return Ok(()) };
         let outcome = if self.own {
             self.point.unmount(self.number)
         } else {
             // The helper makes its calls by way of the mount: one under way would make it busy.
-            self.keeper.close();
+            self.helpers.end();
             self.unmount_by_fusermount()
         };
-        self.keeper.close();
+        self.helpers.end();
         drop(way);
         outcome
     }
@@ -182,7 +181,7 @@ impl KernelMount {
     /// kernel's connection. What has come to its place since is left alone.
     pub fn clear(&mut self) -> io::Result<()> {
         let mut left = false;
-        if let Some(Way::Clone(_)) = self.keeper.hold().as_deref() {
+        if let Some(Way::Clone(_)) = self.helpers.hold().as_deref() {
             left = Table::open()?.has(self.number)?;
         }
         if left || self.point.holds_dead(self.number) { self.unmount() } else { Ok(()) }

@@ -18,16 +18,16 @@ mod attach;
 mod confine;
 mod daemon;
 mod fusermount;
-mod helper;
 mod kernel;
 mod notifier;
 mod point;
 mod table;
+mod teller;
 
 pub use confine::{Inherited, daemon as confine};
 pub use daemon::{Readiness, Side, detach};
-pub use helper::{HELPER, help};
 use kernel::{KernelMount, MountSpec};
+pub use notifier::{HELPER, help};
 pub use point::MountPoint;
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.

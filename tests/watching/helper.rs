@@ -89,9 +89,10 @@ fn a_helper_that_dies_at_work_removes_and_makes_nothing() {
                 }
             }
         });
-        for _ in 0..5 {
-            signal(helper_of(&mount), Signal::SIGKILL);
-            eventually("it has been seen", || mount.status()["helper"]["pid"].as_u64());
+        for round in 1..=5 {
+            let helper = helper_of(&mount);
+            signal(helper, Signal::SIGKILL);
+            eventually("it has been noticed", || (mount.status()["helper"]["restarts"] == round).then_some(()));
         }
         storm.join().unwrap();
     });

@@ -69,7 +69,9 @@ impl MountPoint {
             }
         }
         let now = open_place(&self.dir, &self.name)?;
-        if self.place.as_ref().is_some_and(|place| identity(place.as_fd()).ok() != identity(now.as_fd()).ok()) {
+        if let Some(place) = &self.place
+            && identity(place.as_fd())? != identity(now.as_fd())?
+        {
             return Err(io::Error::other("the mount point is not the directory any more that it was at the start"));
         }
         let what = statx(&now, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
@@ -134,7 +136,9 @@ impl MountPoint {
                     tracing::warn!(%place, "something else is mounted over the mount point: it is left alone");
                 }
                 // A copy that has gone with another is gone.
-                Err(error) => tracing::debug!(%error, place = %entry.mountpoint.display(), "a copy of the mount"),
+                Err(error) => {
+                    tracing::warn!(%error, place = %entry.mountpoint.display(), "a copy of the mount is left")
+                }
             }
         }
         Ok(())

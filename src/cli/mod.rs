@@ -105,8 +105,11 @@ fn start(
     args: &args::ProcessArgs,
     settings: impl FnOnce(SetLogLevel) -> anyhow::Result<Settings>,
 ) -> anyhow::Result<Result<(), u8>> {
+    let inherited = mount::Inherited::note();
+    mount::confine().context("cannot keep passwords out of core dumps")?;
     // All files are opened here: their names are relative to a directory that the daemon leaves.
     let settings = settings(log::start(args)?)?;
+    inherited.close();
     let ready = if args.stays() {
         Readiness::nobody_waits()
     } else {

@@ -15,7 +15,7 @@ use crate::backend::{ConnectOptions, Implementation, Location};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
 use crate::mirror::MirrorOptions;
-use crate::mount::{Settings, operation_timeout, request_timeout};
+use crate::mount::{MountPoint, Settings, operation_timeout, request_timeout};
 use crate::name::CellName;
 use crate::record::{Codec, Kinds, Records};
 use crate::sample::Cluster;
@@ -164,9 +164,9 @@ impl ViewArgs {
         if self.tree_options().list.is_empty() {
             anyhow::bail!("--list names none of the forms of --forms: nothing would be listed");
         }
-        let mountpoint = resolve(mountpoint).with_context(|| mountpoint.display().to_string())?;
+        let mountpoint = MountPoint::open(mountpoint).with_context(|| mountpoint.display().to_string())?;
         Ok(Settings {
-            config: self.config(&mountpoint, &cells),
+            config: self.config(mountpoint.path(), &cells),
             mountpoint,
             cells,
             records: Records::new(codec, kinds),
@@ -199,26 +199,28 @@ impl ViewArgs {
         let CellOptions { global, connect, mirror, only } = cells;
         let tree = self.tree_options();
         let duration = |time: Duration| humantime::format_duration(time).to_string();
+        // Paths are any bytes; JSON is text.
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
         json!({
-            "mountpoint": mountpoint,
+            "mountpoint": mountpoint.to_string_lossy(),
             "topo-implementation": global.implementation.to_string(),
             "topo-global-server-address": global.server,
             "topo-global-root": global.root,
-            "topo-etcd-tls-cert": connect.etcd.cert,
-            "topo-etcd-tls-key": connect.etcd.key,
-            "topo-etcd-tls-ca": connect.etcd.ca,
+            "topo-etcd-tls-cert": path(&connect.etcd.cert),
+            "topo-etcd-tls-key": path(&connect.etcd.key),
+            "topo-etcd-tls-ca": path(&connect.etcd.ca),
             "topo-etcd-lease-ttl": duration(connect.etcd.lease_ttl),
             "topo-etcd-user": connect.etcd.user.as_ref().map(|(name, _)| name),
-            "topo-zk-auth-file": connect.zk.auth_file,
-            "topo-zk-tls-cert": connect.zk.cert,
-            "topo-zk-tls-key": connect.zk.key,
-            "topo-zk-tls-ca": connect.zk.ca,
+            "topo-zk-auth-file": path(&connect.zk.auth_file),
+            "topo-zk-tls-cert": path(&connect.zk.cert),
+            "topo-zk-tls-key": path(&connect.zk.key),
+            "topo-zk-tls-ca": path(&connect.zk.ca),
             "topo-zk-max-concurrency": connect.zk.max_concurrency,
             "topo-zk-base-timeout": duration(connect.zk.base_timeout),
-            "consul-auth-static-file": connect.consul.auth_file,
-            "topo-consul-tls-cert": connect.consul.cert,
-            "topo-consul-tls-key": connect.consul.key,
-            "topo-consul-tls-ca": connect.consul.ca,
+            "consul-auth-static-file": path(&connect.consul.auth_file),
+            "topo-consul-tls-cert": path(&connect.consul.cert),
+            "topo-consul-tls-key": path(&connect.consul.key),
+            "topo-consul-tls-ca": path(&connect.consul.ca),
             "topo-consul-watch-poll-duration": duration(connect.consul.poll_duration),
             "topo-consul-lock-session-ttl": duration(connect.consul.lock_session_ttl),
             "topo-consul-lock-session-checks": connect.consul.lock_session_checks,
@@ -233,7 +235,7 @@ impl ViewArgs {
             "forms": tree.forms,
             "list": tree.list,
             "record": self.record,
-            "descriptor-set": self.descriptor_set,
+            "descriptor-set": path(&self.descriptor_set),
             "uid": tree.uid,
             "gid": tree.gid,
             "umask": format!("{:03o}", tree.umask),
@@ -247,18 +249,4 @@ impl ViewArgs {
 /// The daemon leaves the working directory before it reads files.
 fn absolute(path: &Option<PathBuf>) -> std::io::Result<Option<PathBuf>> {
     path.as_ref().map(std::path::absolute).transpose()
-}
-
-/// The absolute path of a mount point; a dead mount there cannot be asked itself.
-fn resolve(mountpoint: &Path) -> std::io::Result<PathBuf> {
-    match mountpoint.canonicalize() {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            let absolute = std::path::absolute(mountpoint)?;
-            match (absolute.parent(), absolute.file_name()) {
-                (Some(dir), Some(name)) => Ok(dir.canonicalize()?.join(name)),
-                _ => Err(error),
-            }
-        }
-        resolved => resolved,
-    }
 }

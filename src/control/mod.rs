@@ -10,11 +10,13 @@ use crate::name::CellName;
 
 mod errors;
 mod events;
+mod helper;
 mod requests;
 mod status;
 
 pub use errors::{ErrorLog, Refusal};
 pub use events::{EventLog, Reader};
+pub use helper::Helper;
 pub use requests::{Op, Requests};
 pub use status::TreeCounts;
 
@@ -92,6 +94,8 @@ pub struct Control {
     pub events: EventLog,
     /// Requests of the kernel by kind.
     pub requests: Requests,
+    /// The process that raises events.
+    pub helper: Helper,
     config: serde_json::Value,
     set_log_level: SetLogLevel,
     started: std::time::SystemTime,
@@ -110,6 +114,7 @@ impl Control {
             errors: ErrorLog::default(),
             events: EventLog::default(),
             requests: Requests::default(),
+            helper: Helper::default(),
             config,
             set_log_level,
             started: std::time::SystemTime::now(),

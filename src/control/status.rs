@@ -57,6 +57,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "local_directories": counts.local_directories,
         "shadowed_forms": counts.shadowed_forms,
         "locks": { "held": counts.locks.0, "waiting": counts.locks.1, "lost": counts.locks.2 },
+        "helper": control.helper.status(),
         "request_timeout": counts.request_timeout.map(|limit| limit.as_secs()),
     })
 }

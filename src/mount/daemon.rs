@@ -3,8 +3,9 @@
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
+use nix::fcntl::OFlag;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, pipe, setsid};
+use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
 
 /// Who returned from [`detach`].
 #[derive(Debug)]
@@ -40,7 +41,8 @@ impl Readiness {
 /// Makes a child in a session of its own. To be called before any thread is started.
 #[allow(unsafe_code)]
 pub fn detach(failure: u8) -> std::io::Result<Side> {
-    let (read, write) = pipe()?;
+    // Nothing that the daemon starts is to have it.
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     // SAFETY: the process has one thread, so the child may do anything that the parent might.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => {

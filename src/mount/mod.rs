@@ -1,6 +1,5 @@
 //! The life of a mount: connect, attach to the kernel, serve, let go. The one place where blocking and asynchronous code meet.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,13 +14,21 @@ use crate::name::CellName;
 use crate::record::Records;
 use crate::tree::{Tree, TreeOptions};
 
+mod attach;
+mod confine;
 mod daemon;
+mod fusermount;
 mod kernel;
 mod notifier;
+mod point;
+mod table;
+mod teller;
 
+pub use confine::{Inherited, daemon as confine};
 pub use daemon::{Readiness, Side, detach};
 use kernel::{KernelMount, MountSpec};
 pub use notifier::{HELPER, help};
+pub use point::MountPoint;
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -32,8 +39,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Everything that a mount is made from.
 pub struct Settings {
-    /// An absolute path of a directory.
-    pub mountpoint: PathBuf,
+    /// Where.
+    pub mountpoint: MountPoint,
     /// The cells.
     pub cells: CellOptions,
     /// How records are shown.
@@ -62,7 +69,7 @@ pub fn serve(settings: Settings, ready: Readiness) -> Result<()> {
 async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     let timeout = settings.cells.connect.timeout;
     let spec = MountSpec {
-        mountpoint: settings.mountpoint.clone(),
+        mountpoint: settings.mountpoint.path().to_owned(),
         source: settings.cells.global.to_string(),
         allow_other: settings.allow_other,
         read_only: settings.tree.read_only,
@@ -89,7 +96,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
     let under_way = adapter.under_way();
-    let mut mount = KernelMount::start(adapter, &spec, &tree)
+    let mut mount = KernelMount::start(adapter, &spec, settings.mountpoint, &tree)
         .map_err(|error| Error::new(Kind::Io, format!("cannot mount {}: {error}", spec.mountpoint.display())))?;
     tracing::info!(mountpoint = %spec.mountpoint.display(), source = %spec.source, "mounted");
     let served = match ready.tell() {
@@ -116,6 +123,9 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
     loop {
         tokio::select! {
             () = mount.ended() => {
+                if let Err(error) = mount.clear() {
+                    tracing::warn!(%error, "whether the mount is still there cannot be known");
+                }
                 tracing::info!("unmounted");
                 return Ok(());
             }
@@ -125,8 +135,9 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
                     continue;
                 }
                 tracing::info!("told to end");
-                // Whoever still has something open is not to take the kernel's copy for what there is.
-                tree.let_go_of_all().await;
+                // Whoever still has something open is not to take the kernel's copy for what there is. Nobody who holds a page is in
+                // the way of the end.
+                let _ = tokio::time::timeout(BUSY_GRACE, tree.let_go_of_all()).await;
                 mount.unmount()?;
                 // Open files keep a busy mount alive; they fail when the process ends.
                 let _ = tokio::time::timeout(BUSY_GRACE, mount.ended()).await;

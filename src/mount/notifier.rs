@@ -1,24 +1,34 @@
-//! Makes the calls that let the kernel raise inotify events for what happens elsewhere: through a clone of the mount that nobody
-//! sees (root), or by path (others).
+//! The process that makes the calls which let the kernel raise inotify events for what happens elsewhere: through a mount of the file
+//! system that nobody sees (root), or by path (others). How it is started, and what it does; `teller.rs` says what it is told.
 //!
 //! A process of its own makes them. A thread of the daemon must not: when the daemon is killed while one of its threads waits
 //! for an answer of the daemon's own, that thread keeps the device open, the kernel goes on waiting for the answer, and neither the
-//! process nor the mount ever ends. The helper has no part in the device; it ends when the daemon does.
+//! process nor the mount ever ends. A helper has no part in the device; it ends when the daemon does.
 
-use std::ffi::CString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use backon::BackoffBuilder;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::tree::{Happened, Job, Tree};
+use super::confine;
+use super::point::{MountPoint, device_of};
+use super::table::Device;
+use crate::control::Control;
+use crate::tree::{Happened, Tree};
 
 /// The hidden command that the helper runs as.
 pub const HELPER: &str = "notifier";
@@ -36,199 +46,281 @@ struct Call {
 /// How calls get into the mount.
 #[derive(Debug)]
 pub(super) enum Way {
-    /// A clone of the mount, not attached anywhere.
+    /// A mount of the file system that is not attached anywhere.
     Clone(OwnedFd),
-    /// The mount point, and the device that must be mounted there.
-    Path(PathBuf, u64),
+    /// The directory that holds the mount point, its name there, and the device that must be mounted on it. A descriptor inside
+    /// the mount would be in the way of whoever unmounts it.
+    Path { dir: OwnedFd, name: OsString, device: Device },
 }
 
-/// A clone of the mount at a path. Needs CAP_SYS_ADMIN.
-#[allow(unsafe_code)]
-pub(super) fn clone_of(mountpoint: &Path) -> io::Result<OwnedFd> {
-    /// linux/mount.h
-    const OPEN_TREE_CLONE: libc::c_uint = 1;
-    const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC.cast_unsigned();
-    let path = CString::new(mountpoint.as_os_str().as_bytes())?;
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
-    // SAFETY: the path is a string that ends with NUL and lives across the call; libc has no function for it.
-    let number = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-    match i32::try_from(number) {
-        // SAFETY: the kernel has just given us this descriptor.
-        Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
-        _ => Err(io::Error::last_os_error()),
+impl Way {
+    /// By way of the mount point.
+    pub fn into(point: &MountPoint, device: Device) -> io::Result<Self> {
+        let (dir, name) = point.dir_and_name();
+        Ok(Self::Path { dir: dir.try_clone_to_owned()?, name: name.to_owned(), device })
     }
 }
 
-/// The daemon's end of the helper.
-#[derive(Debug)]
-pub(super) struct Notifier {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+/// Starts helpers, for as long as the mount is there.
+pub(super) struct Helpers {
+    tree: Arc<Tree>,
+    started: Mutex<Started>,
 }
 
-impl Notifier {
-    /// Starts the helper and waits until it has its way into the mount.
-    pub fn start(way: Way) -> io::Result<Self> {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg(HELPER).stdin(Stdio::piped()).stdout(Stdio::piped());
-        match way {
-            // In the place of what the helper has no use for.
-            Way::Clone(root) => command.stderr(root),
-            Way::Path(mountpoint, device) => command.stderr(Stdio::null()).arg(mountpoint).arg(device.to_string()),
-        };
+impl std::fmt::Debug for Helpers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Helpers").field("started", &self.started.lock()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Started {
+    /// `None` when the mount has gone.
+    way: Option<Arc<Way>>,
+    /// The processes that have not been reaped: their numbers are still their own.
+    processes: Vec<Pid>,
+    /// Before another one is started, where the last ones did not live long.
+    pauses: backon::ExponentialBackoff,
+}
+
+impl Helpers {
+    /// None yet.
+    pub fn new(way: Way, tree: Arc<Tree>) -> Arc<Self> {
+        let started = Started { way: Some(Arc::new(way)), processes: Vec::new(), pauses: pauses() };
+        Arc::new(Self { tree, started: Mutex::new(started) })
+    }
+
+    /// Starts one, and waits until it has its way into the mount.
+    pub fn start(self: &Arc<Self>) -> io::Result<Notifier> {
+        let gone = || io::Error::other("the mount is gone");
+        let mut command = command(&*self.hold().ok_or_else(gone)?)?;
         let mut child = command.spawn()?;
-        let ends = child.stdin.take().zip(child.stdout.take());
-        let (orders, answers) = ends.ok_or_else(|| io::Error::other("no pipes"))?;
-        let mut notifier = Self { child, orders, answers: BufReader::new(answers) };
+        // It keeps a copy of the way.
+        drop(command);
+        let (orders, answers) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
+        let mut notifier = Notifier { child, orders, answers, since: Instant::now(), all: self.clone() };
+        {
+            let mut started = self.started.lock();
+            if started.way.is_none() {
+                drop(started);
+                return Err(gone());
+            }
+            started.processes.push(notifier.pid());
+        }
         notifier.answer()?;
+        self.control().helper.pid.store(notifier.process(), Ordering::Relaxed);
         Ok(notifier)
     }
 
-    /// Passes on what the tree wants to be told, from a thread of its own, for as long as the mount is there.
-    pub fn serve(mut self, tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> io::Result<()> {
-        let Some(mut jobs) = tree.jobs() else { return Ok(()) };
-        tree.echo_from(self.child.id());
-        std::thread::Builder::new().name("notifier".to_owned()).spawn(move || {
-            while let Some(job) = jobs.blocking_recv() {
-                let outcome = self.tell(&tree, &runtime, &job);
-                tree.end_echo(&job);
-                match outcome {
-                    Ok(()) => {}
-                    // It ends with the mount.
-                    Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "the helper that raises events has failed: there are no more events");
-                        break;
-                    }
-                }
-            }
-            self.end();
-        })?;
-        Ok(())
-    }
-
-    /// One job: what the kernel keeps is dropped, then the call is made.
-    fn tell(&mut self, tree: &Tree, runtime: &tokio::runtime::Handle, job: &Job) -> io::Result<()> {
-        /// Somebody may look up a name just before it is to be created.
-        const ATTEMPTS: usize = 3;
-        for _ in 0..ATTEMPTS {
-            tree.settle(job);
-            let Some(size) = runtime.block_on(tree.begin_echo(job)) else { return Ok(()) };
-            let path = job.path();
-            let errno = self.call(&Call { happened: job.happened, path: path.clone(), size })?;
-            if errno == 0 {
-                return Ok(());
-            }
-            let error = io::Error::from_raw_os_error(errno);
-            tracing::debug!(path, happened = ?job.happened, %error, "an event could not be raised");
+    /// One has died, which is not its time while the mount is there. Returns how long to wait before the next is started.
+    pub fn died(&self, notifier: &Notifier) -> Duration {
+        /// One that has lived so long did not die of how it was started.
+        const STEADY: Duration = Duration::from_secs(10);
+        let mut started = self.started.lock();
+        if started.way.is_none() {
+            return Duration::ZERO;
         }
-        // Nobody hears of it, but the kernel must not keep the name.
-        tree.settle(&job.unnoticed());
-        Ok(())
+        let pause = if notifier.since.elapsed() > STEADY {
+            started.pauses = pauses();
+            Duration::ZERO
+        } else {
+            started.pauses.next().unwrap_or(PAUSE.1)
+        };
+        drop(started);
+        let helper = &self.control().helper;
+        helper.restarts.fetch_add(1, Ordering::Relaxed);
+        let _ = helper.pid.compare_exchange(notifier.process(), 0, Ordering::Relaxed, Ordering::Relaxed);
+        tracing::error!(pid = notifier.process(), "the helper that raises events has died: another one is started");
+        pause
     }
 
-    fn call(&mut self, call: &Call) -> io::Result<i32> {
-        let line = serde_json::to_string(call)?;
-        self.orders.write_all(format!("{line}\n").as_bytes())?;
+    /// An event that could not be raised, because there was no helper.
+    pub fn lost(&self) {
+        self.control().helper.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The way into the mount; `None` when the mount is gone. While it is held, the device of the mount is nobody else's, where the
+    /// way is a mount of its own.
+    pub fn hold(&self) -> Option<Arc<Way>> {
+        self.started.lock().way.clone()
+    }
+
+    /// The mount is gone, or is to go: no helper must keep it alive.
+    pub fn end(&self) {
+        let mut started = self.started.lock();
+        started.way = None;
+        for process in &started.processes {
+            // One that has ended already is no error.
+            let _ = nix::sys::signal::kill(*process, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
+    fn control(&self) -> &Control {
+        self.tree.control()
+    }
+}
+
+/// Pauses between helpers that do not live long.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+fn pauses() -> backon::ExponentialBackoff {
+    backon::ExponentialBuilder::new().with_min_delay(PAUSE.0).with_max_delay(PAUSE.1).without_max_times().build()
+}
+
+/// The daemon's end of one helper, which ends with it.
+#[derive(Debug)]
+pub(super) struct Notifier {
+    child: Child,
+    orders: Option<ChildStdin>,
+    answers: Option<BufReader<ChildStdout>>,
+    since: Instant,
+    all: Arc<Helpers>,
+}
+
+impl Notifier {
+    /// Makes a call. Returns its errno, or 0. May hang, as the call may; an error means that the helper is gone.
+    pub fn call(&mut self, happened: Happened, path: String, size: u64) -> io::Result<i32> {
+        let line = serde_json::to_string(&Call { happened, path, size })?;
+        let orders = self.orders.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        orders.write_all(format!("{line}\n").as_bytes())?;
         self.answer()
     }
 
     fn answer(&mut self) -> io::Result<i32> {
         let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
+        let answers = self.answers.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        if answers.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         line.trim().parse().map_err(io::Error::other)
     }
 
-    /// The process of the helper.
-    pub fn pid(&self) -> nix::unistd::Pid {
-        nix::unistd::Pid::from_raw(self.child.id().cast_signed())
+    /// The process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
-    fn end(mut self) {
-        drop(self.orders);
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Whether it is dead. Until it is dropped, nobody else has its number.
+    pub fn is_dead(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        !matches!(waitid(Id::Pid(self.pid()), flags), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        drop(self.orders.take());
         // One that has ended already is no error.
         let _ = self.child.kill();
+        let number = self.pid();
+        self.all.started.lock().processes.retain(|process| *process != number);
         let _ = self.child.wait();
     }
 }
 
-/// What the helper does: calls as it is told, until the daemon is gone. Without a path, into what is open as stderr.
-pub fn help(path: Option<(PathBuf, u64)>) -> io::Result<()> {
-    let way = match path {
-        None => Way::Clone(io::stderr().as_fd().try_clone_to_owned()?),
-        Some((mountpoint, device)) => Way::Path(mountpoint, device),
+/// The helper gets its way into the mount in the place of what it has no use for, standard error, and nothing else of ours: not our
+/// environment, not our directory.
+fn command(way: &Way) -> io::Result<Command> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("topofs").arg(HELPER).env_clear().current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+    match way {
+        Way::Clone(root) => command.stderr(root.try_clone()?),
+        Way::Path { dir, name, device: (major, minor) } => command
+            .stderr(dir.try_clone()?)
+            .arg(name)
+            .arg(nix::sys::stat::makedev((*major).into(), (*minor).into()).to_string()),
     };
+    Ok(command)
+}
+
+/// What the helper does: calls as it is told, until the daemon is gone. What is open as standard error is the mount, or, with a name
+/// and a device, the directory where it is mounted.
+pub fn help(place: Option<(PathBuf, u64)>) -> io::Result<()> {
+    let start = io::stderr();
+    confine::helper()?;
     let mut answers = io::stdout().lock();
     writeln!(answers, "0")?;
     answers.flush()?;
     for line in io::stdin().lock().lines() {
         let call: Call = serde_json::from_str(&line?)?;
-        let errno = tell(&way, &call).map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+        let outcome = match &place {
+            None => make(start.as_fd(), &call),
+            Some((name, device)) => tell(start.as_fd(), name.as_os_str(), *device, &call),
+        };
+        let errno = outcome.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
         writeln!(answers, "{errno}")?;
         answers.flush()?;
     }
     Ok(())
 }
 
-fn tell(way: &Way, call: &Call) -> io::Result<()> {
-    match way {
-        Way::Clone(root) => make(root.as_fd(), call),
-        Way::Path(mountpoint, device) => {
-            let root =
-                nix::fcntl::open(mountpoint, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-            // Where the mount is gone, this is somebody else's directory.
-            if fstat(&root)?.st_dev != *device {
-                return Ok(());
-            }
-            make(root.as_fd(), call)
-        }
+/// Makes a call by way of the mount point.
+fn tell(dir: BorrowedFd<'_>, name: &OsStr, device: u64, call: &Call) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let root = openat(dir, name, flags, Mode::empty())?;
+    // Where the mount is gone, this is somebody else's directory.
+    if !is_on(root.as_fd(), device)? {
+        return Ok(());
     }
+    make(root.as_fd(), call)
 }
 
+fn is_on(fd: BorrowedFd<'_>, device: u64) -> io::Result<bool> {
+    let (major, minor) = device_of(fd, OsStr::new(""))?;
+    Ok(nix::sys::stat::makedev(major.into(), minor.into()) == device)
+}
+
+/// Makes a call in the mount. Something else may be mounted on a directory or a file in there: it must not get the call.
 fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Result<()> {
-    let path = path.as_str();
     let write = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
+    let parent = within(root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     match happened {
         Happened::Changed => {
-            let file = openat(root, path, write, Mode::empty())?;
+            let file = within(parent.as_fd(), name, write, Mode::empty())?;
             nix::unistd::ftruncate(&file, size.cast_signed())?;
         }
-        Happened::Created => drop(openat(root, path, write | OFlag::O_CREAT | OFlag::O_EXCL, Mode::S_IRUSR)?),
-        Happened::Deleted => unlinkat(root, path, UnlinkatFlags::NoRemoveDir)?,
-        Happened::DirMade => nix::sys::stat::mkdirat(root, path, Mode::S_IRWXU)?,
-        Happened::DirRemoved => unlinkat(root, path, UnlinkatFlags::RemoveDir)?,
+        Happened::Created => {
+            drop(within(parent.as_fd(), name, write | OFlag::O_CREAT | OFlag::O_EXCL, Mode::S_IRUSR)?);
+        }
+        // The kernel neither removes nor makes what something is mounted on.
+        Happened::Deleted => unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)?,
+        Happened::DirMade => nix::sys::stat::mkdirat(&parent, name, Mode::S_IRWXU)?,
+        Happened::DirRemoved => unlinkat(&parent, name, UnlinkatFlags::RemoveDir)?,
         Happened::Unnoticed => {}
     }
     Ok(())
 }
 
-/// The device of what is mounted at a path.
-pub(super) fn device_of(mountpoint: &Path) -> io::Result<u64> {
-    Ok(nix::sys::stat::fstatat(nix::fcntl::AT_FDCWD, mountpoint, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_dev)
+/// Opens what is below a directory in the same mount.
+fn within(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    match openat2(dir, path, OpenHow::new().flags(flags).mode(mode).resolve(resolve)) {
+        // Kernels before 5.6.
+        Err(Errno::ENOSYS) => walk(dir, path, flags, mode),
+        result => Ok(result?),
+    }
 }
 
-/// Ends the helper as soon as the visible mount has gone: its clone would keep the mount alive.
-pub(super) fn end_with_mount(
-    helper: nix::unistd::Pid,
-    is_mounted: impl Fn() -> bool + Send + 'static,
-) -> io::Result<()> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    /// Looked at so often even if the kernel says nothing, in milliseconds.
-    const LOOK: u16 = 1_000;
-    let table = std::fs::File::open("/proc/self/mountinfo")?;
-    std::thread::Builder::new().name("mountinfo".to_owned()).spawn(move || {
-        while is_mounted() {
-            // The kernel says so when any mount comes or goes.
-            let mut fds = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
-            let _ = poll(&mut fds, PollTimeout::from(LOOK));
+/// The same, step by step: each must be on the same device.
+fn walk(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
+    let device = device_of(dir, OsStr::new(""))?;
+    let mut place = dir.try_clone_to_owned()?;
+    let mut steps = path.split('/').peekable();
+    while let Some(step) = steps.next() {
+        // A file is looked at before it is opened, so that nobody hears of what is not ours.
+        let same = device_of(place.as_fd(), OsStr::new(step));
+        let creates = steps.peek().is_none() && flags.contains(OFlag::O_CREAT);
+        if !creates && same? != device {
+            return Err(Errno::EXDEV.into());
         }
-        // It is not reaped before it has been told to end: the number is still its own.
-        let _ = nix::sys::signal::kill(helper, nix::sys::signal::Signal::SIGKILL);
-    })?;
-    Ok(())
+        let step_flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let (flags, mode) = if steps.peek().is_none() { (flags, mode) } else { (step_flags, Mode::empty()) };
+        place = openat(&place, step, flags | OFlag::O_NOFOLLOW, mode)?;
+    }
+    Ok(place)
 }

@@ -61,6 +61,14 @@ pub fn bash_in(dir: &std::path::Path, script: &str) -> Output {
     command.output().expect("bash runs")
 }
 
+/// The same in a mount namespace of its own: what it mounts, nobody else sees, and it is gone with its processes.
+pub fn bash_apart(dir: &std::path::Path, script: &str) -> Output {
+    let mut command = Command::new("timeout");
+    let apart = ["unshare", "-m", "--propagation", "private", "bash", "-c", script];
+    command.args(["--kill-after=5", "60"]).args(apart).current_dir(dir).stdin(Stdio::null());
+    command.output().expect("bash runs")
+}
+
 /// Standard output and standard error together, for messages of tests.
 pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

@@ -18,20 +18,18 @@ pub struct Mount {
 impl Mount {
     /// `topofs ARGS --foreground MOUNTPOINT`, once it answers.
     pub fn new(args: &[&str]) -> Self {
-        Self::within(&[], args)
+        Self::under(&[TOPOFS], args)
     }
 
-    /// The same, started by another program, such as `unshare`.
-    pub fn within(starter: &[&str], args: &[&str]) -> Self {
+    /// The same by another program, which becomes topofs.
+    pub fn under(program: &[&str], args: &[&str]) -> Self {
         let work = tempfile::tempdir().unwrap();
         // For other users, too.
         std::fs::set_permissions(work.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         std::fs::create_dir(work.path().join("m")).unwrap();
-        let mut command = bound_command(starter.first().unwrap_or(&TOPOFS));
+        let mut command = bound_command(program[0]);
+        command.args(&program[1..]);
         let log = std::fs::File::create(work.path().join("log")).unwrap();
-        if let Some(rest) = starter.get(1..) {
-            command.args(rest).arg(TOPOFS);
-        }
         command.args(args).arg("--foreground").arg(work.path().join("m")).stdout(Stdio::null()).stderr(log);
         let daemon = spawn_bound(command);
         let mut mount = Self { work, daemon };
@@ -49,9 +47,14 @@ impl Mount {
 
     /// Of a topology in any service.
     pub fn of(implementation: &str, server: &str, root: &str, flags: &[&str]) -> Self {
+        Self::of_under(&[TOPOFS], implementation, server, root, flags)
+    }
+
+    /// The same by another program, which becomes topofs.
+    pub fn of_under(program: &[&str], implementation: &str, server: &str, root: &str, flags: &[&str]) -> Self {
         let global = format!("{root}/global");
         let place = ["--topo-global-server-address", server, "--topo-global-root", &global];
-        Self::new(&[&["mount", "--topo-implementation", implementation], &place[..], flags].concat())
+        Self::under(program, &[&["mount", "--topo-implementation", implementation], &place[..], flags].concat())
     }
 
     pub fn root(&self) -> PathBuf {
@@ -132,8 +135,9 @@ impl Drop for Mount {
 }
 
 pub fn is_mounted(path: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    mounts.lines().any(|line| line.split(' ').nth(1) == path.to_str())
+    // Anybody's mount point may be any bytes.
+    let mounts = std::fs::read("/proc/self/mounts").unwrap();
+    String::from_utf8_lossy(&mounts).lines().any(|line| line.split(' ').nth(1) == path.to_str())
 }
 
 /// A program whose lines are waited for.

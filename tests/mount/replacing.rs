@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::common::etcd::shared;
-use crate::common::mount::Mount;
+use crate::common::mount::{Mount, TOPOFS};
 use crate::common::server::fresh_root;
 use crate::common::{eventually, text};
 use crate::on_each_backend;
@@ -377,7 +377,7 @@ fn as_nobody(mount: &Mount, script: &str) -> std::process::Output {
 /// A mount whose daemon cannot look into the processes of other users, as in a container or a hardened unit.
 fn without_ptrace(flags: &[&str]) -> Mount {
     let args = [&["demo", "--respect-locks=none", "--allow-other", "--umask=000"], flags].concat();
-    Mount::within(&["setpriv", "--bounding-set=-sys_ptrace"], &args)
+    Mount::under(&["setpriv", "--bounding-set=-sys_ptrace", TOPOFS], &args)
 }
 
 #[test]
@@ -406,7 +406,7 @@ fn a_killed_writer_of_another_user_stores_nothing_where_its_exit_code_is_hidden(
 #[test]
 fn who_cannot_be_seen_shares_nothing_and_saves_nothing() {
     // Whoever is outside of the daemon's pid namespace.
-    let mount = Mount::within(&["unshare", "--pid", "--fork", "--kill-child"], &["demo", "--respect-locks=none"]);
+    let mount = Mount::under(&["unshare", "--pid", "--fork", "--kill-child", TOPOFS], &["demo", "--respect-locks=none"]);
     let before = mount.read("global/metadata/owner");
     for call in [
         "echo x > global/metadata/owner",
@@ -428,7 +428,7 @@ fn who_cannot_be_seen_shares_nothing_and_saves_nothing() {
 #[test]
 fn unseen_writers_that_are_allowed_save_at_the_last_close() {
     let flags = ["demo", "--respect-locks=none", "--allow-unseen-writers"];
-    let mount = Mount::within(&["unshare", "--pid", "--fork", "--kill-child"], &flags);
+    let mount = Mount::under(&["unshare", "--pid", "--fork", "--kill-child", TOPOFS], &flags);
     let revision = || mount.status()["cells"]["global"]["revision"].as_u64().unwrap();
     let before = revision();
     mount.sh("{ printf one; /bin/true; printf two; } > global/metadata/block");

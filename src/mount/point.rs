@@ -1,0 +1,219 @@
+//! The mount point: a directory that is held by descriptors from the start, so that nobody who may rename things on the way to
+//! it leads a mount, or the end of one, elsewhere. Symbolic links are followed once, when the command line is read.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+
+use super::table::{Device, Table};
+
+/// The type of a mount in the mount table.
+pub(super) const KIND: &str = "fuse.topofs";
+
+/// The directory that a topology is, or will be, mounted on.
+#[derive(Debug)]
+pub struct MountPoint {
+    path: PathBuf,
+    /// The directory that holds it. Nobody can rename a mount point, so together with the name this is the mount.
+    dir: OwnedFd,
+    name: OsString,
+    /// What was there at the start, until it is mounted on.
+    place: Option<OwnedFd>,
+}
+
+impl MountPoint {
+    /// Takes hold of a directory, or of what is left of a dead mount there.
+    pub fn open(mountpoint: &Path) -> io::Result<Self> {
+        let path = resolve(mountpoint)?;
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the root directory cannot be a mount point"));
+        };
+        let dir = open_directory(parent)?;
+        let place = Some(open_place(&dir, name)?);
+        Ok(Self { dir, name: name.to_owned(), place, path })
+    }
+
+    /// As it was called at the start, without symbolic links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that holds it, and its name there, for the helper.
+    pub(super) fn dir_and_name(&self) -> (BorrowedFd<'_>, &OsStr) {
+        (self.dir.as_fd(), &self.name)
+    }
+
+    /// Makes ready for mounting: a dead mount of topofs is taken away, so that a restart just works. What is not the directory of the
+    /// start any more is refused.
+    pub(super) fn prepare(&mut self) -> io::Result<()> {
+        if let Some(place) = self.place.take_if(|place| is_dead(place.as_fd())) {
+            let device = device_of(place.as_fd(), OsStr::new(""))?;
+            let kind = Table::open()?.read()?.into_iter().find(|entry| entry.device == device).map(|entry| entry.kind);
+            match kind {
+                Some(kind) if kind == KIND => {
+                    tracing::warn!("the mount point holds a dead mount: it is replaced");
+                    detach(place.as_fd(), &self.path)?;
+                }
+                kind => {
+                    let kind = kind.unwrap_or_default();
+                    let message =
+                        format!("it holds a dead mount of another kind ({}): unmount that first", kind.display());
+                    return Err(io::Error::other(message));
+                }
+            }
+        }
+        let now = open_place(&self.dir, &self.name)?;
+        if let Some(place) = &self.place
+            && identity(place.as_fd())? != identity(now.as_fd())?
+        {
+            return Err(io::Error::other("the mount point is not the directory any more that it was at the start"));
+        }
+        let what = statx(&now, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
+        if FileType::from_raw_mode(what.stx_mode.into()) != FileType::Directory {
+            return Err(io::Error::other("is not a directory"));
+        }
+        self.place = Some(now);
+        Ok(())
+    }
+
+    /// The directory to mount on.
+    pub(super) fn place(&self) -> io::Result<BorrowedFd<'_>> {
+        self.place.as_ref().map(OwnedFd::as_fd).ok_or_else(|| io::Error::other("already mounted"))
+    }
+
+    /// What is mounted stays, what was there before is let go. Fails if something else than the device has come up there.
+    pub(super) fn is_mounted(&mut self, device: Device) -> io::Result<()> {
+        self.place = None;
+        if self.device()? == device {
+            return Ok(());
+        }
+        Err(io::Error::other("the mount point was moved away while it was mounted on"))
+    }
+
+    /// The device of what is mounted topmost. Asks no file system.
+    pub(super) fn device(&self) -> io::Result<Device> {
+        device_of(self.dir.as_fd(), &self.name)
+    }
+
+    /// Whether what is mounted topmost is a device, and nobody answers for it any more.
+    pub(super) fn holds_dead(&self, device: Device) -> bool {
+        let topmost = open_place(&self.dir, &self.name);
+        topmost.is_ok_and(|root| {
+            device_of(root.as_fd(), OsStr::new("")).is_ok_and(|of| of == device) && is_dead(root.as_fd())
+        })
+    }
+
+    /// For calls that know paths only. It leads to the mount itself, not to what lies under it; the name at its end is no symbolic link.
+    pub(super) fn by_descriptor(&self) -> PathBuf {
+        by_descriptor(self.dir.as_fd()).join(&self.name)
+    }
+
+    /// Takes a mount away, wherever it has been moved to. A busy mount disappears from the tree at once.
+    pub(super) fn unmount(&self, device: Device) -> io::Result<()> {
+        // It needs no descriptor: there may be none left.
+        if self.device().is_ok_and(|topmost| topmost == device) {
+            unmount(&self.by_descriptor())?;
+        }
+        let mut table = Table::open()?;
+        for entry in table.read()?.into_iter().filter(|entry| entry.device == device) {
+            let (Some(parent), Some(name)) = (entry.mountpoint.parent(), entry.mountpoint.file_name()) else {
+                continue;
+            };
+            let taken = open_directory(parent).and_then(|dir| {
+                let topmost = device_of(dir.as_fd(), name)? == device;
+                if topmost { unmount(&by_descriptor(dir.as_fd()).join(name)).map(|()| true) } else { Ok(false) }
+            });
+            match taken {
+                Ok(true) => {}
+                Ok(false) => {
+                    let place = entry.mountpoint.display();
+                    tracing::warn!(%place, "something else is mounted over the mount point: it is left alone");
+                }
+                // A copy that has gone with another is gone.
+                Err(error) => {
+                    tracing::warn!(%error, place = %entry.mountpoint.display(), "a copy of the mount is left")
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unmount(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
+        Err(nix::Error::EBUSY) => {
+            tracing::warn!("the mount is busy: files that are still open will fail");
+            Ok(umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Takes away the mount whose root a descriptor is.
+fn detach(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        // The link of a descriptor leads to that very mount.
+        return Ok(umount2(&by_descriptor(root), MntFlags::MNT_DETACH)?);
+    }
+    super::fusermount::unmount(&["-z"], path)
+}
+
+/// What a descriptor is open on, as a path.
+pub(super) fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+/// The device of what a name in a directory leads to, or of the descriptor itself where there is no name. Nobody is asked for it.
+pub(super) fn device_of(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Device> {
+    let empty = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::empty() };
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC | empty;
+    let found = statx(dir, name, flags, StatxFlags::empty())?;
+    Ok((found.stx_dev_major, found.stx_dev_minor))
+}
+
+/// Device and number.
+fn identity(place: BorrowedFd<'_>) -> io::Result<(Device, u64)> {
+    let found = statx(place, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
+    Ok(((found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
+}
+
+fn open_place(dir: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+    Ok(openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Opens a directory of a path that has no symbolic links.
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(nix::fcntl::AT_FDCWD, path, how) {
+        // Kernels before 5.6.
+        Err(nix::Error::ENOSYS) => Ok(open(path, flags | OFlag::O_NOFOLLOW, Mode::empty())?),
+        result => Ok(result?),
+    }
+}
+
+/// Whether nobody answers any more for what is mounted.
+fn is_dead(place: BorrowedFd<'_>) -> bool {
+    // Attributes may still be in the kernel's cache; this is not.
+    matches!(nix::sys::statvfs::fstatvfs(place), Err(nix::Error::ENOTCONN))
+}
+
+/// The absolute path of a mount point; a dead mount there cannot be asked itself.
+fn resolve(mountpoint: &Path) -> io::Result<PathBuf> {
+    match mountpoint.canonicalize() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            let absolute = std::path::absolute(mountpoint)?;
+            match (absolute.parent(), absolute.file_name()) {
+                (Some(dir), Some(name)) => Ok(dir.canonicalize()?.join(name)),
+                _ => Err(error),
+            }
+        }
+        resolved => resolved,
+    }
+}

@@ -1,0 +1,147 @@
+//! The mount table, /proc/self/mountinfo: which mounts there are, and whether one of them is ours.
+//!
+//! Anybody's mount point may hold bytes that are not UTF-8. Mount numbers are used again at once; the device of a file system is
+//! its own for as long as anything holds it, so devices are compared. A table that cannot be read says nothing: never that a
+//! mount has gone.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// The device of a mounted file system: major and minor number.
+pub(super) type Device = (u32, u32);
+
+/// The table, open: reading it again needs no other descriptor.
+#[derive(Debug)]
+pub(super) struct Table(File);
+
+/// A line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub device: Device,
+    /// Where it is mounted, as this process sees it.
+    pub mountpoint: PathBuf,
+    /// Such as `fuse.topofs`.
+    pub kind: OsString,
+}
+
+impl Table {
+    /// Opens the table of this process's mount namespace.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self(File::open("/proc/self/mountinfo")?))
+    }
+
+    /// What is mounted now, the topmost mount of a place last.
+    pub fn read(&mut self) -> io::Result<Vec<Entry>> {
+        let mut bytes = Vec::new();
+        self.0.rewind()?;
+        self.0.read_to_end(&mut bytes)?;
+        parse(&bytes)
+    }
+
+    /// Whether a file system is mounted anywhere; an error if that cannot be known.
+    pub fn has(&mut self, device: Device) -> io::Result<bool> {
+        Ok(self.read()?.iter().any(|entry| entry.device == device))
+    }
+
+    /// Waits until a file system is mounted nowhere any more. What cannot be known is looked at again.
+    pub fn wait_until_gone(&mut self, device: Device) {
+        /// Looked at so often even if the kernel says nothing, in milliseconds.
+        const LOOK: u16 = 1_000;
+        /// The kernel gives out the table in pieces, and a mount may move while it does.
+        const LOOKS: usize = 2;
+        while !(0..LOOKS).all(|_| matches!(self.has(device), Ok(false))) {
+            // The kernel says so when any mount comes or goes.
+            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLPRI)];
+            if poll(&mut fds, PollTimeout::from(LOOK)).is_err() {
+                std::thread::sleep(std::time::Duration::from_millis(LOOK.into()));
+            }
+        }
+    }
+}
+
+/// All lines; a line that cannot be understood makes the whole unknown, since it might be the one that is looked for.
+fn parse(table: &[u8]) -> io::Result<Vec<Entry>> {
+    let lines = table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let entries: Option<Vec<Entry>> = lines.map(entry).collect();
+    // There is always a root.
+    entries
+        .filter(|entries| !entries.is_empty())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the mount table cannot be understood"))
+}
+
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: optional fields stand before the hyphen. See proc(5).
+fn entry(line: &[u8]) -> Option<Entry> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let (major, minor) = device.split_once(':')?;
+    let mountpoint = unescape(fields.nth(1)?);
+    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    Some(Entry {
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        mountpoint: OsString::from_vec(mountpoint).into(),
+        kind: OsStr::from_bytes(kind).to_owned(),
+    })
+}
+
+/// White space and backslashes are three octal digits in the table.
+fn unescape(mut rest: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some((first, others)) = rest.split_first() {
+        let digits = others.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match (first, digits.and_then(|digits| u8::from_str_radix(digits, 8).ok())) {
+            (b'\\', Some(code)) => {
+                bytes.push(code);
+                rest = others.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(*first);
+                rest = others;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_byte_may_be_in_a_mount_point() {
+        let table = b"22 1 0:21 / /proc rw,relatime - proc proc rw\n\
+            90 22 0:55 / /tmp/\xff\\040\\134a rw shared:1 master:2 - fuse.topofs memory:a\\040b rw,user_id=0\n\
+            91 22 259:3 /x / rw - ext4 /dev/\xfe rw\n";
+        let entries = parse(table).unwrap();
+        let shown: Vec<_> =
+            entries.iter().map(|entry| (entry.device, entry.mountpoint.as_os_str().as_bytes())).collect();
+        assert_eq!(shown, [((0, 21), &b"/proc"[..]), ((0, 55), b"/tmp/\xff \\a"), ((259, 3), b"/")]);
+        assert_eq!(entries[1].kind, "fuse.topofs");
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_unknown() {
+        for table in [
+            &b""[..],
+            b"22 1 0:21 / /proc rw\n",
+            b"22 1 x / /proc rw - proc proc rw\n",
+            b"22 1 0:21 / /a rw - tmpfs t rw\n9",
+        ] {
+            assert!(parse(table).is_err(), "{table:?}");
+        }
+    }
+
+    #[test]
+    fn the_table_of_this_machine_is_understood_again_and_again() {
+        let mut table = Table::open().unwrap();
+        let entries = table.read().unwrap();
+        let root = entries.iter().rfind(|entry| entry.mountpoint.as_os_str() == "/").unwrap();
+        assert!(table.has(root.device).unwrap());
+        assert!(!table.has((u32::MAX, 0)).unwrap());
+    }
+}

@@ -30,6 +30,10 @@ pub struct Owner(pub u128);
 impl Owner {
     /// Nobody: what a lock of Consul's leaves behind.
     pub const NOBODY: Owner = Owner(0);
+
+    /// No lease and no session, and held all the same: a lock that somebody has copied, or made by hand. It stays until it is
+    /// taken away, and everybody waits for it.
+    pub const UNBOUND: Owner = Owner(u128::MAX);
 }
 
 /// Proof that a lock is held: what a guarded change carries along.

@@ -131,4 +131,5 @@ mod fencing;
 mod holding;
 mod signals;
 mod stress;
+mod successor;
 mod tools;

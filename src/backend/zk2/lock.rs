@@ -9,9 +9,10 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout_at};
 use zookeeper_client::{Acls, Client, CreateMode, Error as ZkError, MultiReadResult, SessionState};
 
+use super::look::Access;
 use super::session::{CallError, SILENCE_LIMIT, Sessions};
 use super::view::version;
-use super::write::{self, Access, FILE_ACL};
+use super::write::{self, FILE_ACL};
 use super::znode;
 use crate::backend::lock::{self, LOCKS, Owner, Place, is_election, removal};
 use crate::backend::{BackendError, Failure, Guard, KeySpace, Node, Revision, Role};

@@ -223,8 +223,17 @@ fn what_is_larger_than_the_server_takes_is_efbig_and_disturbs_nobody() {
     runtime().block_on(cell.apply(&[put("a", large)])).unwrap();
 }
 
-/// What only its user may do with a node and all below it, beside reading.
+/// What everybody may do with a node; one user may do everything.
+fn restrict_one(node: &str, rights: Permission) {
+    restrict_all(node, rights, false);
+}
+
+/// The same, with all that is below it.
 fn restrict(root: &str, rights: Permission) {
+    restrict_all(root, rights, true);
+}
+
+fn restrict_all(root: &str, rights: Permission, recursive: bool) {
     runtime().block_on(async {
         let client = shared().client().await;
         client.auth("digest", b"boss:s3cret").await.unwrap();
@@ -232,7 +241,8 @@ fn restrict(root: &str, rights: Permission) {
         let acls = [all, Acl::new(rights, AuthId::anyone())];
         let mut nodes = vec![root.to_owned()];
         while let Some(node) = nodes.pop() {
-            nodes.extend(client.list_children(&node).await.unwrap().into_iter().map(|name| format!("{node}/{name}")));
+            let below = client.list_children(&node).await.unwrap();
+            nodes.extend(below.into_iter().filter(|_| recursive).map(|name| format!("{node}/{name}")));
             let acls = if rights == Permission::NONE { &acls[..1] } else { &acls[..] };
             client.set_acl(&node, acls, None).await.unwrap();
         }
@@ -291,6 +301,13 @@ fn rights_that_are_taken_away_make_nothing_disappear() {
     assert_eq!(certain(runtime().block_on(cell.list(&TopoPath::root()))), Failure::Denied);
     drop(watch);
     assert_eq!(certain(runtime().block_on(cell.follow()).map(drop)), Failure::Denied);
+    // Who may not look at what is above may use what he may use.
+    let inner = at(&shared().endpoint(), &format!("{root}/metadata"));
+    restrict_one(&root, Permission::CREATE);
+    runtime().block_on(inner.apply(&[put("more", "x")])).unwrap();
+    assert_eq!((get(&inner, "more").as_deref(), names(&inner).len()), (Some("x"), 2));
+    restrict_one(&root, Permission::READ);
+    runtime().block_on(inner.apply(&[delete("more", Guard::Any)])).unwrap();
     // Who never saw it, sees the rest.
     assert_eq!(names(&at(&shared().endpoint(), &root)), ["metadata/owner"]);
     restrict(&format!("{root}/keyspaces"), Permission::READ);

@@ -126,6 +126,32 @@ impl Zk {
         write::apply(&access, &self.keys, changes).await
     }
 
+    async fn ask_for(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
+        let key = znode(&self.keys, path);
+        let (acls, stat) = self
+            .voters
+            .try_call(async |client| client.get_acl(&key).await)
+            .await
+            .map_err(|error| self.voters.explain(&error))?;
+        Ok(match name {
+            CZXID => Some(format!("{:#x}", stat.czxid)),
+            ACL => {
+                let one = |acl: &zookeeper_client::Acl| {
+                    format!("{}:{}:{}", acl.scheme(), acl.id(), letters(acl.permission()))
+                };
+                Some(acls.iter().map(one).collect::<Vec<_>>().join(","))
+            }
+            _ => None,
+        })
+    }
+
+    async fn sweep(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
+        // Vitess takes any directory of this name for a lock, also an empty one.
+        let line = dir.join(LOCKS).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?;
+        let removed = write::remove_empty(&Access::any(&self.voters), &self.keys, &line).await;
+        Ok(removed.map_err(|error| self.voters.explain(&error))?.then(|| line.to_string()))
+    }
+
     fn ended(sessions: &Sessions, ended: Ended) -> BackendError {
         match ended {
             Ended::Call(error) => sessions.explain(&error),
@@ -188,22 +214,7 @@ impl Backend for Zk {
     }
 
     async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
-        let key = znode(&self.keys, path);
-        let (acls, stat) = self
-            .voters
-            .try_call(async |client| client.get_acl(&key).await)
-            .await
-            .map_err(|error| self.voters.explain(&error))?;
-        Ok(match name {
-            CZXID => Some(format!("{:#x}", stat.czxid)),
-            ACL => {
-                let one = |acl: &zookeeper_client::Acl| {
-                    format!("{}:{}:{}", acl.scheme(), acl.id(), letters(acl.permission()))
-                };
-                Some(acls.iter().map(one).collect::<Vec<_>>().join(","))
-            }
-            _ => None,
-        })
+        self.with_credentials(|| self.ask_for(path, name)).await
     }
 
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
@@ -243,9 +254,6 @@ impl Backend for Zk {
     }
 
     async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
-        // Vitess takes any directory of this name for a lock, also an empty one.
-        let line = dir.join(LOCKS).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?;
-        let removed = write::remove_empty(&Access::any(&self.voters), &self.keys, &line).await;
-        Ok(removed.map_err(|error| self.voters.explain(&error))?.then(|| line.to_string()))
+        self.with_credentials(|| self.sweep(dir)).await
     }
 }

@@ -235,7 +235,7 @@ mod tests {
     /// When it is lost, and why.
     async fn lost(keeper: &Keeper) -> (Duration, BackendError) {
         let begun = Instant::now();
-        let error = keeper.lost().await;
+        let error = tokio::time::timeout(TTL * 10, keeper.lost()).await.expect("it is lost");
         (begun.elapsed(), error)
     }
 

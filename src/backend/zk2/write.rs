@@ -21,6 +21,8 @@ use crate::name::TopoPath;
 
 /// How often a change begins again because parents come and go beside it.
 const ATTEMPTS: usize = 32;
+/// A look that is older does not count any more: this process was frozen, or something took its time.
+const FRESH: Duration = Duration::from_millis(500);
 /// Pause before a change begins again that a busy server has turned away.
 const THROTTLED_PAUSE: Duration = Duration::from_millis(50);
 

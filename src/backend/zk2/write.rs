@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use zookeeper_client::{
     Acl, Acls, AuthId, CreateMode, Error as ZkError, MultiWriteError, MultiWriteResult, Permission, Stat,
 };
@@ -68,6 +68,7 @@ async fn try_apply(
     let mut lost = None;
     for _ in 0..ATTEMPTS {
         let seen = look(access, keys, &paths).await.map_err(|error| access.explain(&error))?;
+        let looked = Instant::now();
         if lost.is_some()
             && let Some(applied) = already(changes, &seen)
         {
@@ -77,6 +78,9 @@ async fn try_apply(
         let steps = plan(changes, &paths, &seen);
         let bytes = request_bytes(changes, &paths, &steps);
         access.sessions.admit(bytes, lost.is_some()).await.map_err(|error| access.explain(&error))?;
+        if looked.elapsed() > FRESH {
+            continue;
+        }
         open.store(true, Ordering::Relaxed);
         match commit(access, changes, &paths, &steps).await {
             Ok(results) => {

@@ -210,6 +210,28 @@ fn what_is_larger_than_the_server_takes_is_efbig_and_disturbs_nobody() {
         }
         place.leave().await.unwrap();
     });
+    // To the byte: what is refused would have been refused, and what would not, is not.
+    let edge = "x".repeat(131_072 - 65 - "/t/global/metadata/edge".len());
+    runtime().block_on(async {
+        let file = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        for (more, fits) in [("", true), ("x", false)] {
+            let value = format!("{edge}{more}");
+            let client = server.client().await;
+            let mut writer = client.new_multi_writer();
+            writer.add_create("/t/global/metadata/edge", value.as_bytes(), &file).unwrap();
+            assert_eq!(writer.commit().await.is_ok(), fits);
+            if fits {
+                client.delete("/t/global/metadata/edge", None).await.unwrap();
+            }
+            let stored = cell.apply(&[guarded("metadata/edge", Guard::Absent, &value)]).await;
+            if !fits {
+                assert_eq!(certain(stored), Failure::TooLarge);
+                continue;
+            }
+            let version = stored.unwrap().versions[0].unwrap();
+            cell.apply(&[delete("metadata/edge", Guard::Version(version))]).await.unwrap();
+        }
+    });
     let status = mount.status();
     assert_eq!(
         (&status["cells"]["global"]["state"], &status["cells"]["global"]["reconnects"]),

@@ -470,3 +470,42 @@ fn after_a_lost_answer_it_is_known_whose_record_it_is_or_said_that_it_is_not() {
     proxy.cut(true);
     assert_eq!(certain(apply(put("metadata/three", "4"))), Failure::Unreachable);
 }
+
+#[test]
+fn a_place_whose_answer_was_lost_is_left_again_and_no_other() {
+    let (server, root) = (shared(), fresh_root());
+    let direct = at(&server.endpoint(), &root);
+    let proxy = Proxy::plain(server.port);
+    let through = at(&proxy.endpoint(), &root);
+    let dir = path("keyspaces/ks");
+    runtime().block_on(async {
+        direct.apply(&[put("keyspaces/ks/Keyspace", "x")]).await.unwrap();
+        // The second has the name of the first, which is left only then.
+        let first = through.enter(&dir, &"first".into()).await.unwrap();
+        direct.break_lock(&first.node().unwrap()).await.unwrap();
+        let second = through.enter(&dir, &"second".into()).await.unwrap();
+        assert_eq!(first.node().unwrap().path, second.node().unwrap().path);
+        first.leave().await.unwrap();
+        let waiting = direct.clone();
+        let places = async move || {
+            let nodes = waiting.list(&path("keyspaces/ks/locks")).await.unwrap().nodes;
+            nodes.into_iter().map(|node| String::from_utf8(node.value.to_vec()).unwrap()).collect::<Vec<_>>()
+        };
+        let arrived = direct.clone();
+        proxy.lose_request("third", true, move || {
+            let listed = || runtime().block_on(arrived.list(&path("keyspaces/ks/locks"))).unwrap().nodes.len();
+            eventually("it has arrived", || (listed() == 2).then_some(()));
+        });
+        assert_eq!(through.enter(&dir, &"third".into()).await.map(drop).unwrap_err().failure, Failure::Unreachable);
+        tokio::time::timeout(crate::common::DEADLINE, async {
+            while places().await.len() != 1 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("the third place is left");
+        assert_eq!(places().await, ["second"]);
+        assert!(second.try_hold().await.unwrap().is_some());
+        second.leave().await.unwrap();
+    });
+}

@@ -253,6 +253,10 @@ impl Backend for Zk {
         self.apply(&[removal(node)]).await.map(drop)
     }
 
+    async fn reread_secrets(&self) {
+        self.renew_auth().await;
+    }
+
     async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
         self.with_credentials(|| self.sweep(dir)).await
     }

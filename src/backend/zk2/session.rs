@@ -189,14 +189,14 @@ impl Sessions {
         }
     }
 
-    /// Reads the credentials again, since they were refused; says whether they are others now, so that a repetition is of use.
+    /// Reads the credentials again; says whether they are others now, so that a call that was refused is worth repeating.
     pub async fn renew_auth(&self) -> bool {
         let Some(path) = self.auth_file.clone() else { return false };
         let read = tokio::task::spawn_blocking(move || read_auth(&path)).await;
         let new = match read {
             Ok(Ok(new)) => new,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the credentials were refused, and their file cannot be read again");
+                tracing::warn!(%error, "the file of the credentials cannot be read again");
                 return false;
             }
             Err(_) => return false,
@@ -204,7 +204,7 @@ impl Sessions {
         if self.auth.lock().as_ref() == Some(&new) {
             return false;
         }
-        tracing::info!(servers = self.servers, "the credentials were refused, and their file has others now");
+        tracing::info!(servers = self.servers, "the file of the credentials has others now");
         *self.auth.lock() = Some(new.clone());
         if !self.lasting {
             *self.client.lock() = None;

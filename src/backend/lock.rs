@@ -28,8 +28,11 @@ pub(crate) const LOCK: &str = "Lock";
 pub struct Owner(pub u128);
 
 impl Owner {
-    /// Nobody: what a lock of Consul's leaves behind.
+    /// Nobody: what a lock of Consul's leaves behind. It keeps nobody waiting.
     pub const NOBODY: Owner = Owner(0);
+    /// Neither a lease nor a session: a lock of etcd's or ZooKeeper's that was copied or restored. It keeps everybody waiting until
+    /// it is taken away, for it does not end by itself. No lease and no session has this number.
+    pub const UNBOUND: Owner = Owner(u128::MAX);
 }
 
 /// Proof that a lock is held: what a guarded change carries along.
@@ -184,3 +187,104 @@ pub(crate) fn guard(node: &Node) -> Guard {
 
 /// A place that somebody may share.
 pub type SharedPlace = Arc<dyn Place>;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(30);
+    /// The clock of the tests counts whole milliseconds.
+    const TICK: Duration = Duration::from_millis(2);
+
+    /// Answers of a service, one for each renewal; the last is repeated.
+    #[derive(Debug, Clone, Copy)]
+    enum Answer {
+        Renewed,
+        /// Renewed, and it took as long.
+        Late(Duration),
+        Gone,
+        Refused,
+        Never,
+    }
+
+    fn keeper(answers: &'static [Answer]) -> (Keeper, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = asked.clone();
+        let keeper = Keeper::start("the lease".to_owned(), TTL, Instant::now(), move || {
+            let number = counter.fetch_add(1, Ordering::SeqCst);
+            let answer = answers.get(number).or(answers.last()).copied();
+            async move {
+                match answer {
+                    Some(Answer::Renewed) => Ok(true),
+                    Some(Answer::Late(time)) => {
+                        tokio::time::sleep(time).await;
+                        Ok(true)
+                    }
+                    Some(Answer::Gone) => Ok(false),
+                    Some(Answer::Refused) => Err(BackendError::new(Failure::Unreachable, "no connection")),
+                    Some(Answer::Never) | None => std::future::pending().await,
+                }
+            }
+        });
+        (keeper, asked)
+    }
+
+    /// When it is lost, and why.
+    async fn lost(keeper: &Keeper) -> (Duration, BackendError) {
+        let begun = Instant::now();
+        let error = tokio::time::timeout(TTL * 10, keeper.lost()).await.expect("it is lost");
+        (begun.elapsed(), error)
+    }
+
+    fn about(time: Duration, wanted: Duration) -> bool {
+        time >= wanted && time <= wanted + TICK
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_gone_is_lost_as_soon_as_that_is_said() {
+        let (keeper, asked) = keeper(&[Answer::Renewed, Answer::Gone, Answer::Renewed]);
+        let (after, error) = lost(&keeper).await;
+        assert_eq!((error.failure, error.message.as_str()), (Failure::LockLost, "the lease is gone"));
+        assert!(about(after, TTL / RENEWALS * 2), "{after:?}");
+        tokio::time::sleep(TTL * 3).await;
+        assert_eq!(asked.load(Ordering::SeqCst), 2, "what is lost is not asked for again");
+        assert_eq!(keeper.lost().await.failure, Failure::LockLost, "and stays lost for everybody");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_over() {
+        for answers in [&[Answer::Refused][..], &[Answer::Never]] {
+            let (keeper, asked) = keeper(Box::leak(answers.to_vec().into_boxed_slice()));
+            let (after, error) = lost(&keeper).await;
+            assert!(error.failure == Failure::LockLost && error.message.contains("could not be renewed"), "{error}");
+            assert!(about(after, TTL), "{after:?}");
+            let tries = asked.load(Ordering::SeqCst);
+            // It is tried for, again and again, as long as there is time.
+            let most =
+                usize::try_from((TTL.as_millis() - (TTL / RENEWALS).as_millis()) / RETRY_PAUSE.as_millis()).unwrap();
+            assert!(tries == 1 || tries.abs_diff(most) <= 1, "{tries} of {most}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn its_time_counts_from_when_the_renewal_was_sent() {
+        let late = TTL / 2;
+        let (keeper, _) = keeper(Box::leak(Box::new([Answer::Late(late), Answer::Never])));
+        let (after, _) = lost(&keeper).await;
+        assert!(about(after, TTL / RENEWALS + TTL), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_lives_as_long_as_it_is_renewed_and_kept() {
+        let (keeper, asked) = keeper(&[Answer::Renewed, Answer::Refused, Answer::Renewed]);
+        let waited = tokio::time::timeout(TTL * 10, keeper.lost()).await;
+        assert!(waited.is_err(), "it is lost: {waited:?}");
+        let before = asked.load(Ordering::SeqCst);
+        assert!(before >= 29, "{before}");
+        drop(keeper);
+        tokio::time::sleep(TTL).await;
+        assert_eq!(asked.load(Ordering::SeqCst), before, "nobody renews what nobody keeps");
+    }
+}

@@ -273,7 +273,8 @@ impl Place for Waiting {
     async fn leave(&self) -> Result<Revision, BackendError> {
         match self.memory.apply_now(&[lock::removal(&self.node)]) {
             Ok(applied) => Ok(applied.at),
-            Err(error) if error.failure == Failure::NoNode => Ok(Revision::default()),
+            // Gone, or somebody else's now.
+            Err(error) if matches!(error.failure, Failure::NoNode | Failure::BadVersion) => Ok(Revision::default()),
             Err(error) => Err(error),
         }
     }

@@ -28,6 +28,16 @@ struct Shared {
     bytes: AtomicUsize,
     /// The server speaks HTTP/1: bytes are passed as they come.
     plain: bool,
+    /// What happens to the next request that contains these bytes.
+    trap: Mutex<Option<Trap>>,
+}
+
+struct Trap {
+    marker: Vec<u8>,
+    /// Whether the server gets it.
+    deliver: bool,
+    /// What is done then, before the connection ends without an answer.
+    then: Box<dyn FnOnce() + Send>,
 }
 
 impl Proxy {
@@ -63,7 +73,7 @@ impl Proxy {
                 let [client, server] = ends;
                 let (to_server, from_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
                 let (up, down) = (state.clone(), state.clone());
-                std::thread::spawn(move || up.pass(from_client, to_server));
+                std::thread::spawn(move || up.pass(from_client, to_server, true));
                 std::thread::spawn(move || down.pass_frames(server, client));
             }
         });
@@ -91,6 +101,18 @@ impl Proxy {
         *self.shared.drop_marked.lock().unwrap() = marker.map(|text| text.as_bytes().to_vec());
     }
 
+    /// The next request that contains these bytes gets no answer: the connection ends. The server gets it or not, and then
+    /// something is done before the end.
+    pub fn lose_request(&self, marker: &str, deliver: bool, then: impl FnOnce() + Send + 'static) {
+        let trap = Trap { marker: marker.as_bytes().to_vec(), deliver, then: Box::new(then) };
+        *self.shared.trap.lock().unwrap() = Some(trap);
+    }
+
+    /// Whether the request that was to be lost has come.
+    pub fn has_lost(&self) -> bool {
+        self.shared.trap.lock().unwrap().is_none()
+    }
+
     pub fn count(&self) -> isize {
         self.shared.count.load(Ordering::SeqCst)
     }
@@ -112,11 +134,14 @@ impl Shared {
         }
     }
 
-    fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn pass(&self, mut from: TcpStream, mut to: TcpStream, up: bool) {
         let mut buffer = vec![0; 64 << 10];
         let mut seen: Vec<u8> = Vec::new();
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             self.wait_while_silent();
+            if up && self.is_lost(&buffer[..count], &mut to) {
+                break;
+            }
             self.bytes.fetch_add(count, Ordering::SeqCst);
             self.add_up(&mut seen, &buffer[..count]);
             if to.write_all(&buffer[..count]).is_err() {
@@ -124,6 +149,27 @@ impl Shared {
             }
         }
         let _ = to.shutdown(Shutdown::Both);
+    }
+
+    /// Whether these bytes get no answer.
+    fn is_lost(&self, bytes: &[u8], to: &mut TcpStream) -> bool {
+        let mut trap = self.trap.lock().unwrap();
+        let Some(Trap { deliver, then, .. }) =
+            trap.take_if(|trap| bytes.windows(trap.marker.len()).any(|window| window == trap.marker))
+        else {
+            return false;
+        };
+        drop(trap);
+        self.silent.store(true, Ordering::Relaxed);
+        if deliver {
+            let _ = to.write_all(bytes);
+        }
+        then();
+        for connection in self.connections.lock().unwrap().drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        self.silent.store(false, Ordering::Relaxed);
+        true
     }
 
     /// Counts texts that end in the new bytes; they may have begun in earlier ones.
@@ -143,7 +189,7 @@ impl Shared {
     /// Passes HTTP/2 frames of the server, except marked DATA frames.
     fn pass_frames(&self, mut from: TcpStream, mut to: TcpStream) {
         if self.plain {
-            return self.pass(from, to);
+            return self.pass(from, to, false);
         }
         let _ = self.try_pass_frames(&mut from, &mut to);
         let _ = to.shutdown(Shutdown::Both);

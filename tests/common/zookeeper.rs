@@ -4,8 +4,11 @@ use std::io::{Read, Write};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use zookeeper_client::{Acls, Client, CreateMode};
+
 use super::eventually;
 use super::server::Server;
+use super::world::runtime;
 
 pub struct Zookeeper(pub Server);
 
@@ -52,6 +55,37 @@ impl Zookeeper {
     /// Waits until it serves.
     pub fn wait(&self) {
         eventually("ZooKeeper serves", || self.ask("srvr").filter(|answer| answer.contains("Mode:")));
+    }
+
+    /// A client of ZooKeeper's own protocol, for what no mount does.
+    pub async fn client(&self) -> Client {
+        Client::connect(&self.endpoint()).await.unwrap()
+    }
+
+    /// Makes a node as other tools do, with all rights for everybody, and the nodes above it.
+    pub fn create(&self, path: &str, data: &str) {
+        let options = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        runtime().block_on(async {
+            let client = self.client().await;
+            if let Some((above, _)) = path.rsplit_once('/').filter(|(above, _)| !above.is_empty()) {
+                match client.mkdir(above, &options).await {
+                    Ok(()) | Err(zookeeper_client::Error::NodeExists) => {}
+                    Err(error) => panic!("{above}: {error}"),
+                }
+            }
+            client.create(path, data.as_bytes(), &options).await.unwrap();
+        });
+    }
+
+    /// What a node holds.
+    pub fn data(&self, path: &str) -> Option<Vec<u8>> {
+        runtime().block_on(async {
+            match self.client().await.get_data(path).await {
+                Ok((data, _)) => Some(data),
+                Err(zookeeper_client::Error::NoNode) => None,
+                Err(error) => panic!("{path}: {error}"),
+            }
+        })
     }
 
     /// The answer to a four-letter word.

@@ -50,8 +50,15 @@ impl Factory {
     }
 
     fn fresh(&self) -> Arc<dyn Backend> {
+        self.fresh_root().1
+    }
+
+    /// A cell, and its root for those who open it again.
+    fn fresh_root(&self) -> (String, Arc<dyn Backend>) {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        self.cell(&format!("/conformance/{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+        let root = format!("/conformance/{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let cell = self.cell(&root);
+        (root, cell)
     }
 }
 

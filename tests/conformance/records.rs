@@ -75,6 +75,24 @@ conformance! {
         assert_eq!(value(&*cell, "f").await, None);
     }
 
+    async fn a_record_outlives_what_is_stored_below_it(factory) {
+        // ZooKeeper's parents are removed with their last child, but only where they are mere directories.
+        let cell = factory.fresh();
+        for (at, text) in [("dir/full", "kept"), ("keyspaces/ks/Keyspace", "")] {
+            let below = format!("{at}/below/it");
+            store(&*cell, &below, "x").await;
+            // A directory is no record that is in the way.
+            apply_one(&*cell, put(at, Guard::Absent, text)).await.unwrap();
+            // (An empty one, with others below it, cannot be told from a directory on ZooKeeper.)
+            if !text.is_empty() {
+                assert_eq!(failure(apply_one(&*cell, put(at, Guard::Absent, text)).await), Failure::NodeExists);
+            }
+            apply_one(&*cell, delete(&below, Guard::Any)).await.unwrap();
+            assert_eq!(value(&*cell, at).await.as_deref(), Some(text.as_bytes()), "{at}");
+        }
+        assert_eq!(names(&*cell, "").await, ["dir/full", "keyspaces/ks/Keyspace"]);
+    }
+
     async fn a_record_is_not_its_successor(factory) {
         // ZooKeeper's version numbers begin again: the creation tells.
         let cell = factory.fresh();

@@ -13,4 +13,5 @@ mod restored;
 mod rig;
 mod size;
 mod tools;
+mod zookeeper;
 mod zookeeper_async;

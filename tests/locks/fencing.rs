@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::mount::TOPOFS;
 use crate::common::{eventually, signal, text};
-use crate::{DIR, Holder, LOCK, SHORT, events, is_free, py, report};
+use crate::{DIR, Holder, LOCK, SHORT, events, is_free, is_free_for_each, py, report};
 
 const VSCHEMA: &str = "global/keyspaces/commerce/VSchema.json";
 
@@ -74,7 +74,7 @@ print('done')";
         assert_eq!(py(&one, program, &[TOPOFS, LOCK, there.to_str().unwrap()]), "done\n");
         assert_eq!(events(&two, "lock-broken").len(), 1);
         assert_eq!(events(&one, "lock-lost").len(), 1);
-        assert!(is_free(&one, LOCK) && is_free(&two, LOCK));
+        assert!(is_free_for_each(&[&one, &two], LOCK));
     }
 
     fn a_lock_outlives_its_lease_many_times(service) {

@@ -110,6 +110,17 @@ fn is_free(mount: &Mount, lock: &str) -> bool {
     mount.bash(&format!("flock -n {lock} true")).status.success()
 }
 
+/// Whether it is free for each of several mounts. Whoever has let go is over before the service has heard of it, and a look takes the
+/// lock for a moment, too: one after the other, when all have heard.
+fn is_free_for_each(mounts: &[&Mount], lock: &str) -> bool {
+    mounts.iter().all(|mount| {
+        for each in mounts {
+            eventually("all have let go, and that is seen", || report(each, lock).is_empty().then_some(()));
+        }
+        is_free(mount, lock)
+    })
+}
+
 /// Runs a Python program with the mount as its directory.
 fn python(mount: &Mount, program: &str, args: &[&str]) -> Output {
     let mut command = Command::new("timeout");
@@ -131,4 +142,5 @@ mod fencing;
 mod holding;
 mod signals;
 mod stress;
+mod successor;
 mod tools;

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::mount::Mount;
 use crate::common::{eventually, signal};
-use crate::{LOCK, SHORT, is_free, report};
+use crate::{LOCK, SHORT, is_free_for_each, report};
 
 /// Enters critical sections: counts in a file without atomics, and makes a directory that must not be there.
 const WORKER: &str = "import fcntl, os, sys
@@ -56,7 +56,7 @@ on_each_service! {
         let place = tempfile::tempdir().unwrap();
         all_succeed(workers(&[&one, &two], place.path(), SECTIONS), &[&one, &two]);
         assert_eq!(counter(place.path()), 8 * SECTIONS);
-        assert!(is_free(&one, LOCK) && is_free(&two, LOCK));
+        assert!(is_free_for_each(&[&one, &two], LOCK));
     }
 
     fn a_daemon_dies_and_the_rest_goes_on(service) {

@@ -7,14 +7,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout_at};
-use zookeeper_client::{Acls, Client, CreateMode, Error as ZkError, SessionState};
+use zookeeper_client::{Acls, Client, CreateMode, Error as ZkError, MultiReadResult, SessionState};
 
+use super::look::Access;
 use super::session::{CallError, SILENCE_LIMIT, Sessions};
 use super::view::version;
-use super::write::{self, Access, FILE_ACL};
+use super::write::{self, FILE_ACL};
 use super::znode;
-use crate::backend::lock::{self, LOCKS, Owner, Place, is_election};
-use crate::backend::{Action, BackendError, Change, Failure, Guard, KeySpace, Node, Revision, Role};
+use crate::backend::lock::{self, LOCKS, Owner, Place, is_election, removal};
+use crate::backend::{BackendError, Failure, Guard, KeySpace, Node, Revision, Role};
 use crate::name::TopoPath;
 
 /// How often a place is tried for while somebody else collects the empty directory.
@@ -29,8 +30,11 @@ pub(super) struct Lines {
     keys: KeySpace,
     /// The znodes that stand for us. Held while one is made: what else our session owns was made by a request whose answer was
     /// lost.
-    ours: tokio::sync::Mutex<HashSet<String>>,
+    ours: tokio::sync::Mutex<HashSet<Made>>,
 }
+
+/// A znode and the transaction that created it. A name alone may come again: numbers begin again in a directory that is made anew.
+type Made = (String, i64);
 
 /// A place in the line.
 #[derive(Debug)]
@@ -92,7 +96,7 @@ impl Lines {
         let mut ours = self.ours.lock().await;
         match self.create(&client, &line, contents).await {
             Ok((path, stat)) => {
-                ours.insert(path.clone());
+                ours.insert((path.clone(), stat.czxid));
                 let shown = self.keys.path(path.as_bytes());
                 let path = shown.ok_or_else(|| BackendError::new(Failure::Other, format!("{path} is no path")))?;
                 let role = Role::Lock(owner(client.session_id().0));
@@ -145,18 +149,19 @@ impl Lines {
         }
     }
 
-    async fn remove_strays(&self, client: &Client, line: &str, ours: &HashSet<String>) -> Result<(), CallError> {
+    async fn remove_strays(&self, client: &Client, line: &str, ours: &HashSet<Made>) -> Result<(), CallError> {
         let names = match self.sessions.bounded(client.list_children(line)).await {
             Err(CallError::Client(ZkError::NoNode)) => return Ok(()),
             names => names?,
         };
-        for path in names.iter().map(|name| format!("{line}/{name}")).filter(|path| !ours.contains(path)) {
-            let stat = self.sessions.bounded(client.check_stat(&path)).await?;
-            if stat.is_some_and(|stat| stat.ephemeral_owner == client.session_id().0) {
-                match self.sessions.bounded(client.delete(&path, None)).await {
-                    Ok(()) | Err(CallError::Client(ZkError::NoNode)) => {}
-                    Err(error) => return Err(error),
-                }
+        for path in names.iter().map(|name| format!("{line}/{name}")) {
+            let Some(stat) = self.sessions.bounded(client.check_stat(&path)).await? else { continue };
+            if stat.ephemeral_owner != client.session_id().0 || ours.contains(&(path.clone(), stat.czxid)) {
+                continue;
+            }
+            match self.sessions.bounded(client.delete(&path, Some(stat.version))).await {
+                Ok(()) | Err(CallError::Client(ZkError::NoNode | ZkError::BadVersion)) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -173,12 +178,6 @@ impl Lines {
     }
 }
 
-impl Waiting {
-    fn path(&self) -> String {
-        znode(&self.lines.keys, &self.node.path)
-    }
-}
-
 #[async_trait]
 impl Place for Waiting {
     fn node(&self) -> Option<Node> {
@@ -187,25 +186,15 @@ impl Place for Waiting {
 
     async fn try_hold(&self) -> Result<Option<Node>, BackendError> {
         let sessions = &self.lines.sessions;
-        let names = sessions.bounded(async {
-            let synced = self.client.sync(&self.line);
-            let listed = self.client.list_children(&self.line);
-            synced.await?;
-            listed.await
-        });
-        let names = match names.await {
+        let names = match sessions.bounded(self.look()).await {
             Err(CallError::Client(ZkError::NoNode | ZkError::SessionExpired | ZkError::ClientClosed)) => {
                 return Err(lock::gone(&self.node.path));
             }
             names => names.map_err(|error| sessions.explain(&error))?,
         };
-        let own = self.node.path.name();
-        if !names.iter().any(|name| name == own) {
-            return Err(lock::gone(&self.node.path));
-        }
         // All have ten digits: the order of the text is that of the numbers.
         let first = names.iter().filter(|name| is_number(name)).min();
-        Ok((first.map(String::as_str) == Some(own)).then(|| self.node.clone()))
+        Ok((first.map(String::as_str) == Some(self.node.path.name())).then(|| self.node.clone()))
     }
 
     async fn lost(&self) -> BackendError {
@@ -233,22 +222,50 @@ impl Place for Waiting {
     }
 
     async fn leave(&self) -> Result<Revision, BackendError> {
-        let path = self.path();
-        let change = Change { path: self.node.path.clone(), guard: Guard::Any, action: Action::Delete };
         let access = Access::pinned(&self.lines.sessions, self.client.clone());
-        let left = match write::apply(&access, &self.lines.keys, &[change]).await {
+        let left = match write::apply(&access, &self.lines.keys, &[removal(&self.node)]).await {
             Ok(applied) => Ok(applied.at),
-            Err(error) if matches!(error.failure, Failure::NoNode | Failure::LockLost) => Ok(Revision::default()),
+            // Gone, or somebody else's by now: its name may have come again.
+            Err(error) if matches!(error.failure, Failure::NoNode | Failure::BadVersion | Failure::LockLost) => {
+                Ok(Revision::default())
+            }
             Err(error) => Err(error),
         };
         if left.is_ok() {
-            self.lines.ours.lock().await.remove(&path);
+            self.lines.ours.lock().await.remove(&self.made());
         }
         left
     }
 }
 
 impl Waiting {
+    /// The names of all places, at an instant at which this one is there.
+    async fn look(&self) -> Result<Vec<String>, ZkError> {
+        let (path, created) = self.made();
+        let synced = self.client.sync(&self.line);
+        let mut reader = self.client.new_multi_reader();
+        reader.add_get_data(&path)?;
+        reader.add_get_children(&self.line)?;
+        let read = reader.commit();
+        synced.await?;
+        let mut results = read.await?.into_iter();
+        match (results.next(), results.next()) {
+            (Some(MultiReadResult::Data { stat, .. }), Some(MultiReadResult::Children { children }))
+                if stat.czxid == created =>
+            {
+                Ok(children)
+            }
+            // The name has come again.
+            (Some(MultiReadResult::Data { .. }), Some(MultiReadResult::Children { .. })) => Err(ZkError::NoNode),
+            (Some(MultiReadResult::Error { err }), _) | (_, Some(MultiReadResult::Error { err })) => Err(err),
+            other => Err(ZkError::UnexpectedError(format!("{other:?}"))),
+        }
+    }
+
+    fn made(&self) -> Made {
+        (znode(&self.lines.keys, &self.node.path), self.node.version.created.0.cast_signed())
+    }
+
     fn ended(&self, how: &str) -> BackendError {
         BackendError::new(Failure::LockLost, format!("the session {how}, and with it {}", self.node.path))
     }

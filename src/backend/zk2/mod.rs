@@ -1,31 +1,36 @@
 //! ZooKeeper.
 //!
-//! `session` owns the connections, `view` reads and watches a subtree, `write` applies changes.
+//! `session` owns the connections, `view` reads and watches a subtree, `look` reads single nodes, `write` applies changes,
+//! `roles` says what a node is.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use zookeeper_client::Permission;
 
 use super::lock::{LOCKS, SharedPlace, removal};
 use super::{
     Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
-    Location, Node, Role, SIGN_OF_LIFE, WatchStream, check_limits,
+    Location, Node, SIGN_OF_LIFE, WatchStream, check_limits,
 };
 use crate::name::TopoPath;
 
 mod lock;
+mod look;
+mod roles;
 mod session;
+mod size;
 mod view;
 mod write;
 
 use lock::Lines;
+use look::{Access, look};
 use session::Sessions;
 pub use session::ZkOptions;
-use view::{Ended, View, version};
-use write::Access;
+use view::{Ended, Nodes, View, version};
 
 /// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
 const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
@@ -45,6 +50,8 @@ pub struct Zk {
     /// For locks: the voters, in a session that lasts.
     lines: Arc<Lines>,
     keys: KeySpace,
+    /// What the newest watch has seen.
+    seen: Mutex<Nodes>,
 }
 
 impl Zk {
@@ -62,7 +69,87 @@ impl Zk {
         };
         // Paths of ZooKeeper are absolute.
         let keys = KeySpace::new(&format!("/{}", location.root));
-        Ok(Self { voters, readers, lines: Lines::new(lasting, keys.clone()), keys })
+        Ok(Self { voters, readers, lines: Lines::new(lasting, keys.clone()), keys, seen: Mutex::default() })
+    }
+
+    /// Calls again if it was refused and there are other credentials by now.
+    async fn with_credentials<T, F: Future<Output = Result<T, BackendError>>>(
+        &self,
+        call: impl Fn() -> F,
+    ) -> Result<T, BackendError> {
+        let outcome = call().await;
+        match &outcome {
+            Err(error) if error.failure == Failure::Denied && self.renew_auth().await => call().await,
+            _ => outcome,
+        }
+    }
+
+    async fn renew_auth(&self) -> bool {
+        let mut renewed = false;
+        // Each has read the file itself.
+        for sessions in [&*self.voters, &*self.readers, self.lines.sessions()] {
+            renewed |= sessions.renew_auth().await;
+        }
+        renewed
+    }
+
+    async fn view(&self, dir: &TopoPath) -> Result<(Listing, View), BackendError> {
+        let before = self.seen.lock().clone();
+        let opened = View::open(&self.readers, &self.keys, dir, before).await;
+        opened.map_err(|ended| Self::ended(&self.readers, ended))
+    }
+
+    async fn look_at(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
+        let key = znode(&self.keys, path);
+        let seen = look(&Access::any(&self.voters), &self.keys, &[key]).await;
+        let seen = seen.map_err(|error| self.voters.explain(&error))?;
+        let node = seen.nodes.into_iter().next().flatten().and_then(|znode| {
+            let role = znode.role.filter(|role| roles::is_shown(path, *role))?;
+            let (version, value) = (version(&znode.stat), Bytes::from(znode.data));
+            Some(Node { path: path.clone(), version, role, value, modified: None })
+        });
+        Ok(Fetched { node, at: seen.at })
+    }
+
+    async fn try_apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        let held = changes.iter().find_map(|change| match change.guard {
+            Guard::Held(holding) => Some((change, holding)),
+            _ => None,
+        });
+        let access = match held {
+            None => Access::any(&self.voters),
+            Some((change, holding)) => match self.lines.session_of(holding.owner).await {
+                Some(client) => Access::pinned(self.lines.sessions(), client),
+                None => return Err(BackendError::unmet(change.guard, &change.path, None)),
+            },
+        };
+        write::apply(&access, &self.keys, changes).await
+    }
+
+    async fn ask_for(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
+        let key = znode(&self.keys, path);
+        let (acls, stat) = self
+            .voters
+            .try_call(async |client| client.get_acl(&key).await)
+            .await
+            .map_err(|error| self.voters.explain(&error))?;
+        Ok(match name {
+            CZXID => Some(format!("{:#x}", stat.czxid)),
+            ACL => {
+                let one = |acl: &zookeeper_client::Acl| {
+                    format!("{}:{}:{}", acl.scheme(), acl.id(), letters(acl.permission()))
+                };
+                Some(acls.iter().map(one).collect::<Vec<_>>().join(","))
+            }
+            _ => None,
+        })
+    }
+
+    async fn sweep(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
+        // Vitess takes any directory of this name for a lock, also an empty one.
+        let line = dir.join(LOCKS).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?;
+        let removed = write::remove_empty(&Access::any(&self.voters), &self.keys, &line).await;
+        Ok(removed.map_err(|error| self.voters.explain(&error))?.then(|| line.to_string()))
     }
 
     fn ended(sessions: &Sessions, ended: Ended) -> BackendError {
@@ -115,33 +202,11 @@ impl Backend for Zk {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        let opened = View::open(&self.readers, &self.keys, dir).await;
-        opened.map(|(listing, _)| listing).map_err(|ended| Self::ended(&self.readers, ended))
+        self.with_credentials(|| async { self.view(dir).await.map(|(listing, _)| listing) }).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
-        let key = znode(&self.keys, path);
-        let found =
-            write::look(&Access::any(&self.voters), &[key]).await.map_err(|error| self.voters.explain(&error))?;
-        let at = found.at;
-        let node = found
-            .nodes
-            .into_iter()
-            .next()
-            .flatten()
-            .filter(|znode| !(znode.data.is_empty() && znode.stat.num_children > 0));
-        let node = node.map(|znode| Node {
-            path: path.clone(),
-            version: version(&znode.stat),
-            role: if znode.stat.ephemeral_owner == 0 {
-                Role::Record
-            } else {
-                Role::Lock(lock::owner(znode.stat.ephemeral_owner))
-            },
-            value: Bytes::from(znode.data),
-            modified: None,
-        });
-        Ok(Fetched { node, at })
+        self.with_credentials(|| self.look_at(path)).await
     }
 
     fn attributes(&self) -> &'static [&'static str] {
@@ -149,44 +214,19 @@ impl Backend for Zk {
     }
 
     async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
-        let key = znode(&self.keys, path);
-        let (acls, stat) = self
-            .voters
-            .try_call(async |client| client.get_acl(&key).await)
-            .await
-            .map_err(|error| self.voters.explain(&error))?;
-        Ok(match name {
-            CZXID => Some(format!("{:#x}", stat.czxid)),
-            ACL => {
-                let one = |acl: &zookeeper_client::Acl| {
-                    format!("{}:{}:{}", acl.scheme(), acl.id(), letters(acl.permission()))
-                };
-                Some(acls.iter().map(one).collect::<Vec<_>>().join(","))
-            }
-            _ => None,
-        })
+        self.with_credentials(|| self.ask_for(path, name)).await
     }
 
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, LIMITS)?;
-        let held = changes.iter().find_map(|change| match change.guard {
-            Guard::Held(holding) => Some((change, holding)),
-            _ => None,
-        });
-        let access = match held {
-            None => Access::any(&self.voters),
-            Some((change, holding)) => match self.lines.session_of(holding.owner).await {
-                Some(client) => Access::pinned(self.lines.sessions(), client),
-                None => return Err(BackendError::unmet(change.guard, &change.path, None)),
-            },
-        };
-        write::apply(&access, &self.keys, changes).await
+        self.with_credentials(|| self.try_apply(changes)).await
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let sessions = self.readers.clone();
-        let opened = View::open(&sessions, &self.keys, &TopoPath::root()).await;
-        let (listing, view) = opened.map_err(|ended| Self::ended(&sessions, ended))?;
+        let root = TopoPath::root();
+        let (listing, view) = self.with_credentials(|| self.view(&root)).await?;
+        *self.seen.lock() = view.nodes();
         let stream = futures::stream::unfold(Some((view, sessions)), |state| async move {
             let (mut view, sessions) = state?;
             let next = match tokio::time::timeout(SIGN_OF_LIFE, view.changed()).await {
@@ -206,17 +246,18 @@ impl Backend for Zk {
     }
 
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
-        self.lines.enter(dir, contents).await
+        self.with_credentials(|| self.lines.enter(dir, contents)).await
     }
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
         self.apply(&[removal(node)]).await.map(drop)
     }
 
+    async fn reread_secrets(&self) {
+        self.renew_auth().await;
+    }
+
     async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
-        // Vitess takes any directory of this name for a lock, also an empty one.
-        let line = dir.join(LOCKS).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?;
-        let removed = write::remove_empty(&Access::any(&self.voters), &self.keys, &line).await;
-        Ok(removed.map_err(|error| self.voters.explain(&error))?.then(|| line.to_string()))
+        self.with_credentials(|| self.sweep(dir)).await
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use zookeeper_client::{Client, Error as ZkError, SessionState, TlsOptions};
 
+use super::size::Sizes;
 use crate::backend::{BackendError, Failure};
 
 /// How long a silent connection is trusted before another server is tried.
@@ -62,8 +63,12 @@ pub(super) struct Sessions {
     servers: String,
     timeout: Duration,
     base_timeout: Duration,
-    auth: Option<Auth>,
+    /// The file that the credentials come from, and what stood there last.
+    auth_file: Option<PathBuf>,
+    auth: Mutex<Option<Auth>>,
     tls: Option<TlsOptions>,
+    /// What is known of the size of requests.
+    pub sizes: Sizes,
     slots: Semaphore,
     client: Mutex<Option<Client>>,
     /// Locks live with the session: it is kept as long as it may live, connected or not.
@@ -72,7 +77,7 @@ pub(super) struct Sessions {
     connecting: tokio::sync::Mutex<()>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 struct Auth {
     scheme: String,
     secret: Vec<u8>,
@@ -104,8 +109,10 @@ impl Sessions {
             servers: servers.join(","),
             timeout,
             base_timeout: options.base_timeout,
-            auth: options.auth_file.as_ref().map(read_auth).transpose()?,
+            auth: Mutex::new(options.auth_file.as_ref().map(read_auth).transpose()?),
+            auth_file: options.auth_file.clone(),
             tls: tls(options)?,
+            sizes: Sizes::default(),
             slots: Semaphore::new(options.max_concurrency.max(1)),
             client: Mutex::new(None),
             lasting,
@@ -168,7 +175,7 @@ impl Sessions {
                 Ok(Ok(client)) => return Ok(client),
                 // The client sends its credentials right behind the request for a session; a server on Netty may answer them
                 // first, and the client takes the one answer for the other.
-                Ok(Err(ZkError::NoHosts)) if self.auth.is_some() && overtaken < OVERTAKEN => {
+                Ok(Err(ZkError::NoHosts)) if self.auth_file.is_some() && overtaken < OVERTAKEN => {
                     overtaken += 1;
                     tokio::time::sleep(OVERTAKEN_PAUSE).await;
                 }
@@ -179,6 +186,34 @@ impl Sessions {
                 Ok(Err(error)) => return Err(CallError::Client(error)),
                 Err(_) => return Err(CallError::NoAnswer),
             }
+        }
+    }
+
+    /// Reads the credentials again; says whether they are others now, so that a call that was refused is worth repeating.
+    pub async fn renew_auth(&self) -> bool {
+        let Some(path) = self.auth_file.clone() else { return false };
+        let read = tokio::task::spawn_blocking(move || read_auth(&path)).await;
+        let new = match read {
+            Ok(Ok(new)) => new,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the file of the credentials cannot be read again");
+                return false;
+            }
+            Err(_) => return false,
+        };
+        if self.auth.lock().as_ref() == Some(&new) {
+            return false;
+        }
+        tracing::info!(servers = self.servers, "the file of the credentials has others now");
+        *self.auth.lock() = Some(new.clone());
+        if !self.lasting {
+            *self.client.lock() = None;
+            return true;
+        }
+        // Locks live with the session: it is told of the new ones beside the old.
+        match self.living() {
+            Some(client) => self.bounded(client.auth(&new.scheme, &new.secret)).await.is_ok(),
+            None => true,
         }
     }
 
@@ -196,8 +231,9 @@ impl Sessions {
             .with_session_timeout(self.base_timeout)
             .with_connection_timeout(SILENCE_LIMIT.min(self.base_timeout / 2))
             .with_fail_eagerly();
-        if let Some(Auth { scheme, secret }) = &self.auth {
-            connector = connector.with_auth(scheme, secret);
+        let auth = self.auth.lock().clone();
+        if let Some(Auth { scheme, secret }) = auth {
+            connector = connector.with_auth(&scheme, &secret);
         }
         match &self.tls {
             Some(tls) => connector.with_tls(tls.clone()).secure_connect(&self.servers).await,
@@ -235,6 +271,11 @@ impl Sessions {
                 (Failure::Unreachable, format!("no answer within {waited}"))
             }
             CallError::Unreachable(message) => return BackendError::new(Failure::Unreachable, message),
+            CallError::TooLarge(bytes) => {
+                let message =
+                    format!("a request of {bytes} bytes is more than the servers take (their jute.maxbuffer)");
+                (Failure::TooLarge, message)
+            }
             CallError::Client(error) => (classify(error), error.to_string()),
         };
         BackendError::new(failure, format!("{}: {message}", self.servers))
@@ -248,6 +289,8 @@ pub(super) enum CallError {
     NoAnswer,
     /// No server could be connected.
     Unreachable(String),
+    /// A request of so many bytes is more than the servers take.
+    TooLarge(usize),
     /// The client's own error, which may be an answer.
     Client(ZkError),
 }
@@ -257,7 +300,9 @@ impl CallError {
     pub fn is_uncertain(&self) -> bool {
         match self {
             CallError::NoAnswer => true,
-            CallError::Unreachable(_) => false,
+            CallError::Unreachable(_) | CallError::TooLarge(_) => false,
+            // Turned away, or never sent.
+            CallError::Client(ZkError::Throttled | ZkError::NotReadOnly | ZkError::NoHosts) => false,
             CallError::Client(error) => classify(error) == Failure::Unreachable,
         }
     }
@@ -277,7 +322,10 @@ fn classify(error: &ZkError) -> Failure {
         | ZkError::Timeout
         | ZkError::NotReadOnly
         | ZkError::UnexpectedError(_)
-        | ZkError::Throttled => Failure::Unreachable,
+        | ZkError::Throttled
+        // The network's own errors.
+        | ZkError::Custom(_) => Failure::Unreachable,
+        ZkError::QuotaExceeded => Failure::NoSpace,
         _ => Failure::Other,
     }
 }

@@ -5,14 +5,15 @@
 //! request that shows one instant, until no event comes in between.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use zookeeper_client::{
-    AddWatchMode, Client, Error as ZkError, EventType, MultiReadResult, Permission, PersistentWatcher, Stat,
-};
+use parking_lot::Mutex;
+use zookeeper_client::{AddWatchMode, Client, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, Stat};
 
+use super::roles::{Judged, by_acl, is_shown, judge};
 use super::session::{CallError, Sessions};
 use super::{ancestors, znode};
 use crate::backend::{KeySpace, Listing, Node, Revision, Role, Version, WatchBatch, WatchEvent};
@@ -33,11 +34,18 @@ pub(super) struct View {
     watcher: PersistentWatcher,
     keys: KeySpace,
     root: String,
-    nodes: HashMap<String, Known>,
+    nodes: Nodes,
+    /// What the watch before has seen: what must not be read any more is not gone.
+    before: Nodes,
 }
 
+/// The znodes that a watch has read, by path.
+pub(super) type Nodes = Arc<Mutex<HashMap<String, Known>>>;
+
 /// What is remembered of a znode.
-struct Known {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    created: i64,
     written: i64,
     /// What it is shown as; `None` for a mere directory.
     role: Option<Role>,
@@ -65,14 +73,19 @@ impl From<CallError> for Ended {
 
 impl View {
     /// Everything below a directory at one instant, and the view that goes on from there.
-    pub async fn open(sessions: &Sessions, keys: &KeySpace, dir: &TopoPath) -> Result<(Listing, Self), Ended> {
+    pub async fn open(
+        sessions: &Sessions,
+        keys: &KeySpace,
+        dir: &TopoPath,
+        before: Nodes,
+    ) -> Result<(Listing, Self), Ended> {
         let client = sessions.open().await?;
         let root = znode(keys, dir);
         let watching = client.clone();
         let watcher = sessions.bounded(watching.watch(&root, AddWatchMode::PersistentRecursive)).await?;
         // A follower, or an observer, may not have heard of what this mount has just written.
         sessions.bounded(client.sync(&root)).await?;
-        let mut view = Self { client, watcher, keys: keys.clone(), root, nodes: HashMap::new() };
+        let mut view = Self { client, watcher, keys: keys.clone(), root, nodes: Nodes::default(), before };
         let mut listing = view.read_all(sessions, dir).await?;
         for _ in 0..SETTLE_ROUNDS {
             let changed = view.arrived()?;
@@ -83,6 +96,11 @@ impl View {
             merge(&mut listing, batch);
         }
         Ok((listing, view))
+    }
+
+    /// What it has seen, kept current.
+    pub fn nodes(&self) -> Nodes {
+        self.nodes.clone()
     }
 
     /// Waits for changes. May be given up at any moment: nothing is lost.
@@ -113,16 +131,21 @@ impl View {
         let mut level = vec![self.root.clone()];
         while !level.is_empty() {
             let found = self.read_level(sessions, level).await?;
-            let parents: Vec<String> =
-                found.iter().filter(|(_, node)| node.stat.num_children > 0).map(|(path, _)| path.clone()).collect();
+            let has_children = |(path, node): &&(String, Znode)| node.stat.num_children > 0 && self.may_show(path);
+            let parents: Vec<String> = found.iter().filter(has_children).map(|(path, _)| path.clone()).collect();
             level = self.children(sessions, parents).await?;
             for (path, znode) in found {
                 listing.at = listing.at.max(newest(&znode.stat));
+                if !self.may_show(&path) {
+                    // Once for all that may be below it.
+                    listing.skipped += 1;
+                    continue;
+                }
                 let role = self.role(sessions, &path, &znode).await?;
-                self.nodes.insert(path.clone(), Known { written: znode.stat.mzxid, role });
+                self.nodes.lock().insert(path.clone(), Known::of(&znode.stat, role));
                 match (role, self.keys.path(path.as_bytes())) {
+                    (Some(role), Some(path)) if path != *dir && !is_shown(&path, role) => listing.skipped += 1,
                     (Some(role), Some(path)) if path != *dir => listing.nodes.push(node(path, znode, role)),
-                    (Some(_), None) if path != self.root => listing.skipped += 1,
                     _ => {}
                 }
             }
@@ -155,20 +178,36 @@ impl View {
             reader.commit().await
         };
         let results = sessions.bounded(request).await?;
-        paths
-            .into_iter()
-            .zip(results)
-            .map(|(path, result)| match result {
-                MultiReadResult::Data { data, stat } => Ok((path, Some(Znode { data, stat }))),
-                // Nothing at all is an error to tell; a part that must not be read is not shown.
-                MultiReadResult::Error { err: err @ ZkError::NoAuth } if path == self.root => {
-                    Err(CallError::Client(err))
+        let mut found = Vec::new();
+        for (path, result) in paths.into_iter().zip(results) {
+            let znode = match result {
+                MultiReadResult::Data { data, stat } => Some(Znode { data, stat }),
+                MultiReadResult::Error { err: ZkError::NoNode } => None,
+                // Nothing at all is an error to tell; a part that must not be read is not shown, unless it was.
+                MultiReadResult::Error { err: ZkError::NoAuth }
+                    if path != self.root && !self.was_readable(sessions, &path).await? =>
+                {
+                    None
                 }
-                MultiReadResult::Error { err: ZkError::NoNode | ZkError::NoAuth } => Ok((path, None)),
-                MultiReadResult::Error { err } => Err(CallError::Client(err)),
-                other => Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),
-            })
-            .collect()
+                MultiReadResult::Error { err } => return Err(CallError::Client(err)),
+                other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),
+            };
+            found.push((path, znode));
+        }
+        Ok(found)
+    }
+
+    /// Whether a znode that must not be read now was read before: rights that are taken away make nothing disappear.
+    async fn was_readable(&self, sessions: &Sessions, path: &str) -> Result<bool, CallError> {
+        let known = self.nodes.lock().get(path).or(self.before.lock().get(path)).copied();
+        let Some(known) = known else { return Ok(false) };
+        let stat = sessions.bounded(self.client.check_stat(path)).await?;
+        Ok(stat.is_some_and(|stat| stat.czxid == known.created))
+    }
+
+    /// Whether the names in a path are those of files. What is not, is not looked into: it may be of any depth.
+    fn may_show(&self, path: &str) -> bool {
+        path == self.root || self.keys.path(path.as_bytes()).is_some()
     }
 
     async fn children(&self, sessions: &Sessions, parents: Vec<String>) -> Result<Vec<String>, Ended> {
@@ -181,14 +220,19 @@ impl View {
                     reader.commit().await
                 };
                 let results = sessions.bounded(request).await?;
-                let children = batch.iter().zip(results).flat_map(|(parent, result)| match result {
-                    MultiReadResult::Children { children } => {
-                        let parent = parent.trim_end_matches('/').to_owned();
-                        children.into_iter().map(|name| format!("{parent}/{name}")).collect()
+                let mut found = Vec::new();
+                for (parent, result) in batch.iter().zip(results) {
+                    match result {
+                        MultiReadResult::Children { children } => {
+                            let parent = parent.trim_end_matches('/');
+                            found.extend(children.into_iter().map(|name| format!("{parent}/{name}")));
+                        }
+                        MultiReadResult::Error { err: ZkError::NoNode } => {}
+                        MultiReadResult::Error { err } => return Err(CallError::Client(err)),
+                        other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),
                     }
-                    _ => Vec::new(),
-                });
-                Ok::<_, CallError>(children.collect())
+                }
+                Ok::<_, CallError>(found)
             })
             .buffered(PIPELINE)
             .try_collect()
@@ -199,7 +243,9 @@ impl View {
     /// Reads what has changed, at one instant as far as one request goes, and tells what is different.
     pub async fn read_again(&mut self, sessions: &Sessions, changed: BTreeSet<String>) -> Result<WatchBatch, Ended> {
         let mut batch = WatchBatch::default();
-        let changed: Vec<String> = changed.into_iter().filter(|path| *path != self.root).collect();
+        let (changed, skipped): (Vec<String>, Vec<String>) =
+            changed.into_iter().filter(|path| *path != self.root).partition(|path| self.may_show(path));
+        batch.skipped = u64::try_from(skipped.len()).unwrap_or(u64::MAX);
         for part in changed.chunks(BATCH) {
             // A deletion shows in the nearest ancestor that is left.
             let mut paths: BTreeSet<String> = part.iter().cloned().collect();
@@ -235,12 +281,12 @@ impl View {
         gone_at: Revision,
         batch: &mut WatchBatch,
     ) -> Result<(), Ended> {
-        let known = self.nodes.get(path).map(|known| (known.written, known.role));
+        let known = self.nodes.lock().get(path).map(|known| (known.written, known.role));
         let shown_before = known.is_some_and(|(_, role)| role.is_some());
         let shown = self.keys.path(path.as_bytes());
         let role = match &znode {
             None => {
-                self.nodes.remove(path);
+                self.nodes.lock().remove(path);
                 None
             }
             Some(znode) if known.is_some_and(|(written, _)| written == znode.stat.mzxid) => return Ok(()),
@@ -250,12 +296,13 @@ impl View {
                     Some((_, role @ Some(_))) if znode.stat.num_children == 0 => role,
                     _ => self.role(sessions, path, znode).await?,
                 };
-                self.nodes.insert(path.to_owned(), Known { written: znode.stat.mzxid, role });
+                self.nodes.lock().insert(path.to_owned(), Known::of(&znode.stat, role));
                 role
             }
         };
         match (shown, znode, role) {
             (None, ..) => batch.skipped += 1,
+            (Some(path), Some(_), Some(role)) if !is_shown(&path, role) => batch.skipped += 1,
             (Some(path), Some(znode), Some(role)) => {
                 let at = Revision(znode.stat.mzxid.cast_unsigned());
                 batch.events.push(WatchEvent { path: path.clone(), node: Some(node(path, znode, role)), at });
@@ -269,26 +316,17 @@ impl View {
         Ok(())
     }
 
-    /// What a znode is shown as. An empty one without children can be a record or a directory that nobody has collected; Vitess
-    /// makes records without the right to create children.
     async fn role(&self, sessions: &Sessions, path: &str, znode: &Znode) -> Result<Option<Role>, CallError> {
-        if znode.stat.ephemeral_owner != 0 {
-            return Ok(Some(Role::Lock(super::lock::owner(znode.stat.ephemeral_owner))));
+        match judge(self.keys.path(path.as_bytes()).as_ref(), znode.data.is_empty(), &znode.stat) {
+            Judged::Is(role) => Ok(role),
+            Judged::Unclear => by_acl(sessions.bounded(self.client.get_acl(path)).await),
         }
-        if !znode.data.is_empty() {
-            return Ok(Some(Role::Record));
-        }
-        if znode.stat.num_children > 0 {
-            return Ok(None);
-        }
-        match sessions.bounded(self.client.get_acl(path)).await {
-            Ok((acls, _)) => {
-                let may_hold = acls.iter().any(|acl| acl.permission().has(Permission::CREATE));
-                Ok(if may_hold { None } else { Some(Role::Record) })
-            }
-            Err(CallError::Client(ZkError::NoNode | ZkError::NoAuth)) => Ok(None),
-            Err(error) => Err(error),
-        }
+    }
+}
+
+impl Known {
+    fn of(stat: &Stat, role: Option<Role>) -> Self {
+        Self { created: stat.czxid, written: stat.mzxid, role }
     }
 }
 

@@ -3,121 +3,34 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use zookeeper_client::{
-    Acl, Acls, AuthId, Client, CreateMode, Error as ZkError, MultiReadResult, MultiWriteError, MultiWriteResult,
-    Permission, Stat,
+    Acl, Acls, AuthId, CreateMode, Error as ZkError, MultiWriteError, MultiWriteResult, Permission, Stat,
 };
 
-use super::session::{CallError, Sessions};
+use super::look::{Access, Found, Look, look};
+use super::roles::is_named_as_record;
+use super::session::CallError;
 use super::view::version;
 use super::{ancestors, parent, znode};
-use crate::backend::{Action, Applied, BackendError, Change, Failure, Guard, KeySpace, Revision, Version};
+use crate::backend::{Action, Applied, BackendError, Change, Failure, Guard, KeySpace, Revision, Role, Version};
 use crate::name::TopoPath;
 
 /// How often a change begins again because parents come and go beside it.
 const ATTEMPTS: usize = 32;
+/// A look that is older does not count any more: this process was frozen, or something took its time.
+const FRESH: Duration = Duration::from_millis(500);
+/// Pause before a change begins again that a busy server has turned away.
+const THROTTLED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Files are world:anyone without the right to create children, as Vitess makes them; so nothing can be put below a record.
 pub(super) static FILE_ACL: LazyLock<[Acl; 1]> = LazyLock::new(|| {
     let permission = Permission::READ | Permission::WRITE | Permission::ADMIN;
     [Acl::new(permission, AuthId::anyone())]
 });
-
-/// Which session a request goes through.
-pub(super) struct Access<'a> {
-    sessions: &'a Sessions,
-    /// The session that a lock lives with: what it is a guard of must not be done by any other.
-    pinned: Option<Client>,
-}
-
-impl<'a> Access<'a> {
-    pub fn any(sessions: &'a Sessions) -> Self {
-        Self { sessions, pinned: None }
-    }
-
-    pub fn pinned(sessions: &'a Sessions, client: Client) -> Self {
-        Self { sessions, pinned: Some(client) }
-    }
-
-    async fn try_call<T>(&self, operation: impl AsyncFnOnce(Client) -> Result<T, ZkError>) -> Result<T, CallError> {
-        match &self.pinned {
-            Some(client) => self.sessions.bounded(operation(client.clone())).await,
-            None => self.sessions.try_call(operation).await,
-        }
-    }
-
-    fn explain(&self, error: &CallError) -> BackendError {
-        if self.pinned.as_ref().is_some_and(|client| client.state().is_terminated()) {
-            return BackendError::new(Failure::LockLost, "the session that held the lock has ended");
-        }
-        self.sessions.explain(error)
-    }
-}
-
-/// A node as it was looked at.
-#[derive(Clone)]
-pub(super) struct Found {
-    pub data: Vec<u8>,
-    pub stat: Stat,
-}
-
-/// What a look has shown, at one instant.
-pub(super) struct Look {
-    /// In the order of the paths.
-    pub nodes: Vec<Option<Found>>,
-    /// When this was true: the newest change that the first node shows; if it is missing, that its nearest directory shows.
-    pub at: Revision,
-    /// For each path: the same.
-    ats: Vec<Revision>,
-    /// All nodes and their ancestors that exist.
-    exist: BTreeSet<String>,
-}
-
-/// Looks at nodes with all their ancestors, past what other servers may not have heard yet.
-pub(super) async fn look(access: &Access<'_>, paths: &[String]) -> Result<Look, CallError> {
-    let mut wanted: Vec<String> = paths.to_vec();
-    let above: BTreeSet<String> =
-        paths.iter().flat_map(|path| ancestors(path)).filter(|path| !paths.contains(path)).collect();
-    wanted.extend(above);
-    let first = paths.first().cloned().unwrap_or_else(|| "/".to_owned());
-    let results = access
-        .try_call(async |client| {
-            // Both are on their way before the first answer.
-            let synced = client.sync(&first);
-            let mut reader = client.new_multi_reader();
-            wanted.iter().try_for_each(|path| reader.add_get_data(path))?;
-            let read = reader.commit();
-            synced.await?;
-            read.await
-        })
-        .await?;
-    let mut found: HashMap<&str, Found> = HashMap::new();
-    for (path, result) in wanted.iter().zip(results) {
-        match result {
-            MultiReadResult::Data { data, stat } => drop(found.insert(path, Found { data, stat })),
-            MultiReadResult::Error { err: ZkError::NoNode } => {}
-            MultiReadResult::Error { err } => return Err(CallError::Client(err)),
-            other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),
-        }
-    }
-    let at = |path: &String| match found.get(path.as_str()) {
-        Some(node) => Revision(node.stat.mzxid.cast_unsigned()),
-        None => {
-            let left =
-                ancestors(path).into_iter().find_map(|path| found.get(path.as_str()).map(|node| node.stat.pzxid));
-            Revision(left.unwrap_or(0).cast_unsigned())
-        }
-    };
-    let ats: Vec<Revision> = paths.iter().map(at).collect();
-    Ok(Look {
-        nodes: paths.iter().map(|path| found.get(path.as_str()).cloned()).collect(),
-        at: ats.first().copied().unwrap_or_default(),
-        ats,
-        exist: found.keys().map(|path| (*path).to_owned()).collect(),
-    })
-}
 
 /// One operation of a multi.
 enum Step {
@@ -131,44 +44,80 @@ enum Step {
 }
 
 pub(super) async fn apply(access: &Access<'_>, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
-    match timeout(access.sessions.timeout(), try_apply(access, keys, changes)).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            let mut error = access.explain(&CallError::NoAnswer);
+    // Whether a request is on its way, or was lost: what nobody has answered may have been carried out.
+    let open = AtomicBool::new(false);
+    let outcome = timeout(access.sessions.timeout(), try_apply(access, keys, changes, &open)).await;
+    outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer))).map_err(|mut error| {
+        let certain =
+            matches!(error.failure, Failure::Denied | Failure::TooLarge | Failure::NoSpace | Failure::LockLost);
+        if open.load(Ordering::Relaxed) && !certain {
             error.message.push_str(" (it may have been carried out)");
-            Err(error)
         }
-    }
+        error
+    })
 }
 
-async fn try_apply(access: &Access<'_>, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
+async fn try_apply(
+    access: &Access<'_>,
+    keys: &KeySpace,
+    changes: &[Change],
+    open: &AtomicBool,
+) -> Result<Applied, BackendError> {
     let paths: Vec<String> = changes.iter().map(|change| znode(keys, &change.path)).collect();
     // A request whose answer was lost may have been carried out.
-    let mut lost = false;
+    let mut lost = None;
     for _ in 0..ATTEMPTS {
-        let seen = look(access, &paths).await.map_err(|error| access.explain(&error))?;
-        if lost && let Some(applied) = already(changes, &seen) {
+        let seen = look(access, keys, &paths).await.map_err(|error| access.explain(&error))?;
+        let looked = Instant::now();
+        if lost.is_some()
+            && let Some(applied) = already(changes, &seen)
+        {
             return Ok(applied);
         }
         check(changes, &seen)?;
         let steps = plan(changes, &paths, &seen);
+        let bytes = request_bytes(changes, &paths, &steps);
+        access.sessions.admit(bytes, lost.is_some()).await.map_err(|error| access.explain(&error))?;
+        if looked.elapsed() > FRESH {
+            continue;
+        }
+        open.store(true, Ordering::Relaxed);
         match commit(access, changes, &paths, &steps).await {
             Ok(results) => {
-                let applied = outcome(access, changes, &paths, &steps, &results).await;
+                let applied = outcome(access, keys, changes, &paths, &steps, &results).await?;
+                open.store(false, Ordering::Relaxed);
                 collect_parents(access, keys, changes, &paths).await;
-                return applied;
+                return Ok(applied);
             }
-            Err(Refusal::Moved) => {}
-            Err(Refusal::Call(error)) if error.is_uncertain() => lost = true,
-            Err(Refusal::Call(error)) => return Err(access.explain(&error)),
+            Err(Refusal::Call(error)) if error.is_uncertain() => {
+                lost = Some(error);
+                continue;
+            }
+            Err(refusal) => {
+                open.store(lost.is_some(), Ordering::Relaxed);
+                match refusal {
+                    Refusal::Moved => {}
+                    Refusal::Call(CallError::Client(ZkError::Throttled)) => sleep(THROTTLED_PAUSE).await,
+                    Refusal::Call(error) => return Err(access.explain(&error)),
+                }
+            }
         }
     }
-    Err(BackendError::new(Failure::Other, "the nodes change too fast for a transaction"))
+    match lost {
+        Some(error) => Err(access.explain(&error)),
+        None => Err(BackendError::new(Failure::Other, "the nodes change too fast for a transaction")),
+    }
+}
+
+/// A node that is more than a directory.
+fn shown(node: Option<&Found>) -> Option<&Found> {
+    node.filter(|node| node.role.is_some())
 }
 
 fn check(changes: &[Change], seen: &Look) -> Result<(), BackendError> {
     for (change, node) in changes.iter().zip(&seen.nodes) {
-        let found = node.as_ref().map(|node| version(&node.stat));
+        let node = shown(node.as_ref());
+        let found = node.map(|node| version(&node.stat));
         let met = match change.guard {
             Guard::Any => change.action != Action::Delete || found.is_some(),
             Guard::Absent => found.is_none(),
@@ -178,6 +127,11 @@ fn check(changes: &[Change], seen: &Look) -> Result<(), BackendError> {
         };
         if !met {
             return Err(BackendError::unmet(change.guard, &change.path, found));
+        }
+        let is_lock = node.is_some_and(|node| matches!(node.role, Some(Role::Lock(_))) && node.stat.num_children > 0);
+        if change.action == Action::Delete && is_lock {
+            let message = format!("{}: there are nodes below it, and they must go first", change.path);
+            return Err(BackendError::new(Failure::Other, message));
         }
     }
     Ok(())
@@ -213,6 +167,29 @@ fn plan(changes: &[Change], paths: &[String], seen: &Look) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// The size of the request that these steps make, without the four bytes that tell it.
+fn request_bytes(changes: &[Change], paths: &[String], steps: &[Step]) -> usize {
+    /// xid and operation; the header that ends a multi.
+    const WHOLE: usize = 8 + 9;
+    /// The header of an operation, and the lengths of its path and its data, or its version.
+    const STEP: usize = 9 + 8;
+    /// One access right for everybody, and flags.
+    const RIGHTS: usize = 4 + 4 + 4 + "world".len() + 4 + "anyone".len() + 4;
+    let path = |index: &usize| paths.get(*index).map_or(0, String::len);
+    let value = |index: &usize| match changes.get(*index).map(|change| &change.action) {
+        Some(Action::Put(value)) => value.len(),
+        _ => 0,
+    };
+    let step = |step: &Step| match step {
+        Step::Make(path) => STEP + path.len() + RIGHTS,
+        Step::Create(index) => STEP + path(index) + value(index) + RIGHTS,
+        Step::Set(index, _) => STEP + path(index) + value(index) + 4,
+        Step::Delete(index, _) | Step::Check(index, _) => STEP + path(index),
+        Step::Touch(index) => 2 * (STEP + path(index)) + RIGHTS,
+    };
+    WHOLE + steps.iter().map(step).sum::<usize>()
 }
 
 enum Refusal {
@@ -273,6 +250,7 @@ async fn commit(
 /// deletion: another look shows it.
 async fn outcome(
     access: &Access<'_>,
+    keys: &KeySpace,
     changes: &[Change],
     paths: &[String],
     steps: &[Step],
@@ -293,7 +271,7 @@ async fn outcome(
     let changed = steps.iter().any(|step| !matches!(step, Step::Check(..) | Step::Touch(_)));
     let seen = match (known, changed) {
         (Some(_), _) | (None, false) => None,
-        (None, true) => Some(look(access, paths).await.map_err(|error| access.explain(&error))?),
+        (None, true) => Some(look(access, keys, paths).await.map_err(|error| access.explain(&error))?),
     };
     let at = known.or_else(|| seen.as_ref().and_then(|seen| when(steps, seen))).unwrap_or_default();
     let versions = changes.iter().enumerate().map(|(index, change)| match (&change.action, set.get(&index)) {
@@ -325,7 +303,7 @@ fn when(steps: &[Step], seen: &Look) -> Option<Revision> {
 /// Whether a change whose answer was lost has been carried out, as far as that can be told. A creation is never assumed: it may
 /// be somebody else's, and creation is exclusive.
 fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
-    let holds = |(change, node): (&Change, &Option<Found>)| match (&change.action, change.guard, node) {
+    let holds = |(change, node): (&Change, &Option<Found>)| match (&change.action, change.guard, shown(node.as_ref())) {
         (Action::Put(value), Guard::Version(old), Some(node)) => {
             node.data == value[..]
                 && version(&node.stat).created == old.created
@@ -341,26 +319,36 @@ fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
     Some(Applied { at: seen.ats.iter().copied().max().unwrap_or_default(), versions })
 }
 
-/// Removes directories that are left empty, as Vitess does, but never the cell's root, and never one that holds data.
+/// Removes directories that are left empty, as Vitess does, but never the cell's root, and never a record.
 async fn collect_parents(access: &Access<'_>, keys: &KeySpace, changes: &[Change], paths: &[String]) {
-    let root = znode(keys, &TopoPath::root());
     for (_, path) in changes.iter().zip(paths).filter(|(change, _)| change.action == Action::Delete) {
-        for dir in ancestors(path) {
-            if dir == root || !dir.starts_with(&root) {
-                break;
-            }
-            // Somebody needs it, or has removed it already.
-            if remove_if_empty(access, &dir).await.is_err() {
-                break;
-            }
+        collect_above(access, keys, path).await;
+    }
+}
+
+async fn collect_above(access: &Access<'_>, keys: &KeySpace, path: &str) {
+    let root = znode(keys, &TopoPath::root());
+    for dir in ancestors(path) {
+        // An empty node of such a name may be a record that somebody has put others below.
+        let is_record = keys.path(dir.as_bytes()).is_some_and(|path| is_named_as_record(&path));
+        if dir == root || !dir.starts_with(&root) || is_record {
+            break;
+        }
+        // Somebody needs it, or has removed it already.
+        if remove_if_empty(access, &dir).await.is_err() {
+            break;
         }
     }
 }
 
-/// Removes a directory in which there is nothing; says whether there was one.
+/// Removes a directory in which there is nothing, and those above that are left empty; says whether there was one.
 pub(super) async fn remove_empty(access: &Access<'_>, keys: &KeySpace, dir: &TopoPath) -> Result<bool, CallError> {
-    match remove_if_empty(access, &znode(keys, dir)).await {
-        Ok(()) => Ok(true),
+    let dir = znode(keys, dir);
+    match remove_if_empty(access, &dir).await {
+        Ok(()) => {
+            collect_above(access, keys, &dir).await;
+            Ok(true)
+        }
         Err(CallError::Client(ZkError::NoNode | ZkError::NotEmpty | ZkError::BadVersion)) => Ok(false),
         Err(error) => Err(error),
     }

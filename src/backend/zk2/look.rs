@@ -1,0 +1,128 @@
+//! A fresh look at nodes with all that is above them, at one instant.
+
+use std::collections::{BTreeSet, HashMap};
+
+use zookeeper_client::{Client, Error as ZkError, MultiReadResult, Stat};
+
+use super::ancestors;
+use super::roles::{Judged, by_acl, judge};
+use super::session::{CallError, Sessions};
+use crate::backend::{BackendError, Failure, KeySpace, Revision, Role};
+
+/// Which session a request goes through.
+pub(super) struct Access<'a> {
+    pub sessions: &'a Sessions,
+    /// The session that a lock lives with: what it is a guard of must not be done by any other.
+    pinned: Option<Client>,
+}
+
+impl<'a> Access<'a> {
+    pub fn any(sessions: &'a Sessions) -> Self {
+        Self { sessions, pinned: None }
+    }
+
+    pub fn pinned(sessions: &'a Sessions, client: Client) -> Self {
+        Self { sessions, pinned: Some(client) }
+    }
+
+    pub async fn try_call<T>(&self, operation: impl AsyncFnOnce(Client) -> Result<T, ZkError>) -> Result<T, CallError> {
+        match &self.pinned {
+            Some(client) => self.sessions.bounded(operation(client.clone())).await,
+            None => self.sessions.try_call(operation).await,
+        }
+    }
+
+    pub fn explain(&self, error: &CallError) -> BackendError {
+        if self.pinned.as_ref().is_some_and(|client| client.state().is_terminated()) {
+            return BackendError::new(Failure::LockLost, "the session that held the lock has ended");
+        }
+        self.sessions.explain(error)
+    }
+}
+
+/// A node as it was looked at.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub data: Vec<u8>,
+    pub stat: Stat,
+    /// What it is shown as; `None` for a mere directory.
+    pub role: Option<Role>,
+}
+
+/// What a look has shown, at one instant.
+pub(super) struct Look {
+    /// In the order of the paths.
+    pub nodes: Vec<Option<Found>>,
+    /// When this was true: the newest change that the first node shows; if it is missing, that its nearest directory shows.
+    pub at: Revision,
+    /// For each path: the same.
+    pub ats: Vec<Revision>,
+    /// All nodes and their ancestors that exist.
+    pub exist: BTreeSet<String>,
+}
+
+/// Looks at nodes with all their ancestors, past what other servers may not have heard yet.
+pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String]) -> Result<Look, CallError> {
+    let mut wanted: Vec<String> = paths.to_vec();
+    let above: BTreeSet<String> =
+        paths.iter().flat_map(|path| ancestors(path)).filter(|path| !paths.contains(path)).collect();
+    wanted.extend(above);
+    let first = paths.first().cloned().unwrap_or_else(|| "/".to_owned());
+    let results = access
+        .try_call(async |client| {
+            // Both are on their way before the first answer.
+            let synced = client.sync(&first);
+            let mut reader = client.new_multi_reader();
+            wanted.iter().try_for_each(|path| reader.add_get_data(path))?;
+            let read = reader.commit();
+            synced.await?;
+            read.await
+        })
+        .await?;
+    let mut found: HashMap<&str, (Vec<u8>, Stat)> = HashMap::new();
+    let mut exist = BTreeSet::new();
+    for (index, (path, result)) in wanted.iter().zip(results).enumerate() {
+        match result {
+            MultiReadResult::Data { data, stat } => drop(found.insert(path, (data, stat))),
+            MultiReadResult::Error { err: ZkError::NoNode } => continue,
+            // Who may not look at a directory may still be allowed to use what is in it.
+            MultiReadResult::Error { err: ZkError::NoAuth } if index >= paths.len() => {}
+            MultiReadResult::Error { err } => return Err(CallError::Client(err)),
+            other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),
+        }
+        exist.insert(path.clone());
+    }
+    let at = |path: &String| match found.get(path.as_str()) {
+        Some((_, stat)) => Revision(stat.mzxid.cast_unsigned()),
+        None => {
+            let left =
+                ancestors(path).into_iter().find_map(|path| found.get(path.as_str()).map(|(_, stat)| stat.pzxid));
+            Revision(left.unwrap_or(0).cast_unsigned())
+        }
+    };
+    let ats: Vec<Revision> = paths.iter().map(at).collect();
+    let mut nodes = Vec::new();
+    for path in paths {
+        nodes.push(match found.get(path.as_str()) {
+            None => None,
+            Some((data, stat)) => {
+                let role = role(access, keys, path, data.is_empty(), stat).await?;
+                Some(Found { data: data.clone(), stat: *stat, role })
+            }
+        });
+    }
+    Ok(Look { nodes, at: ats.first().copied().unwrap_or_default(), ats, exist })
+}
+
+async fn role(
+    access: &Access<'_>,
+    keys: &KeySpace,
+    path: &str,
+    is_empty: bool,
+    stat: &Stat,
+) -> Result<Option<Role>, CallError> {
+    match judge(keys.path(path.as_bytes()).as_ref(), is_empty, stat) {
+        Judged::Is(role) => Ok(role),
+        Judged::Unclear => by_acl(access.try_call(async |client| client.get_acl(path).await).await),
+    }
+}

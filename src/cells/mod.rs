@@ -1,6 +1,6 @@
 //! The global topology and the cells that it names: each with its own connection and its own failures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{
-    Applied, Backend, BackendError, Change, ConnectOptions, Fetched, Implementation, Limits, Location,
+    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Fetched, Implementation, Limits, Location,
 };
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
@@ -30,6 +30,8 @@ pub struct CellOptions {
     pub global: Location,
     /// For all backends.
     pub connect: ConnectOptions,
+    /// Which servers that CellInfo records name are connected.
+    pub servers: CellServers,
     /// For all mirrors.
     pub mirror: MirrorOptions,
     /// If given: these cells are connected at once and no others are shown.
@@ -50,6 +52,10 @@ pub struct Cell {
     timeout: std::time::Duration,
     stop: CancellationToken,
     serve_stale: bool,
+    /// What to say of an address without a port.
+    untold_port: Option<String>,
+    /// Whether its keys are those of the global topology.
+    holds_global: bool,
 }
 
 impl Cell {
@@ -81,6 +87,12 @@ impl Cell {
         self.stop.cancelled().await;
     }
 
+    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
+    /// server and root.
+    pub fn holds_global(&self) -> bool {
+        self.holds_global
+    }
+
     /// Whether old records are shown while the cell is down.
     pub fn serves_stale(&self) -> bool {
         self.serve_stale && self.mirror.is_loaded()
@@ -98,7 +110,8 @@ impl Cell {
             0 => format!(": {cause}"),
             seconds => format!(": {cause} (for {seconds} s)"),
         });
-        Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}"))
+        let untold = self.untold_port.as_ref().map_or_else(String::new, |words| format!(" ({words})"));
+        Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}{untold}"))
     }
 
     /// One record as the service has it now.
@@ -156,12 +169,19 @@ impl Drop for Cell {
     }
 }
 
+/// The name of the records that name cells.
+const CELL_INFO: &str = "CellInfo";
+/// Cells at most that are remembered while they have no record.
+const MISSED: usize = 1_000;
+
 /// All cells of a mount.
 pub struct Cells {
     global: Arc<Cell>,
     local: ArcSwap<BTreeMap<CellName, Arc<Cell>>>,
-    /// Cells that cannot be shown, and why.
-    hidden: ArcSwap<BTreeMap<CellName, String>>,
+    /// Cells that cannot be shown, by what their records call them, and why.
+    hidden: ArcSwap<BTreeMap<String, String>>,
+    /// Cells that somebody has looked into and whose records are gone: if they come back, they are connected again.
+    missed: Mutex<BTreeSet<CellName>>,
     /// The revision of the global topology that the set of cells follows.
     followed: AtomicU64,
     refreshing: Mutex<()>,
@@ -188,6 +208,7 @@ impl Cells {
             global,
             local: ArcSwap::default(),
             hidden: ArcSwap::default(),
+            missed: Mutex::default(),
             followed: AtomicU64::default(),
             refreshing: Mutex::default(),
             options,
@@ -222,7 +243,7 @@ impl Cells {
     }
 
     /// Cells that cannot be shown, and why.
-    pub fn hidden(&self) -> Arc<BTreeMap<CellName, String>> {
+    pub fn hidden(&self) -> Arc<BTreeMap<String, String>> {
         self.follow_news();
         self.hidden.load_full()
     }
@@ -246,63 +267,118 @@ impl Cells {
         // One at a time: the older view must not replace the newer one.
         let _turn = self.refreshing.lock();
         let revision = self.global.mirror.revision().0;
-        let wanted = self.known_cells();
+        let (wanted, mut hidden) = self.known_cells();
         let current = self.local.load();
         let mut next = BTreeMap::new();
-        let mut hidden = BTreeMap::new();
         for (name, location) in wanted {
-            let location = match location {
-                Ok(location) => location,
-                Err(error) => {
-                    hidden.insert(name, error.reason);
-                    continue;
-                }
-            };
-            let kept = current.get(&name).filter(|cell| cell.location == location).cloned();
-            match kept.map_or_else(|| open_cell(name.clone(), location, &self.options, &self.tasks, &self.stop), Ok) {
-                Ok(cell) => {
-                    next.insert(name, cell);
-                }
-                Err(error) => drop(hidden.insert(name, error.reason)),
+            let before = current.get(&name);
+            if let Some(kept) = before.filter(|cell| cell.location == location) {
+                next.insert(name, kept.clone());
+                continue;
+            }
+            self.warn_if_moved(&name, before, &location);
+            match self.open(name.clone(), location) {
+                Ok(cell) => drop(next.insert(name, cell)),
+                Err(error) => drop(hidden.insert(name.to_string(), error.reason)),
             }
         }
         for name in self.options.only.iter().flatten() {
-            if !name.is_global() && !next.contains_key(name) && !hidden.contains_key(name) {
-                hidden.insert(name.clone(), "it has no CellInfo record".to_owned());
+            if !name.is_global() && !next.contains_key(name) && !hidden.contains_key(name.as_str()) {
+                hidden.insert(name.to_string(), "it has no CellInfo record".to_owned());
             }
         }
-        for (name, cell) in current.iter() {
-            if !next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {
-                cell.stop.cancel();
-            }
-        }
+        self.pass_on(&current, &next);
         let before = self.hidden.swap(Arc::new(hidden.clone()));
         for (name, reason) in hidden.iter().filter(|(name, reason)| before.get(*name) != Some(reason)) {
             tracing::warn!(cell = %name, reason, "the cell cannot be shown");
         }
+        warn_of_twins(&self.global, &next, &current);
         self.local.store(Arc::new(next));
         // Not before: who comes meanwhile must wait for what is being made of it.
         self.followed.store(revision, Ordering::Release);
     }
 
-    fn known_cells(&self) -> BTreeMap<CellName, Result<Location>> {
+    fn open(&self, name: CellName, location: Location) -> Result<Arc<Cell>> {
+        open_cell(name, location, &self.options, &self.tasks, &self.stop)
+    }
+
+    /// Ends cells that are not shown any more. What was connected is connected again where it is now, by itself: whoever watches it
+    /// looks at nothing that would do so.
+    fn pass_on(&self, current: &BTreeMap<CellName, Arc<Cell>>, next: &BTreeMap<CellName, Arc<Cell>>) {
+        let mut missed = self.missed.lock();
+        for (name, cell) in current {
+            if next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {
+                continue;
+            }
+            if cell.mirror.health() != Health::Idle && missed.len() < MISSED {
+                missed.insert(name.clone());
+            }
+            cell.stop.cancel();
+        }
+        for (name, cell) in next {
+            if missed.remove(name) {
+                cell.mirror.wake();
+            }
+        }
+    }
+
+    /// Records, and so cells, can be sent elsewhere by whoever may write them.
+    fn warn_if_moved(&self, name: &CellName, before: Option<&Arc<Cell>>, location: &Location) {
+        match before {
+            Some(before) if !location.is_served_by(&before.location) => tracing::warn!(
+                cell = %name, from = %before.location, to = %location, "its CellInfo record sends the cell to other servers"
+            ),
+            None if !location.is_served_by(&self.options.global) => tracing::info!(
+                cell = %name, location = %location, "its CellInfo record names other servers than those of the global topology"
+            ),
+            _ => {}
+        }
+    }
+
+    /// The places of all cells, and why others cannot be shown.
+    fn known_cells(&self) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
         let snapshot = self.global.mirror.snapshot();
-        let Ok(dir) = TopoPath::parse("cells") else { return BTreeMap::new() };
-        snapshot
-            .below(&dir)
-            .filter_map(|(path, record)| {
-                let name = path.below(&dir)?.strip_suffix("/CellInfo")?;
-                let name = CellName::new(name).ok().filter(|name| !name.is_global())?;
-                if self.options.only.as_ref().is_some_and(|only| !only.contains(&name)) {
-                    return None;
+        let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
+        let Ok(dir) = TopoPath::parse("cells") else { return (known, hidden) };
+        for (path, record) in snapshot.below(&dir).filter(|(path, _)| path.name() == CELL_INFO) {
+            let Some(rest) = path.below(&dir) else { continue };
+            let called = rest.strip_suffix(CELL_INFO).unwrap_or(rest).trim_end_matches('/');
+            let name = match CellName::new(called) {
+                Ok(name) if name.is_global() => Err("this is the name of the global topology"),
+                Ok(name) => Ok(name),
+                Err(_) => Err("no directory of a mount can have this name"),
+            };
+            let name = match name {
+                Ok(name) => name,
+                Err(reason) => {
+                    hidden.insert(called.to_owned(), reason.to_owned());
+                    continue;
                 }
-                let implementation = self.options.global.implementation;
-                let location = (self.read_cell_info)(&record.value)
-                    .map(|(server, root)| Location { implementation, server, root })
-                    .ok_or_else(|| Error::new(Kind::BadMessage, "its CellInfo record cannot be decoded"));
-                Some((name, location))
-            })
-            .collect()
+            };
+            if self.options.only.as_ref().is_some_and(|only| !only.contains(&name)) {
+                continue;
+            }
+            let implementation = self.options.global.implementation;
+            match (self.read_cell_info)(&record.value) {
+                Some((server, root)) => drop(known.insert(name, Location { implementation, server, root })),
+                None => drop(hidden.insert(called.to_owned(), "its CellInfo record cannot be decoded".to_owned())),
+            }
+        }
+        (known, hidden)
+    }
+}
+
+/// Tells once of cells that show the same records.
+fn warn_of_twins(global: &Cell, next: &BTreeMap<CellName, Arc<Cell>>, before: &BTreeMap<CellName, Arc<Cell>>) {
+    let is_new = |cell: &Cell| before.get(&cell.name).is_none_or(|known| known.location != cell.location);
+    let cells: Vec<&Cell> = std::iter::once(global).chain(next.values().map(|cell| &**cell)).collect();
+    for (index, cell) in cells.iter().enumerate() {
+        let others = cells.iter().take(index);
+        for twin in others.filter(|twin| twin.location.is_same_place(&cell.location)) {
+            if is_new(cell) || (is_new(twin) && !twin.name.is_global()) {
+                tracing::warn!(cell = %cell.name, other = %twin.name, location = %cell.location, "two cells are one place");
+            }
+        }
     }
 }
 
@@ -313,7 +389,10 @@ fn open_cell(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Arc<Cell>> {
-    let backend = crate::backend::open(&name, &location, &options.connect).map_err(|error| {
+    let holds_global = location.is_same_place(&options.global);
+    let allowed = options.servers.check(&location, &options.global, &options.connect);
+    let opened = allowed.and_then(|()| crate::backend::open(&name, &location, &options.connect));
+    let backend = opened.map_err(|error| {
         let mut error = Error::from(error);
         error.reason = format!("cell {name} ({location}): {}", error.reason);
         error
@@ -324,6 +403,8 @@ fn open_cell(
     tasks.spawn(tracing::Instrument::instrument(mirror.clone().run(stop.clone()), span));
     Ok(Arc::new(Cell {
         name,
+        untold_port: location.untold_port(&options.connect),
+        holds_global,
         location,
         mirror,
         backend,
@@ -344,7 +425,7 @@ async fn follow_cell_info(
         let concerned = tokio::select! {
             () = stop.cancelled() => return,
             news = updates.recv() => match news {
-                Ok(news) => news.updates.iter().any(|update| update.path.name() == "CellInfo"),
+                Ok(news) => news.updates.iter().any(|update| update.path.name() == CELL_INFO),
                 Err(RecvError::Lagged(_)) => true,
                 Err(RecvError::Closed) => return,
             },

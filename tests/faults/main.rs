@@ -6,6 +6,7 @@
 mod common;
 
 mod access;
+mod consul;
 mod each;
 mod ensemble;
 mod etcd;

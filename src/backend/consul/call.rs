@@ -94,13 +94,17 @@ impl Client {
             .build();
         let mut token_read_again = false;
         loop {
-            let Refusal { error, again } = match self.attempt(&call, deadline).await {
+            let token = self.token.current();
+            let Refusal { error, again } = match self.attempt(&call, token.as_ref(), deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(refusal) => refusal,
             };
-            if error.failure == Failure::Denied && !token_read_again && self.token.read_again() {
+            // It may have been replaced. Once in a call: whoever has no rights asks the disk no more than the service.
+            if error.failure == Failure::Denied && !token_read_again {
                 token_read_again = true;
-                continue;
+                if self.token.differs_from(token.as_ref()).await {
+                    continue;
+                }
             }
             let pause = pauses.next().unwrap_or(PAUSES.1);
             if !again || Instant::now() + pause >= deadline {
@@ -110,15 +114,15 @@ impl Client {
         }
     }
 
-    async fn attempt(&self, call: &Call, deadline: Instant) -> Result<Answer, Refusal> {
+    async fn attempt(&self, call: &Call, token: Option<&String>, deadline: Instant) -> Result<Answer, Refusal> {
         let certain = |error| Refusal { error, again: false };
         let left = deadline.saturating_duration_since(Instant::now());
         let request = call.request.try_clone().ok_or_else(|| {
             certain(BackendError::new(Failure::Other, format!("{}: the request cannot be made", self.shown)))
         })?;
-        let request = match self.token.current() {
+        let request = match token {
             Some(token) => {
-                let mut value = reqwest::header::HeaderValue::from_str(&token).map_err(|_| {
+                let mut value = reqwest::header::HeaderValue::from_str(token).map_err(|_| {
                     certain(BackendError::new(Failure::Denied, "the ACL token holds characters that no token has"))
                 })?;
                 value.set_sensitive(true);

@@ -1,6 +1,7 @@
 //! Consul's HTTP API, as far as it is needed: each call bounded, each answer with its index.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Certificate, Identity, StatusCode};
@@ -67,7 +68,7 @@ pub(super) struct Client {
     base: String,
     /// How errors name the server.
     pub(super) shown: String,
-    pub(super) token: Token,
+    pub(super) token: Arc<Token>,
     timeout: Duration,
     pub poll_duration: Duration,
 }
@@ -187,7 +188,7 @@ impl Client {
             builder = builder.identity(Identity::from_pem(&both).map_err(|error| wrong(&error))?);
         }
         let http = builder.build().map_err(|error| wrong(&error))?;
-        let token = Token::new(options.auth_file.as_ref(), cell)?;
+        let token = Arc::new(Token::new(options.auth_file.as_ref(), cell)?);
         // Consul takes whole seconds.
         let poll_duration = Duration::from_secs(options.poll_duration.as_secs().max(1));
         Ok(Self { http, shown: base.clone(), base, token, timeout, poll_duration })

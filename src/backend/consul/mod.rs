@@ -271,6 +271,10 @@ impl Backend for Consul {
         Ok(Arc::new(lock::Waiting::new(self, path, contents.clone())))
     }
 
+    async fn reread_secrets(&self) {
+        self.client.token.differs_from(None).await;
+    }
+
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
         // The holder's session stays: it may hold more than this.
         self.apply(&[removal(node)]).await.map(drop)

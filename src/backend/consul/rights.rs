@@ -70,7 +70,9 @@ impl Rights {
         let asked: Vec<String> = keys.iter().filter(|key| !has_dots(key)).cloned().collect();
         ask(asked.into_iter().map(|key| is_gone(self.client.clone(), key, index)).collect()).await?;
         let mut seen = self.seen.lock();
-        keys.iter().for_each(|key| drop(seen.remove(key)));
+        for key in keys {
+            seen.remove(key);
+        }
         Ok(())
     }
 
@@ -118,8 +120,7 @@ async fn is_gone(client: Arc<Client>, key: String, index: u64) -> Result<(), Bac
 fn named(error: BackendError, key: &str) -> BackendError {
     match error.failure {
         Failure::Denied => {
-            let message =
-                format!("{} (reading {key} needs key_prefix {:?} {{ policy = \"read\" }})", error.message, key);
+            let message = format!("{}: the token may not read {key}", error.message);
             BackendError::new(Failure::Denied, message)
         }
         _ => error,

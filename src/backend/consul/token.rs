@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -30,23 +31,25 @@ impl Token {
         self.current.lock().clone()
     }
 
-    /// Reads the file again, and says whether the token is another one now. What cannot be read leaves it as it is.
-    pub fn read_again(&self) -> bool {
-        let Some(file) = &self.file else { return false };
+    /// Reads the file again, and says whether the token is another one than that which was used. What cannot be read leaves it as it is.
+    pub async fn differs_from(self: &Arc<Self>, used: Option<&String>) -> bool {
+        let token = self.clone();
+        // Only the end of the runtime keeps it from being read.
+        let _ = tokio::task::spawn_blocking(move || token.read_again()).await;
+        self.current.lock().as_ref() != used
+    }
+
+    fn read_again(&self) {
+        let Some(file) = &self.file else { return };
         match read(file, &self.cell) {
             Ok(token) => {
                 let mut current = self.current.lock();
-                let differs = *current != token;
-                if differs {
-                    tracing::info!(cell = %self.cell, file = %file.display(), "the ACL token was read again");
+                if *current != token {
+                    tracing::info!(cell = %self.cell, file = %file.display(), "the ACL token has changed");
                     *current = token;
                 }
-                differs
             }
-            Err(error) => {
-                tracing::warn!(cell = %self.cell, %error, "the ACL token cannot be read again");
-                false
-            }
+            Err(error) => tracing::warn!(cell = %self.cell, %error, "the ACL token cannot be read again"),
         }
     }
 }

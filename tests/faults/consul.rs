@@ -118,7 +118,7 @@ fn what_consul_forbids_is_eacces() {
     let mount = Mount::of("consul", &server, "/t", &[&all]);
     mount.sh(&format!(
         "cd global; mkdir -p keyspaces/ks cells/zone1 metadata/dir; echo 'cells: \"a\"' > RoutingRules.txt || true; \
-         echo 'durability_policy: \"none\"' > keyspaces/ks/Keyspace.txt; echo 'sharded: false' > keyspaces/ks/VSchema.txt; \
+         echo 'durability_policy: \"none\"' > keyspaces/ks/Keyspace.txt; echo 'sharded: true' > keyspaces/ks/VSchema.txt; \
          echo '{info}' > cells/zone1/CellInfo.txt; echo x > metadata/x"
     ));
     drop(mount);
@@ -127,7 +127,7 @@ fn what_consul_forbids_is_eacces() {
     std::fs::write(mount.outside().join("large"), vec![b'x'; LARGE]).unwrap();
     let large = mount.outside().join("large").display().to_string();
     for script in [
-        "sed -i s/false/true/ keyspaces/ks/VSchema.txt",
+        "sed -i s/true/false/ keyspaces/ks/VSchema.txt",
         "sed -i s/none/semi_sync/ keyspaces/ks/Keyspace.txt",
         "rm keyspaces/ks/VSchema",
         "mv metadata/x metadata/y",
@@ -203,7 +203,7 @@ fn what_is_refused_for_the_moment_is_repeated() {
         assert_eq!(mount.status()["cells"]["global"]["reconnects"], 0);
         // For longer than a call may take: refused, and that for certain.
         times.store(usize::MAX, Ordering::SeqCst);
-        let output = mount.bash("echo lost > global/metadata/owner");
+        let output = mount.bash("set -o pipefail; echo lost | tee global/metadata/owner");
         assert!(text(&output).contains("timed out"), "{}", text(&output));
         let reason = mount.errors().pop().unwrap()["reason"].as_str().unwrap().to_owned();
         assert!(reason.contains(body) && !reason.contains("may have been"), "{reason}");
@@ -217,7 +217,7 @@ fn what_nobody_knows_is_said_to_be_unknown() {
     let http = refusing(times.clone(), "500 Internal Server Error", "leadership lost while committing log");
     let mount = Mount::of("consul", &http.endpoint(), &service.root, &[]);
     times.store(1, Ordering::SeqCst);
-    assert!(!mount.bash("echo lost > global/metadata/owner").status.success());
+    assert!(!mount.bash("set -o pipefail; echo lost | tee global/metadata/owner").status.success());
     let reason = mount.errors().pop().unwrap()["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("it may have been carried out"), "{reason}");
     // Once: what may have been done is not done again without being asked for.

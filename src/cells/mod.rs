@@ -87,12 +87,6 @@ impl Cell {
         self.stop.cancelled().await;
     }
 
-    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
-    /// server and root.
-    pub fn holds_global(&self) -> bool {
-        self.holds_global
-    }
-
     /// Whether old records are shown while the cell is down.
     pub fn serves_stale(&self) -> bool {
         self.serve_stale && self.mirror.is_loaded()
@@ -110,8 +104,7 @@ impl Cell {
             0 => format!(": {cause}"),
             seconds => format!(": {cause} (for {seconds} s)"),
         });
-        let untold = self.untold_port.as_ref().map_or_else(String::new, |words| format!(" ({words})"));
-        Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}{untold}"))
+        Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}"))
     }
 
     /// One record as the service has it now.
@@ -141,6 +134,12 @@ impl Cell {
         self.backend.attribute(path, name).await.map_err(|e| self.explain(e))
     }
 
+    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
+    /// server and root.
+    pub fn holds_global(&self) -> bool {
+        self.holds_global
+    }
+
     /// What the service takes.
     pub fn limits(&self) -> Limits {
         self.backend.limits()
@@ -159,7 +158,8 @@ impl Cell {
 
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cell {} ({})", self.name, self.location)
+        let untold = self.untold_port.as_ref().map_or_else(String::new, |words| format!("; {words}"));
+        write!(f, "cell {} ({}{untold})", self.name, self.location)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 
-use crate::backend::{CellServers, Implementation};
+use crate::backend::Implementation;
 use crate::record::Form;
 use crate::tree::RespectLocks;
 
@@ -55,7 +55,7 @@ pub(super) struct TopoArgs {
     /// have a certificate of the configured authority (--topo-*-tls-ca). `global`: those of the global topology. A list: these and
     /// those of the global topology.
     #[arg(long, value_name = "SERVERS", default_value = "verified", env = "TOPOFS_CELL_SERVERS")]
-    pub cell_servers: CellServers,
+    pub cell_servers: crate::backend::CellServers,
     /// Longest time for one call to a service
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration, env = "TOPOFS_REMOTE_OPERATION_TIMEOUT")]
     pub remote_operation_timeout: Duration,

@@ -200,7 +200,7 @@ impl ViewArgs {
         let CellOptions { global, connect, servers, mirror, only } = cells;
         let tree = self.tree_options();
         let duration = |time: Duration| humantime::format_duration(time).to_string();
-        json!({
+        let topology = json!({
             "mountpoint": mountpoint,
             "topo-implementation": global.implementation.to_string(),
             "topo-global-server-address": global.server,
@@ -227,6 +227,9 @@ impl ViewArgs {
             "cells": only.as_ref().map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "cell-servers": servers.to_string(),
             "remote-operation-timeout": duration(connect.timeout),
+        });
+        // Two, since the macro can take so many only.
+        let files = json!({
             "resync-interval": duration(mirror.resync_interval),
             "stale-after": duration(mirror.stale_after),
             "serve-stale": mirror.serve_stale,
@@ -242,7 +245,12 @@ impl ViewArgs {
             "respect-locks": tree.respect_locks,
             "allow-other": self.allow_other,
             "scratch-quota": tree.scratch_quota,
-        })
+        });
+        let parts = [topology, files].into_iter().filter_map(|part| match part {
+            serde_json::Value::Object(part) => Some(part),
+            _ => None,
+        });
+        parts.flatten().collect()
     }
 }
 

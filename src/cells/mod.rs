@@ -248,6 +248,20 @@ impl Cells {
         self.hidden.load_full()
     }
 
+    /// Cells that are the same place as others, and which.
+    pub fn twins(&self) -> BTreeMap<CellName, Vec<CellName>> {
+        let cells = self.all();
+        let mut twins: BTreeMap<CellName, Vec<CellName>> = BTreeMap::new();
+        for cell in &cells {
+            let same = |other: &&Arc<Cell>| other.name != cell.name && other.location.is_same_place(&cell.location);
+            let others: Vec<CellName> = cells.iter().filter(same).map(|other| other.name.clone()).collect();
+            if !others.is_empty() {
+                twins.insert(cell.name.clone(), others);
+            }
+        }
+        twins
+    }
+
     /// Ends all background work and waits for it.
     pub async fn shutdown(&self) {
         self.stop.cancel();
@@ -444,3 +458,6 @@ impl std::str::FromStr for Implementation {
         <Self as clap::ValueEnum>::from_str(text, true)
     }
 }
+
+#[cfg(test)]
+mod tests;

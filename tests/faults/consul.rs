@@ -131,7 +131,7 @@ fn what_consul_forbids_is_eacces() {
         "sed -i s/none/semi_sync/ keyspaces/ks/Keyspace.txt",
         "rm keyspaces/ks/VSchema",
         "mv metadata/x metadata/y",
-        "mkdir -p metadata/new; cp metadata/x metadata/new/x",
+        "cp metadata/x metadata/z",
         &format!("cp {large} metadata/x"),
         &format!("cp {large} metadata/large"),
         "flock keyspaces/ks/.lock true",

@@ -338,9 +338,10 @@ fn breaking_a_lock_leaves_its_successor_alone() {
 
 #[test]
 fn one_waiter_of_a_mount_tries_at_a_time() {
-    const WAITERS: isize = 12;
+    const WAITERS: isize = 20;
     let service = Service::new(Implementation::Consul, shared().endpoint());
-    let proxy = Proxy::counting(shared().port, &[("?acquire=", 1)]);
+    let key = format!("GET /v1/kv/{}/global/keyspaces/commerce/Lock", service.root.trim_start_matches('/'));
+    let proxy = Proxy::counting(shared().port, &[(&key, 1)]);
     let mount = Mount::of("consul", &proxy.endpoint(), &service.root, &[]);
     let lock = "global/keyspaces/commerce/.lock";
     let script = format!(
@@ -349,9 +350,10 @@ fn one_waiter_of_a_mount_tries_at_a_time() {
     );
     let output = mount.bash(&format!("timeout 50 bash -c '{script}'"));
     assert!(output.status.success(), "{}", text(&output));
-    // Each has it once. That somebody looks too early may happen; that all do so each time may not.
-    let (tries, all_at_once) = (proxy.count(), WAITERS * WAITERS / 2);
-    assert!((WAITERS + 1..all_at_once).contains(&tries), "{tries} tries for {WAITERS} waiters");
+    // Each looks whether it is free, has it, and gives it back. If all looked each time that it comes free, it would be a square.
+    let looks = proxy.count();
+    println!("{looks} looks by {WAITERS} waiters");
+    assert!(looks < WAITERS * 8, "{looks} looks by {WAITERS} waiters");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //!   misses nothing.
 //! - [`Backend::apply`] applies all changes or none.
 //! - Revisions are totally ordered within one backend: what happened later has the greater revision.
+//! - What the service leaves out because it may not be read is not gone: the list, or the watch, fails with [`Failure::Denied`].
 //! - Keys that are not valid file names are skipped and counted, never shown under another name.
 
 use std::fmt;
@@ -376,6 +377,7 @@ pub struct ConnectOptions {
 /// Prepares a backend; nothing is connected yet. Fails if the address or the options cannot be right.
 pub fn open(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Arc<dyn Backend>, BackendError> {
     options.refuse_clear(location)?;
+    let location = &location.with_lower_schemes();
     Ok(match location.implementation {
         Implementation::Etcd2 => Arc::new(etcd2::Etcd::new(location, options)?),
         Implementation::Consul => Arc::new(consul::Consul::new(cell, location, options)?),

@@ -159,7 +159,7 @@ impl ConnectOptions {
             ),
             Implementation::Memory => return None,
         };
-        let what = secret.or_else(|| cert.as_ref().map(|_| "the client certificate's word"))?;
+        let what = secret.or_else(|| cert.as_ref().map(|_| "proof of the client certificate"))?;
         Some(Credentials { what, verified: ca.0.is_some(), authority: ca.1 })
     }
 
@@ -227,15 +227,6 @@ fn scheme(address: &str) -> (Scheme, &str) {
     (Scheme::None, address)
 }
 
-/// An address with its scheme in lower case, as clients want it.
-pub(super) fn lower_scheme(address: &str) -> String {
-    let (_, rest) = scheme(address);
-    match address.len() - rest.len() {
-        0 => address.to_owned(),
-        length => format!("{}{rest}", address.get(..length).unwrap_or_default().to_ascii_lowercase()),
-    }
-}
-
 /// Scheme, host and port of an address. `None` for what has more than these: clients may read it in another way than we do.
 fn parts(address: &str) -> Option<(Scheme, Named)> {
     let (scheme, rest) = scheme(address);
@@ -265,6 +256,16 @@ fn parts(address: &str) -> Option<(Scheme, Named)> {
 }
 
 impl Location {
+    /// With schemes in lower case, as clients want them.
+    pub(super) fn with_lower_schemes(&self) -> Self {
+        let lower = |address: &str| {
+            let (_, rest) = scheme(address.trim_start());
+            let (begin, rest) = address.split_at(address.len() - rest.len());
+            format!("{}{rest}", begin.to_ascii_lowercase())
+        };
+        Self { server: self.server.split_inclusive([',', '|']).map(lower).collect(), ..self.clone() }
+    }
+
     /// The addresses as they are written, observers as well.
     fn addresses(&self) -> impl Iterator<Item = &str> {
         let parts = self.server.split(move |c| c == ',' || (c == '|' && self.implementation == Implementation::Zk2));
@@ -405,15 +406,20 @@ mod tests {
 
     #[test]
     fn nothing_goes_in_clear_where_tls_is_asked_for() {
+        let mut secure = options(false, true);
+        (secure.etcd.cert, secure.zk.cert) = (Some("cert".into()), Some("cert".into()));
         for server in ["http://a:1", "HTTP://a:1", "tcp://a:1", "b:2,Tcp://a:1"] {
-            assert!(options(false, true).refuse_clear(&location(server)).is_err(), "{server}");
-            assert!(options(true, false).refuse_clear(&location(server)).is_ok(), "{server}");
+            for implementation in [Implementation::Etcd2, Implementation::Zk2, Implementation::Consul] {
+                let location = Location { implementation, ..location(server) };
+                assert!(secure.refuse_clear(&location).is_err(), "{location}");
+                assert!(options(true, false).refuse_clear(&location).is_ok(), "{location}");
+            }
         }
         for server in ["a:1", "https://a:1", "tcp+tls://a:1"] {
             assert!(options(true, true).refuse_clear(&location(server)).is_ok(), "{server}");
         }
-        assert_eq!(lower_scheme("HTTP://Host:1/Ab"), "http://Host:1/Ab");
-        assert_eq!(lower_scheme("HTTP:1"), "HTTP:1");
+        let lower = location("HTTP://Host:1/Ab, Https://b|HTTP:1").with_lower_schemes();
+        assert_eq!(lower.server, "http://Host:1/Ab, https://b|HTTP:1");
     }
 
     #[test]

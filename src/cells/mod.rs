@@ -219,11 +219,6 @@ impl Cells {
         let updates = cells.global.mirror.subscribe();
         cells.refresh();
         cells.tasks.spawn(follow_cell_info(Arc::downgrade(&cells), updates, cells.stop.clone()));
-        if cells.options.only.is_some() {
-            for cell in cells.local.load().values().cloned() {
-                cells.tasks.spawn(async move { cell.mirror.settled().await });
-            }
-        }
         Ok(cells)
     }
 
@@ -330,7 +325,8 @@ impl Cells {
             cell.stop.cancel();
         }
         for (name, cell) in next {
-            if missed.remove(name) {
+            // Those that --cells names are connected at once, whenever they come.
+            if missed.remove(name) || self.options.only.is_some() {
                 cell.mirror.wake();
             }
         }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::call::{Call, MEDIUM, SMALL, causes};
 use super::token::Token;
-use crate::backend::servers::lower_scheme;
 use crate::backend::{BackendError, Failure};
 use crate::name::CellName;
 
@@ -167,7 +166,7 @@ impl Client {
         }
         let secure = options.ca.is_some() || options.cert.is_some();
         let base = match server.contains("://") {
-            true => lower_scheme(server),
+            true => server.to_owned(),
             false if secure => format!("https://{server}"),
             false => format!("http://{server}"),
         };
@@ -281,7 +280,8 @@ impl Client {
 
     /// The index of everything that is stored.
     pub async fn newest(&self) -> Result<u64, BackendError> {
-        Ok(self.indexed::<Vec<String>>(self.sure("", &[("keys", ""), ("separator", "/")])).await?.index)
+        let call = Call { limit: MEDIUM, ..self.sure("", &[("keys", ""), ("separator", "/")]) };
+        Ok(self.indexed::<Vec<String>>(call).await?.index)
     }
 
     /// Waits until something below a prefix changes after an index, or the poll duration is over. Transfers hardly anything. An

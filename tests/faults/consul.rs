@@ -171,6 +171,32 @@ fn a_token_that_is_replaced_is_read_again() {
     assert!(!mount.log().contains(&new) && !mount.log().contains(&old));
 }
 
+#[test]
+fn a_token_is_read_again_at_sighup() {
+    // One that is not refused yet: the old one is to be taken away after all have changed.
+    let service = Service::new(Implementation::Consul, shared().endpoint());
+    let http = Http::before(shared().port, |_| Reply::Pass);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write =
+        |token: &str| std::fs::write(file.path(), format!(r#"{{"global": {{"acl_token": "{token}"}}}}"#)).unwrap();
+    write("first");
+    let auth = format!("--consul-auth-static-file={}", file.path().display());
+    let mount = Mount::of("consul", &http.endpoint(), &service.root, &[&auth]);
+    assert!(http.requests().iter().all(|request| request.contains("x-consul-token: first")), "{:?}", http.requests());
+    write("second");
+    crate::common::signal(mount.pid(), nix::sys::signal::Signal::SIGHUP);
+    eventually("the new one is used", || {
+        http.requests().last().is_some_and(|request| request.contains("x-consul-token: second")).then_some(())
+    });
+    // A file that is being written, or is gone, changes nothing.
+    write("\"third");
+    crate::common::signal(mount.pid(), nix::sys::signal::Signal::SIGHUP);
+    eventually("it is told", || mount.log().contains("cannot be read again").then_some(()));
+    assert!(!mount.log().contains("third"));
+    mount.sh("echo new > global/metadata/owner");
+    assert!(http.requests().last().unwrap().contains("x-consul-token: second"));
+}
+
 /// Refuses each change with an answer as often as it is told.
 fn refusing(times: Arc<AtomicUsize>, status: &'static str, body: &'static str) -> Http {
     Http::before(shared().port, move |request| {

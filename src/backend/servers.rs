@@ -309,16 +309,20 @@ impl Location {
         }
     }
 
+    /// The root as all spellings of it have it in common.
+    pub fn clean_root(&self) -> String {
+        super::KeySpace::new(&format!("/{}", self.root)).prefix().to_owned()
+    }
+
     /// Whether two locations are the same keys of the same service.
     pub fn is_same_place(&self, other: &Location) -> bool {
-        let root = |location: &Location| super::KeySpace::new(&format!("/{}", location.root)).prefix().to_owned();
         // One server in common is one service.
         let shared = || match (self.servers(), other.servers()) {
             (Some(own), Some(others)) => own.iter().any(|server| others.contains(server)),
             _ => false,
         };
         self.implementation == other.implementation
-            && root(self) == root(other)
+            && self.clean_root() == other.clean_root()
             && (self.server == other.server || shared())
     }
 

@@ -174,6 +174,9 @@ const CELL_INFO: &str = "CellInfo";
 /// Cells at most that are remembered while they have no record.
 const MISSED: usize = 1_000;
 
+/// Cells that are the same place as others, and which.
+pub type Twins = BTreeMap<CellName, Vec<CellName>>;
+
 /// All cells of a mount.
 pub struct Cells {
     global: Arc<Cell>,
@@ -182,6 +185,7 @@ pub struct Cells {
     hidden: ArcSwap<BTreeMap<String, String>>,
     /// Cells that somebody has looked into and whose records are gone: if they come back, they are connected again.
     missed: Mutex<BTreeSet<CellName>>,
+    twins: ArcSwap<Twins>,
     /// The revision of the global topology that the set of cells follows.
     followed: AtomicU64,
     refreshing: Mutex<()>,
@@ -209,6 +213,7 @@ impl Cells {
             local: ArcSwap::default(),
             hidden: ArcSwap::default(),
             missed: Mutex::default(),
+            twins: ArcSwap::default(),
             followed: AtomicU64::default(),
             refreshing: Mutex::default(),
             options,
@@ -244,17 +249,9 @@ impl Cells {
     }
 
     /// Cells that are the same place as others, and which.
-    pub fn twins(&self) -> BTreeMap<CellName, Vec<CellName>> {
-        let cells = self.all();
-        let mut twins: BTreeMap<CellName, Vec<CellName>> = BTreeMap::new();
-        for cell in &cells {
-            let same = |other: &&Arc<Cell>| other.name != cell.name && other.location.is_same_place(&cell.location);
-            let others: Vec<CellName> = cells.iter().filter(same).map(|other| other.name.clone()).collect();
-            if !others.is_empty() {
-                twins.insert(cell.name.clone(), others);
-            }
-        }
-        twins
+    pub fn twins(&self) -> Arc<Twins> {
+        self.follow_news();
+        self.twins.load_full()
     }
 
     /// Ends all background work and waits for it.
@@ -301,7 +298,7 @@ impl Cells {
         for (name, reason) in hidden.iter().filter(|(name, reason)| before.get(*name) != Some(reason)) {
             tracing::warn!(cell = %name, reason, "the cell cannot be shown");
         }
-        warn_of_twins(&self.global, &next, &current);
+        self.note_twins(&next);
         self.local.store(Arc::new(next));
         // Not before: who comes meanwhile must wait for what is being made of it.
         self.followed.store(revision, Ordering::Release);
@@ -328,6 +325,19 @@ impl Cells {
             // Those that --cells names are connected at once, whenever they come.
             if missed.remove(name) || self.options.only.is_some() {
                 cell.mirror.wake();
+            }
+        }
+    }
+
+    /// Tells once of cells that show the same records.
+    fn note_twins(&self, next: &BTreeMap<CellName, Arc<Cell>>) {
+        let cells: Vec<&Cell> = std::iter::once(&*self.global).chain(next.values().map(|cell| &**cell)).collect();
+        let twins = twins(&cells);
+        let before = self.twins.swap(Arc::new(twins.clone()));
+        for (cell, others) in &twins {
+            let known = |other: &&CellName| before.get(cell).is_some_and(|others| others.contains(other));
+            for other in others.iter().filter(|other| *other < cell && !known(other)) {
+                tracing::warn!(%cell, %other, "two cells are one place: they show the same records");
             }
         }
     }
@@ -378,18 +388,22 @@ impl Cells {
     }
 }
 
-/// Tells once of cells that show the same records.
-fn warn_of_twins(global: &Cell, next: &BTreeMap<CellName, Arc<Cell>>, before: &BTreeMap<CellName, Arc<Cell>>) {
-    let is_new = |cell: &Cell| before.get(&cell.name).is_none_or(|known| known.location != cell.location);
-    let cells: Vec<&Cell> = std::iter::once(global).chain(next.values().map(|cell| &**cell)).collect();
-    for (index, cell) in cells.iter().enumerate() {
-        let others = cells.iter().take(index);
-        for twin in others.filter(|twin| twin.location.is_same_place(&cell.location)) {
-            if is_new(cell) || (is_new(twin) && !twin.name.is_global()) {
-                tracing::warn!(cell = %cell.name, other = %twin.name, location = %cell.location, "two cells are one place");
-            }
+/// Which cells are the same place.
+fn twins(cells: &[&Cell]) -> Twins {
+    // Hundreds of cells are not compared each with each.
+    let mut by_root: BTreeMap<String, Vec<&Cell>> = BTreeMap::new();
+    for cell in cells {
+        by_root.entry(cell.location.clean_root()).or_default().push(cell);
+    }
+    let mut twins = Twins::new();
+    for (cell, all) in by_root.values().flat_map(|all| all.iter().map(move |cell| (cell, all))) {
+        let others = all.iter().filter(|other| other.name != cell.name && other.location.is_same_place(&cell.location));
+        let others: Vec<CellName> = others.map(|other| other.name.clone()).collect();
+        if !others.is_empty() {
+            twins.insert(cell.name.clone(), others);
         }
     }
+    twins
 }
 
 fn open_cell(

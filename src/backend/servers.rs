@@ -400,6 +400,61 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_of_credentials_counts() {
+        type Give = fn(&mut ConnectOptions);
+        let all: [(Implementation, Give, Give); 6] = [
+            (
+                Implementation::Etcd2,
+                |options| options.etcd.user = Some(("name".to_owned(), "word".to_owned())),
+                |options| options.etcd.ca = Some("ca".into()),
+            ),
+            (
+                Implementation::Etcd2,
+                |options| options.etcd.cert = Some("cert".into()),
+                |options| options.etcd.ca = Some("ca".into()),
+            ),
+            (
+                Implementation::Zk2,
+                |options| options.zk.auth_file = Some("auth".into()),
+                |options| options.zk.ca = Some("ca".into()),
+            ),
+            (
+                Implementation::Zk2,
+                |options| options.zk.cert = Some("cert".into()),
+                |options| options.zk.ca = Some("ca".into()),
+            ),
+            (
+                Implementation::Consul,
+                |options| options.consul.auth_file = Some("tokens".into()),
+                |options| options.consul.ca = Some("ca".into()),
+            ),
+            (
+                Implementation::Consul,
+                |options| options.consul.cert = Some("cert".into()),
+                |options| options.consul.ca = Some("ca".into()),
+            ),
+        ];
+        for (implementation, give, vouch) in all {
+            let place = |server: &str| Location { implementation, ..location(server) };
+            let mut options = options(false, false);
+            let check = |options: &ConnectOptions| {
+                CellServers::default().check(&place("evil:1"), &place("good:1"), options).is_ok()
+            };
+            assert!(check(&options));
+            give(&mut options);
+            assert!(!check(&options), "{implementation}");
+            vouch(&mut options);
+            assert!(check(&options), "{implementation}");
+        }
+        // Observers of ZooKeeper are servers, too.
+        let zk = |server: &str| Location { implementation: Implementation::Zk2, ..location(server) };
+        let mut options = options(false, false);
+        options.zk.auth_file = Some("auth".into());
+        let check = |server: &str| CellServers::default().check(&zk(server), &zk("a:1,b|c:3"), &options).is_ok();
+        assert!(check("a:1") && check("b:2181,c:3") && check("a:1|c:3") && !check("a:1|evil:3"));
+    }
+
+    #[test]
     fn what_the_global_address_encrypts_a_record_does_not_uncover() {
         let global = location("https://consul:8501");
         let check =

@@ -27,7 +27,7 @@ impl Consul {
         let dirs = std::iter::successors(Some(dir), TopoPath::parent).take_while(|dir| !dir.is_root());
         for dir in dirs {
             let prefix = self.keys.dir_prefix(&dir);
-            if !self.rights.folders(&prefix) || client::has_dots(&prefix) {
+            if !self.rights.has_folders(&prefix) || client::has_dots(&prefix) {
                 continue;
             }
             let pairs = self.client.pairs(&prefix, MEDIUM).await?.value;

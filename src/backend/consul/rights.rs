@@ -84,8 +84,8 @@ impl Rights {
         }
     }
 
-    /// The keys below a directory that stand for directories themselves, as Consul's user interface makes them.
-    pub fn folders(&self, dir: &str) -> bool {
+    /// Whether a key at or below a directory stands for a directory itself, as Consul's user interface makes them.
+    pub fn has_folders(&self, dir: &str) -> bool {
         let seen = self.seen.lock();
         let below = seen.range::<str, _>((Bound::Included(dir), Bound::Unbounded));
         below.take_while(|key| key.starts_with(dir)).any(|key| key.ends_with('/'))

@@ -93,6 +93,13 @@ fn rights_that_are_taken_away_delete_nothing() {
         assert_eq!(mount.read("global/metadata/secret/one"), "x");
         assert_eq!(events(&mount, "deleted"), 0, "{}", mount.read(".topofs/events"));
     };
+    // Nothing happens, and nobody looks: a query that waits does not end when the rights do.
+    guarded.rules(1, "");
+    eventually("it is noticed", || {
+        mount.status()["cells"]["global"]["error"].as_str()?.contains("may not read t/global/").then_some(())
+    });
+    guarded.rules(1, READING);
+    wait_for_state(&mount, "global", "live");
     denied("", "t/global/");
     // A part, below a directory that no rule of Vitess's would name.
     denied(

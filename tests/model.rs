@@ -291,6 +291,7 @@ impl Real {
         let options = CellOptions {
             global: location.clone(),
             connect: connect_options(),
+            servers: Default::default(),
             mirror: MirrorOptions {
                 resync_interval: std::time::Duration::from_secs(3600),
                 stale_after: std::time::Duration::from_secs(10),

@@ -7,6 +7,7 @@
 //!   misses nothing.
 //! - [`Backend::apply`] applies all changes or none.
 //! - Revisions are totally ordered within one backend: what happened later has the greater revision.
+//! - What the service leaves out because it may not be read is not gone: the list, or the watch, fails with [`Failure::Denied`].
 //! - Keys that are not valid file names are skipped and counted, never shown under another name.
 
 use std::fmt;
@@ -24,7 +25,10 @@ pub mod consul;
 pub mod etcd2;
 pub mod lock;
 pub mod memory;
+mod servers;
 pub mod zk2;
+
+pub use servers::{CellServers, Named};
 
 /// A point in the history of one service. Greater is later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -372,6 +376,8 @@ pub struct ConnectOptions {
 
 /// Prepares a backend; nothing is connected yet. Fails if the address or the options cannot be right.
 pub fn open(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Arc<dyn Backend>, BackendError> {
+    options.refuse_clear(location)?;
+    let location = &location.with_lower_schemes();
     Ok(match location.implementation {
         Implementation::Etcd2 => Arc::new(etcd2::Etcd::new(location, options)?),
         Implementation::Consul => Arc::new(consul::Consul::new(cell, location, options)?),
@@ -408,14 +414,31 @@ pub(crate) struct KeySpace {
 }
 
 impl KeySpace {
-    /// Cleans the root as Go's `path.Join` does: repeated and trailing slashes go, a leading one is kept.
+    /// Cleans the root as Go's `path.Join` does: repeated and trailing slashes and `.` go, `..` takes the name before it away, a
+    /// leading slash is kept, and nothing is above it.
     pub fn new(root: &str) -> Self {
-        let mut prefix = String::from(if root.starts_with('/') { "/" } else { "" });
-        for part in root.split('/').filter(|part| !part.is_empty()) {
+        let rooted = root.starts_with('/');
+        let mut parts: Vec<&str> = Vec::new();
+        for part in root.split('/') {
+            match part {
+                "" | "." => {}
+                ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
+                ".." if rooted => {}
+                _ => parts.push(part),
+            }
+        }
+        let mut prefix = String::from(if rooted { "/" } else { "" });
+        for part in parts {
             prefix.push_str(part);
             prefix.push('/');
         }
         Self { prefix }
+    }
+
+    /// The same without a leading slash.
+    pub fn relative(root: &str) -> Self {
+        let Self { prefix } = Self::new(root);
+        Self { prefix: prefix.trim_start_matches('/').to_owned() }
     }
 
     /// The prefix of all keys, ending in a slash.
@@ -437,5 +460,29 @@ impl KeySpace {
     pub fn path(&self, key: &[u8]) -> Option<TopoPath> {
         let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?;
         TopoPath::parse(rest).ok().filter(|p| !p.is_root())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_are_cleaned_as_vitess_does() {
+        // What Go's path.Join(root, "x") gives, without the x.
+        let cleaned = [
+            ("/vitess/global", "/vitess/global/"),
+            ("vitess//global/", "vitess/global/"),
+            ("/vitess/./old/../global", "/vitess/global/"),
+            ("/../vitess/..", "/"),
+            ("../a", "../a/"),
+            ("a/../../b", "../b/"),
+            ("", ""),
+            ("/", "/"),
+            ("/...", "/.../"),
+        ];
+        for (root, prefix) in cleaned {
+            assert_eq!(KeySpace::new(root).prefix(), prefix, "{root}");
+        }
     }
 }

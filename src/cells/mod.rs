@@ -1,6 +1,6 @@
 //! The global topology and the cells that it names: each with its own connection and its own failures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{
-    Applied, Backend, BackendError, Change, ConnectOptions, Fetched, Implementation, Limits, Location,
+    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Fetched, Implementation, Limits, Location,
 };
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
@@ -30,6 +30,8 @@ pub struct CellOptions {
     pub global: Location,
     /// For all backends.
     pub connect: ConnectOptions,
+    /// Which servers that CellInfo records name are connected.
+    pub servers: CellServers,
     /// For all mirrors.
     pub mirror: MirrorOptions,
     /// If given: these cells are connected at once and no others are shown.
@@ -50,6 +52,10 @@ pub struct Cell {
     timeout: std::time::Duration,
     stop: CancellationToken,
     serve_stale: bool,
+    /// What to say of an address without a port.
+    untold_port: Option<String>,
+    /// Whether its keys are those of the global topology.
+    holds_global: bool,
 }
 
 impl Cell {
@@ -128,6 +134,12 @@ impl Cell {
         self.backend.attribute(path, name).await.map_err(|e| self.explain(e))
     }
 
+    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
+    /// server and root.
+    pub fn holds_global(&self) -> bool {
+        self.holds_global
+    }
+
     /// What the service takes.
     pub fn limits(&self) -> Limits {
         self.backend.limits()
@@ -146,7 +158,8 @@ impl Cell {
 
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cell {} ({})", self.name, self.location)
+        let untold = self.untold_port.as_ref().map_or_else(String::new, |words| format!("; {words}"));
+        write!(f, "cell {} ({}{untold})", self.name, self.location)
     }
 }
 
@@ -156,12 +169,23 @@ impl Drop for Cell {
     }
 }
 
+/// The name of the records that name cells.
+const CELL_INFO: &str = "CellInfo";
+/// Cells at most that are remembered while they have no record.
+const MISSED: usize = 1_000;
+
+/// Cells that are the same place as others, and which.
+pub type Twins = BTreeMap<CellName, Vec<CellName>>;
+
 /// All cells of a mount.
 pub struct Cells {
     global: Arc<Cell>,
     local: ArcSwap<BTreeMap<CellName, Arc<Cell>>>,
-    /// Cells that cannot be shown, and why.
-    hidden: ArcSwap<BTreeMap<CellName, String>>,
+    /// Cells that cannot be shown, by what their records call them, and why.
+    hidden: ArcSwap<BTreeMap<String, String>>,
+    /// Cells that somebody has looked into and whose records are gone: if they come back, they are connected again.
+    missed: Mutex<BTreeSet<CellName>>,
+    twins: ArcSwap<Twins>,
     /// The revision of the global topology that the set of cells follows.
     followed: AtomicU64,
     refreshing: Mutex<()>,
@@ -188,6 +212,8 @@ impl Cells {
             global,
             local: ArcSwap::default(),
             hidden: ArcSwap::default(),
+            missed: Mutex::default(),
+            twins: ArcSwap::default(),
             followed: AtomicU64::default(),
             refreshing: Mutex::default(),
             options,
@@ -198,11 +224,6 @@ impl Cells {
         let updates = cells.global.mirror.subscribe();
         cells.refresh();
         cells.tasks.spawn(follow_cell_info(Arc::downgrade(&cells), updates, cells.stop.clone()));
-        if cells.options.only.is_some() {
-            for cell in cells.local.load().values().cloned() {
-                cells.tasks.spawn(async move { cell.mirror.settled().await });
-            }
-        }
         Ok(cells)
     }
 
@@ -222,9 +243,15 @@ impl Cells {
     }
 
     /// Cells that cannot be shown, and why.
-    pub fn hidden(&self) -> Arc<BTreeMap<CellName, String>> {
+    pub fn hidden(&self) -> Arc<BTreeMap<String, String>> {
         self.follow_news();
         self.hidden.load_full()
+    }
+
+    /// Cells that are the same place as others, and which.
+    pub fn twins(&self) -> Arc<Twins> {
+        self.follow_news();
+        self.twins.load_full()
     }
 
     /// Ends all background work and waits for it.
@@ -246,64 +273,137 @@ impl Cells {
         // One at a time: the older view must not replace the newer one.
         let _turn = self.refreshing.lock();
         let revision = self.global.mirror.revision().0;
-        let wanted = self.known_cells();
+        let (wanted, mut hidden) = self.known_cells();
         let current = self.local.load();
         let mut next = BTreeMap::new();
-        let mut hidden = BTreeMap::new();
         for (name, location) in wanted {
-            let location = match location {
-                Ok(location) => location,
-                Err(error) => {
-                    hidden.insert(name, error.reason);
-                    continue;
-                }
-            };
-            let kept = current.get(&name).filter(|cell| cell.location == location).cloned();
-            match kept.map_or_else(|| open_cell(name.clone(), location, &self.options, &self.tasks, &self.stop), Ok) {
-                Ok(cell) => {
-                    next.insert(name, cell);
-                }
-                Err(error) => drop(hidden.insert(name, error.reason)),
+            let before = current.get(&name);
+            if let Some(kept) = before.filter(|cell| cell.location == location) {
+                next.insert(name, kept.clone());
+                continue;
+            }
+            self.warn_if_moved(&name, before, &location);
+            match self.open(name.clone(), location) {
+                Ok(cell) => drop(next.insert(name, cell)),
+                Err(error) => drop(hidden.insert(name.to_string(), error.reason)),
             }
         }
         for name in self.options.only.iter().flatten() {
-            if !name.is_global() && !next.contains_key(name) && !hidden.contains_key(name) {
-                hidden.insert(name.clone(), "it has no CellInfo record".to_owned());
+            if !name.is_global() && !next.contains_key(name) && !hidden.contains_key(name.as_str()) {
+                hidden.insert(name.to_string(), "it has no CellInfo record".to_owned());
             }
         }
-        for (name, cell) in current.iter() {
-            if !next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {
-                cell.stop.cancel();
-            }
-        }
+        self.pass_on(&current, &next);
         let before = self.hidden.swap(Arc::new(hidden.clone()));
         for (name, reason) in hidden.iter().filter(|(name, reason)| before.get(*name) != Some(reason)) {
             tracing::warn!(cell = %name, reason, "the cell cannot be shown");
         }
+        self.note_twins(&next);
         self.local.store(Arc::new(next));
         // Not before: who comes meanwhile must wait for what is being made of it.
         self.followed.store(revision, Ordering::Release);
     }
 
-    fn known_cells(&self) -> BTreeMap<CellName, Result<Location>> {
-        let snapshot = self.global.mirror.snapshot();
-        let Ok(dir) = TopoPath::parse("cells") else { return BTreeMap::new() };
-        snapshot
-            .below(&dir)
-            .filter_map(|(path, record)| {
-                let name = path.below(&dir)?.strip_suffix("/CellInfo")?;
-                let name = CellName::new(name).ok().filter(|name| !name.is_global())?;
-                if self.options.only.as_ref().is_some_and(|only| !only.contains(&name)) {
-                    return None;
-                }
-                let implementation = self.options.global.implementation;
-                let location = (self.read_cell_info)(&record.value)
-                    .map(|(server, root)| Location { implementation, server, root })
-                    .ok_or_else(|| Error::new(Kind::BadMessage, "its CellInfo record cannot be decoded"));
-                Some((name, location))
-            })
-            .collect()
+    fn open(&self, name: CellName, location: Location) -> Result<Arc<Cell>> {
+        open_cell(name, location, &self.options, &self.tasks, &self.stop)
     }
+
+    /// Ends cells that are not shown any more. What was connected is connected again where it is now, by itself: whoever watches it
+    /// looks at nothing that would do so.
+    fn pass_on(&self, current: &BTreeMap<CellName, Arc<Cell>>, next: &BTreeMap<CellName, Arc<Cell>>) {
+        let mut missed = self.missed.lock();
+        for (name, cell) in current {
+            if next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {
+                continue;
+            }
+            if cell.mirror.health() != Health::Idle && missed.len() < MISSED {
+                missed.insert(name.clone());
+            }
+            cell.stop.cancel();
+        }
+        for (name, cell) in next {
+            // Those that --cells names are connected at once, whenever they come.
+            if missed.remove(name) || self.options.only.is_some() {
+                cell.mirror.wake();
+            }
+        }
+    }
+
+    /// Tells once of cells that show the same records.
+    fn note_twins(&self, next: &BTreeMap<CellName, Arc<Cell>>) {
+        let cells: Vec<&Cell> = std::iter::once(&*self.global).chain(next.values().map(|cell| &**cell)).collect();
+        let twins = twins(&cells);
+        let before = self.twins.swap(Arc::new(twins.clone()));
+        for (cell, others) in &twins {
+            let known = |other: &&CellName| before.get(cell).is_some_and(|others| others.contains(other));
+            for other in others.iter().filter(|other| *other < cell && !known(other)) {
+                tracing::warn!(%cell, %other, "two cells are one place: they show the same records");
+            }
+        }
+    }
+
+    /// Records, and so cells, can be sent elsewhere by whoever may write them.
+    fn warn_if_moved(&self, name: &CellName, before: Option<&Arc<Cell>>, location: &Location) {
+        match before {
+            Some(before) if !location.is_served_by(&before.location) => tracing::warn!(
+                cell = %name, from = %before.location, to = %location, "its CellInfo record sends the cell to other servers"
+            ),
+            None if !location.is_served_by(&self.options.global) => tracing::info!(
+                cell = %name, location = %location, "its CellInfo record names other servers than those of the global topology"
+            ),
+            _ => {}
+        }
+    }
+
+    /// The places of all cells, and why others cannot be shown.
+    fn known_cells(&self) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
+        let snapshot = self.global.mirror.snapshot();
+        let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
+        let Ok(dir) = TopoPath::parse("cells") else { return (known, hidden) };
+        for (path, record) in snapshot.below(&dir).filter(|(path, _)| path.name() == CELL_INFO) {
+            let Some(rest) = path.below(&dir) else { continue };
+            let called = rest.strip_suffix(CELL_INFO).unwrap_or(rest).trim_end_matches('/');
+            let name = match CellName::new(called) {
+                Ok(name) if name.is_global() => Err("this is the name of the global topology"),
+                Ok(name) => Ok(name),
+                Err(_) => Err("no directory of a mount can have this name"),
+            };
+            let name = match name {
+                Ok(name) => name,
+                Err(reason) => {
+                    hidden.insert(called.to_owned(), reason.to_owned());
+                    continue;
+                }
+            };
+            if self.options.only.as_ref().is_some_and(|only| !only.contains(&name)) {
+                continue;
+            }
+            let implementation = self.options.global.implementation;
+            match (self.read_cell_info)(&record.value) {
+                Some((server, root)) => drop(known.insert(name, Location { implementation, server, root })),
+                None => drop(hidden.insert(called.to_owned(), "its CellInfo record cannot be decoded".to_owned())),
+            }
+        }
+        (known, hidden)
+    }
+}
+
+/// Which cells are the same place.
+fn twins(cells: &[&Cell]) -> Twins {
+    // Hundreds of cells are not compared each with each.
+    let mut by_root: BTreeMap<String, Vec<&Cell>> = BTreeMap::new();
+    for cell in cells {
+        by_root.entry(cell.location.clean_root()).or_default().push(cell);
+    }
+    let mut twins = Twins::new();
+    for (cell, all) in by_root.values().flat_map(|all| all.iter().map(move |cell| (cell, all))) {
+        let others = all.iter().filter(|other| other.name != cell.name && other.location.is_same_place(&cell.location));
+        let others: Vec<CellName> = others.map(|other| other.name.clone()).collect();
+        if !others.is_empty() {
+            twins.insert(cell.name.clone(), others);
+        }
+    }
+    twins
 }
 
 fn open_cell(
@@ -313,7 +413,10 @@ fn open_cell(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Arc<Cell>> {
-    let backend = crate::backend::open(&name, &location, &options.connect).map_err(|error| {
+    let holds_global = location.is_same_place(&options.global);
+    let allowed = options.servers.check(&location, &options.global, &options.connect);
+    let opened = allowed.and_then(|()| crate::backend::open(&name, &location, &options.connect));
+    let backend = opened.map_err(|error| {
         let mut error = Error::from(error);
         error.reason = format!("cell {name} ({location}): {}", error.reason);
         error
@@ -324,6 +427,8 @@ fn open_cell(
     tasks.spawn(tracing::Instrument::instrument(mirror.clone().run(stop.clone()), span));
     Ok(Arc::new(Cell {
         name,
+        untold_port: location.untold_port(&options.connect),
+        holds_global,
         location,
         mirror,
         backend,
@@ -344,7 +449,7 @@ async fn follow_cell_info(
         let concerned = tokio::select! {
             () = stop.cancelled() => return,
             news = updates.recv() => match news {
-                Ok(news) => news.updates.iter().any(|update| update.path.name() == "CellInfo"),
+                Ok(news) => news.updates.iter().any(|update| update.path.name() == CELL_INFO),
                 Err(RecvError::Lagged(_)) => true,
                 Err(RecvError::Closed) => return,
             },
@@ -363,3 +468,6 @@ impl std::str::FromStr for Implementation {
         <Self as clap::ValueEnum>::from_str(text, true)
     }
 }
+
+#[cfg(test)]
+mod tests;

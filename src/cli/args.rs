@@ -49,6 +49,13 @@ pub(super) struct TopoArgs {
     /// Without it, every cell that has a CellInfo record is shown and is connected when its directory is first used.
     #[arg(long, value_name = "CELL,...", value_delimiter = ',', env = "TOPOFS_CELLS")]
     pub cells: Option<Vec<String>>,
+    /// Which servers that CellInfo records name are connected, and so get the credentials: any, verified, global, or HOST[:PORT],...
+    ///
+    /// `any`: all, as in Vitess. `verified`: all while no credentials are configured, else those of the global topology, and those that
+    /// have a certificate of the configured authority (--topo-*-tls-ca). `global`: those of the global topology. A list: these and
+    /// those of the global topology.
+    #[arg(long, value_name = "SERVERS", default_value = "verified", env = "TOPOFS_CELL_SERVERS")]
+    pub cell_servers: crate::backend::CellServers,
     /// Longest time for one call to a service
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration, env = "TOPOFS_REMOTE_OPERATION_TIMEOUT")]
     pub remote_operation_timeout: Duration,

@@ -11,7 +11,7 @@ use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::EtcdOptions;
 use crate::backend::memory::MemoryServers;
 use crate::backend::zk2::ZkOptions;
-use crate::backend::{ConnectOptions, Implementation, Location};
+use crate::backend::{CellServers, ConnectOptions, Implementation, Location};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
 use crate::mirror::MirrorOptions;
@@ -55,6 +55,7 @@ impl CommonArgs {
                 consul: ConsulOptions::default(),
                 memory,
             },
+            servers: CellServers::default(),
             mirror: MirrorOptions {
                 resync_interval: Duration::from_secs(300),
                 stale_after: Duration::from_secs(10),
@@ -91,6 +92,7 @@ impl TopoArgs {
                 consul: self.consul_options()?,
                 memory: MemoryServers::default(),
             },
+            servers: self.cell_servers.clone(),
             mirror: MirrorOptions {
                 resync_interval: self.resync_interval,
                 stale_after: self.stale_after,
@@ -196,12 +198,12 @@ impl ViewArgs {
 
     /// The effective settings; the password is not among them.
     fn config(&self, mountpoint: &Path, cells: &CellOptions) -> serde_json::Value {
-        let CellOptions { global, connect, mirror, only } = cells;
+        let CellOptions { global, connect, servers, mirror, only } = cells;
         let tree = self.tree_options();
         let duration = |time: Duration| humantime::format_duration(time).to_string();
         // Paths are any bytes; JSON is text.
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
-        json!({
+        let topology = json!({
             "mountpoint": mountpoint.to_string_lossy(),
             "topo-implementation": global.implementation.to_string(),
             "topo-global-server-address": global.server,
@@ -226,7 +228,11 @@ impl ViewArgs {
             "topo-consul-lock-session-checks": connect.consul.lock_session_checks,
             "topo-consul-lock-delay": duration(connect.consul.lock_delay),
             "cells": only.as_ref().map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            "cell-servers": servers.to_string(),
             "remote-operation-timeout": duration(connect.timeout),
+        });
+        // Two, since the macro can take so many only.
+        let files = json!({
             "resync-interval": duration(mirror.resync_interval),
             "stale-after": duration(mirror.stale_after),
             "serve-stale": mirror.serve_stale,
@@ -241,8 +247,14 @@ impl ViewArgs {
             "umask": format!("{:03o}", tree.umask),
             "respect-locks": tree.respect_locks,
             "allow-other": self.allow_other,
+            "allow-unseen-writers": tree.allow_unseen_writers,
             "scratch-quota": tree.scratch_quota,
-        })
+        });
+        let parts = [topology, files].into_iter().filter_map(|part| match part {
+            serde_json::Value::Object(part) => Some(part),
+            _ => None,
+        });
+        parts.flatten().collect()
     }
 }
 

@@ -34,7 +34,17 @@ const NAMED_SCRATCH: usize = 100;
 
 pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> Value {
     let hidden = cells.hidden();
-    let cells: Map<String, Value> = cells.all().iter().map(|cell| (cell.name.to_string(), cell_status(cell))).collect();
+    let twins = cells.twins();
+    let all = cells.all();
+    let described = all.iter().map(|cell| {
+        let mut status = cell_status(cell);
+        if let (Some(object), Some(twins)) = (status.as_object_mut(), twins.get(&cell.name)) {
+            let names: Vec<String> = twins.iter().map(ToString::to_string).collect();
+            object.insert("same_place_as".to_owned(), json!(names));
+        }
+        (cell.name.to_string(), status)
+    });
+    let cells: Map<String, Value> = described.collect();
     let hidden: Map<String, Value> = hidden.iter().map(|(name, reason)| (name.to_string(), json!(reason))).collect();
     let requests: Map<String, Value> =
         control.requests.counts().map(|(op, count)| (op.name().to_owned(), json!(count))).collect();

@@ -188,9 +188,14 @@ impl Mirror {
         self.snapshot.load_full()
     }
 
+    /// Asks for the first connection, without waiting for it.
+    pub fn wake(&self) {
+        self.wanted.notify_one();
+    }
+
     /// Waits until the first list has been taken over or has failed.
     pub async fn settled(&self) {
-        self.wanted.notify_one();
+        self.wake();
         let mut link = self.link.subscribe();
         // The sender lives as long as self: waiting cannot fail.
         let _ = link.wait_for(|link| !matches!(link, Link::Idle | Link::Loading)).await;

@@ -57,3 +57,67 @@ impl Consul {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
+
+/// A Consul that asks everybody for a token.
+pub struct Guarded {
+    pub server: Consul,
+}
+
+/// The token that may do anything.
+pub const MASTER: &str = "b1gs3cret";
+/// Rules that take nothing away, and such that take much.
+pub const EVERYTHING: &str = r#"key_prefix "t/" { policy = "write" } session_prefix "" { policy = "write" }"#;
+pub const READING: &str = r#"key_prefix "t/" { policy = "read" }"#;
+
+impl Guarded {
+    pub fn start() -> Self {
+        let config = format!(
+            r#"acl {{ enabled = true default_policy = "deny" tokens {{ master = "{MASTER}" agent = "{MASTER}" }} }}"#
+        );
+        let guarded = Self { server: Consul::with(vec!["-hcl".to_owned(), config]) };
+        eventually("ACLs are there", || guarded.try_put("kv/t/global/metadata/owner", "team"));
+        guarded
+    }
+
+    fn try_put(&self, path: &str, body: &str) -> Option<()> {
+        let token = format!("X-Consul-Token: {MASTER}");
+        let answer = self.server.curl(&["-f", "-H", &token, "-X", "PUT", "-d", body], path)?;
+        (answer.trim() != "false").then_some(())
+    }
+
+    /// A change by the one who may do anything.
+    pub fn put(&self, path: &str, body: &str) {
+        self.try_put(path, body).unwrap_or_else(|| panic!("PUT {path} {body}"));
+    }
+
+    pub fn delete(&self, path: &str) {
+        let token = format!("X-Consul-Token: {MASTER}");
+        self.server.curl(&["-f", "-H", &token, "-X", "DELETE"], path).unwrap();
+    }
+
+    /// Makes a token with rules of its own, or gives it others. The secret is made of the number.
+    pub fn rules(&self, number: u32, rules: &str) -> String {
+        let secret = format!("{number:08}-1111-2222-3333-444444444444");
+        let policy = serde_json::json!({ "Name": format!("p{number}"), "Rules": rules });
+        let token = format!("X-Consul-Token: {MASTER}");
+        let known = self.server.curl(&["-H", &token], "acl/policies").unwrap();
+        let known: serde_json::Value = serde_json::from_str(&known).unwrap();
+        let known = known.as_array().unwrap().iter().find(|known| known["Name"] == policy["Name"]);
+        match known {
+            Some(known) => self.put(&format!("acl/policy/{}", known["ID"].as_str().unwrap()), &policy.to_string()),
+            None => {
+                self.put("acl/policy", &policy.to_string());
+                let body = serde_json::json!({ "SecretID": secret, "Policies": [{ "Name": policy["Name"] }] });
+                self.put("acl/token", &body.to_string());
+            }
+        }
+        secret
+    }
+
+    /// A file that names the token of the global topology, and the flag for it.
+    pub fn auth(&self, name: &str, secret: &str) -> String {
+        let path = self.server.dir().join(name);
+        std::fs::write(&path, format!(r#"{{"global": {{"acl_token": "{secret}"}}}}"#)).unwrap();
+        format!("--consul-auth-static-file={}", path.display())
+    }
+}

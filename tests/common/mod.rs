@@ -4,6 +4,7 @@
 
 pub mod consul;
 pub mod etcd;
+pub mod http;
 pub mod mount;
 pub mod proxy;
 pub mod server;

@@ -26,7 +26,7 @@ pub fn certificates(dir: &std::path::Path) {
 }
 
 /// What `topofs mount` says when it fails, in one line.
-fn refused(implementation: &str, server: &str, flags: &str) -> String {
+pub fn refused(implementation: &str, server: &str, flags: &str) -> String {
     let point = tempfile::tempdir().unwrap();
     let args = format!(
         "--topo-implementation {implementation} --topo-global-server-address {server} --topo-global-root /t/global"

@@ -6,7 +6,10 @@
 mod common;
 
 mod access;
+mod cells;
+mod consul;
 mod each;
+mod elsewhere;
 mod ensemble;
 mod etcd;
 mod restored;

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt};
 use tokio::time::{Instant, timeout};
 
+use super::call::MEDIUM;
 use super::client::{Client, Pair};
 use super::node;
+use super::rights::Rights;
 use crate::backend::{BackendError, Failure, KeySpace, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent};
 
 /// So few keys are read with their values rather than searched further.
@@ -29,6 +31,7 @@ const SILENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
 /// The keys of a cell as they were last told, and from where to go on.
 pub(super) struct Changes {
     client: Arc<Client>,
+    rights: Arc<Rights>,
     keys: KeySpace,
     /// Everything up to this index has been told.
     told: u64,
@@ -49,9 +52,9 @@ impl Drop for Changes {
 }
 
 impl Changes {
-    pub fn new(client: Arc<Client>, keys: KeySpace, told: u64, pairs: &[Pair]) -> Self {
+    pub fn new(client: Arc<Client>, rights: Arc<Rights>, keys: KeySpace, told: u64, pairs: &[Pair]) -> Self {
         let known = pairs.iter().map(|pair| (pair.key.clone(), pair.modify_index)).collect();
-        Self { client, keys, told, known, waited: 0, waiting: None }
+        Self { client, rights, keys, told, known, waited: 0, waiting: None }
     }
 
     /// The next changes, or a sign of life.
@@ -65,7 +68,12 @@ impl Changes {
         };
         let Ok(woken) = timeout(SIGN_OF_LIFE, &mut waiting).await else {
             self.waiting = Some((waiting, since));
-            return match timeout(SILENCE_LIMIT, self.client.probe()).await {
+            // A query that waits does not end when the rights do.
+            let probe = async {
+                self.client.probe().await?;
+                self.rights.probe().await
+            };
+            return match timeout(SILENCE_LIMIT, probe).await {
                 Ok(probed) => probed.map(|()| WatchBatch::default()),
                 Err(_) => Err(BackendError::new(Failure::Unreachable, "Consul has been silent for too long")),
             };
@@ -106,7 +114,7 @@ impl Changes {
                         keys.retain(|key| key.starts_with(&prefix));
                         level.extend(self.branches(&prefix, keys));
                     }
-                    Look::Few { scope, pairs, index } => self.tell(&scope, pairs, index, &mut batch)?,
+                    Look::Few { scope, pairs, index } => self.tell(&scope, pairs, index, &mut batch).await?,
                 }
             }
         }
@@ -147,7 +155,7 @@ impl Changes {
     }
 
     /// Compares what was read with what is known.
-    fn tell(
+    async fn tell(
         &mut self,
         scope: &Scope,
         pairs: Vec<Pair>,
@@ -156,6 +164,7 @@ impl Changes {
     ) -> Result<(), BackendError> {
         let there: std::collections::HashSet<&str> = pairs.iter().map(|pair| pair.key.as_str()).collect();
         let gone: Vec<String> = self.in_scope(scope).filter(|key| !there.contains(key.as_str())).cloned().collect();
+        self.rights.gone(&gone, index).await?;
         for key in gone {
             self.known.remove(&key);
             match self.keys.path(key.as_bytes()) {
@@ -164,6 +173,7 @@ impl Changes {
             }
         }
         for pair in pairs {
+            self.rights.there(&pair.key);
             if self.known.insert(pair.key.clone(), pair.modify_index) == Some(pair.modify_index) {
                 continue;
             }
@@ -218,6 +228,6 @@ async fn look(client: Arc<Client>, scope: Scope, known_to_be_many: bool, told: u
     if known_to_be_many || found.value.len() > FEW {
         return Ok(Look::Many { prefix, keys: found.value });
     }
-    let pairs = client.pairs(&prefix).await?;
+    let pairs = client.pairs(&prefix, MEDIUM).await?;
     Ok(Look::Few { scope: Scope::Below(prefix), pairs: pairs.value, index: pairs.index })
 }

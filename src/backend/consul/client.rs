@@ -1,19 +1,19 @@
 //! Consul's HTTP API, as far as it is needed: each call bounded, each answer with its index.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Certificate, Identity, RequestBuilder, Response, StatusCode};
+use reqwest::{Certificate, Identity, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::call::{Call, MEDIUM, SMALL, causes};
+use super::token::Token;
 use crate::backend::{BackendError, Failure};
 use crate::name::CellName;
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest reason of the server that is passed on, in bytes.
-const REASON_LIMIT: usize = 500;
 
 /// Settings of Consul connections.
 #[derive(Clone)]
@@ -65,7 +65,9 @@ impl std::fmt::Debug for ConsulOptions {
 pub(super) struct Client {
     http: reqwest::Client,
     base: String,
-    token: Option<String>,
+    /// How errors name the server.
+    pub(super) shown: String,
+    pub(super) token: Arc<Token>,
     timeout: Duration,
     pub poll_duration: Duration,
 }
@@ -168,7 +170,14 @@ impl Client {
             false if secure => format!("https://{server}"),
             false => format!("http://{server}"),
         };
-        let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).no_proxy();
+        // What a server answers goes to nobody else: where it sends us, the token would go along.
+        let redirect = reqwest::redirect::Policy::none();
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .no_proxy()
+            .redirect(redirect)
+            .https_only(secure);
         if let Some(ca) = &options.ca {
             let ca = Certificate::from_pem(&read(ca)?).map_err(|error| wrong(&error))?;
             builder = builder.tls_certs_only([ca]);
@@ -178,84 +187,43 @@ impl Client {
             builder = builder.identity(Identity::from_pem(&both).map_err(|error| wrong(&error))?);
         }
         let http = builder.build().map_err(|error| wrong(&error))?;
-        let token = options.auth_file.as_ref().map(|file| token(file, cell)).transpose()?.flatten();
+        let token = Arc::new(Token::new(options.auth_file.as_ref(), cell)?);
         // Consul takes whole seconds.
         let poll_duration = Duration::from_secs(options.poll_duration.as_secs().max(1));
-        Ok(Self { http, base, token, timeout, poll_duration })
+        Ok(Self { http, shown: base.clone(), base, token, timeout, poll_duration })
     }
 
-    fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}/v1/{path}", self.base)).timeout(self.timeout);
-        match &self.token {
-            Some(token) => request.header("X-Consul-Token", token),
-            None => request,
-        }
+    fn call(&self, method: reqwest::Method, path: &str) -> Call {
+        let writes = method != reqwest::Method::GET;
+        let request = self.http.request(method, format!("{}/v1/{path}", self.base));
+        Call { request, time: self.timeout, writes, limit: SMALL }
     }
 
-    fn get(&self, path: &str) -> RequestBuilder {
-        self.request(reqwest::Method::GET, path)
+    fn get(&self, path: &str) -> Call {
+        self.call(reqwest::Method::GET, path)
     }
 
-    /// Sends; anything but success and 404 is an error.
-    async fn send(&self, request: RequestBuilder) -> Result<Response, BackendError> {
-        let response = request.send().await.map_err(|error| self.failed(&error))?;
-        match response.status() {
-            status if status.is_success() || status == StatusCode::NOT_FOUND || status == StatusCode::CONFLICT => {
-                Ok(response)
-            }
-            status => Err(self.refused(status, &response.text().await.unwrap_or_default())),
-        }
+    fn put_to(&self, path: &str) -> Call {
+        self.call(reqwest::Method::PUT, path)
     }
 
-    fn refused(&self, status: StatusCode, body: &str) -> BackendError {
-        let reason: String = body.trim().chars().take(REASON_LIMIT).collect();
-        let failure = match status {
-            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Failure::Denied,
-            StatusCode::PAYLOAD_TOO_LARGE => Failure::TooLarge,
-            // Consul says 500 for a token it does not know, and while it has no leader.
-            StatusCode::INTERNAL_SERVER_ERROR
-                if reason.contains("ACL not found") || reason.contains("Permission denied") =>
-            {
-                Failure::Denied
-            }
-            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => {
-                Failure::Unreachable
-            }
-            StatusCode::GATEWAY_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Failure::Unreachable,
-            _ => Failure::Other,
-        };
-        BackendError::new(failure, format!("{}: {status}: {reason}", self.base))
+    async fn json<T: serde::de::DeserializeOwned>(&self, call: Call) -> Result<T, BackendError> {
+        let answer = self.send(call).await?;
+        self.parse(&answer)
     }
 
-    fn failed(&self, error: &reqwest::Error) -> BackendError {
-        let failure = if error.is_decode() || error.is_builder() { Failure::Other } else { Failure::Unreachable };
-        BackendError::new(failure, format!("{}: {}", self.base, causes(error)))
-    }
-
-    async fn json<T: serde::de::DeserializeOwned>(&self, response: Response) -> Result<T, BackendError> {
-        response.json().await.map_err(|error| self.failed(&error))
-    }
-
-    fn index(&self, response: &Response) -> Result<u64, BackendError> {
-        let header = response.headers().get("X-Consul-Index").and_then(|value| value.to_str().ok()?.parse().ok());
-        header.ok_or_else(|| {
-            BackendError::new(Failure::Other, format!("{}: the answer has no X-Consul-Index", self.base))
-        })
-    }
-
-    async fn indexed<T: serde::de::DeserializeOwned + Default>(
-        &self,
-        request: RequestBuilder,
-    ) -> Result<Indexed<T>, BackendError> {
-        let response = self.send(request).await?;
-        let index = self.index(&response)?;
-        let found = response.status() != StatusCode::NOT_FOUND;
-        Ok(Indexed { value: if found { self.json(response).await? } else { T::default() }, index })
+    async fn indexed<T: serde::de::DeserializeOwned + Default>(&self, call: Call) -> Result<Indexed<T>, BackendError> {
+        let answer = self.send(call).await?;
+        let index = answer.index.ok_or_else(|| {
+            BackendError::new(Failure::Other, format!("{}: the answer has no X-Consul-Index", self.shown))
+        })?;
+        let found = answer.status != StatusCode::NOT_FOUND;
+        Ok(Indexed { value: if found { self.parse(&answer)? } else { T::default() }, index })
     }
 
     /// A read of what begins with a key, as the leader has it once it is sure of being the leader. A server that has just become it may not have
     /// gone through its log yet, and would show a part of what is stored as all there is.
-    fn sure(&self, key: &str, query: &[(&str, &str)]) -> RequestBuilder {
+    fn sure(&self, key: &str, query: &[(&str, &str)]) -> Call {
         self.get(&kv(key)).query(query).query(&[("consistent", "")])
     }
 
@@ -270,11 +238,11 @@ impl Client {
     }
 
     /// All keys that begin with a prefix, with their values.
-    pub async fn pairs(&self, prefix: &str) -> Result<Indexed<Vec<Pair>>, BackendError> {
+    pub async fn pairs(&self, prefix: &str, limit: usize) -> Result<Indexed<Vec<Pair>>, BackendError> {
         if has_dots(prefix) {
             return self.by_transaction("get-tree", prefix).await;
         }
-        self.indexed(self.sure(prefix, &[("recurse", "")])).await
+        self.indexed(Call { limit, ..self.sure(prefix, &[("recurse", "")]) }).await
     }
 
     /// The names of all keys that begin with a prefix.
@@ -283,7 +251,18 @@ impl Client {
             let found = self.by_transaction("get-tree", prefix).await?;
             return Ok(Indexed { index: found.index, value: found.value.into_iter().map(|pair| pair.key).collect() });
         }
-        self.indexed(self.sure(prefix, &[("keys", "")])).await
+        self.indexed(Call { limit: MEDIUM, ..self.sure(prefix, &[("keys", "")]) }).await
+    }
+
+    /// Whether this token may read a key, whether or not there is one. Of a list it is never said that rights were missing, only
+    /// of a single key.
+    pub async fn may_read(&self, key: &str) -> Result<(), BackendError> {
+        self.send(self.sure(key, &[])).await.map(drop)
+    }
+
+    /// The same, as far as the leader knows without asking the others: that costs less, and refuses but proves nothing.
+    pub async fn may_read_now(&self, key: &str) -> Result<(), BackendError> {
+        self.send(self.get(&kv(key))).await.map(drop)
     }
 
     /// Reads what no address can name. The index is that of everything: it may be newer than what was read is old, so what is
@@ -292,7 +271,7 @@ impl Client {
         let index = self.newest().await?;
         let operation =
             Operation { kv: KvOperation { verb, key: key.to_owned(), value: None, index: None, session: None } };
-        let value = match self.transact(&[operation]).await? {
+        let value = match self.transact_with(&[operation], false).await? {
             Transacted::Done(pairs) => pairs,
             Transacted::Refused(_) => Vec::new(),
         };
@@ -301,7 +280,8 @@ impl Client {
 
     /// The index of everything that is stored.
     pub async fn newest(&self) -> Result<u64, BackendError> {
-        Ok(self.indexed::<Vec<String>>(self.sure("", &[("keys", ""), ("separator", "/")])).await?.index)
+        let call = Call { limit: MEDIUM, ..self.sure("", &[("keys", ""), ("separator", "/")]) };
+        Ok(self.indexed::<Vec<String>>(call).await?.index)
     }
 
     /// Waits until something below a prefix changes after an index, or the poll duration is over. Transfers hardly anything. An
@@ -311,25 +291,28 @@ impl Client {
         const MARGIN: Duration = Duration::from_secs(5);
         let wait = format!("{}s", self.poll_duration.as_secs());
         let after = after.to_string();
-        let request = self
-            .get(&kv(prefix))
-            .query(&[("keys", ""), ("separator", "/"), ("index", &after), ("wait", &wait)])
-            .timeout(self.poll_duration.mul_f64(17.0 / 16.0) + MARGIN);
-        Ok(self.indexed::<Vec<String>>(request).await?.index)
+        let call = self.get(&kv(prefix)).query(&[("keys", ""), ("separator", "/"), ("index", &after), ("wait", &wait)]);
+        let time = self.poll_duration.mul_f64(17.0 / 16.0) + MARGIN;
+        Ok(self.indexed::<Vec<String>>(Call { time, limit: MEDIUM, ..call }).await?.index)
     }
 
     /// Whether the server is there and has a leader.
     pub async fn probe(&self) -> Result<(), BackendError> {
-        let leader: String = self.json(self.send(self.get("status/leader")).await?).await?;
+        let leader: String = self.json(self.get("status/leader")).await?;
         match leader.as_str() {
-            "" => Err(BackendError::new(Failure::Unreachable, format!("{}: Consul has no leader", self.base))),
+            "" => Err(BackendError::new(Failure::Unreachable, format!("{}: Consul has no leader", self.shown))),
             _ => Ok(()),
         }
     }
 
     pub async fn transact(&self, operations: &[Operation]) -> Result<Transacted, BackendError> {
-        let request = self.request(reqwest::Method::PUT, "txn").json(operations);
-        let answer: TransactionAnswer = self.json(self.send(request).await?).await?;
+        self.transact_with(operations, true).await
+    }
+
+    async fn transact_with(&self, operations: &[Operation], writes: bool) -> Result<Transacted, BackendError> {
+        let limit = if writes { SMALL } else { MEDIUM };
+        let call = Call { writes, limit, ..self.put_to("txn") }.json(operations);
+        let answer: TransactionAnswer = self.json(call).await?;
         match answer.errors.unwrap_or_default().into_iter().next() {
             Some(error) => Ok(Transacted::Refused(error.what)),
             None => {
@@ -340,11 +323,9 @@ impl Client {
 
     /// Stores a value that is too large for a transaction. `cas` 0 creates; says whether it was done.
     pub async fn put(&self, key: &str, value: bytes::Bytes, cas: Option<u64>) -> Result<bool, BackendError> {
-        let mut request = self.request(reqwest::Method::PUT, &kv(key)).body(value);
-        if let Some(cas) = cas {
-            request = request.query(&[("cas", cas.to_string())]);
-        }
-        self.json(self.send(request).await?).await
+        let call = self.put_to(&kv(key)).body(value);
+        let cas = cas.map(|cas| ("cas", cas.to_string()));
+        self.json(call.query(&cas.into_iter().collect::<Vec<_>>())).await
     }
 }
 
@@ -369,19 +350,18 @@ struct SessionAnswer {
 impl Client {
     /// Makes a session. Returns its id.
     pub async fn create_session(&self, session: &SessionRequest<'_>) -> Result<String, BackendError> {
-        let request = self.request(reqwest::Method::PUT, "session/create").json(session);
-        Ok(self.json::<SessionAnswer>(self.send(request).await?).await?.id)
+        Ok(self.json::<SessionAnswer>(self.put_to("session/create").json(session)).await?.id)
     }
 
     /// Keeps a session alive; `false` if there is none of that id.
     pub async fn renew_session(&self, id: &str) -> Result<bool, BackendError> {
-        let response = self.send(self.request(reqwest::Method::PUT, &format!("session/renew/{id}"))).await?;
-        Ok(response.status() != StatusCode::NOT_FOUND)
+        let answer = self.send(self.put_to(&format!("session/renew/{id}"))).await?;
+        Ok(answer.status != StatusCode::NOT_FOUND)
     }
 
     /// Ends a session. One that has ended already is no error.
     pub async fn destroy_session(&self, id: &str) -> Result<(), BackendError> {
-        self.send(self.request(reqwest::Method::PUT, &format!("session/destroy/{id}"))).await.map(drop)
+        self.send(self.put_to(&format!("session/destroy/{id}"))).await.map(drop)
     }
 
     /// Takes a key for a session, with a value; says whether it was free.
@@ -392,9 +372,8 @@ impl Client {
         session: &str,
         flags: u64,
     ) -> Result<bool, BackendError> {
-        let request = self.request(reqwest::Method::PUT, &kv(key)).body(value);
-        let request = request.query(&[("acquire", session.to_owned()), ("flags", flags.to_string())]);
-        self.json(self.send(request).await?).await
+        let call = self.put_to(&kv(key)).body(value);
+        self.json(call.query(&[("acquire", session.to_owned()), ("flags", flags.to_string())])).await
     }
 }
 
@@ -423,46 +402,4 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, BackendError> {
 
 fn wrong(error: &reqwest::Error) -> BackendError {
     BackendError::new(Failure::Other, format!("TLS files: {}", causes(error)))
-}
-
-/// The whole chain of causes, without the address: that may hold a secret, and is said anyway.
-fn causes(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "no answer in time".to_owned();
-    }
-    let mut texts: Vec<String> = Vec::new();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        texts.push(cause.to_string());
-        source = cause.source();
-    }
-    match texts.is_empty() {
-        true => "the request failed".to_owned(),
-        false => texts.join(": "),
-    }
-}
-
-/// The token of a cell; `None` if the file does not name the cell.
-fn token(file: &PathBuf, cell: &CellName) -> Result<Option<String>, BackendError> {
-    #[derive(Deserialize)]
-    struct Credentials {
-        acl_token: String,
-    }
-    let all: HashMap<String, Credentials> = serde_json::from_slice(&read(file)?).map_err(|error| {
-        // The error names a place, never the content.
-        let message = format!(
-            "{}: not a JSON object of {{\"CELL\": {{\"acl_token\": ...}}}}: line {}",
-            file.display(),
-            error.line()
-        );
-        BackendError::new(Failure::Other, message)
-    })?;
-    if all.is_empty() {
-        return Err(BackendError::new(Failure::Other, format!("{}: names no cell", file.display())));
-    }
-    let found = all.get(cell.as_str()).map(|credentials| credentials.acl_token.clone());
-    if found.is_none() {
-        tracing::warn!(%cell, file = %file.display(), "no ACL token for this cell");
-    }
-    Ok(found)
 }

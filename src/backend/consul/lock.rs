@@ -187,12 +187,15 @@ impl Place for Waiting {
             kv: KvOperation { verb, key: key.clone(), value: None, index: None, session },
         };
         let operations = [operation("check-session", Some(id.clone())), operation("delete", None)];
-        let at = match self.client.transact(&operations).await? {
-            Transacted::Done(_) => match self.client.pair(&key).await? {
+        let at = match self.client.transact(&operations).await {
+            // Without the rights it was never taken, or the end of the session has to do.
+            Err(error) if error.failure == Failure::Denied => Revision::default(),
+            Err(error) => return Err(error),
+            Ok(Transacted::Done(_)) => match self.client.pair(&key).await? {
                 found if found.value.is_none() => Revision(found.index),
                 found => Revision(found.value.map_or(0, |pair| pair.create_index.saturating_sub(1))),
             },
-            Transacted::Refused(_) => Revision::default(),
+            Ok(Transacted::Refused(_)) => Revision::default(),
         };
         self.client.destroy_session(id).await?;
         Ok(at)

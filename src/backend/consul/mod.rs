@@ -17,13 +17,18 @@ use super::{
 };
 use crate::name::{CellName, TopoPath};
 
+mod call;
 mod changes;
 mod client;
+mod folders;
 mod lock;
+mod rights;
+mod token;
 
 use changes::Changes;
 pub use client::ConsulOptions;
 use client::{Client, KvOperation, Operation, Pair, Transacted};
+use rights::Rights;
 
 /// Consul refuses values of more than 512 KiB, and transactions of more than 64 operations, of which a change may need two.
 const LIMITS: Limits = Limits { value: 512 * 1024, changes: 32 };
@@ -38,27 +43,34 @@ pub struct Consul {
     client: Arc<Client>,
     keys: KeySpace,
     terms: Arc<lock::Terms>,
+    rights: Arc<Rights>,
 }
 
 impl Consul {
     /// Prepares the client; nothing is sent yet.
     pub fn new(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
-        if client::has_dots(&location.root) {
+        // Consul refuses locks on keys that begin with a slash.
+        let keys = KeySpace::relative(&location.root);
+        if client::has_dots(keys.prefix()) {
             return Err(BackendError::new(
                 Failure::Other,
                 format!("{:?} cannot be the root of a topology", location.root),
             ));
         }
-        let client = Client::new(&location.server, cell, options.timeout, &options.consul)?;
-        // Consul refuses locks on keys that begin with a slash.
+        let client = Arc::new(Client::new(&location.server, cell, options.timeout, &options.consul)?);
         let terms = Arc::new(lock::Terms::new(&options.consul));
-        Ok(Self { client: Arc::new(client), keys: KeySpace::new(location.root.trim_start_matches('/')), terms })
+        let rights = Arc::new(Rights::new(client.clone(), keys.clone()));
+        Ok(Self { client, keys, terms, rights })
     }
 
     async fn list_prefix(&self, prefix: &str) -> Result<(Listing, Vec<Pair>), BackendError> {
+        // Rights that go while it is listed are missing before or afterwards.
+        self.rights.check().await?;
         // The index of a prefix can be lower than that of a deletion there; the index of everything, read before, cannot.
         let at = self.client.newest().await?;
-        let pairs = self.client.pairs(prefix).await?.value;
+        let pairs = self.client.pairs(prefix, call::LARGE).await?.value;
+        self.rights.check().await?;
+        self.rights.listed(prefix, pairs.iter().map(|pair| pair.key.clone()).collect(), at).await?;
         let mut listing = Listing { at: Revision(at), ..Listing::default() };
         for pair in &pairs {
             match node(&self.keys, pair)? {
@@ -196,6 +208,7 @@ impl Backend for Consul {
         match self.client.transact(&operations).await? {
             Transacted::Refused(words) => Err(self.unmet(changes, &words).await),
             Transacted::Done(pairs) => {
+                self.sweep_folders(changes).await;
                 // Only what was stored comes back changed; a deletion's index is that of everything.
                 let mut stored =
                     pairs.iter().filter(|pair| changes.iter().any(|change| self.keys.key(&change.path) == pair.key));
@@ -220,7 +233,7 @@ impl Backend for Consul {
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let (listing, pairs) = self.list_prefix(self.keys.prefix()).await?;
-        let changes = Changes::new(self.client.clone(), self.keys.clone(), listing.at.0, &pairs);
+        let changes = Changes::new(self.client.clone(), self.rights.clone(), self.keys.clone(), listing.at.0, &pairs);
         let stream = futures::stream::unfold(Some(changes), |changes| async move {
             let mut changes = changes?;
             let next = changes.next().await;
@@ -243,7 +256,10 @@ impl Backend for Consul {
     }
 
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
-        if !needs_no_records(dir) && self.client.keys(&self.keys.dir_prefix(dir)).await?.value.is_empty() {
+        let prefix = self.keys.dir_prefix(dir);
+        if !needs_no_records(dir) && self.client.keys(&prefix).await?.value.is_empty() {
+            // Unless it only looks so.
+            self.client.may_read(&prefix).await?;
             return Err(BackendError::unmet(Guard::Any, dir, None));
         }
         let path = match is_election(dir) {
@@ -253,6 +269,10 @@ impl Backend for Consul {
             }
         };
         Ok(Arc::new(lock::Waiting::new(self, path, contents.clone())))
+    }
+
+    async fn reread_secrets(&self) {
+        self.client.token.differs_from(None).await;
     }
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {

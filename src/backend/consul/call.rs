@@ -1,0 +1,249 @@
+//! One call to Consul: sent within its time, again while it is certainly refused for the moment, with the token as it is now,
+//! and its answer read up to a bound.
+
+use std::time::Duration;
+
+use backon::BackoffBuilder;
+use bytes::{Bytes, BytesMut};
+use reqwest::{RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use super::client::Client;
+use crate::backend::{BackendError, Failure};
+
+/// Longest reason of the server that is passed on, in bytes.
+const REASON_LIMIT: usize = 500;
+/// Largest answer to a question for one key, or to a change: a value of 512 KiB in base64, with room for servers that take more.
+pub(super) const SMALL: usize = 8 << 20;
+/// Largest answer to a question for a few keys with their values.
+pub(super) const MEDIUM: usize = 32 << 20;
+/// Largest list of a whole cell, unpacked. A server that sends more would use up the memory of all cells.
+pub(super) const LARGE: usize = 256 << 20;
+/// First and longest pause before a call is repeated that was refused for the moment.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// What is added to the error of a change of which nobody knows.
+const UNCERTAIN: &str = " (it may have been carried out)";
+
+/// A request that may be sent more than once.
+pub(super) struct Call {
+    pub request: RequestBuilder,
+    /// Longest time for all attempts together.
+    pub time: Duration,
+    /// Whether it changes anything.
+    pub writes: bool,
+    /// Largest answer.
+    pub limit: usize,
+}
+
+impl Call {
+    pub fn query(mut self, query: &(impl serde::Serialize + ?Sized)) -> Self {
+        self.request = self.request.query(query);
+        self
+    }
+
+    pub fn json(mut self, body: &(impl serde::Serialize + ?Sized)) -> Self {
+        self.request = self.request.json(body);
+        self
+    }
+
+    pub fn body(mut self, body: Bytes) -> Self {
+        self.request = self.request.body(body);
+        self
+    }
+}
+
+/// An answer: success, 404, or 409 for a reason of the store's.
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub index: Option<u64>,
+    pub body: Bytes,
+}
+
+/// Why an attempt failed.
+struct Refusal {
+    error: BackendError,
+    /// The server has certainly done nothing, and may do it in a moment.
+    again: bool,
+}
+
+/// What came of a transaction that was refused.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Refused {
+    #[serde(default)]
+    errors: Option<Vec<What>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct What {
+    what: String,
+}
+
+impl Client {
+    /// Sends; anything but success, 404 and a conflict is an error.
+    pub(super) async fn send(&self, call: Call) -> Result<Answer, BackendError> {
+        let deadline = Instant::now() + call.time;
+        let mut pauses = backon::ExponentialBuilder::new()
+            .with_min_delay(PAUSES.0)
+            .with_max_delay(PAUSES.1)
+            .with_jitter()
+            .without_max_times()
+            .build();
+        let mut token_read_again = false;
+        loop {
+            let token = self.token.current();
+            let Refusal { error, again } = match self.attempt(&call, token.as_ref(), deadline).await {
+                Ok(answer) => return Ok(answer),
+                Err(refusal) => refusal,
+            };
+            // It may have been replaced. Once in a call: whoever has no rights asks the disk no more than the service.
+            if error.failure == Failure::Denied && !token_read_again {
+                token_read_again = true;
+                if self.token.differs_from(token.as_ref()).await {
+                    continue;
+                }
+            }
+            let pause = pauses.next().unwrap_or(PAUSES.1);
+            if !again || Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn attempt(&self, call: &Call, token: Option<&String>, deadline: Instant) -> Result<Answer, Refusal> {
+        let certain = |error| Refusal { error, again: false };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let request = call.request.try_clone().ok_or_else(|| {
+            certain(BackendError::new(Failure::Other, format!("{}: the request cannot be made", self.shown)))
+        })?;
+        let request = match token {
+            Some(token) => {
+                let mut value = reqwest::header::HeaderValue::from_str(token).map_err(|_| {
+                    certain(BackendError::new(Failure::Denied, "the ACL token holds characters that no token has"))
+                })?;
+                value.set_sensitive(true);
+                request.header("X-Consul-Token", value)
+            }
+            None => request,
+        };
+        let lost = |error: &reqwest::Error| {
+            let mut lost = self.failed(error);
+            if call.writes && !error.is_connect() && !error.is_builder() {
+                lost.message.push_str(UNCERTAIN);
+            }
+            certain(lost)
+        };
+        let mut response = request.timeout(left).send().await.map_err(|error| lost(&error))?;
+        let status = response.status();
+        let wanted = status.is_success() || matches!(status, StatusCode::NOT_FOUND | StatusCode::CONFLICT);
+        // Of a refusal the beginning is enough.
+        if !wanted {
+            let body = read(&mut response, REASON_LIMIT).await.map(|(body, _)| body).unwrap_or_default();
+            return Err(self.refused(status, &body, call.writes));
+        }
+        let (body, whole) = read(&mut response, call.limit).await.map_err(|error| lost(&error))?;
+        if !whole {
+            let uncertain = if call.writes { UNCERTAIN } else { "" };
+            let message = format!("{}: an answer of more than {} MiB{uncertain}", self.shown, call.limit >> 20);
+            return Err(certain(BackendError::new(Failure::Other, message)));
+        }
+        if let Some(reason) = (status == StatusCode::CONFLICT).then(|| denial(&body)).flatten() {
+            return Err(certain(BackendError::new(Failure::Denied, format!("{}: {reason}", self.shown))));
+        }
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        // From 1.11 on, for tokens that it knows.
+        let filtered =
+            header("X-Consul-Results-Filtered-By-Acls").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        if filtered && !call.writes {
+            let message = format!("{}: Permission denied: the token may not read all that is asked for", self.shown);
+            return Err(certain(BackendError::new(Failure::Denied, message)));
+        }
+        let index = header("X-Consul-Index").and_then(|value| value.parse().ok());
+        Ok(Answer { status, index, body })
+    }
+
+    fn refused(&self, status: StatusCode, body: &[u8], writes: bool) -> Refusal {
+        let reason = String::from_utf8_lossy(body).trim().to_owned();
+        let says = |words: &str| reason.to_ascii_lowercase().contains(words);
+        let is_rate = status == StatusCode::TOO_MANY_REQUESTS || (status.is_server_error() && says("rate limit"));
+        // The request did not get as far as a server that could have carried it out.
+        let no_leader = status.is_server_error() && says("no cluster leader");
+        let failure = match status {
+            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Failure::Denied,
+            // Consul says 500 for a token it does not know, and while it has no leader.
+            _ if status.is_server_error() && (says("acl not found") || says("permission denied")) => Failure::Denied,
+            StatusCode::PAYLOAD_TOO_LARGE if says("too many operations") => Failure::TooMany,
+            StatusCode::PAYLOAD_TOO_LARGE => Failure::TooLarge,
+            _ if is_rate || status.is_server_error() => Failure::Unreachable,
+            _ => Failure::Other,
+        };
+        let mut message = format!("{}: {status}: {reason}", self.shown);
+        if status.is_redirection() {
+            message.push_str(
+                "the server sends us elsewhere, and credentials are not sent after it: name that server itself",
+            );
+        }
+        let certain = failure != Failure::Unreachable || is_rate || no_leader || says("invalid session");
+        if writes && !certain {
+            message.push_str(UNCERTAIN);
+        }
+        Refusal { error: BackendError::new(failure, message), again: is_rate || (no_leader && writes) }
+    }
+
+    pub(super) fn failed(&self, error: &reqwest::Error) -> BackendError {
+        let failure = if error.is_decode() || error.is_builder() { Failure::Other } else { Failure::Unreachable };
+        BackendError::new(failure, format!("{}: {}", self.shown, causes(error)))
+    }
+
+    pub(super) fn parse<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, BackendError> {
+        serde_json::from_slice(&answer.body).map_err(|error| {
+            // A place and a kind: what stands there may be a value.
+            let (line, column) = (error.line(), error.column());
+            let message =
+                format!("{}: the answer is not what Consul answers: line {line}, column {column}", self.shown);
+            BackendError::new(Failure::Other, message)
+        })
+    }
+}
+
+/// The body, unpacked, up to a bound, and whether that is all of it.
+async fn read(response: &mut Response, limit: usize) -> reqwest::Result<(Bytes, bool)> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = limit - body.len();
+        if chunk.len() > room {
+            body.extend_from_slice(chunk.get(..room).unwrap_or_default());
+            return Ok((body.freeze(), false));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok((body.freeze(), true))
+}
+
+/// What a transaction says that was refused because of rights, rather than because of what is stored.
+fn denial(body: &[u8]) -> Option<String> {
+    let refused: Refused = serde_json::from_slice(body).ok()?;
+    let denied = |what: &String| what.contains("Permission denied") || what.contains("ACL not found");
+    refused.errors.unwrap_or_default().into_iter().map(|error| error.what).find(denied)
+}
+
+/// The whole chain of causes, without the address: that may hold a secret, and is said anyway.
+pub(super) fn causes(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut texts: Vec<String> = Vec::new();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        texts.push(cause.to_string());
+        source = cause.source();
+    }
+    match texts.is_empty() {
+        true => "the request failed".to_owned(),
+        false => texts.join(": "),
+    }
+}

@@ -1,0 +1,58 @@
+//! Keys that stand for directories (`a/b/`), as Consul's user interface makes them: no file names, so nobody sees them, but Vitess
+//! takes their directories for something that is there.
+
+use super::call::MEDIUM;
+use super::client::{KvOperation, Operation};
+use super::{Consul, LIMITS, Pair, client};
+use crate::backend::lock::LOCK;
+use crate::backend::{Action, BackendError, Change};
+use crate::name::TopoPath;
+
+impl Consul {
+    /// Takes away what is left of the directories of removed records if that is nothing but such keys. What fails is tried again with the
+    /// next removal.
+    pub(super) async fn sweep_folders(&self, changes: &[Change]) {
+        let removed = changes.iter().filter(|change| change.action == Action::Delete);
+        let mut dirs: Vec<TopoPath> = removed.filter_map(|change| change.path.parent()).collect();
+        dirs.dedup();
+        for dir in dirs {
+            if let Err(error) = self.sweep_above(dir).await {
+                tracing::debug!(%error, "the keys of empty directories cannot be removed");
+            }
+        }
+    }
+
+    /// From the innermost directory to the cell's root, which stays.
+    async fn sweep_above(&self, dir: TopoPath) -> Result<(), BackendError> {
+        let dirs = std::iter::successors(Some(dir), TopoPath::parent).take_while(|dir| !dir.is_root());
+        for dir in dirs {
+            let prefix = self.keys.dir_prefix(&dir);
+            if !self.rights.has_folders(&prefix) || client::has_dots(&prefix) {
+                continue;
+            }
+            let pairs = self.client.pairs(&prefix, MEDIUM).await?.value;
+            // A lock that is there for this very moment is no reason to stay.
+            let counts = |pair: &&Pair| pair.key.rsplit('/').next() != Some(LOCK);
+            let (folders, others): (Vec<&Pair>, Vec<&Pair>) =
+                pairs.iter().filter(counts).partition(|pair| is_folder(pair));
+            if !others.is_empty() {
+                break;
+            }
+            for folders in folders.chunks(LIMITS.changes) {
+                let operations: Vec<Operation> = folders.iter().map(|pair| removal(pair)).collect();
+                self.client.transact(&operations).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One with a value is somebody's record.
+fn is_folder(pair: &Pair) -> bool {
+    pair.key.ends_with('/') && pair.session.is_none() && pair.value.as_deref().unwrap_or_default().is_empty()
+}
+
+fn removal(pair: &Pair) -> Operation {
+    let (key, index) = (pair.key.clone(), Some(pair.modify_index));
+    Operation { kv: KvOperation { verb: "delete-cas", key, value: None, index, session: None } }
+}

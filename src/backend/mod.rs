@@ -291,6 +291,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
+    /// Reads passwords and the like again from their files, for the next connection. A service that refuses them is a reason, too.
+    async fn reread_secrets(&self) {}
+
     /// How long a lease or session has left unless it is renewed; `None` if the service does not tell.
     async fn time_left(&self, owner: Owner) -> Result<Option<Duration>, BackendError> {
         let _ = owner;

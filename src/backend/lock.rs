@@ -28,8 +28,11 @@ pub(crate) const LOCK: &str = "Lock";
 pub struct Owner(pub u128);
 
 impl Owner {
-    /// Nobody: what a lock of Consul's leaves behind.
+    /// Nobody: what a lock of Consul's leaves behind. It keeps nobody waiting.
     pub const NOBODY: Owner = Owner(0);
+    /// Neither a lease nor a session: a lock of etcd's or ZooKeeper's that was copied or restored. It keeps everybody waiting until
+    /// it is taken away, for it does not end by itself. No lease and no session has this number.
+    pub const UNBOUND: Owner = Owner(u128::MAX);
 }
 
 /// Proof that a lock is held: what a guarded change carries along.
@@ -68,6 +71,13 @@ pub fn is_election(dir: &TopoPath) -> bool {
 pub fn needs_no_records(dir: &TopoPath) -> bool {
     let below = |above: &str| dir.as_str().strip_prefix(above).is_some_and(|rest| rest.starts_with('/'));
     is_election(dir) || below(NAMED_LOCKS)
+}
+
+/// Whether Vitess's own tools lock a directory.
+pub(crate) fn is_locked_by_vitess(dir: &TopoPath) -> bool {
+    let names: Vec<&str> = dir.components().collect();
+    matches!(names.as_slice(), ["keyspaces", _] | ["keyspaces", _, "shards", _] | ["routing_rules"])
+        || needs_no_records(dir)
 }
 
 /// The directory of a lock of etcd's, and of the embedded service's: `DIR/locks/ID`.

@@ -1,7 +1,7 @@
 //! etcd, through its version 3 protocol.
 //!
-//! `connection` owns the clients (one per server, since the crate has no fail-over of its own), `watch` the watch stream;
-//! this file translates the contract into range reads and transactions.
+//! `connection` owns the clients (one per server, since the crate has no fail-over of its own), `secrets` what they are believed
+//! by, `errors` what failures mean, `watch` the watch stream; this file translates the contract into range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
-use super::lock::{Owner, SharedPlace, dir_of_queued, needs_no_records};
+use super::lock::{Owner, SharedPlace, dir_of_queued, is_locked_by_vitess, needs_no_records, removal};
 use super::{
     Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
     Location, Node, Revision, Role, Version, WatchStream, check_limits,
@@ -18,14 +18,16 @@ use super::{
 use crate::name::TopoPath;
 
 mod connection;
+mod errors;
 mod lock;
+mod secrets;
 mod watch;
 
 use connection::Connection;
-pub use connection::EtcdOptions;
+pub use secrets::{EtcdOptions, read_password};
 
-/// etcd refuses requests above 1.5 MiB by default; the rest of the request needs room too.
-const VALUE_LIMIT: usize = 1_500_000;
+/// Room in a request for what stands beside the value.
+const BESIDE_VALUE: usize = 72_864;
 /// etcd refuses transactions of more than 128 operations by default; a put may need a read beside it.
 const CHANGE_LIMIT: usize = 64;
 /// Size that a page of a listing aims at: well below every message limit on the way.
@@ -43,6 +45,7 @@ pub struct Etcd {
     connection: Arc<Connection>,
     keys: KeySpace,
     lease_ttl: Duration,
+    limits: Limits,
 }
 
 impl Etcd {
@@ -50,7 +53,9 @@ impl Etcd {
     pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
         let connection = Connection::new(&location.server, options.timeout, &options.etcd)?;
         let lease_ttl = options.etcd.lease_ttl;
-        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl })
+        let value = options.etcd.max_request_bytes.saturating_sub(BESIDE_VALUE);
+        let limits = Limits { value, changes: CHANGE_LIMIT };
+        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl, limits })
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
@@ -166,7 +171,14 @@ impl Etcd {
                 Guard::Held(holding) => found.is_some_and(|f| f.created == holding.version.created),
             };
             if !met {
-                return Err(BackendError::unmet(change.guard, &change.path, found));
+                let mut error = BackendError::unmet(change.guard, &change.path, found);
+                // It may be what the first attempt has made, or somebody else's: creation is exclusive, so it is not taken for ours.
+                if repeated
+                    && matches!(&change.action, Action::Put(value) if kv.as_ref().is_some_and(|kv| kv.value() == value))
+                {
+                    error.message.push_str(" (it may have been carried out)");
+                }
+                return Err(error);
             }
         }
         Err(BackendError::new(Failure::Other, "etcd refused the transaction without a reason"))
@@ -220,18 +232,31 @@ fn version(kv: &KeyValue) -> Version {
 /// `None` for keys that cannot be file names.
 fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
     let path = keys.path(kv.key())?;
-    // Vitess binds locks and candidates to a lease and names them .../locks/<lease id>.
-    let in_locks = path.parent().is_some_and(|dir| dir.name() == "locks");
-    let role = if in_locks && kv.lease() != 0 { Role::Lock(lock::owner(kv.lease())) } else { Role::Record };
+    let role = role(&path, kv.lease());
     let version = version(&kv);
     let (_, value) = kv.into_key_value();
     Some(Node { path, value: Bytes::from(value), version, role, modified: None })
 }
 
+/// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands there: a copy
+/// of a topology has the keys without the leases.
+fn role(path: &TopoPath, lease: i64) -> Role {
+    /// Its records may have any names.
+    const METADATA: &str = "metadata";
+    let Some(dir) = dir_of_queued(path) else { return Role::Record };
+    let is_number = path.name().bytes().all(|byte| byte.is_ascii_digit());
+    let named_like_one = is_number && dir.components().next() != Some(METADATA);
+    match lease {
+        0 if named_like_one || is_locked_by_vitess(&dir) => Role::Lock(Owner::UNBOUND),
+        0 => Role::Record,
+        lease => Role::Lock(lock::owner(lease)),
+    }
+}
+
 #[async_trait]
 impl Backend for Etcd {
     fn limits(&self) -> Limits {
-        Limits { value: VALUE_LIMIT, changes: CHANGE_LIMIT }
+        self.limits
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
@@ -287,11 +312,25 @@ impl Backend for Etcd {
     }
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
-        lock::break_lease(&self.connection, node.owner()).await
+        if node.owner() != Owner::UNBOUND {
+            return lock::break_lease(&self.connection, node.owner()).await;
+        }
+        match self.apply(&[removal(node)]).await {
+            // Gone is what it was to be.
+            Err(error) if error.failure == Failure::NoNode => Ok(()),
+            outcome => outcome.map(drop),
+        }
     }
 
     async fn time_left(&self, owner: Owner) -> Result<Option<Duration>, BackendError> {
+        if owner == Owner::UNBOUND {
+            return Ok(None);
+        }
         lock::time_left(&self.connection, owner).await
+    }
+
+    async fn reread_secrets(&self) {
+        self.connection.secrets_have_changed_since(self.connection.generation()).await;
     }
 }
 

@@ -6,9 +6,11 @@
 mod common;
 
 mod access;
+mod denied;
 mod each;
 mod ensemble;
 mod etcd;
+mod partition;
 mod restored;
 mod rig;
 mod size;

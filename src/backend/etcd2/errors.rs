@@ -14,6 +14,7 @@ const RESOURCE_EXHAUSTED: i32 = 8;
 const FAILED_PRECONDITION: i32 = 9;
 const OUT_OF_RANGE: i32 = 11;
 const UNIMPLEMENTED: i32 = 12;
+const INTERNAL: i32 = 13;
 const UNAVAILABLE: i32 = 14;
 const UNAUTHENTICATED: i32 = 16;
 
@@ -50,7 +51,7 @@ fn class(code: i32, message: &str) -> Failure {
         // Something answers that is no etcd, or only a part of one.
         UNAVAILABLE | DEADLINE_EXCEEDED | CANCELLED | UNIMPLEMENTED => Failure::Unreachable,
         // The server's own words; without them it is the transport that broke.
-        UNKNOWN if !message.starts_with("etcdserver") => Failure::Unreachable,
+        UNKNOWN | INTERNAL if !message.starts_with("etcdserver") => Failure::Unreachable,
         PERMISSION_DENIED | UNAUTHENTICATED => Failure::Denied,
         NOT_FOUND => Failure::NoNode,
         INVALID_ARGUMENT if message.contains("too large") => Failure::TooLarge,
@@ -158,6 +159,7 @@ mod tests {
             (UNAVAILABLE, "etcdserver: leader changed", Failure::Unreachable),
             (UNAVAILABLE, "etcdserver: server stopped", Failure::Unreachable),
             (UNKNOWN, "h2 protocol error: connection reset", Failure::Unreachable),
+            (INTERNAL, "Missing response message.", Failure::Unreachable),
             (CANCELLED, "operation was canceled", Failure::Unreachable),
             (OUT_OF_RANGE, "Error, decoded message length too large: found 5 bytes", Failure::Other),
         ] {

@@ -3,10 +3,12 @@
 
 use std::process::Command;
 
+use crate::access::certificates;
 use crate::common::consul::Consul;
 use crate::common::etcd::Etcd;
 use crate::common::mount::{Mount, lines};
 use crate::common::proxy::Proxy;
+use crate::common::server::{Server, free_port};
 use crate::common::world::{cell, etcd_cell, load, put, runtime};
 use crate::common::zookeeper::Zookeeper;
 use crate::common::{bash_in, eventually, signal, text};
@@ -198,6 +200,38 @@ fn an_etcd_without_space_says_so_and_lets_things_be_removed() {
 }
 
 #[test]
+fn what_has_used_up_the_room_is_not_taken_for_refused() {
+    // etcd carries out the writes that pass its limit together, and answers that it has no room.
+    let etcd = Etcd::with(vec!["--quota-backend-bytes=2097152".to_owned()]);
+    let all = etcd_cell(&etcd.endpoint(), "/t");
+    let value = vec![b'x'; 150_000];
+    let outcomes: Vec<(String, Result<(), String>)> = runtime().block_on(async {
+        let writers = (0..40).map(|number| {
+            let (all, value) = (all.clone(), value.clone());
+            tokio::spawn(async move {
+                let key = format!("k{number}");
+                let guard = topofs::backend::Guard::Absent;
+                let outcome = all.apply(&[topofs::backend::Change { guard, ..put(&key, value) }]).await;
+                (key, outcome.map(drop).map_err(|error| error.message))
+            })
+        });
+        let mut outcomes = Vec::new();
+        for writer in writers.collect::<Vec<_>>() {
+            outcomes.push(writer.await.unwrap());
+        }
+        outcomes
+    });
+    assert!(outcomes.iter().any(|(_, outcome)| outcome.is_err()), "there was room for all");
+    for (key, outcome) in outcomes {
+        let is_stored = etcd.get(&format!("/t/{key}")).is_some();
+        match outcome {
+            Ok(()) => assert!(is_stored, "{key} is lost"),
+            Err(error) => assert_eq!(is_stored, error.contains("may have been carried out"), "{key}: {error}"),
+        }
+    }
+}
+
+#[test]
 fn a_password_that_has_changed_is_read_again() {
     let etcd = Guarded::start();
     let mount = etcd.mount(&["--stale-after=3s"]);
@@ -228,6 +262,40 @@ fn a_password_that_has_changed_is_read_again() {
     mount.sh("echo again > global/metadata/owner");
     let everything = format!("{}{}{}", mount.read(".topofs/config"), mount.read(".topofs/status"), mount.log());
     assert!(!["first", "second", "third"].iter().any(|secret| everything.contains(secret)), "{everything}");
+}
+
+#[test]
+fn certificates_that_have_changed_are_read_again() {
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str| files.path().join(name).display().to_string();
+    certificates(files.path());
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    let flags = vec![
+        format!("--listen-client-urls={url}"),
+        format!("--advertise-client-urls={url}"),
+        format!("--cert-file={}", file("cert.pem")),
+        format!("--key-file={}", file("key.pem")),
+        format!("--trusted-ca-file={}", file("ca.pem")),
+        "--client-cert-auth".to_owned(),
+    ];
+    let mut etcd = Server::new("etcd", flags);
+    etcd.port = port;
+    etcd.launch();
+    let tls = [
+        format!("--topo-etcd-tls-cert={}", file("cert.pem")),
+        format!("--topo-etcd-tls-key={}", file("key.pem")),
+        format!("--topo-etcd-tls-ca={}", file("ca.pem")),
+    ];
+    let flags = [&tls.each_ref().map(String::as_str)[..], &["--retry=20s"]].concat();
+    let mount = Mount::etcd(&url, "/t", &flags);
+    mount.sh("mkdir global/metadata; echo before > global/metadata/owner");
+    // Other authorities, for both sides.
+    etcd.kill();
+    std::fs::remove_file(file("trust.p12")).unwrap();
+    certificates(files.path());
+    etcd.launch();
+    eventually("it is there again", || mount.bash("echo after > global/metadata/owner").status.success().then_some(()));
 }
 
 #[test]

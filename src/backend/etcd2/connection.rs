@@ -19,6 +19,8 @@ const MAX_ANSWER: usize = 256 * 1024 * 1024;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause before a read goes round the servers again.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
+/// What is said of a write of which nobody can know.
+pub(super) const UNCERTAIN: &str = " (it may have been carried out)";
 /// How often a read goes round the servers.
 const READ_ROUNDS: usize = 2;
 
@@ -101,7 +103,7 @@ impl Connection {
         self.round(&call, Instant::now() + self.timeout).await.map_err(|attempt| {
             let mut error = attempt.error;
             if attempt.uncertain {
-                error.message.push_str(" (it may have been carried out)");
+                error.message.push_str(UNCERTAIN);
             }
             error
         })

@@ -23,7 +23,7 @@ mod lock;
 mod secrets;
 mod watch;
 
-use connection::Connection;
+use connection::{Connection, UNCERTAIN};
 pub use secrets::{EtcdOptions, read_password};
 
 /// Room in a request for what stands beside the value.
@@ -135,6 +135,26 @@ impl Etcd {
         Txn::new().when(compares).and_then(done).or_else(refused)
     }
 
+    /// What has become of changes that etcd says it has refused.
+    async fn found_after(&self, changes: &[Change], refusal: BackendError) -> Result<Applied, BackendError> {
+        let keys = changes.iter().map(|change| self.keys.key(&change.path));
+        let gets: Vec<TxnOp> = keys.clone().map(|key| TxnOp::get(key, None)).collect();
+        // Never so: what is wanted is the other branch.
+        let never: Vec<Compare> = keys.map(|key| Compare::create_revision(key, CompareOp::Less, 0)).collect();
+        let txn = Txn::new().when(never).or_else(gets);
+        let look = self.connection.read(|client| {
+            let txn = txn.clone();
+            async move { connection::kv(&client).txn(txn).await }
+        });
+        match look.await.and_then(|response| self.outcome(changes, &response, true)) {
+            Ok(applied) => Ok(applied),
+            Err(error) if error.message.ends_with(UNCERTAIN) => {
+                Err(BackendError { message: format!("{}{UNCERTAIN}", refusal.message), ..refusal })
+            }
+            Err(_) => Err(refusal),
+        }
+    }
+
     fn outcome(&self, changes: &[Change], response: &TxnResponse, repeated: bool) -> Result<Applied, BackendError> {
         let at = header_revision(response.header())?;
         let found: Vec<Option<KeyValue>> = response
@@ -176,7 +196,7 @@ impl Etcd {
                 if repeated
                     && matches!(&change.action, Action::Put(value) if kv.as_ref().is_some_and(|kv| kv.value() == value))
                 {
-                    error.message.push_str(" (it may have been carried out)");
+                    error.message.push_str(UNCERTAIN);
                 }
                 return Err(error);
             }
@@ -280,14 +300,19 @@ impl Backend for Etcd {
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, self.limits())?;
         let txn = self.transaction(changes);
-        let (response, repeated) = self
+        let answer = self
             .connection
             .write(|client| {
                 let txn = txn.clone();
                 async move { connection::kv(&client).txn(txn).await }
             })
-            .await?;
-        self.outcome(changes, &response, repeated)
+            .await;
+        match answer {
+            Ok((response, repeated)) => self.outcome(changes, &response, repeated),
+            // What has used up the last room is carried out, and answered as if it were not.
+            Err(error) if error.failure == Failure::NoSpace => self.found_after(changes, error).await,
+            Err(error) => Err(error),
+        }
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

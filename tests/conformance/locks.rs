@@ -178,11 +178,27 @@ conformance! {
         let listing = cell.list(&TopoPath::root()).await.unwrap();
         let records = listing.nodes.iter().filter(|node| node.role == Role::Record).count();
         assert_eq!((records, listing.nodes.len()), (3, 5));
-        // A record in a place like that of a lock is a record.
-        let odd = "keyspaces/ks/locks/note";
-        if factory.implementation != Implementation::Zk2 {
-            apply_one(&*cell, put(odd, Guard::Any, "x")).await.unwrap();
-            assert_eq!(cell.get(&path(odd)).await.unwrap().node.unwrap().role, Role::Record);
+        // A record in a place like that of a lock is a record, unless everybody who wants the lock waits for it.
+        for odd in ["keyspaces/ks/locks/note", "keyspaces/locks/note", "metadata/locks/5"] {
+            if factory.implementation != Implementation::Zk2 {
+                apply_one(&*cell, put(odd, Guard::Any, "x")).await.unwrap();
+                let role = cell.get(&path(odd)).await.unwrap().node.unwrap().role;
+                let is_waited_for = factory.implementation == Implementation::Etcd2 && odd.starts_with(DIR);
+                assert_eq!(role, if is_waited_for { Role::Lock(Owner::UNBOUND) } else { Role::Record }, "{odd}");
+            }
+        }
+        if factory.implementation == Implementation::Etcd2 {
+            outer.leave().await.unwrap();
+            let place = enter(&*cell, DIR, "").await;
+            assert!(place.try_hold().await.unwrap().is_none());
+            let left = cell.get(&path("keyspaces/ks/locks/note")).await.unwrap().node.unwrap();
+            cell.break_lock(&left).await.unwrap();
+            hold(&place).await;
+            // Gone is what it was to be; another one of the same name is not the same.
+            cell.break_lock(&left).await.unwrap();
+            apply_one(&*cell, put("keyspaces/ks/locks/note", Guard::Any, "x")).await.unwrap();
+            assert_eq!(failure(cell.break_lock(&left).await), Failure::BadVersion);
+            place.leave().await.unwrap();
         }
         outer.leave().await.unwrap();
         inner.leave().await.unwrap();

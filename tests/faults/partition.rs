@@ -31,11 +31,15 @@ impl Network {
         *self.0.lock().unwrap() = None;
     }
 
-    fn wait_while_cut(&self, from: Option<&str>, to: usize) {
+    /// Whether a link works. If not, it says so only when it does again: what was on its way is lost, and the link with it. (A write that
+    /// comes late, after its writer has given it up and repeated it, would be carried out after what came later.)
+    fn works(&self, from: Option<&str>, to: usize) -> bool {
         let is_cut = || matches!(&*self.0.lock().unwrap(), Some((number, id)) if *number == to || Some(&**id) == from);
+        let works = !is_cut();
         while is_cut() {
             std::thread::sleep(Duration::from_millis(10));
         }
+        works
     }
 
     /// A link to the peer port of a member. Returns where the others reach it.
@@ -61,7 +65,9 @@ impl Network {
         }
         let text = String::from_utf8_lossy(&head).into_owned();
         let from = text.lines().find_map(|line| line.strip_prefix("X-Server-From: ")).map(ToOwned::to_owned);
-        self.wait_while_cut(from.as_deref(), to);
+        if !self.works(from.as_deref(), to) {
+            return None;
+        }
         let mut server = TcpStream::connect(("127.0.0.1", port)).ok()?;
         server.write_all(&head).ok()?;
         let (back, answers) = (client.try_clone().ok()?, server.try_clone().ok()?);
@@ -74,11 +80,11 @@ impl Network {
     fn copy(&self, mut from: TcpStream, mut to: TcpStream, sender: Option<&str>, member: usize) {
         let mut buffer = vec![0; 1 << 16];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
-            self.wait_while_cut(sender, member);
-            if to.write_all(&buffer[..count]).is_err() {
+            if !self.works(sender, member) || to.write_all(&buffer[..count]).is_err() {
                 break;
             }
         }
+        let _ = from.shutdown(std::net::Shutdown::Both);
         let _ = to.shutdown(std::net::Shutdown::Both);
     }
 }

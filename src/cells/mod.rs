@@ -83,7 +83,7 @@ impl Cell {
 
     /// Whether old records are shown while the cell is down. What may not be read any more is not shown.
     pub fn serves_stale(&self) -> bool {
-        self.serve_stale && self.mirror.is_loaded() && self.mirror.health() != Health::Denied
+        self.serve_stale && self.mirror.is_loaded() && !self.mirror.is_denied()
     }
 
     fn down(&self) -> Result<Arc<Snapshot>> {

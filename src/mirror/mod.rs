@@ -70,7 +70,12 @@ enum Link {
     Idle,
     Loading,
     Live,
-    Broken { since: Instant, cause: BackendError },
+    /// `denied`: since it broke, the service has said that we may not read.
+    Broken {
+        since: Instant,
+        cause: BackendError,
+        denied: bool,
+    },
 }
 
 /// Counters of `.topofs/status`.
@@ -145,8 +150,8 @@ impl Mirror {
             Link::Live if self.is_silent() => Health::Down,
             Link::Live => Health::Live,
             Link::Broken { cause, .. } if cause.failure == Failure::Denied => Health::Denied,
-            Link::Broken { since, .. } => {
-                if self.is_loaded() && since.elapsed() < self.options.stale_after {
+            Link::Broken { since, denied, .. } => {
+                if self.is_loaded() && !denied && since.elapsed() < self.options.stale_after {
                     Health::Shaky
                 } else {
                     Health::Down
@@ -170,12 +175,17 @@ impl Mirror {
     /// Why the watch is broken, and for how long.
     pub fn trouble(&self) -> Option<(String, Duration)> {
         match &*self.link.borrow() {
-            Link::Broken { since, cause } => Some((cause.message.clone(), since.elapsed())),
+            Link::Broken { since, cause, .. } => Some((cause.message.clone(), since.elapsed())),
             Link::Live if self.is_silent() => {
                 Some(("the watch gives no sign of life".to_owned(), self.last_heard.lock().elapsed()))
             }
             _ => None,
         }
+    }
+
+    /// Whether the service has said that we may not read, and nothing else since but that it cannot be reached.
+    pub fn is_denied(&self) -> bool {
+        matches!(&*self.link.borrow(), Link::Broken { denied: true, .. })
     }
 
     /// Whether a first list has been taken over.
@@ -440,7 +450,8 @@ impl Mirror {
                 Link::Live => *self.last_heard.lock(),
                 Link::Idle | Link::Loading => Instant::now(),
             };
-            *link = Link::Broken { since, cause };
+            let denied = cause.failure == Failure::Denied || matches!(&*link, Link::Broken { denied: true, .. });
+            *link = Link::Broken { since, cause, denied };
         });
     }
 

@@ -261,7 +261,9 @@ async fn what_may_not_be_read_any_more_is_neither_shown_nor_deleted() {
     let (mirror, service, watch) = loaded(listing(5, &[("a", "1", 2)])).await;
     let mut news = mirror.subscribe();
     watch.send(Err(denied())).unwrap();
-    service.call().await.send(Err(denied())).unwrap();
+    let call = service.call().await;
+    assert_eq!(mirror.health(), Health::Denied);
+    call.send(Err(denied())).unwrap();
     assert_eq!(mirror.health(), Health::Denied);
     assert!(mirror.trouble().unwrap().0.contains("permission denied"));
     // It is asked again at a slow pace, and comes back by itself.
@@ -271,10 +273,26 @@ async fn what_may_not_be_read_any_more_is_neither_shown_nor_deleted() {
     }
     assert!(begun.elapsed() > DENIED_BACKOFF.1 * 5, "{:?}", begun.elapsed());
     assert_eq!((told(&mut news), mirror.health()), (vec![], Health::Denied));
+    // A service that cannot be asked has not given the right back.
+    service.call().await.send(Err(broken())).unwrap();
+    let call = service.call().await;
+    assert!(mirror.health() == Health::Down && mirror.is_denied());
+    call.send(Err(broken())).unwrap();
     let _watch = service.begin(listing(9, &[("a", "2", 7)])).await;
     until_live(&mirror).await;
     assert_eq!(told(&mut news), [("a".to_owned(), Some("2".to_owned()))]);
-    assert_eq!(mirror.health(), Health::Live);
+    assert_eq!((mirror.health(), mirror.is_denied()), (Health::Live, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_right_that_is_taken_away_is_not_given_back_by_an_absence() {
+    let (mirror, service, watch) = loaded(listing(5, &[("a", "1", 2)])).await;
+    watch.send(Err(BackendError::new(Failure::Denied, "no"))).unwrap();
+    service.call().await.send(Err(broken())).unwrap();
+    let _next = service.call().await;
+    // Sooner than an absence is noticed otherwise.
+    assert!(mirror.trouble().unwrap().1 < OPTIONS.stale_after);
+    assert_eq!(mirror.health(), Health::Down);
 }
 
 #[tokio::test(start_paused = true)]

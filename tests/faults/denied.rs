@@ -148,6 +148,8 @@ fn what_etcd_has_refused_is_not_called_uncertain() {
         "{}",
         reason(&mount)
     );
+    says(&mount, "flock -n zone1/tablets/zone1-0000000100/.lock true", "Permission denied");
+    assert!(!reason(&mount).contains("carried out"), "{}", reason(&mount));
     says(&mount, "rm zone1/SrvVSchema", "Permission denied");
     assert!(!reason(&mount).contains("carried out"), "{}", reason(&mount));
     drop(mount);

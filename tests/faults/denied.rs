@@ -12,7 +12,7 @@ use crate::common::server::{Server, free_port};
 use crate::common::world::{cell, etcd_cell, load, put, runtime};
 use crate::common::zookeeper::Zookeeper;
 use crate::common::{bash_in, eventually, signal, text};
-use crate::rig::{OWNER, wait_for_state};
+use crate::rig::{OWNER, state, wait_for_state};
 use topofs::backend::Implementation;
 use topofs::sample::Cluster;
 
@@ -23,7 +23,12 @@ struct Guarded(Etcd);
 
 impl Guarded {
     fn start() -> Self {
-        let etcd = Etcd::start();
+        Self::with(Vec::new())
+    }
+
+    /// With flags of its own.
+    fn with(flags: Vec<String>) -> Self {
+        let etcd = Etcd::with(flags);
         load(
             &*etcd_cell(&etcd.endpoint(), "/t"),
             &Cluster { root: "/t".to_owned(), ..Cluster::demo(&etcd.endpoint()) },
@@ -255,11 +260,12 @@ fn a_password_that_has_changed_is_read_again() {
     // The file first, and nobody notices.
     etcd.password("second");
     assert!(change("second").status.success());
-    for _ in 0..20 {
+    eventually("it is read again", || {
         mount.sh("echo x >> global/metadata/owner");
-        std::thread::sleep(std::time::Duration::from_millis(200));
-    }
-    assert_ne!(mount.status()["cells"]["global"]["state"], "denied");
+        assert_ne!(state(&mount, "global"), "denied");
+        mount.log().contains("the password has changed").then_some(())
+    });
+    wait_for_state(&mount, "global", "live");
     // The service first: refused, until the file has it.
     assert!(change("third").status.success());
     wait_for_state(&mount, "global", "denied");
@@ -270,6 +276,23 @@ fn a_password_that_has_changed_is_read_again() {
     mount.sh("echo again > global/metadata/owner");
     let everything = format!("{}{}{}", mount.read(".topofs/config"), mount.read(".topofs/status"), mount.log());
     assert!(!["first", "second", "third"].iter().any(|secret| everything.contains(secret)), "{everything}");
+}
+
+#[test]
+fn tokens_that_are_older_than_a_change_of_rights_are_replaced() {
+    let keys = tempfile::tempdir().unwrap();
+    let made = bash_in(keys.path(), "openssl genrsa -out key 2048 && openssl rsa -in key -pubout -out pub");
+    assert!(made.status.success(), "{}", text(&made));
+    let (key, public) = (keys.path().join("key"), keys.path().join("pub"));
+    let tokens = format!("jwt,pub-key={},priv-key={},sign-method=RS256,ttl=10m", public.display(), key.display());
+    let etcd = Guarded::with(vec![format!("--auth-token={tokens}")]);
+    let mount = etcd.mount(&[]);
+    for zone in ["zone2", "zone3"] {
+        mount.sh("echo before > global/metadata/owner");
+        etcd.ctl(&["role", "grant-permission", "topo", "--prefix=true", "read", &format!("/t/{zone}")]);
+        mount.sh("echo after > global/metadata/owner; cat global/metadata/owner");
+    }
+    wait_for_state(&mount, "global", "live");
 }
 
 #[test]

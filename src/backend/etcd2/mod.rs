@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
-use super::lock::{Owner, SharedPlace, dir_of_queued, is_locked_by_vitess, needs_no_records, removal};
+use super::lock::{LOCKS, Owner, SharedPlace, dir_of_queued, is_locked_by_vitess, needs_no_records, removal};
 use super::{
     Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
     Location, Node, Revision, Role, Version, WatchStream, check_limits,
@@ -258,12 +258,21 @@ fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
     Some(Node { path, value: Bytes::from(value), version, role, modified: None })
 }
 
+/// The directory that a key is waited for in: whoever wants its lock waits for whatever is below `DIR/locks/`, however deep.
+fn locked_dir(path: &TopoPath) -> Option<TopoPath> {
+    // Most keys are none, and lists are long.
+    path.as_str().contains("locks/").then_some(())?;
+    let above = std::iter::successors(path.parent(), TopoPath::parent);
+    let lines = above.filter(|above| above.name() == LOCKS).filter_map(|line| line.parent());
+    dir_of_queued(path).or_else(|| lines.filter(is_locked_by_vitess).last())
+}
+
 /// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands there: a copy
 /// of a topology has the keys without the leases.
 fn role(path: &TopoPath, lease: i64) -> Role {
     /// Its records may have any names.
     const METADATA: &str = "metadata";
-    let Some(dir) = dir_of_queued(path) else { return Role::Record };
+    let Some(dir) = locked_dir(path) else { return Role::Record };
     let is_number = path.name().bytes().all(|byte| byte.is_ascii_digit());
     let named_like_one = is_number && dir.components().next() != Some(METADATA);
     match lease {
@@ -322,7 +331,7 @@ impl Backend for Etcd {
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
-        dir_of_queued(node)
+        locked_dir(node)
     }
 
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {

@@ -73,6 +73,13 @@ pub fn needs_no_records(dir: &TopoPath) -> bool {
     is_election(dir) || below(NAMED_LOCKS)
 }
 
+/// Whether Vitess's own tools lock a directory.
+pub(crate) fn is_locked_by_vitess(dir: &TopoPath) -> bool {
+    let names: Vec<&str> = dir.components().collect();
+    matches!(names.as_slice(), ["keyspaces", _] | ["keyspaces", _, "shards", _] | ["routing_rules"])
+        || needs_no_records(dir)
+}
+
 /// The directory of a lock of etcd's, and of the embedded service's: `DIR/locks/ID`.
 pub(crate) fn dir_of_queued(node: &TopoPath) -> Option<TopoPath> {
     node.parent().filter(|parent| parent.name() == LOCKS)?.parent()

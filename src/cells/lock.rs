@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Cell;
 use crate::backend::lock::{Owner, SharedPlace, guard};
-use crate::backend::{Action, Change, Failure, Fetched, Node};
+use crate::backend::{Action, Change, Failure, Fetched, Node, Role};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
 use crate::name::TopoPath;
@@ -127,6 +127,17 @@ impl Cell {
     /// Who holds the lock of a directory, as far as the mirror knows.
     pub fn holder(&self, snapshot: &Snapshot, dir: &TopoPath) -> Option<Node> {
         self.line(snapshot, dir).into_iter().find(|node| node.owner() != Owner::NOBODY)
+    }
+
+    /// Who holds the lock of a directory, as the service has it now.
+    pub async fn holder_now(&self, dir: &TopoPath) -> Result<Option<Node>> {
+        let listing = self.backend.list(dir).await.map_err(|error| self.explain(error))?;
+        let holds = |node: &Node| {
+            node.role != Role::Record
+                && node.owner() != Owner::NOBODY
+                && self.backend.locked_dir(&node.path).as_ref() == Some(dir)
+        };
+        Ok(listing.nodes.into_iter().filter(holds).min_by_key(|node| node.version.written))
     }
 
     /// All who hold a lock, by directory.

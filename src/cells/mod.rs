@@ -63,7 +63,7 @@ impl Cell {
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
         match self.mirror.health() {
             Health::Live | Health::Shaky => return Ok(self.mirror.snapshot()),
-            Health::Down => return self.down(),
+            Health::Down | Health::Denied => return self.down(),
             Health::Idle | Health::Loading => {}
         }
         // A load that takes longer than a call may take goes on; only this caller stops waiting for it.
@@ -78,7 +78,7 @@ impl Cell {
     pub fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
         match self.mirror.health() {
             Health::Live | Health::Shaky => Ok(self.mirror.snapshot()),
-            Health::Down | Health::Idle | Health::Loading => self.down(),
+            Health::Down | Health::Denied | Health::Idle | Health::Loading => self.down(),
         }
     }
 
@@ -87,9 +87,9 @@ impl Cell {
         self.stop.cancelled().await;
     }
 
-    /// Whether old records are shown while the cell is down.
+    /// Whether old records are shown while the cell is down. What may not be read any more is not shown.
     pub fn serves_stale(&self) -> bool {
-        self.serve_stale && self.mirror.is_loaded()
+        self.serve_stale && self.mirror.is_loaded() && !self.mirror.is_denied()
     }
 
     fn down(&self) -> Result<Arc<Snapshot>> {
@@ -104,7 +104,10 @@ impl Cell {
             0 => format!(": {cause}"),
             seconds => format!(": {cause} (for {seconds} s)"),
         });
-        Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}"))
+        match self.mirror.health() {
+            Health::Denied => Error::new(Kind::Denied, format!("{self} may not be read{cause}")),
+            _ => Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}")),
+        }
     }
 
     /// One record as the service has it now.
@@ -146,7 +149,10 @@ impl Cell {
     }
 
     fn refuse_if_down(&self) -> Result<()> {
-        if self.mirror.health() == Health::Down { Err(self.unreachable()) } else { Ok(()) }
+        match self.mirror.health() {
+            Health::Down | Health::Denied => Err(self.unreachable()),
+            Health::Idle | Health::Loading | Health::Live | Health::Shaky => Ok(()),
+        }
     }
 
     fn explain(&self, error: BackendError) -> Error {

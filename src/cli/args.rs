@@ -7,6 +7,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 
 use crate::backend::Implementation;
+use crate::backend::etcd2::EtcdOptions;
 use crate::record::Form;
 use crate::tree::RespectLocks;
 
@@ -85,6 +86,9 @@ pub(super) struct TopoArgs {
     /// While its holder lives, the lock is kept alive for as long as it is held.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = seconds, env = "TOPOFS_TOPO_ETCD_LEASE_TTL")]
     pub topo_etcd_lease_ttl: Duration,
+    /// Largest request that the etcd servers take (their flag --max-request-bytes): decides how large a record can be
+    #[arg(long, value_name = "BYTES", default_value_t = EtcdOptions::MAX_REQUEST_BYTES, env = "TOPOFS_TOPO_ETCD_MAX_REQUEST_BYTES")]
+    pub topo_etcd_max_request_bytes: usize,
     /// User name for etcd
     #[arg(long, value_name = "NAME", requires = "topo_etcd_password_file", env = "TOPOFS_TOPO_ETCD_USER")]
     pub topo_etcd_user: Option<String>,

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::{CommonArgs, MountArgs, TopoArgs, ViewArgs};
 use crate::backend::consul::ConsulOptions;
-use crate::backend::etcd2::EtcdOptions;
+use crate::backend::etcd2::{EtcdOptions, read_password};
 use crate::backend::memory::MemoryServers;
 use crate::backend::zk2::ZkOptions;
 use crate::backend::{CellServers, ConnectOptions, Implementation, Location};
@@ -129,9 +129,9 @@ impl TopoArgs {
     fn etcd_options(&self) -> anyhow::Result<EtcdOptions> {
         let user = match (&self.topo_etcd_user, &self.topo_etcd_password_file) {
             (Some(name), Some(file)) => {
-                let password = std::fs::read_to_string(file)
-                    .with_context(|| format!("cannot read the password file {}", file.display()))?;
-                Some((name.clone(), password.trim_end_matches(['\r', '\n']).to_owned()))
+                let password =
+                    read_password(file).with_context(|| format!("cannot read the password file {}", file.display()))?;
+                Some((name.clone(), password))
             }
             _ => None,
         };
@@ -140,7 +140,9 @@ impl TopoArgs {
             key: absolute(&self.topo_etcd_tls_key)?,
             ca: absolute(&self.topo_etcd_tls_ca)?,
             user,
+            password_file: absolute(&self.topo_etcd_password_file)?,
             lease_ttl: self.topo_etcd_lease_ttl,
+            max_request_bytes: self.topo_etcd_max_request_bytes,
         })
     }
 }
@@ -212,6 +214,7 @@ impl ViewArgs {
             "topo-etcd-tls-key": path(&connect.etcd.key),
             "topo-etcd-tls-ca": path(&connect.etcd.ca),
             "topo-etcd-lease-ttl": duration(connect.etcd.lease_ttl),
+            "topo-etcd-max-request-bytes": connect.etcd.max_request_bytes,
             "topo-etcd-user": connect.etcd.user.as_ref().map(|(name, _)| name),
             "topo-zk-auth-file": path(&connect.zk.auth_file),
             "topo-zk-tls-cert": path(&connect.zk.cert),

@@ -83,6 +83,7 @@ fn cell_status(cell: &Cell) -> Value {
         Health::Shaky => "reconnecting",
         Health::Down if cell.serves_stale() => "stale",
         Health::Down => "down",
+        Health::Denied => "denied",
     };
     let mut status = json!({
         "implementation": cell.location.implementation.to_string(),

@@ -455,6 +455,13 @@ impl Locks {
         let taken = match self.take_if_free(cell, dir, (0, saver.process), contents(reason)).await {
             // Nothing is there that anybody could have locked.
             Err(error) if error.kind == Kind::NotFound => return Ok(Temporary(None)),
+            // Where the service has no room for a lock, nobody else gets one either; and only a removal can succeed.
+            Err(error) if error.kind == Kind::NoSpace => {
+                return match cell.holder_now(dir).await? {
+                    None => Ok(Temporary(None)),
+                    Some(holder) => Err(busy(cell, dir, Some(&holder))),
+                };
+            }
             taken => taken?,
         };
         match taken {

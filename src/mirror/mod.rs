@@ -30,6 +30,8 @@ pub use state::{Entry, News, Record, Snapshot, Update};
 const UPDATE_QUEUE: usize = 1_024;
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The same while the service refuses us: it is a person who changes that, and checking a password costs the service much.
+const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// How long the watch may lag behind a bulk list before what it has not delivered counts as missed.
 const RESYNC_GRACE: Duration = Duration::from_secs(2);
 /// Share of the resync interval by which it is varied, so that many mounts do not list at the same moment.
@@ -59,6 +61,8 @@ pub enum Health {
     Shaky,
     /// The watch is broken for longer than is tolerated, or nothing was ever loaded.
     Down,
+    /// The service does not let us read the cell. What was read before is not shown any more, however lately that was.
+    Denied,
 }
 
 #[derive(Debug, Clone)]
@@ -66,7 +70,12 @@ enum Link {
     Idle,
     Loading,
     Live,
-    Broken { since: Instant, cause: String },
+    /// `denied`: since it broke, the service has said that we may not read.
+    Broken {
+        since: Instant,
+        cause: BackendError,
+        denied: bool,
+    },
 }
 
 /// Counters of `.topofs/status`.
@@ -140,8 +149,9 @@ impl Mirror {
             Link::Loading => Health::Loading,
             Link::Live if self.is_silent() => Health::Down,
             Link::Live => Health::Live,
-            Link::Broken { since, .. } => {
-                if self.is_loaded() && since.elapsed() < self.options.stale_after {
+            Link::Broken { cause, .. } if cause.failure == Failure::Denied => Health::Denied,
+            Link::Broken { since, denied, .. } => {
+                if self.is_loaded() && !denied && since.elapsed() < self.options.stale_after {
                     Health::Shaky
                 } else {
                     Health::Down
@@ -165,12 +175,17 @@ impl Mirror {
     /// Why the watch is broken, and for how long.
     pub fn trouble(&self) -> Option<(String, Duration)> {
         match &*self.link.borrow() {
-            Link::Broken { since, cause } => Some((cause.clone(), since.elapsed())),
+            Link::Broken { since, cause, .. } => Some((cause.message.clone(), since.elapsed())),
             Link::Live if self.is_silent() => {
                 Some(("the watch gives no sign of life".to_owned(), self.last_heard.lock().elapsed()))
             }
             _ => None,
         }
+    }
+
+    /// Whether the service has said that we may not read, and nothing else since but that it cannot be reached.
+    pub fn is_denied(&self) -> bool {
+        matches!(&*self.link.borrow(), Link::Broken { denied: true, .. })
     }
 
     /// Whether a first list has been taken over.
@@ -285,24 +300,24 @@ impl Mirror {
             () = stop.cancelled() => return,
             () = self.wanted.notified() => self.set_link(Link::Loading),
         }
-        let mut backoff = new_backoff();
+        let mut pace = Pace::new();
         loop {
             let outcome = tokio::select! {
                 () = stop.cancelled() => return,
-                outcome = self.follow(&mut backoff) => outcome,
+                outcome = self.follow(&mut pace) => outcome,
             };
-            self.broken(&outcome);
-            let pause = backoff.next().unwrap_or(BACKOFF.1);
+            let pause = pace.after(&outcome);
+            self.broken(outcome);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = self.resync.notified() => {}
+                () = self.resync.notified() => self.backend.reread_secrets().await,
             }
         }
     }
 
     /// One connection: list, watch, follow. Returns why it ended.
-    async fn follow(&self, backoff: &mut backon::ExponentialBackoff) -> BackendError {
+    async fn follow(&self, pace: &mut Pace) -> BackendError {
         self.state.lock().begin_list();
         let (listing, mut stream) = match self.backend.follow().await {
             Ok(connected) => connected,
@@ -325,7 +340,7 @@ impl Mirror {
         self.loaded.store(true, Ordering::Release);
         *self.last_heard.lock() = Instant::now();
         self.set_link(Link::Live);
-        *backoff = new_backoff();
+        *pace = Pace::new();
         let mut tick = tokio::time::interval_at(Instant::now() + self.resync_interval(), self.resync_interval());
         loop {
             tokio::select! {
@@ -335,7 +350,10 @@ impl Mirror {
                     None => return BackendError::new(Failure::Unreachable, "the watch ended"),
                 },
                 _ = tick.tick() => if let Err(error) = self.compare(&mut stream).await { return error },
-                () = self.resync.notified() => if let Err(error) = self.compare(&mut stream).await { return error },
+                () = self.resync.notified() => {
+                    self.backend.reread_secrets().await;
+                    if let Err(error) = self.compare(&mut stream).await { return error }
+                }
             }
         }
     }
@@ -428,7 +446,8 @@ impl Mirror {
         self.link.send_replace(link);
     }
 
-    fn broken(&self, error: &BackendError) {
+    fn broken(&self, cause: BackendError) {
+        tracing::warn!(%cause, "the watch is broken");
         self.link.send_modify(|link| {
             // What counts is when we last heard of it, neither when we noticed its silence nor when the last attempt failed.
             let since = match link {
@@ -436,9 +455,9 @@ impl Mirror {
                 Link::Live => *self.last_heard.lock(),
                 Link::Idle | Link::Loading => Instant::now(),
             };
-            *link = Link::Broken { since, cause: error.message.clone() };
+            let denied = cause.failure == Failure::Denied || matches!(&*link, Link::Broken { denied: true, .. });
+            *link = Link::Broken { since, cause, denied };
         });
-        tracing::warn!(cause = %error, "the watch is broken");
     }
 
     fn resync_interval(&self) -> Duration {
@@ -454,71 +473,35 @@ impl Mirror {
     }
 }
 
-fn new_backoff() -> backon::ExponentialBackoff {
+/// How long is waited between attempts to connect.
+struct Pace {
+    denied: bool,
+    backoff: backon::ExponentialBackoff,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { denied: false, backoff: backoff(BACKOFF) }
+    }
+
+    fn after(&mut self, error: &BackendError) -> Duration {
+        let denied = error.failure == Failure::Denied;
+        let limits = if denied { DENIED_BACKOFF } else { BACKOFF };
+        if self.denied != denied {
+            *self = Self { denied, backoff: backoff(limits) };
+        }
+        self.backoff.next().unwrap_or(limits.1)
+    }
+}
+
+fn backoff((first, longest): (Duration, Duration)) -> backon::ExponentialBackoff {
     backon::ExponentialBuilder::new()
-        .with_min_delay(BACKOFF.0)
-        .with_max_delay(BACKOFF.1)
+        .with_min_delay(first)
+        .with_max_delay(longest)
         .with_jitter()
         .without_max_times()
         .build()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::Limits;
-
-    /// A service whose watch says nothing any more.
-    #[derive(Debug)]
-    struct Silent;
-
-    #[async_trait::async_trait]
-    impl Backend for Silent {
-        fn limits(&self) -> Limits {
-            Limits { value: 0, changes: 0 }
-        }
-        async fn list(&self, _: &TopoPath) -> Result<Listing, BackendError> {
-            Ok(Listing::default())
-        }
-        async fn get(&self, _: &TopoPath) -> Result<Fetched, BackendError> {
-            Ok(Fetched { node: None, at: Revision(0) })
-        }
-        async fn apply(&self, _: &[Change]) -> Result<Applied, BackendError> {
-            Ok(Applied { at: Revision(0), versions: Vec::new() })
-        }
-        async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-            Ok((Listing::default(), futures::stream::pending().boxed()))
-        }
-        fn locked_dir(&self, _: &TopoPath) -> Option<TopoPath> {
-            None
-        }
-        async fn enter(
-            &self,
-            dir: &TopoPath,
-            _: &bytes::Bytes,
-        ) -> Result<crate::backend::lock::SharedPlace, BackendError> {
-            Err(BackendError::unmet(crate::backend::Guard::Any, dir, None))
-        }
-        async fn break_lock(&self, _: &Node) -> Result<(), BackendError> {
-            Ok(())
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_watch_that_says_nothing_is_not_trusted_for_longer_than_told() {
-        let options = MirrorOptions {
-            resync_interval: Duration::from_secs(3600),
-            stale_after: Duration::from_secs(10),
-            serve_stale: false,
-        };
-        let mirror = Mirror::new(Arc::new(Silent), options);
-        tokio::spawn(mirror.clone().run(CancellationToken::new()));
-        mirror.settled().await;
-        assert_eq!(mirror.health(), Health::Live);
-        tokio::time::advance(Duration::from_secs(9)).await;
-        assert_eq!(mirror.health(), Health::Live);
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(mirror.health(), Health::Down);
-        assert!(mirror.trouble().is_some());
-    }
-}
+mod tests;

@@ -166,7 +166,10 @@ async fn connect(settings: &Settings) -> Result<Arc<Cells>> {
     let deadline = Instant::now() + settings.retry;
     loop {
         match Cells::start(settings.cells.clone(), read_cell_info(&settings.records)).await {
-            Err(error) if error.kind == Kind::Unreachable && Instant::now() + RETRY_PAUSE < deadline => {
+            Err(error)
+                if matches!(error.kind, Kind::Unreachable | Kind::Denied)
+                    && Instant::now() + RETRY_PAUSE < deadline =>
+            {
                 tracing::warn!(%error, "trying again");
                 tokio::time::sleep(RETRY_PAUSE).await;
             }

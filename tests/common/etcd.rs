@@ -29,7 +29,12 @@ pub fn shared() -> &'static Etcd {
 
 impl Etcd {
     pub fn start() -> Self {
-        let mut etcd = Self(Server::new("etcd", Vec::new()));
+        Self::with(Vec::new())
+    }
+
+    /// With flags of its own.
+    pub fn with(flags: Vec<String>) -> Self {
+        let mut etcd = Self(Server::new("etcd", flags));
         etcd.restart();
         etcd
     }

@@ -8,7 +8,7 @@ use topofs::backend::lock::{Holding, Owner, SharedPlace};
 use topofs::backend::{Backend, Change, Failure, Guard, Implementation, Node, Role};
 use topofs::name::TopoPath;
 
-use crate::{Factory, apply_one, check, common, failure, names, path, put, store, value};
+use crate::{Factory, apply_one, check, common, delete, failure, names, path, put, store, value};
 
 const DIR: &str = "keyspaces/ks";
 
@@ -229,11 +229,32 @@ conformance! {
         let listing = cell.list(&TopoPath::root()).await.unwrap();
         let records = listing.nodes.iter().filter(|node| node.role == Role::Record).count();
         assert_eq!((records, listing.nodes.len()), (3, 5));
-        // A record in a place like that of a lock is a record.
-        let odd = "keyspaces/ks/locks/note";
-        if factory.implementation != Implementation::Zk2 {
-            apply_one(&*cell, put(odd, Guard::Any, "x")).await.unwrap();
-            assert_eq!(cell.get(&path(odd)).await.unwrap().node.unwrap().role, Role::Record);
+        // A record in a place like that of a lock is a record, unless everybody who wants the lock waits for it.
+        let waited_for = ["keyspaces/ks/locks/note", "keyspaces/ks/locks/deep/er"];
+        for odd in [&waited_for[..], &["keyspaces/locks/note", "keyspaces/ks/shards/locks/Shard", "metadata/locks/5"]].concat() {
+            if factory.implementation != Implementation::Zk2 {
+                apply_one(&*cell, put(odd, Guard::Any, "x")).await.unwrap();
+                let role = cell.get(&path(odd)).await.unwrap().node.unwrap().role;
+                let is_waited_for = factory.implementation == Implementation::Etcd2 && waited_for.contains(&odd);
+                assert_eq!(role, if is_waited_for { Role::Lock(Owner::UNBOUND) } else { Role::Record }, "{odd}");
+            }
+        }
+        if factory.implementation == Implementation::Etcd2 {
+            outer.leave().await.unwrap();
+            let place = enter(&*cell, DIR, "").await;
+            for odd in waited_for {
+                assert!(place.try_hold().await.unwrap().is_none());
+                let left = cell.get(&path(odd)).await.unwrap().node.unwrap();
+                assert_eq!(cell.locked_dir(&left.path), Some(path(DIR)));
+                cell.break_lock(&left).await.unwrap();
+                // Gone is what it was to be; another one of the same name is not the same.
+                cell.break_lock(&left).await.unwrap();
+                let again = apply_one(&*cell, put(odd, Guard::Any, "x")).await.unwrap().versions[0].unwrap();
+                assert_eq!(failure(cell.break_lock(&left).await), Failure::BadVersion);
+                apply_one(&*cell, delete(odd, Guard::Version(again))).await.unwrap();
+            }
+            hold(&place).await;
+            place.leave().await.unwrap();
         }
         outer.leave().await.unwrap();
         inner.leave().await.unwrap();

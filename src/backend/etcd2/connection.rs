@@ -1,69 +1,41 @@
 //! The clients of one etcd cluster: one per server, each call bounded, the next server tried when one does not answer.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, Identity, KvClient, TlsOptions};
+use etcd_client::{Client, KvClient};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::KEEP_ALIVE;
+use super::errors::{classify, is_of_old_token, is_refusal};
+use super::secrets::{EtcdOptions, Secrets};
 use crate::backend::{BackendError, Failure};
 
 /// Largest answer that we accept: a page of values at the request limit of any sane server fits.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
-/// How long a connection attempt may take, so that the next server gets its turn.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a server without an answer keeps a call from trying the next one.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause before a read goes round the servers again.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
+/// What is said of a write of which nobody can know.
+pub(super) const UNCERTAIN: &str = " (it may have been carried out)";
 /// How often a read goes round the servers.
 const READ_ROUNDS: usize = 2;
-
-/// Settings of etcd connections.
-#[derive(Clone)]
-pub struct EtcdOptions {
-    /// PEM file of the client certificate.
-    pub cert: Option<PathBuf>,
-    /// PEM file of the client key.
-    pub key: Option<PathBuf>,
-    /// PEM file of the authorities to trust.
-    pub ca: Option<PathBuf>,
-    /// User name and password.
-    pub user: Option<(String, String)>,
-    /// How long a lock outlives its holder, in whole seconds.
-    pub lease_ttl: Duration,
-}
-
-impl Default for EtcdOptions {
-    fn default() -> Self {
-        // Vitess's default.
-        Self { cert: None, key: None, ca: None, user: None, lease_ttl: Duration::from_secs(30) }
-    }
-}
-
-impl std::fmt::Debug for EtcdOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let user = self.user.as_ref().map(|(name, _)| name);
-        f.debug_struct("EtcdOptions").field("cert", &self.cert).field("ca", &self.ca).field("user", &user).finish()
-    }
-}
 
 pub(super) struct Connection {
     servers: Vec<Server>,
     /// Index of the server that answered last.
     preferred: AtomicUsize,
     timeout: Duration,
-    anonymous_tls: bool,
-    options: etcd_client::ConnectOptions,
+    secrets: Arc<Secrets>,
 }
 
 struct Server {
     address: String,
-    client: Mutex<Option<Client>>,
+    /// With the generation of secrets that it was made with.
+    client: Mutex<Option<(Client, u64)>>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -91,20 +63,18 @@ impl Connection {
         if servers.is_empty() {
             return Err(BackendError::new(Failure::Other, "no etcd server address is given"));
         }
-        let connect = etcd_client::ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(KEEP_ALIVE, CONNECT_TIMEOUT)
-            .with_auto_token_refresh(true);
-        let connect = match tls(options)? {
-            Some(tls) => connect.with_tls(tls),
-            None => connect,
-        };
-        let connect = match &options.user {
-            Some((name, password)) => connect.with_user(name, password),
-            None => connect,
-        };
-        let anonymous_tls = options.ca.is_some() && options.cert.is_none();
-        Ok(Self { servers, preferred: AtomicUsize::new(0), timeout, anonymous_tls, options: connect })
+        let secrets = Secrets::new(options)?;
+        Ok(Self { servers, preferred: AtomicUsize::new(0), timeout, secrets })
+    }
+
+    /// Reads what etcd is to believe us again. Says whether it is something else than that of the given generation.
+    pub async fn secrets_have_changed_since(&self, generation: u64) -> bool {
+        self.secrets.have_changed_since(generation).await
+    }
+
+    /// Tells apart what etcd was to believe us so far.
+    pub fn generation(&self) -> u64 {
+        self.secrets.generation()
     }
 
     /// Calls until a server answers; goes round the servers more than once, because reading twice does no harm.
@@ -133,7 +103,7 @@ impl Connection {
         self.round(&call, Instant::now() + self.timeout).await.map_err(|attempt| {
             let mut error = attempt.error;
             if attempt.uncertain {
-                error.message.push_str(" (it may have been carried out)");
+                error.message.push_str(UNCERTAIN);
             }
             error
         })
@@ -171,7 +141,30 @@ impl Connection {
         Err(Attempt { error, uncertain })
     }
 
+    /// Calls one server; once more if it may be believed then what it was not believed before.
     async fn attempt<T, F>(&self, server: &Server, call: &impl Fn(Client) -> F, slice: Duration) -> Result<T, Attempt>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let started = Instant::now();
+        let generation = self.generation();
+        let attempt = match self.try_once(server, call, slice).await {
+            Err(attempt) if !attempt.uncertain => attempt,
+            outcome => return outcome,
+        };
+        let again = if is_of_old_token(&attempt.error) {
+            *server.client.lock() = None;
+            true
+        } else {
+            attempt.error.failure == Failure::Denied && self.secrets_have_changed_since(generation).await
+        };
+        if !again {
+            return Err(attempt);
+        }
+        self.try_once(server, call, slice.saturating_sub(started.elapsed())).await
+    }
+
+    async fn try_once<T, F>(&self, server: &Server, call: &impl Fn(Client) -> F, slice: Duration) -> Result<T, Attempt>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -185,7 +178,7 @@ impl Connection {
         match timeout(left, call(client)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
-                let uncertain = !never_sent(&error);
+                let uncertain = !is_refusal(&error);
                 let error = self.failure(server, &error);
                 if error.failure == Failure::Unreachable {
                     *server.client.lock() = None;
@@ -204,18 +197,21 @@ impl Connection {
         let mut error = classify(error);
         error.message = format!("{}: {}", server.address, error.message);
         // A server that wants a certificate may close the connection before its reason has been read.
-        if self.anonymous_tls && error.failure == Failure::Unreachable {
+        if self.secrets.are_anonymous_tls() && error.failure == Failure::Unreachable {
             error.message.push_str(" (TLS without a client certificate)");
         }
         error
     }
 
     async fn client(&self, server: &Server) -> Result<Client, etcd_client::Error> {
-        if let Some(client) = server.client.lock().clone() {
+        let generation = self.generation();
+        if let Some((client, of)) = server.client.lock().clone()
+            && of == generation
+        {
             return Ok(client);
         }
-        let client = Client::connect([&server.address], Some(self.options.clone())).await?;
-        *server.client.lock() = Some(client.clone());
+        let client = Client::connect([&server.address], Some(self.secrets.connect_options().await)).await?;
+        *server.client.lock() = Some((client.clone(), generation));
         Ok(client)
     }
 }
@@ -230,101 +226,8 @@ pub(super) fn watch_client(client: &Client) -> etcd_client::WatchClient {
     client.watch_client().max_decoding_message_size(MAX_ANSWER)
 }
 
-fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, BackendError> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
-    };
-    let mut tls = match (&options.cert, &options.key) {
-        (Some(cert), Some(key)) => TlsOptions::new().identity(Identity::from_pem(read(cert)?, read(key)?)),
-        (None, None) if options.ca.is_some() => TlsOptions::new(),
-        (None, None) => return Ok(None),
-        _ => {
-            let message = "--topo-etcd-tls-cert and --topo-etcd-tls-key need each other";
-            return Err(BackendError::new(Failure::Other, message));
-        }
-    };
-    if let Some(ca) = &options.ca {
-        tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
-    }
-    Ok(Some(tls))
-}
-
 fn no_answer(server: &Server, waited: Duration) -> BackendError {
     let waited =
         humantime::format_duration(Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)));
     BackendError::new(Failure::Unreachable, format!("{}: no answer within {waited}", server.address))
-}
-
-/// gRPC codes as etcd uses them.
-pub(super) fn classify(error: &etcd_client::Error) -> BackendError {
-    // tonic's numbers: https://grpc.io/docs/guides/status-codes
-    const NOT_FOUND: i32 = 5;
-    const INVALID_ARGUMENT: i32 = 3;
-    const DEADLINE_EXCEEDED: i32 = 4;
-    const PERMISSION_DENIED: i32 = 7;
-    const FAILED_PRECONDITION: i32 = 9;
-    const OUT_OF_RANGE: i32 = 11;
-    const UNAVAILABLE: i32 = 14;
-    const UNAUTHENTICATED: i32 = 16;
-    const UNKNOWN: i32 = 2;
-    const CANCELLED: i32 = 1;
-    let etcd_client::Error::GRpcStatus(status) = error else {
-        let failure = match error {
-            etcd_client::Error::IoError(_)
-            | etcd_client::Error::TransportError(_)
-            | etcd_client::Error::WatchError(_) => Failure::Unreachable,
-            _ => Failure::Other,
-        };
-        return BackendError::new(failure, with_sources(error));
-    };
-    let message = status.message();
-    let failure = match status.code() as i32 {
-        UNAVAILABLE | DEADLINE_EXCEEDED | CANCELLED => Failure::Unreachable,
-        // The server's own words; without them it is the transport that broke.
-        UNKNOWN if !message.starts_with("etcdserver") => Failure::Unreachable,
-        PERMISSION_DENIED | UNAUTHENTICATED => Failure::Denied,
-        NOT_FOUND => Failure::NoNode,
-        INVALID_ARGUMENT if message.contains("too large") => Failure::TooLarge,
-        INVALID_ARGUMENT if message.contains("too many operations") => Failure::TooMany,
-        INVALID_ARGUMENT if message.contains("authentication") || message.contains("user name") => Failure::Denied,
-        FAILED_PRECONDITION if message.contains("authentication") => Failure::Denied,
-        OUT_OF_RANGE if message.contains("compacted") => Failure::Compacted,
-        _ => Failure::Other,
-    };
-    BackendError::new(failure, with_sources(status))
-}
-
-/// The whole chain of causes: the reason for a failed connection is at its end.
-fn with_sources(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = match error.downcast_ref::<etcd_client::Error>() {
-        None => String::new(),
-        Some(error) => error.to_string(),
-    };
-    if text.is_empty() {
-        text = status_text(error);
-    }
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// A gRPC status prints its whole metadata; its message alone is what people can read.
-fn status_text(error: &(dyn std::error::Error + 'static)) -> String {
-    let text = error.to_string();
-    match text.split_once("message: \"") {
-        Some((_, rest)) => rest.split_once('"').map_or(text.clone(), |(message, _)| message.to_owned()),
-        None => text,
-    }
-}
-
-/// Whether the request certainly did not reach the server.
-fn never_sent(error: &etcd_client::Error) -> bool {
-    let text = with_sources(error);
-    text.contains("Connection refused") || text.contains("dns error") || text.contains("connect error")
 }

@@ -1,7 +1,7 @@
 //! etcd, through its version 3 protocol.
 //!
-//! `connection` owns the clients (one per server, since the crate has no fail-over of its own), `watch` the watch stream;
-//! this file translates the contract into range reads and transactions.
+//! `connection` owns the clients (one per server, since the crate has no fail-over of its own), `secrets` what they are believed
+//! by, `errors` what failures mean, `watch` the watch stream; this file translates the contract into range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
-use super::lock::{Owner, SharedPlace, dir_of_queued, needs_no_records};
+use super::lock::{LOCKS, Owner, SharedPlace, dir_of_queued, is_locked_by_vitess, needs_no_records, removal};
 use super::{
     Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
     Location, Node, Revision, Role, Version, WatchStream, check_limits,
@@ -18,14 +18,16 @@ use super::{
 use crate::name::TopoPath;
 
 mod connection;
+mod errors;
 mod lock;
+mod secrets;
 mod watch;
 
-use connection::Connection;
-pub use connection::EtcdOptions;
+use connection::{Connection, UNCERTAIN};
+pub use secrets::{EtcdOptions, read_password};
 
-/// etcd refuses requests above 1.5 MiB by default; the rest of the request needs room too.
-const VALUE_LIMIT: usize = 1_500_000;
+/// Room in a request for what stands beside the value.
+const BESIDE_VALUE: usize = 72_864;
 /// etcd refuses transactions of more than 128 operations by default; a put may need a read beside it.
 const CHANGE_LIMIT: usize = 64;
 /// Size that a page of a listing aims at: well below every message limit on the way.
@@ -43,6 +45,7 @@ pub struct Etcd {
     connection: Arc<Connection>,
     keys: KeySpace,
     lease_ttl: Duration,
+    limits: Limits,
 }
 
 impl Etcd {
@@ -50,7 +53,9 @@ impl Etcd {
     pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
         let connection = Connection::new(&location.server, options.timeout, &options.etcd)?;
         let lease_ttl = options.etcd.lease_ttl;
-        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl })
+        let value = options.etcd.max_request_bytes.saturating_sub(BESIDE_VALUE);
+        let limits = Limits { value, changes: CHANGE_LIMIT };
+        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl, limits })
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
@@ -130,6 +135,26 @@ impl Etcd {
         Txn::new().when(compares).and_then(done).or_else(refused)
     }
 
+    /// What has become of changes that etcd says it has refused.
+    async fn found_after(&self, changes: &[Change], refusal: BackendError) -> Result<Applied, BackendError> {
+        let keys = changes.iter().map(|change| self.keys.key(&change.path));
+        let gets: Vec<TxnOp> = keys.clone().map(|key| TxnOp::get(key, None)).collect();
+        // Never so: what is wanted is the other branch.
+        let never: Vec<Compare> = keys.map(|key| Compare::create_revision(key, CompareOp::Less, 0)).collect();
+        let txn = Txn::new().when(never).or_else(gets);
+        let look = self.connection.read(|client| {
+            let txn = txn.clone();
+            async move { connection::kv(&client).txn(txn).await }
+        });
+        match look.await.and_then(|response| self.outcome(changes, &response, true)) {
+            Ok(applied) => Ok(applied),
+            Err(error) if error.message.ends_with(UNCERTAIN) => {
+                Err(BackendError { message: format!("{}{UNCERTAIN}", refusal.message), ..refusal })
+            }
+            Err(_) => Err(refusal),
+        }
+    }
+
     fn outcome(&self, changes: &[Change], response: &TxnResponse, repeated: bool) -> Result<Applied, BackendError> {
         let at = header_revision(response.header())?;
         let found: Vec<Option<KeyValue>> = response
@@ -166,7 +191,14 @@ impl Etcd {
                 Guard::Held(holding) => found.is_some_and(|f| f.created == holding.version.created),
             };
             if !met {
-                return Err(BackendError::unmet(change.guard, &change.path, found));
+                let mut error = BackendError::unmet(change.guard, &change.path, found);
+                // It may be what the first attempt has made, or somebody else's: creation is exclusive, so it is not taken for ours.
+                if repeated
+                    && matches!(&change.action, Action::Put(value) if kv.as_ref().is_some_and(|kv| kv.value() == value))
+                {
+                    error.message.push_str(UNCERTAIN);
+                }
+                return Err(error);
             }
         }
         Err(BackendError::new(Failure::Other, "etcd refused the transaction without a reason"))
@@ -220,18 +252,40 @@ fn version(kv: &KeyValue) -> Version {
 /// `None` for keys that cannot be file names.
 fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
     let path = keys.path(kv.key())?;
-    // Vitess binds locks and candidates to a lease and names them .../locks/<lease id>.
-    let in_locks = path.parent().is_some_and(|dir| dir.name() == "locks");
-    let role = if in_locks && kv.lease() != 0 { Role::Lock(lock::owner(kv.lease())) } else { Role::Record };
+    let role = role(&path, kv.lease());
     let version = version(&kv);
     let (_, value) = kv.into_key_value();
     Some(Node { path, value: Bytes::from(value), version, role, modified: None })
 }
 
+/// The directory that a key is waited for in: whoever wants its lock waits for whatever is below `DIR/locks/`, however deep.
+fn locked_dir(path: &TopoPath) -> Option<TopoPath> {
+    // Most keys are none, and lists are long.
+    path.as_str().contains("locks/").then_some(())?;
+    let above = std::iter::successors(path.parent(), TopoPath::parent);
+    let lines = above.filter(|above| above.name() == LOCKS).filter_map(|line| line.parent());
+    dir_of_queued(path).or_else(|| lines.filter(is_locked_by_vitess).last())
+}
+
+/// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands there: a copy
+/// of a topology has the keys without the leases.
+fn role(path: &TopoPath, lease: i64) -> Role {
+    /// Its records may have any names.
+    const METADATA: &str = "metadata";
+    let Some(dir) = locked_dir(path) else { return Role::Record };
+    let is_number = path.name().bytes().all(|byte| byte.is_ascii_digit());
+    let named_like_one = is_number && dir.components().next() != Some(METADATA);
+    match lease {
+        0 if named_like_one || is_locked_by_vitess(&dir) => Role::Lock(Owner::UNBOUND),
+        0 => Role::Record,
+        lease => Role::Lock(lock::owner(lease)),
+    }
+}
+
 #[async_trait]
 impl Backend for Etcd {
     fn limits(&self) -> Limits {
-        Limits { value: VALUE_LIMIT, changes: CHANGE_LIMIT }
+        self.limits
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
@@ -255,14 +309,19 @@ impl Backend for Etcd {
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, self.limits())?;
         let txn = self.transaction(changes);
-        let (response, repeated) = self
+        let answer = self
             .connection
             .write(|client| {
                 let txn = txn.clone();
                 async move { connection::kv(&client).txn(txn).await }
             })
-            .await?;
-        self.outcome(changes, &response, repeated)
+            .await;
+        match answer {
+            Ok((response, repeated)) => self.outcome(changes, &response, repeated),
+            // What has used up the last room is carried out, and answered as if it were not.
+            Err(error) if error.failure == Failure::NoSpace => self.found_after(changes, error).await,
+            Err(error) => Err(error),
+        }
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
@@ -272,7 +331,7 @@ impl Backend for Etcd {
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
-        dir_of_queued(node)
+        locked_dir(node)
     }
 
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
@@ -287,11 +346,25 @@ impl Backend for Etcd {
     }
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
-        lock::break_lease(&self.connection, node.owner()).await
+        if node.owner() != Owner::UNBOUND {
+            return lock::break_lease(&self.connection, node.owner()).await;
+        }
+        match self.apply(&[removal(node)]).await {
+            // Gone is what it was to be.
+            Err(error) if error.failure == Failure::NoNode => Ok(()),
+            outcome => outcome.map(drop),
+        }
     }
 
     async fn time_left(&self, owner: Owner) -> Result<Option<Duration>, BackendError> {
+        if owner == Owner::UNBOUND {
+            return Ok(None);
+        }
         lock::time_left(&self.connection, owner).await
+    }
+
+    async fn reread_secrets(&self) {
+        self.connection.secrets_have_changed_since(self.connection.generation()).await;
     }
 }
 

@@ -1,26 +1,38 @@
-//! The watch of a cell. etcd says nothing on a watch where nothing happens, so a dead server would look like a quiet one:
-//! we ask for a sign of life and end the stream when none comes.
+//! The watch of a cell. etcd says nothing on a watch where nothing happens, so a dead server would look like a quiet one, and a
+//! member that is cut off from the others goes on as if nothing happened. So we ask the member that the watch is on for two
+//! things: to read what only a member with a leader can read, which also tells whether we still may; and then for a message on
+//! the watch. The stream ends when they do not come.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream as EtcdStream};
+use etcd_client::{Client, EventType, GetOptions, WatchOptions, WatchResponse, WatchStream as EtcdStream};
 use futures::StreamExt;
-use tokio::time::{Instant, timeout, timeout_at};
+use futures::future::BoxFuture;
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connection::{Connection, classify, watch_client};
+use super::connection::{self, Connection, watch_client};
+use super::errors::classify;
 use super::node;
 use crate::backend::{BackendError, Failure, KeySpace, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
 
-/// How long the server may stay silent after that.
+/// How long there may be no sign of life.
 const SILENCE_LIMIT: Duration = Duration::from_secs(6);
 
 struct Watch {
     connection: Arc<Connection>,
+    /// Of the member that the watch is on.
+    client: Client,
+    generation: u64,
     stream: EtcdStream,
     keys: KeySpace,
+    /// The last sign of life: when it was asked for.
     last_heard: Instant,
-    /// Servers before 3.4 do not answer; there another request tells that they live.
+    /// The next read of the member, or the one under way. Yields when it was begun.
+    read: BoxFuture<'static, Result<Instant, etcd_client::Error>>,
+    /// A read that was answered, while a message on the watch is still to come.
+    answered: Option<Instant>,
+    /// Servers before 3.4 do not answer on the watch; there the read alone tells that they live.
     answers_probes: bool,
     ended: bool,
 }
@@ -32,7 +44,8 @@ pub(super) async fn start(
 ) -> Result<WatchStream, BackendError> {
     let prefix = keys.prefix().to_owned();
     let first = after.0.saturating_add(1).cast_signed();
-    let stream = connection
+    let generation = connection.generation();
+    let (stream, client) = connection
         .read(|client| {
             let options = WatchOptions::new().with_prefix().with_start_revision(first);
             let prefix = prefix.clone();
@@ -40,13 +53,25 @@ pub(super) async fn start(
                 let mut stream = watch_client(&client).watch(prefix, Some(options)).await?;
                 // The first message says that the watch exists.
                 match stream.message().await? {
-                    Some(_) => Ok(stream),
+                    Some(_) => Ok((stream, client)),
                     None => Err(etcd_client::Error::WatchError("the watch was closed".to_owned())),
                 }
             }
         })
         .await?;
-    let watch = Watch { connection, stream, keys, last_heard: Instant::now(), answers_probes: false, ended: false };
+    let read = read_at(client.clone(), &keys, Instant::now());
+    let watch = Watch {
+        connection,
+        client,
+        generation,
+        stream,
+        keys,
+        last_heard: Instant::now(),
+        read,
+        answered: None,
+        answers_probes: false,
+        ended: false,
+    };
     Ok(futures::stream::unfold(watch, |mut watch| async move {
         if watch.ended {
             return None;
@@ -58,46 +83,85 @@ pub(super) async fn start(
     .boxed())
 }
 
+/// Reads, at a time to come, what stands for the root of the cell: nothing, but only who may read the cell may know.
+fn read_at(client: Client, keys: &KeySpace, at: Instant) -> BoxFuture<'static, Result<Instant, etcd_client::Error>> {
+    // The empty key stands for nothing; all keys begin at NUL.
+    let key = if keys.prefix().is_empty() { vec![0] } else { keys.prefix().as_bytes().to_vec() };
+    Box::pin(async move {
+        sleep_until(at).await;
+        let begun = Instant::now();
+        connection::kv(&client).get(key, Some(GetOptions::new().with_keys_only())).await.map(|_| begun)
+    })
+}
+
 impl Watch {
+    /// May be given up at any moment: nothing is lost.
     async fn next(&mut self) -> Result<WatchBatch, BackendError> {
-        let mut asked = false;
         loop {
-            let patience = match (asked, self.answers_probes) {
-                (false, _) => SIGN_OF_LIFE,
-                (true, true) => SILENCE_LIMIT,
-                // It may be a server that does not answer: not much time is lost by asking in another way.
-                (true, false) => SIGN_OF_LIFE.mul_f64(1.5),
-            };
-            match timeout_at(self.last_heard + patience, self.stream.message()).await {
-                Ok(Ok(Some(response))) => {
-                    self.answers_probes |= asked;
-                    self.last_heard = Instant::now();
-                    return self.batch(&response);
-                }
-                Ok(Ok(None)) => return Err(BackendError::new(Failure::Unreachable, "etcd closed the watch")),
-                Ok(Err(error)) => return Err(classify(&error)),
-                Err(_) if !asked => {
+            // Without an answer on the watch not much time is lost.
+            let alone = self.answered.filter(|_| !self.answers_probes).map(|begun| begun + SIGN_OF_LIFE.mul_f64(0.5));
+            tokio::select! {
+                biased;
+                outcome = &mut self.read => {
+                    let begun = match outcome {
+                        Ok(begun) => begun,
+                        Err(error) => return Err(self.refused(classify(&error)).await),
+                    };
+                    self.read = read_at(self.client.clone(), &self.keys, Instant::now() + SIGN_OF_LIFE);
+                    self.answered = Some(begun);
                     // A full queue of requests means that the connection does not take them: also a silence.
                     if let Ok(Err(error)) = timeout(SIGN_OF_LIFE, self.stream.request_progress()).await {
                         return Err(classify(&error));
                     }
-                    asked = true;
                 }
-                Err(_) if self.answers_probes => {
-                    let message = format!("etcd has been silent for {} s", SILENCE_LIMIT.as_secs());
-                    return Err(BackendError::new(Failure::Unreachable, message));
-                }
-                Err(_) => {
-                    self.connection.read(|client| async move { client.kv_client().get("/", None).await }).await?;
-                    self.last_heard = Instant::now();
-                    return Ok(WatchBatch::default());
+                message = self.stream.message() => match message {
+                    Ok(Some(response)) => {
+                        if let Some(batch) = self.heard(&response)? {
+                            return Ok(batch);
+                        }
+                    }
+                    Ok(None) => return Err(BackendError::new(Failure::Unreachable, "etcd closed the watch")),
+                    Err(error) => return Err(classify(&error)),
+                },
+                () = sleep_until(alone.unwrap_or(self.last_heard + SILENCE_LIMIT)) => {
+                    if alone.is_none() {
+                        let message = format!("etcd has given no sign of life for {} s", SILENCE_LIMIT.as_secs());
+                        return Err(BackendError::new(Failure::Unreachable, message));
+                    }
+                    return Ok(self.lives());
                 }
             }
         }
     }
 
-    /// A message without events is a sign of life. The revision in the header of a message is not used: a watch that is catching
-    /// up has not delivered everything up to it.
+    /// The member has a leader and the watch is there.
+    fn lives(&mut self) -> WatchBatch {
+        self.last_heard = self.answered.take().unwrap_or(self.last_heard);
+        WatchBatch::default()
+    }
+
+    fn heard(&mut self, response: &WatchResponse) -> Result<Option<WatchBatch>, BackendError> {
+        if !response.canceled() && response.events().is_empty() {
+            self.answers_probes |= self.answered.is_some();
+            return Ok(self.answered.is_some().then(|| self.lives()));
+        }
+        // While many are told nobody looks at the clock.
+        self.last_heard = Instant::now();
+        self.batch(response).map(Some)
+    }
+
+    /// What was refused with a password that is another one by now may be tried again.
+    async fn refused(&mut self, error: BackendError) -> BackendError {
+        if error.failure == Failure::Denied && self.connection.secrets_have_changed_since(self.generation).await {
+            return BackendError::new(
+                Failure::Unreachable,
+                format!("{} (there is another password now)", error.message),
+            );
+        }
+        error
+    }
+
+    /// The revision in the header of a message is not used: a watch that is catching up has not delivered everything up to it.
     fn batch(&mut self, response: &WatchResponse) -> Result<WatchBatch, BackendError> {
         if response.canceled() {
             return Err(cancelled(response));

@@ -134,7 +134,8 @@ impl Kind {
     }
 
     /// Whether a person will ask why: such errors go to `.topofs/errors` and the log. The others are the everyday
-    /// answers of a file system (`ls` of a missing file).
+    /// answers of a file system (`ls` of a missing file). What the kernel itself finds wrong with a descriptor does not come here: an
+    /// EBADF from here is a lock that a reader may not take.
     pub fn needs_explaining(self) -> bool {
         match self {
             Kind::Conflict
@@ -149,6 +150,7 @@ impl Kind {
             | Kind::NoSpace
             | Kind::NoLocks
             | Kind::TooManyOpen
+            | Kind::BadDescriptor
             | Kind::Io => true,
             Kind::NotFound
             | Kind::Exists
@@ -163,8 +165,7 @@ impl Kind {
             | Kind::NameTooLong
             | Kind::CrossDevice
             | Kind::NoAttribute
-            | Kind::Unsupported
-            | Kind::BadDescriptor => false,
+            | Kind::Unsupported => false,
         }
     }
 }

@@ -121,7 +121,7 @@ impl Tree {
     pub(super) async fn control_content(&self, file: ControlFile) -> Bytes {
         match file {
             ControlFile::Locks => self.locks.report(&self.cells).await,
-            _ => self.control.read(file, &self.cells, &self.counts()),
+            _ => self.control.read(file, &self.cells, || self.counts()),
         }
     }
 
@@ -324,7 +324,7 @@ impl Tree {
                 let mut content = content.lock();
                 // `tail -f` reads on at the end.
                 if file == ControlFile::Errors && offset >= content.len() {
-                    *content = self.control.read(file, &self.cells, &self.counts());
+                    *content = self.control.read(file, &self.cells, || self.counts());
                 }
                 Ok(slice(&content))
             }

@@ -69,3 +69,28 @@ fn looking_at_the_attributes_of_a_control_file_counts_nothing() {
     mount.bash("echo 'bogus: 1' > global/keyspaces/commerce/Keyspace.txt");
     assert_eq!(size("errors"), mount.read(".topofs/errors").len() as u64);
 }
+
+/// As docs/operations.md advises.
+#[test]
+fn locks_are_left_out_of_copies_and_repositories() {
+    let mount = Mount::new(&["demo"]);
+    let outside = mount.outside().display().to_string();
+    mount.sh(&format!("git init -q --bare {outside}/git; echo .lock >> {outside}/git/info/exclude"));
+    let git = format!("git --git-dir={outside}/git --work-tree=. -c user.name=t -c user.email=t@example.invalid");
+    let keyspace = "global/keyspaces/commerce";
+    mount.sh(&format!("{git} add -A; {git} commit -qm one"));
+    mount.sh(&format!("sed -i s/semi_sync/none/ {keyspace}/Keyspace.txt; {git} commit -qam two"));
+    // Somebody holds the lock meanwhile: that is nothing that git would see.
+    let script = format!(
+        "exec 3<> {keyspace}/.lock; flock 3; test -s {keyspace}/.lock; {git} status --porcelain; {git} ls-files"
+    );
+    assert!(!mount.sh(&script).contains(".lock"));
+    mount.sh(&format!("{git} checkout -q HEAD~1"));
+    assert_eq!(mount.sh(&format!("jq -r .durability_policy {keyspace}/Keyspace.json")), "semi_sync\n");
+    mount.sh(&format!("rsync -a --exclude=.lock ./ {outside}/rsync/; tar cf {outside}/tar --exclude=.lock ."));
+    assert_eq!(
+        mount.sh(&format!("find {outside}/rsync -name .lock; tar tf {outside}/tar | grep -F .lock || true")),
+        ""
+    );
+    mount.sh(&format!("rsync -a {outside}/rsync/ ./; tar xf {outside}/tar --overwrite --exclude=.lock"));
+}

@@ -100,3 +100,65 @@ fn numbers_print_in_json_as_vitess_prints_them() {
         assert_eq!(codec.store(&message, Form::Json, &shown, Some(&raw)).unwrap(), None, "{json}");
     }
 }
+
+/// Fields that no record of Vitess has, of kinds that another Vitess may have.
+fn newer(dir: &std::path::Path) -> Codec {
+    let proto = std::fs::read_to_string(format!("{}/topodata.proto", crate::proto_dir())).unwrap();
+    let import =
+        "import \"vttime.proto\";\nimport \"google/protobuf/any.proto\";\nimport \"google/protobuf/struct.proto\";";
+    let fields = "message CellInfo {
+        google.protobuf.Any any = 91; google.protobuf.Struct free = 92; google.protobuf.Value value = 93;
+        oneof one { string this = 94; string that = 95; }
+        map<int32, string> numbers = 96; map<bool, string> flags = 97;";
+    let newer = proto.replace("import \"vttime.proto\";", import).replace("message CellInfo {", fields);
+    assert!(newer.contains(import) && newer.contains(fields));
+    for entry in std::fs::read_dir(crate::proto_dir()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    std::fs::write(dir.join("topodata.proto"), newer).unwrap();
+    let set = dir.join("set");
+    let mut protoc = std::process::Command::new("protoc");
+    protoc.arg("-I").arg(dir).args(["--include_imports", "--descriptor_set_out"]).arg(&set).arg("topodata.proto");
+    assert!(protoc.status().unwrap().success());
+    Codec::from_file(&set).unwrap()
+}
+
+#[test]
+fn what_another_vitess_may_have_is_read_as_strictly() {
+    let dir = tempfile::tempdir().unwrap();
+    let codec = newer(dir.path());
+    const ANY: &str = "{\"any\":{\"@type\":\"type.googleapis.com/topodata.Tablet\",";
+    for (form, input, taken) in [
+        (Form::Json, "{\"free\":{\"a\":[1,null,true,\"x\",1.5,{}]},\"value\":null}".to_owned(), true),
+        (Form::Json, "{\"free\":{\"a\":1,\"a\":2}}".to_owned(), false),
+        (Form::Json, "{\"free\":{\"a\":{\"b\":[{\"c\":1,\"c\":1}]}}}".to_owned(), false),
+        (Form::Json, "{\"value\":{\"a\":1,\"\\u0061\":2}}".to_owned(), false),
+        (Form::Json, format!("{ANY}\"hostname\":\"a\"}}}}"), true),
+        (Form::Json, format!("{ANY}\"hostname\":\"a\",\"hostname\":\"a\"}}}}"), false),
+        (Form::Json, format!("{ANY}\"portMap\":{{}},\"port_map\":{{}}}}}}"), false),
+        (Form::Json, format!("{ANY}\"mysql_port\":\"2147483648\"}}}}"), false),
+        (Form::Json, "{\"this\":\"a\",\"that\":\"b\"}".to_owned(), false),
+        (Form::Json, "{\"this\":\"\",\"that\":\"\"}".to_owned(), false),
+        (Form::Json, "{\"this\":null,\"that\":\"b\"}".to_owned(), true),
+        (Form::Json, "{\"numbers\":{\"1\":\"a\",\"2\":\"b\"}}".to_owned(), true),
+        (Form::Json, "{\"numbers\":{\"1\":\"a\",\"01\":\"b\"}}".to_owned(), false),
+        (Form::Json, "{\"numbers\":{\"2147483648\":\"a\"}}".to_owned(), false),
+        (Form::Json, "{\"flags\":{\"true\":\"a\",\"True\":\"b\"}}".to_owned(), false),
+        (Form::Text, "this: \"a\" that: \"b\"".to_owned(), false),
+        (Form::Text, "this: \"\" that: \"\"".to_owned(), false),
+        (Form::Text, "numbers { key: 1 } numbers { key: 0x1 }".to_owned(), false),
+        (Form::Text, "numbers { key: -1 } numbers { key: 1 }".to_owned(), true),
+        (Form::Text, "flags { key: true } flags { key: 1 }".to_owned(), false),
+        (Form::Text, "any { [a.b/topodata.TabletAlias] { cell: \"\" } }".to_owned(), true),
+        (Form::Text, "any { [a.b/topodata.TabletAlias] { cell: \"\" cell: \"x\" } }".to_owned(), false),
+        (Form::Text, "any { [a.b/topodata.TabletAlias] { } [a.b/topodata.TabletAlias] { } }".to_owned(), false),
+        (Form::Text, "free { fields { key: \"a\" } fields { key: \"a\" } }".to_owned(), false),
+    ] {
+        let outcome = codec.store("topodata.CellInfo", form, &input.clone().into(), None);
+        assert_eq!(outcome.is_ok(), taken, "{input}: {outcome:?}");
+        if let Err(error) = outcome {
+            assert_eq!(error.position.map(|at| at.line), Some(1), "{input}: {error}");
+        }
+    }
+}

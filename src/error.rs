@@ -233,3 +233,20 @@ impl From<BackendError> for Error {
 
 /// Result of a file operation.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_ask_about_is_explained() {
+        // Also those that only say that something is used up, or that a descriptor is of the wrong kind.
+        for kind in [Kind::BadDescriptor, Kind::NoLocks, Kind::TooManyOpen, Kind::NoSpace, Kind::TooLarge, Kind::Denied]
+        {
+            assert!(kind.needs_explaining(), "{kind:?}");
+        }
+        for kind in [Kind::NotFound, Kind::Exists, Kind::WouldBlock, Kind::NoAttribute] {
+            assert!(!kind.needs_explaining(), "{kind:?}");
+        }
+    }
+}

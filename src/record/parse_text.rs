@@ -61,6 +61,19 @@ enum Token {
     Word,
 }
 
+/// A value that was walked through.
+struct Walked {
+    span: Range<usize>,
+    /// Of a message: where the value of its first field is.
+    first: Option<Range<usize>>,
+}
+
+impl Walked {
+    fn scalar(span: Range<usize>) -> Self {
+        Self { span, first: None }
+    }
+}
+
 /// The pieces of a text. It need not be valid to be taken apart; to be walked through it must be.
 #[derive(Clone)]
 struct Tokens<'a> {
@@ -158,7 +171,7 @@ impl<'a> Tokens<'a> {
             let values = self.value(inner)?;
             let Some(field) = field else { continue };
             if field.is_map() {
-                for (entry, key) in values {
+                for Walked { span: entry, first: key } in values {
                     let text = key.as_ref().map_or("", |key| self.part(key));
                     let Some(key_value) = inner.and_then(|entry| map_key(entry, text)) else { continue };
                     if !keys.insert((field.number(), key_value)) {
@@ -171,15 +184,15 @@ impl<'a> Tokens<'a> {
                     return Err(twice(&format!("'{}'", field.name()), name));
                 }
                 if field.number() == 1 {
-                    first = values.into_iter().next().map(|(span, _)| span);
+                    first = values.into_iter().next().map(|value| value.span);
                 }
             }
         }
         Ok(first)
     }
 
-    /// Walks through a value, or a list of them; returns where each is, and the first field of each that is a message.
-    fn value(&mut self, inner: Option<&MessageDescriptor>) -> Result<Vec<(Range<usize>, Option<Range<usize>>)>, Flaw> {
+    /// Walks through a value, or a list of them; returns where each is.
+    fn value(&mut self, inner: Option<&MessageDescriptor>) -> Result<Vec<Walked>, Flaw> {
         let is_list = self.skip(|token| token == Token::Mark(b'['));
         let mut values = Vec::new();
         while let Some((token, span)) = self.next() {
@@ -188,7 +201,7 @@ impl<'a> Tokens<'a> {
                 Token::Mark(b',') if is_list => continue,
                 Token::Mark(b'{' | b'<') => {
                     let first = self.message(inner)?;
-                    values.push((span.start..self.at, first));
+                    values.push(Walked { span: span.start..self.at, first });
                 }
                 // A sign may stand apart from its number.
                 Token::Word if self.part(&span).starts_with('-') => {
@@ -199,7 +212,7 @@ impl<'a> Tokens<'a> {
                     if self.part(&span).get(1..).is_some_and(|number| number.trim().eq_ignore_ascii_case("nan")) {
                         return Err(Flaw { reason: "nan has no sign".to_owned(), span });
                     }
-                    values.push((span, None));
+                    values.push(Walked::scalar(span));
                 }
                 // Strings beside each other are one.
                 Token::String => {
@@ -207,9 +220,9 @@ impl<'a> Tokens<'a> {
                     while self.skip(|token| token == Token::String) {
                         end = self.at;
                     }
-                    values.push((span.start..end, None));
+                    values.push(Walked::scalar(span.start..end));
                 }
-                Token::Word | Token::Mark(_) => values.push((span, None)),
+                Token::Word | Token::Mark(_) => values.push(Walked::scalar(span)),
             }
             if !is_list {
                 break;

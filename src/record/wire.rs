@@ -35,11 +35,11 @@ fn flaw_in(message: &MessageDescriptor, input: &[u8], base: usize, depth: usize)
             Ok(None) => return None,
             Err(reason) => return Some(Flaw { reason, span: base + at..base + input.len() }),
         };
-        let known = message.get_field(field.number).filter(|known| !known.is_group());
-        if let Some(Kind::Message(inner)) = known.as_ref().map(|known| known.kind()) {
+        if let Some(known) = message.get_field(field.number).filter(|known| !known.is_group())
+            && let Kind::Message(inner) = known.kind()
+        {
             if field.wire_type != WireType::LengthDelimited {
-                let name = known.as_ref().map_or("", |known| known.name());
-                let reason = format!("field '{name}' has the wire type of something else");
+                let reason = format!("field '{}' has the wire type of something else", known.name());
                 return Some(Flaw { reason, span: base + at..base + at + field.length });
             }
             let start = at + field.length - field.content;

@@ -134,7 +134,8 @@ impl Kind {
     }
 
     /// Whether a person will ask why: such errors go to `.topofs/errors` and the log. The others are the everyday
-    /// answers of a file system (`ls` of a missing file).
+    /// answers of a file system (`ls` of a missing file). What the kernel itself finds wrong with a descriptor does not come here: an
+    /// EBADF from here is a lock that a reader may not take.
     pub fn needs_explaining(self) -> bool {
         match self {
             Kind::Conflict
@@ -149,6 +150,7 @@ impl Kind {
             | Kind::NoSpace
             | Kind::NoLocks
             | Kind::TooManyOpen
+            | Kind::BadDescriptor
             | Kind::Io => true,
             Kind::NotFound
             | Kind::Exists
@@ -163,8 +165,7 @@ impl Kind {
             | Kind::NameTooLong
             | Kind::CrossDevice
             | Kind::NoAttribute
-            | Kind::Unsupported
-            | Kind::BadDescriptor => false,
+            | Kind::Unsupported => false,
         }
     }
 }
@@ -232,3 +233,20 @@ impl From<BackendError> for Error {
 
 /// Result of a file operation.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_ask_about_is_explained() {
+        // Also those that only say that something is used up, or that a descriptor is of the wrong kind.
+        for kind in [Kind::BadDescriptor, Kind::NoLocks, Kind::TooManyOpen, Kind::NoSpace, Kind::TooLarge, Kind::Denied]
+        {
+            assert!(kind.needs_explaining(), "{kind:?}");
+        }
+        for kind in [Kind::NotFound, Kind::Exists, Kind::WouldBlock, Kind::NoAttribute] {
+            assert!(!kind.needs_explaining(), "{kind:?}");
+        }
+    }
+}

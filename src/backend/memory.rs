@@ -37,6 +37,21 @@ impl MemoryServers {
         let change = Change { path: path.clone(), guard: Guard::Any, action: Action::Put(value) };
         self.open(location)?.apply_now(&[change]).map(drop)
     }
+
+    /// From now on the watches of a server fall behind: what happens is told when [`MemoryServers::let_go`] is called.
+    pub fn hold_back(&self, server: &str) {
+        if let Some(server) = self.0.lock().get(server) {
+            server.state.lock().held.get_or_insert_default();
+        }
+    }
+
+    /// Watches are told of what was held back, and of everything from now on.
+    pub fn let_go(&self, server: &str) {
+        let Some(server) = self.0.lock().get(server).cloned() else { return };
+        let mut state = server.state.lock();
+        // Nobody listening is not an error.
+        state.held.take().into_iter().flatten().for_each(|events| drop(server.news.send(events)));
+    }
 }
 
 #[derive(Debug)]
@@ -49,6 +64,8 @@ struct Server {
 struct State {
     revision: u64,
     keys: BTreeMap<String, Stored>,
+    /// What watches are not told yet.
+    held: Option<Vec<Arc<Vec<KeyEvent>>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -145,8 +162,12 @@ impl Memory {
         }
         if !events.is_empty() {
             state.revision = at.0;
-            // Sent under the lock: watchers must hear revisions in order. Nobody listening is not an error.
-            let _ = self.server.news.send(Arc::new(events));
+            let events = Arc::new(events);
+            match &mut state.held {
+                Some(held) => held.push(events),
+                // Sent under the lock: watchers must hear revisions in order. Nobody listening is not an error.
+                None => drop(self.server.news.send(events)),
+            }
         }
         Ok(Applied { at: Revision(state.revision), versions })
     }

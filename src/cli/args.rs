@@ -84,7 +84,14 @@ pub(super) struct TopoArgs {
     /// How long a lock on etcd outlives a holder that has died: a duration, or seconds as Vitess writes them
     ///
     /// While its holder lives, the lock is kept alive for as long as it is held.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = seconds, env = "TOPOFS_TOPO_ETCD_LEASE_TTL")]
+    #[arg(
+        long,
+        visible_alias = "topo-etcd-lease-duration",
+        value_name = "DURATION",
+        default_value = "30s",
+        value_parser = seconds,
+        env = "TOPOFS_TOPO_ETCD_LEASE_TTL"
+    )]
     pub topo_etcd_lease_ttl: Duration,
     /// Largest request that the etcd servers take (their flag --max-request-bytes): decides how large a record can be
     #[arg(long, value_name = "BYTES", default_value_t = EtcdOptions::MAX_REQUEST_BYTES, env = "TOPOFS_TOPO_ETCD_MAX_REQUEST_BYTES")]

@@ -156,4 +156,21 @@ mod tests {
     fn the_definitions_are_consistent() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn the_lease_of_etcd_has_two_names_in_every_spelling() {
+        for flags in [
+            &["--topo-etcd-lease-ttl=7s"][..],
+            &["--topo_etcd_lease_ttl", "7"],
+            &["--topo-etcd-lease-duration", "7s"],
+            &["--topo_etcd_lease_duration=7"],
+            &["-topo_etcd_lease_duration", "7"],
+            &["-o", "ro,topo_etcd_lease_duration=7"],
+        ] {
+            let line = [&["topofs", "mount"], flags, &["point"]].concat();
+            let parsed = Cli::try_parse_from(normalize(line.iter().map(OsString::from)).unwrap()).unwrap();
+            let Command::Mount(args) = parsed.command else { panic!("not a mount") };
+            assert_eq!(args.topo.topo_etcd_lease_ttl.as_secs(), 7, "{flags:?}");
+        }
+    }
 }

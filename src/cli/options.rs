@@ -34,6 +34,9 @@ const IGNORED: &[&str] = &[
     "async",
 ];
 
+/// What flags of Vitess begin with that are flags here: no letters of ours, so one dash before them means what two do.
+const VITESS: &[&str] = &["topo_", "topo-", "remote_operation_", "remote-operation-", "consul_auth_", "consul-auth-"];
+
 /// A mount option that cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
@@ -72,6 +75,9 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsStrin
 
 /// The flag with dashes in its name; its value and everything that is no flag stay as they are.
 fn dashed(arg: &str) -> String {
+    // Vitess had one dash before its flags, as Go has, up to v14.
+    let one_dash = arg.strip_prefix('-').is_some_and(|name| VITESS.iter().any(|flag| name.starts_with(flag)));
+    let arg = if one_dash { &format!("-{arg}") } else { arg };
     match (arg.starts_with("--"), arg.split_once('=')) {
         (true, Some((name, value))) => format!("{}={value}", name.replace('_', "-")),
         (true, None) => arg.replace('_', "-"),
@@ -131,6 +137,30 @@ mod tests {
     fn underscores_are_accepted_in_names_only() {
         let args = ["mount", "--topo_global_root=/a_b", "--serve_stale", "my_dir", "--", "--x_y"];
         let expected = ["mount", "--topo-global-root=/a_b", "--serve-stale", "my_dir", "--", "--x_y"];
+        assert_eq!(line(&args).unwrap(), expected);
+    }
+
+    #[test]
+    fn old_flags_of_vitess_have_one_dash() {
+        let args = [
+            "mount",
+            "-topo_global_root=/a_b",
+            "-topo_implementation",
+            "zk2",
+            "-remote_operation_timeout=5s",
+            "-r",
+            "-o",
+            "ro",
+        ];
+        let expected = [
+            "mount",
+            "--topo-global-root=/a_b",
+            "--topo-implementation",
+            "zk2",
+            "--remote-operation-timeout=5s",
+            "-r",
+            "--ro",
+        ];
         assert_eq!(line(&args).unwrap(), expected);
     }
 

@@ -18,6 +18,8 @@ const KEPT: usize = 1_000;
 pub struct Refusal<'a> {
     /// The operation.
     pub op: Op,
+    /// The open file that it was about.
+    pub handle: Option<u64>,
     /// The path below the mount.
     pub path: &'a str,
     /// The caller's user.
@@ -34,22 +36,50 @@ pub struct ErrorLog(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    lines: VecDeque<String>,
+    entries: VecDeque<Entry>,
+    /// Bytes of all lines.
+    size: usize,
     /// What was refused last, to whom: the kernel repeats what fails with ESTALE, and once is enough to say so.
     last: Option<(Op, String, u32, Error)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    line: String,
+    handle: Option<u64>,
+    path: String,
+    uid: u32,
+    error: Error,
+}
+
+impl Kept {
+    /// Whether this has been said already.
+    fn knows(&mut self, refusal: &Refusal<'_>) -> bool {
+        let Refusal { op, handle, path, uid, pid, error } = refusal;
+        let this = (*op, (*path).to_owned(), *pid, (*error).clone());
+        if error.kind == Kind::Conflict && self.last.as_ref() == Some(&this) {
+            self.last = None;
+            return true;
+        }
+        self.last = Some(this);
+        self.entries.iter().rev().any(|entry| {
+            // A refused save is refused by write, fsync, flush and release.
+            let same_file = handle.is_some() && entry.handle == *handle;
+            // flock(1) tries a descriptor that is open for reading first, every time.
+            let habit = error.kind == Kind::BadDescriptor && entry.path == *path && entry.uid == *uid;
+            (same_file || habit) && entry.error == **error
+        })
+    }
 }
 
 impl ErrorLog {
     /// Adds a refusal to the log, and to the daemon's own.
     pub fn record(&self, refusal: &Refusal<'_>) {
-        let Refusal { op, path, uid, pid, error } = refusal;
         let mut kept = self.0.lock();
-        let this = (*op, (*path).to_owned(), *pid, (*error).clone());
-        if error.kind == Kind::Conflict && kept.last.as_ref() == Some(&this) {
-            kept.last = None;
+        if kept.knows(refusal) {
             return;
         }
-        kept.last = Some(this);
+        let Refusal { op, handle, path, uid, pid, error } = refusal;
         let errno = error.kind.errno_name();
         tracing::warn!(%op, path, uid, pid, errno, "{}", error.reason);
         let mut line = json!({
@@ -65,14 +95,87 @@ impl ErrorLog {
             object.insert("line".to_owned(), json!(position.line));
             object.insert("column".to_owned(), json!(position.column));
         }
-        if kept.lines.len() >= KEPT {
-            kept.lines.pop_front();
+        if kept.entries.len() >= KEPT {
+            let oldest = kept.entries.pop_front();
+            kept.size -= oldest.map_or(0, |oldest| oldest.line.len());
         }
-        kept.lines.push_back(format!("{line}\n"));
+        let line = format!("{line}\n");
+        kept.size += line.len();
+        let (path, error) = ((*path).to_owned(), (*error).clone());
+        kept.entries.push_back(Entry { line, handle: *handle, path, uid: *uid, error });
     }
 
     /// All lines.
     pub fn lines(&self) -> Bytes {
-        self.0.lock().lines.iter().fold(String::new(), |all, line| all + line).into()
+        let kept = self.0.lock();
+        let mut all = String::with_capacity(kept.size);
+        kept.entries.iter().for_each(|entry| all.push_str(&entry.line));
+        all.into()
+    }
+
+    /// Their size in bytes.
+    pub fn size(&self) -> usize {
+        self.0.lock().size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refuse(log: &ErrorLog, op: Op, handle: Option<u64>, uid: u32, kind: Kind, reason: &str) {
+        let error = Error::new(kind, reason);
+        log.record(&Refusal { op, handle, path: "global/keyspaces/ks/Keyspace.txt", uid, pid: 1, error: &error });
+    }
+
+    fn count(log: &ErrorLog) -> usize {
+        let lines = log.lines();
+        assert_eq!(lines.len(), log.size());
+        String::from_utf8_lossy(&lines).lines().count()
+    }
+
+    #[test]
+    fn a_refused_save_is_one_line_whatever_repeats_it() {
+        let log = ErrorLog::default();
+        for op in [Op::Write, Op::Fsync, Op::Flush, Op::Release] {
+            refuse(&log, op, Some(7), 0, Kind::BadMessage, "line 1, column 1: no such field");
+        }
+        assert_eq!(count(&log), 1);
+        // Another reason, another open file, and what is about none are lines of their own.
+        refuse(&log, Op::Flush, Some(7), 0, Kind::Conflict, "somebody was faster");
+        refuse(&log, Op::Write, Some(8), 0, Kind::BadMessage, "line 1, column 1: no such field");
+        refuse(&log, Op::Rename, None, 0, Kind::BadMessage, "line 1, column 1: no such field");
+        refuse(&log, Op::Rename, None, 0, Kind::BadMessage, "line 1, column 1: no such field");
+        assert_eq!(count(&log), 5);
+        // Also when something else was refused in between.
+        refuse(&log, Op::Release, Some(7), 0, Kind::BadMessage, "line 1, column 1: no such field");
+        assert_eq!(count(&log), 5);
+    }
+
+    #[test]
+    fn what_the_kernel_repeats_is_one_line() {
+        let log = ErrorLog::default();
+        for _ in 0..4 {
+            refuse(&log, Op::Open, None, 0, Kind::Conflict, "has changed");
+        }
+        assert_eq!(count(&log), 2, "two opens, each tried twice");
+    }
+
+    #[test]
+    fn a_habit_of_flock_is_told_once_for_each_user_and_file() {
+        let log = ErrorLog::default();
+        for uid in [0, 1, 0, 1, 1] {
+            for handle in 0..3 {
+                refuse(&log, Op::Setlk, Some(handle), uid, Kind::BadDescriptor, "open for reading only");
+            }
+        }
+        assert_eq!(count(&log), 2);
+    }
+
+    #[test]
+    fn the_log_is_bounded() {
+        let log = ErrorLog::default();
+        (0..KEPT + 10).for_each(|n| refuse(&log, Op::Rename, None, 0, Kind::Io, &n.to_string()));
+        assert_eq!(count(&log), KEPT);
     }
 }

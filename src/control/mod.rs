@@ -1,6 +1,8 @@
 //! `.topofs`: what the mount says about itself, as files. Owns the counters and the log of errors; never touches a backend
 //! except by asking a mirror to compare itself.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
 use serde_json::json;
 
@@ -99,6 +101,8 @@ pub struct Control {
     config: serde_json::Value,
     set_log_level: SetLogLevel,
     started: std::time::SystemTime,
+    /// The size of the status when it was read last; 0 before.
+    status_size: AtomicUsize,
 }
 
 impl std::fmt::Debug for Control {
@@ -118,19 +122,38 @@ impl Control {
             config,
             set_log_level,
             started: std::time::SystemTime::now(),
+            status_size: AtomicUsize::new(0),
         }
     }
 
-    /// The content of a file now.
-    pub fn read(&self, file: ControlFile, cells: &Cells, counts: &TreeCounts) -> Bytes {
+    /// The content of a file now. What the tree counts is asked for only if it is shown.
+    pub fn read(&self, file: ControlFile, cells: &Cells, counts: impl FnOnce() -> TreeCounts) -> Bytes {
         match file {
-            ControlFile::Status => pretty(&status::status(self, cells, counts)),
+            ControlFile::Status => {
+                let content = pretty(&status::status(self, cells, &counts()));
+                self.status_size.store(content.len(), Ordering::Relaxed);
+                content
+            }
             ControlFile::Errors => self.errors.lines(),
             // The one is read as it grows, the other asked of the services when it is opened.
             ControlFile::Events | ControlFile::Locks => Bytes::new(),
             ControlFile::Config => pretty(&self.config),
             ControlFile::Version => format!("topofs {}\n", env!("CARGO_PKG_VERSION")).into(),
             ControlFile::Control => Bytes::from_static(COMMANDS.as_bytes()),
+        }
+    }
+
+    /// The size of a file, without counting and printing all that it shows: anybody may ask as often as he likes. That of the
+    /// status is the one that it had when it was read last; who reads a control file reads it to its end, whatever its size.
+    pub fn size(&self, file: ControlFile, cells: &Cells) -> usize {
+        match file {
+            ControlFile::Events => self.events.size(),
+            ControlFile::Errors => self.errors.size(),
+            ControlFile::Status => match self.status_size.load(Ordering::Relaxed) {
+                0 => self.read(file, cells, TreeCounts::default).len(),
+                size => size,
+            },
+            file => self.read(file, cells, TreeCounts::default).len(),
         }
     }
 

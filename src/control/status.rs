@@ -15,7 +15,9 @@ pub struct TreeCounts {
     pub inodes: usize,
     /// Open files and directories.
     pub handles: usize,
-    /// Paths of scratch files.
+    /// Scratch files.
+    pub scratch_files: usize,
+    /// Paths of the first of them.
     pub scratch: Vec<String>,
     /// Bytes that scratch files use, and may use.
     pub scratch_bytes: (u64, u64),
@@ -28,9 +30,6 @@ pub struct TreeCounts {
     /// How long the kernel lets a request take, if not for ever.
     pub request_timeout: Option<std::time::Duration>,
 }
-
-/// Scratch files named in the status at most; all of them count.
-const NAMED_SCRATCH: usize = 100;
 
 pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> Value {
     let hidden = cells.hidden();
@@ -59,10 +58,10 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "inodes": counts.inodes,
         "handles": counts.handles,
         "scratch": {
-            "files": counts.scratch.len(),
+            "files": counts.scratch_files,
             "bytes": counts.scratch_bytes.0,
             "quota": counts.scratch_bytes.1,
-            "names": counts.scratch.iter().take(NAMED_SCRATCH).collect::<Vec<_>>(),
+            "names": counts.scratch,
         },
         "local_directories": counts.local_directories,
         "shadowed_forms": counts.shadowed_forms,

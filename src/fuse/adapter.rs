@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
-use fuser::{Errno, INodeNo, PollNotifier, Request};
+use fuser::{Errno, FileHandle, INodeNo, PollNotifier, Request};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -34,6 +34,7 @@ struct Call {
     op: Op,
     ino: u64,
     name: Option<OsString>,
+    handle: Option<u64>,
     uid: u32,
     pid: u32,
 }
@@ -75,7 +76,7 @@ impl Adapter {
         is_readable()
     }
 
-    /// Runs an operation and replies.
+    /// Runs an operation on a name or an inode and replies.
     pub(super) fn answer<T, F>(
         &self,
         (op, request, ino, name): (Op, &Request, INodeNo, Option<&OsStr>),
@@ -86,7 +87,35 @@ impl Adapter {
     {
         self.count(op, ino, name);
         let (uid, pid) = (request.uid(), request.pid());
-        let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), uid, pid };
+        let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), handle: None, uid, pid };
+        self.run(call, request, operation, reply);
+    }
+
+    /// Runs an operation on an open file and replies.
+    pub(super) fn answer_file<T, F>(
+        &self,
+        (op, request, ino, handle): (Op, &Request, INodeNo, FileHandle),
+        operation: impl FnOnce(Arc<Tree>, Caller) -> F,
+        reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
+    ) where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.count(op, ino, None);
+        let handle = Some(handle.0).filter(|handle| *handle != UNOPENED);
+        let call = Call { op, ino: ino.0, name: None, handle, uid: request.uid(), pid: request.pid() };
+        self.run(call, request, operation, reply);
+    }
+
+    fn run<T, F>(
+        &self,
+        call: Call,
+        request: &Request,
+        operation: impl FnOnce(Arc<Tree>, Caller) -> F,
+        reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
+    ) where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let Call { op, uid, pid, .. } = call;
         let caller = Caller::new(uid, request.gid(), pid);
         let operation = operation(self.tree.clone(), caller);
         let tree = self.tree.clone();
@@ -94,8 +123,8 @@ impl Adapter {
             reply(operation.await.map_err(|error| {
                 if error.kind.needs_explaining() {
                     let path = tree.describe(call.ino, call.name.as_deref());
-                    let Call { op, uid, pid, .. } = call;
-                    tree.control().errors.record(&Refusal { op, path: &path, uid, pid, error: &error });
+                    let handle = call.handle;
+                    tree.control().errors.record(&Refusal { op, handle, path: &path, uid, pid, error: &error });
                 }
                 Errno::from_i32(error.kind.errno())
             }));

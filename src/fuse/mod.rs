@@ -246,8 +246,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let direct = open_mode(flags.0).direct;
-        self.answer(
-            (Op::Read, request, ino, None),
+        self.answer_file(
+            (Op::Read, request, ino, handle),
             |tree, caller| async move {
                 match handle.0 {
                     UNOPENED => tree.read_unopened(&caller, ino.0, offset, size, direct).await,
@@ -276,8 +276,8 @@ impl fuser::Filesystem for Adapter {
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         // Taking bytes waits for nothing: done here, the data need not be copied for a task.
         let outcome = self.tree.write(handle.0, offset, data);
-        self.answer(
-            (Op::Write, request, ino, None),
+        self.answer_file(
+            (Op::Write, request, ino, handle),
             |tree, _| async move { tree.break_locks(outcome?).await },
             move |result| match result {
                 Ok(()) => reply.written(size),
@@ -291,16 +291,16 @@ impl fuser::Filesystem for Adapter {
             self.count(Op::Flush, ino, None);
             return reply.error(Errno::ENOSYS);
         }
-        self.answer(
-            (Op::Flush, request, ino, None),
+        self.answer_file(
+            (Op::Flush, request, ino, handle),
             |tree, caller| async move { tree.flush(&caller, handle.0, owner.0).await },
             reply_empty(reply),
         );
     }
 
     fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.answer(
-            (Op::Fsync, request, ino, None),
+        self.answer_file(
+            (Op::Fsync, request, ino, handle),
             |tree, _| async move { tree.fsync(handle.0).await },
             reply_empty(reply),
         );
@@ -317,8 +317,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let owner = lock_owner.map(|owner| owner.0);
-        self.answer(
-            (Op::Release, request, ino, None),
+        self.answer_file(
+            (Op::Release, request, ino, handle),
             |tree, _| async move { tree.release(handle.0, owner).await },
             reply_empty(reply),
         );
@@ -337,8 +337,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyLock,
     ) {
         let call = LockCall { handle: handle.0, owner: owner.0, start, end, pid };
-        self.answer(
-            (Op::Getlk, request, ino, None),
+        self.answer_file(
+            (Op::Getlk, request, ino, handle),
             |tree, _| async move { tree.conflict(ino.0, call, kind == libc::F_WRLCK).await },
             move |result| match result {
                 Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
@@ -364,8 +364,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let call = LockCall { handle: handle.0, owner: owner.0, start, end, pid };
-        self.answer(
-            (Op::Setlk, request, ino, None),
+        self.answer_file(
+            (Op::Setlk, request, ino, handle),
             |tree, caller| async move {
                 match kind {
                     libc::F_UNLCK => tree.unlock(ino.0, call).await,
@@ -469,8 +469,10 @@ impl fuser::Filesystem for Adapter {
         let (total, free) = (usage.quota / BLOCK, usage.quota.saturating_sub(usage.used) / BLOCK);
         let block = u32::try_from(BLOCK).unwrap_or(0);
         let name_max = u32::try_from(crate::name::NAME_MAX).unwrap_or(0);
-        // Space is that of scratch files: how much a topology service has left, nobody can tell.
-        reply.statfs(total, free, free, usage.records, u64::from(u32::MAX), block, name_max, block);
+        // Space is that of scratch files: how much a topology service has left, nobody can tell. So there is always room for as
+        // many records again as nobody will ever make, and there are never more free ones than there are in all.
+        let free_files = u64::from(u32::MAX);
+        reply.statfs(total, free, free, usage.records + free_files, free_files, block, name_max, block);
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -494,23 +496,25 @@ impl fuser::Filesystem for Adapter {
         &self,
         request: &Request,
         ino: INodeNo,
-        _name: &OsStr,
+        name: &OsStr,
         _value: &[u8],
         _flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let wanted = name.to_owned();
         self.answer(
             (Op::Setxattr, request, ino, None),
-            |tree, _| async move { tree.setxattr(ino.0) },
+            |tree, _| async move { tree.setxattr(ino.0, &wanted) },
             reply_empty(reply),
         );
     }
 
-    fn removexattr(&self, request: &Request, ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let wanted = name.to_owned();
         self.answer(
             (Op::Removexattr, request, ino, None),
-            |tree, _| async move { tree.setxattr(ino.0) },
+            |tree, _| async move { tree.setxattr(ino.0, &wanted) },
             reply_empty(reply),
         );
     }

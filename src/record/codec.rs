@@ -3,14 +3,10 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use miette::Diagnostic;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
-use super::{Form, early, encode, json, text, unknown};
+use super::{Form, early, encode, json, parse_json, parse_text, text, unknown, wire};
 use crate::error::{Error, Kind, Position, Result};
-
-/// Deepest nesting of an input. The text parser has no limit of its own and would overflow the stack; protobuf's own is 100.
-const DEPTH_LIMIT: usize = 100;
 
 /// The messages that can be decoded.
 #[derive(Debug)]
@@ -59,7 +55,11 @@ impl Codec {
 
     /// Decodes stored bytes.
     pub fn decode(&self, message: &str, raw: &[u8]) -> Result<DynamicMessage> {
-        DynamicMessage::decode(self.descriptor(message)?, raw)
+        let descriptor = self.descriptor(message)?;
+        if let Some(flaw) = wire::flaw(&descriptor, raw) {
+            return Err(flaw.explain(message, Form::Raw, raw));
+        }
+        DynamicMessage::decode(descriptor, raw)
             .map_err(|error| Error::new(Kind::BadMessage, format!("cannot be decoded as {message}: {error}")))
     }
 
@@ -76,8 +76,6 @@ impl Codec {
     pub fn store(&self, message: &str, form: Form, input: &Bytes, old: Option<&Bytes>) -> Result<Option<Bytes>> {
         if form == Form::Raw {
             self.decode(message, input)?;
-            // prost-reflect takes a map entry of any wire type; Vitess would not.
-            self.refuse_early(message, form, input)?;
             return Ok(if old == Some(input) { None } else { Some(input.clone()) });
         }
         let mut new = self.parse(message, form, input)?;
@@ -85,11 +83,11 @@ impl Codec {
         let old = old.and_then(|old| self.decode(message, old).ok());
         if let Some(old) = &old {
             unknown::carry_over(old, &mut new);
-            if *old == new {
-                return Ok(None);
-            }
         }
-        Ok(Some(encode::encode(&new).into()))
+        let new = encode::encode(&new);
+        // What is encoded is compared: a field that is written with its default value is one that is not there.
+        let same = old.is_some_and(|old| encode::encode(&old) == new);
+        Ok(if same { None } else { Some(new.into()) })
     }
 
     /// Parses a decoded form.
@@ -134,63 +132,9 @@ pub(super) fn parse(
         Flaw { reason: "not valid UTF-8".to_owned(), span: at..end }
     })?;
     match form {
-        Form::Json => parse_json(message, text),
-        Form::Raw | Form::Text => parse_text(message, text),
+        Form::Json => parse_json::parse(message, text),
+        Form::Raw | Form::Text => parse_text::parse(message, text),
     }
-}
-
-fn parse_text(message: &MessageDescriptor, text: &str) -> std::result::Result<DynamicMessage, Flaw> {
-    if let Some(at) = too_deep(text) {
-        let reason = format!("nested deeper than {DEPTH_LIMIT}");
-        return Err(Flaw { reason, span: at..at });
-    }
-    DynamicMessage::parse_text_format(message.clone(), text).map_err(|error| {
-        let label = error.labels().and_then(|mut labels| labels.next());
-        let span = label.map_or(text.len()..text.len(), |label| label.offset()..label.offset() + label.len());
-        Flaw { reason: error.to_string(), span }
-    })
-}
-
-/// Where brackets outside of strings and comments nest too deeply.
-fn too_deep(text: &str) -> Option<usize> {
-    let mut depth = 0_usize;
-    let mut quote = None;
-    let mut bytes = text.bytes().enumerate();
-    while let Some((at, byte)) = bytes.next() {
-        match (quote, byte) {
-            (Some(_), b'\\') => drop(bytes.next()),
-            (Some(open), _) if byte == open || byte == b'\n' => quote = None,
-            (Some(_), _) => {}
-            (None, b'"' | b'\'') => quote = Some(byte),
-            (None, b'#') => drop(bytes.find(|(_, byte)| *byte == b'\n')),
-            (None, b'{' | b'<' | b'[') => depth += 1,
-            (None, b'}' | b'>' | b']') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > DEPTH_LIMIT {
-            return Some(at);
-        }
-    }
-    None
-}
-
-fn parse_json(message: &MessageDescriptor, text: &str) -> std::result::Result<DynamicMessage, Flaw> {
-    let flaw = |error: &serde_json::Error| {
-        let whole = error.to_string();
-        let reason = whole.rsplit_once(" at line ").map_or(whole.as_str(), |(reason, _)| reason).to_owned();
-        let at = if error.is_eof() { text.len() } else { offset(text, error.line(), error.column()) };
-        Flaw { reason, span: at..(at + 1).min(text.len()) }
-    };
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let parsed = DynamicMessage::deserialize(message.clone(), &mut deserializer).map_err(|error| flaw(&error))?;
-    deserializer.end().map_err(|error| flaw(&error))?;
-    Ok(parsed)
-}
-
-/// The byte offset of a line and column as serde_json counts them: from 1, in bytes.
-fn offset(text: &str, line: usize, column: usize) -> usize {
-    let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
-    (start + column.saturating_sub(1)).min(text.len())
 }
 
 /// Line and column of a byte offset, counted from 1, columns in characters.

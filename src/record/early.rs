@@ -2,12 +2,10 @@
 //!
 //! The beginning of an input is refused only if no further bytes could make it valid.
 
-use prost::bytes::Buf;
-use prost::encoding::{WireType, decode_key, decode_varint};
 use prost_reflect::{DynamicMessage, MessageDescriptor};
 
-use super::Form;
 use super::codec::{Flaw, parse};
+use super::{Form, wire};
 
 /// The flaw that makes every continuation of this input invalid.
 pub(super) fn flaw(message: &MessageDescriptor, form: Form, input: &[u8]) -> Option<Flaw> {
@@ -17,8 +15,8 @@ pub(super) fn flaw(message: &MessageDescriptor, form: Form, input: &[u8]) -> Opt
     let input = complete_characters(input);
     let flaw = parse(message, form, input).err()?;
     let is_final = match form {
-        // The reader reports the position of the byte that it cannot take, or of the one after it.
-        Form::Json => flaw.span.start + 1 < input.len(),
+        // What reaches to the end may go on there: a number, or the byte before the one that the reader cannot take.
+        Form::Json => flaw.span.end < input.len(),
         Form::Raw | Form::Text => is_final_text(&flaw, input),
     };
     is_final.then_some(flaw)
@@ -45,44 +43,10 @@ fn is_final_text(flaw: &Flaw, input: &[u8]) -> bool {
 }
 
 fn raw_flaw(message: &MessageDescriptor, input: &[u8]) -> Option<Flaw> {
-    let mut rest = input;
-    loop {
-        let at = input.len() - rest.len();
-        match field_length(rest) {
-            Ok(Some(length)) => rest.advance(length.min(rest.len())),
-            Ok(None) => {
-                let whole = input.get(..at).unwrap_or_default();
-                let error = DynamicMessage::decode(message.clone(), whole).err()?;
-                return Some(Flaw { reason: error.to_string(), span: 0..at });
-            }
-            Err(reason) => return Some(Flaw { reason, span: at..input.len() }),
-        }
+    if let Some(flaw) = wire::flaw(message, input) {
+        return Some(flaw);
     }
-}
-
-/// The length of the field that an input begins with; `None` if it is not complete (or there is none).
-fn field_length(input: &[u8]) -> Result<Option<usize>, String> {
-    /// Longest varint, in bytes.
-    const VARINT: usize = 10;
-    let mut rest = input;
-    let complete = |rest: &[u8]| rest.len() >= VARINT || rest.iter().any(|byte| byte & 0x80 == 0);
-    if !complete(rest) {
-        return Ok(None);
-    }
-    let (_, wire_type) = decode_key(&mut rest).map_err(|error| error.to_string())?;
-    let length = match wire_type {
-        WireType::SixtyFourBit => 8,
-        WireType::ThirtyTwoBit => 4,
-        WireType::Varint | WireType::LengthDelimited => {
-            if !complete(rest) {
-                return Ok(None);
-            }
-            let value = decode_varint(&mut rest).map_err(|error| error.to_string())?;
-            if wire_type == WireType::Varint { 0 } else { usize::try_from(value).unwrap_or(usize::MAX) }
-        }
-        // Groups end where they end; no Vitess message has any, so only the whole input tells.
-        WireType::StartGroup => return Ok(None),
-        WireType::EndGroup => return Err("the end of a group that has not begun".to_owned()),
-    };
-    Ok(if length > rest.len() { None } else { Some(input.len() - rest.len() + length) })
+    let complete = wire::complete_fields(input);
+    let error = DynamicMessage::decode(message.clone(), complete).err()?;
+    Some(Flaw { reason: error.to_string(), span: 0..complete.len() })
 }

@@ -1,14 +1,80 @@
 //! Prints proto3 JSON as Vitess's tools do: proto names, two spaces, 64-bit integers as strings, fields by number, maps
 //! sorted by key.
 
+use std::io::{Result, Write};
+
 use prost_reflect::{DynamicMessage, Kind, MapKey, Value};
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
 use serde_json::{Map, Number, Value as Json};
 
 use super::text::{enum_name, sorted};
 
 /// The JSON of a message, with a final newline.
 pub(super) fn print(message: &DynamicMessage) -> String {
-    format!("{:#}\n", message_json(message))
+    let mut out = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, AsGo(PrettyFormatter::new()));
+    // Writing to memory cannot fail, and there are no keys but strings.
+    if let Err(error) = message_json(message).serialize(&mut serializer) {
+        tracing::error!(%error, "a message has no JSON");
+    }
+    out.push(b'\n');
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// Indented, with numbers as Go prints them.
+struct AsGo(PrettyFormatter<'static>);
+
+impl Formatter for AsGo {
+    fn write_f64<W: ?Sized + Write>(&mut self, out: &mut W, value: f64) -> Result<()> {
+        out.write_all(decimal(value).as_bytes())
+    }
+
+    fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> Result<()> {
+        self.0.begin_array(out)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> Result<()> {
+        self.0.end_array(out)
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> Result<()> {
+        self.0.begin_array_value(out, first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, out: &mut W) -> Result<()> {
+        self.0.end_array_value(out)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> Result<()> {
+        self.0.begin_object(out)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> Result<()> {
+        self.0.end_object(out)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> Result<()> {
+        self.0.begin_object_key(out, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> Result<()> {
+        self.0.begin_object_value(out)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> Result<()> {
+        self.0.end_object_value(out)
+    }
+}
+
+/// The shortest digits that read back as the same number; with an exponent only if the number is very small or large.
+fn decimal(value: f64) -> String {
+    const PLAIN: std::ops::Range<f64> = 1e-6..1e21;
+    if value == 0.0 || PLAIN.contains(&value.abs()) {
+        return value.to_string();
+    }
+    let text = format!("{value:e}");
+    if text.contains("e-") { text } else { text.replace('e', "e+") }
 }
 
 fn message_json(message: &DynamicMessage) -> Json {
@@ -47,27 +113,12 @@ fn json(kind: &Kind, value: &Value) -> Json {
 }
 
 fn number(value: f64) -> Json {
-    /// Integers below this print without a fraction, as Go prints them.
-    const INTEGER: f64 = 1e15;
-    if value.fract() == 0.0 && value.abs() < INTEGER && !(value == 0.0 && value.is_sign_negative()) {
-        #[allow(clippy::cast_possible_truncation)] // checked above
-        return Json::from(value as i64);
-    }
-    Number::from_f64(value).map_or_else(
-        || {
-            Json::String(
-                if value.is_nan() {
-                    "NaN"
-                } else if value > 0.0 {
-                    "Infinity"
-                } else {
-                    "-Infinity"
-                }
-                .to_owned(),
-            )
-        },
-        Json::Number,
-    )
+    let name = match value {
+        _ if value.is_nan() => "NaN",
+        f64::INFINITY => "Infinity",
+        _ => "-Infinity",
+    };
+    Number::from_f64(value).map_or_else(|| Json::String(name.to_owned()), Json::Number)
 }
 
 fn key_text(key: &MapKey) -> String {

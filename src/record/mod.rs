@@ -13,14 +13,21 @@ mod early;
 mod encode;
 mod json;
 mod kind;
+mod parse_json;
+mod parse_text;
+mod scalar;
 mod text;
 mod unknown;
+mod wire;
 
 pub use codec::Codec;
 pub use kind::{Kinds, is_editor_file};
 
-/// Printed forms kept, in bytes: a few megabyte-sized VSchemas and some ten thousand small records.
+/// Printed forms kept, in bytes, with the values that they are of: a few megabyte-sized VSchemas and some ten thousand small records.
 const CACHE_BYTES: u64 = 64 << 20;
+/// Parts of the cache, each with its share of the room: few enough that a large VSchema fits into one of them. (The library would
+/// make four for each processor.)
+const CACHE_SHARDS: usize = 4;
 /// Entries that the cache is laid out for.
 const CACHE_ENTRIES: usize = 100_000;
 
@@ -76,26 +83,32 @@ pub struct Records {
     pub codec: Codec,
     /// Paths and their messages.
     pub kinds: Kinds,
-    printed: quick_cache::sync::Cache<Printed, Bytes, Weight>,
+    printed: quick_cache::sync::Cache<Shown, Printed, Weight>,
 }
 
-/// A form of a value: by its digest, since versions can come again when a service is restored.
-type Printed = (CellName, TopoPath, u64, Form);
+/// One form of a record.
+type Shown = (CellName, TopoPath, Form);
+
+/// What was printed, and of which value: versions can come again when a service is restored, and digests can be made to.
+#[derive(Debug, Clone)]
+struct Printed {
+    value: Bytes,
+    text: Bytes,
+}
 
 #[derive(Debug, Clone)]
 struct Weight;
 
-impl quick_cache::Weighter<Printed, Bytes> for Weight {
-    fn weight(&self, key: &Printed, value: &Bytes) -> u64 {
-        (key.1.as_str().len() + value.len() + 64) as u64
+impl quick_cache::Weighter<Shown, Printed> for Weight {
+    fn weight(&self, (_, path, _): &Shown, printed: &Printed) -> u64 {
+        (path.as_str().len() + printed.value.len() + printed.text.len() + 64) as u64
     }
 }
 
 impl Records {
     /// Over the given messages and paths.
     pub fn new(codec: Codec, kinds: Kinds) -> Arc<Self> {
-        let printed = quick_cache::sync::Cache::with_weighter(CACHE_ENTRIES, CACHE_BYTES, Weight);
-        Arc::new(Self { codec, kinds, printed })
+        Arc::new(Self { codec, kinds, printed: printed_cache() })
     }
 
     /// The message that a path holds, if this build can decode it.
@@ -109,12 +122,12 @@ impl Records {
             (Form::Raw, _) | (_, None) => return Ok(value.clone()),
             (_, Some(message)) => message,
         };
-        let key = (cell.clone(), path.clone(), digest(value), form);
-        if let Some(known) = self.printed.get(&key) {
-            return Ok(known);
+        let key = (cell.clone(), path.clone(), form);
+        if let Some(known) = self.printed.get(&key).filter(|known| known.value == *value) {
+            return Ok(known.text);
         }
         let text = self.codec.show(message, form, value)?;
-        self.printed.insert(key, text.clone());
+        self.printed.insert(key, Printed { value: value.clone(), text: text.clone() });
         Ok(text)
     }
 
@@ -143,9 +156,52 @@ impl Records {
     }
 }
 
-fn digest(value: &Bytes) -> u64 {
-    use std::hash::{DefaultHasher, Hasher};
-    let mut hasher = DefaultHasher::new();
-    hasher.write(value);
-    hasher.finish()
+fn printed_cache() -> quick_cache::sync::Cache<Shown, Printed, Weight> {
+    let mut options = quick_cache::OptionsBuilder::new();
+    options.estimated_items_capacity(CACHE_ENTRIES).weight_capacity(CACHE_BYTES).shards(CACHE_SHARDS);
+    match options.build() {
+        Ok(options) => quick_cache::sync::Cache::with_options(options, Weight, Default::default(), Default::default()),
+        // Only an option that is not given fails.
+        Err(_) => quick_cache::sync::Cache::with_weighter(CACHE_ENTRIES, CACHE_BYTES, Weight),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_record_is_printed_once_on_any_machine() {
+        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+        let (cell, path) = (CellName::global(), TopoPath::parse("keyspaces/ks/VSchema").unwrap());
+        // Four megabytes raw, more as text: three times the largest that etcd takes.
+        let text = (0..60_000).fold(String::new(), |text, n| {
+            text + &format!(
+                "tables {{ key: \"table_{n}\" value {{ pinned: \"a shard of this keyspace, number {n}\" }} }}\n"
+            )
+        });
+        let value = records.store(&cell, &path, Form::Text, &text.into(), None).unwrap().unwrap();
+        for form in [Form::Text, Form::Json] {
+            let first = records.show(&cell, &path, &value, form).unwrap();
+            let again = records.show(&cell, &path, &value, form).unwrap();
+            assert_eq!(first.as_ptr(), again.as_ptr(), "{form} was printed anew: {} bytes", first.len());
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_of_the_very_value() {
+        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+        let (cell, path) = (CellName::global(), TopoPath::parse("keyspaces/ks/Keyspace").unwrap());
+        let show = |value: &Bytes| records.show(&cell, &path, value, Form::Text).unwrap();
+        let values: Vec<Bytes> = ["none", "semi_sync"]
+            .map(|policy| format!("durability_policy: \"{policy}\"\n"))
+            .map(|text| records.store(&cell, &path, Form::Text, &text.into(), None).unwrap().unwrap())
+            .into();
+        for _ in 0..2 {
+            assert_eq!(show(&values[0]), "durability_policy: \"none\"\n");
+            assert_eq!(show(&values[1]), "durability_policy: \"semi_sync\"\n");
+        }
+        // One entry for each form of a record: no digest that two values could share.
+        assert_eq!(records.printed.len(), 1);
+    }
 }

@@ -2,13 +2,18 @@
 //! comes back without them. Here they are carried over from the stored record.
 //!
 //! A field finds its place by the path of its message: by field number, by map key, and in lists by the element that is
-//! otherwise equal, else in order. What the edit removed takes its unknown fields with it.
+//! otherwise equal, else by the one that has most in common with it and stands where it stood (or has moved with more than half of
+//! its fields), else by its place in a list that is as long as before. What the edit removed takes its unknown fields with it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use prost::Message;
 use prost_reflect::{DynamicMessage, ReflectMessage, Value};
 
-/// Comparisons of list elements at most; longer lists are matched in order.
-const COMPARISONS: usize = 1_000_000;
+use super::encode;
+
+/// Comparisons of list elements that are not equal at most; longer lists are matched in order.
+const COMPARISONS: usize = 100_000;
 
 /// Copies unknown fields from `old` into `new`, which came from a form of it.
 pub(super) fn carry_over(old: &DynamicMessage, new: &mut DynamicMessage) {
@@ -41,21 +46,74 @@ pub(super) fn carry_over(old: &DynamicMessage, new: &mut DynamicMessage) {
 }
 
 fn carry_over_list(old: &[Value], new: &mut [Value]) {
-    let olds = old.iter().filter_map(Value::as_message);
-    let mut news: Vec<Option<&mut DynamicMessage>> = new.iter_mut().map(Value::as_message_mut).collect();
-    let compare = olds.clone().count().saturating_mul(news.len()) <= COMPARISONS;
-    let mut rest = Vec::new();
-    for old in olds {
-        let known = without_unknown(old);
-        let same = |new: &&mut Option<&mut DynamicMessage>| new.as_deref().is_some_and(|new| *new == known);
-        match news.iter_mut().find(|new| compare && same(new)).and_then(Option::take) {
-            Some(new) => carry_over(old, new),
-            None => rest.push(old),
+    let olds: Vec<&DynamicMessage> = old.iter().filter_map(Value::as_message).collect();
+    let mut news: Vec<&mut DynamicMessage> = new.iter_mut().filter_map(Value::as_message_mut).collect();
+    for (from, to) in pairs(&olds, &news) {
+        if let (Some(old), Some(new)) = (olds.get(from), news.get_mut(to)) {
+            carry_over(old, new);
         }
     }
-    for (old, new) in rest.into_iter().zip(news.into_iter().flatten()) {
-        carry_over(old, new);
+}
+
+/// Which element of the old list is which of the new one.
+fn pairs(olds: &[&DynamicMessage], news: &[&mut DynamicMessage]) -> Vec<(usize, usize)> {
+    // By their bytes: equal messages are equal bytes, and looking for them takes no comparison of each with each.
+    let mut equal: HashMap<Vec<u8>, VecDeque<usize>> = HashMap::new();
+    for (to, new) in news.iter().enumerate() {
+        equal.entry(encode::encode(new)).or_default().push_back(to);
     }
+    let mut same: Vec<Option<usize>> = Vec::new();
+    let mut taken = HashSet::new();
+    for old in olds {
+        let to = equal.get_mut(&encode::encode(&without_unknown(old))).and_then(VecDeque::pop_front);
+        same.push(to);
+        taken.extend(to);
+    }
+    // Which unchanged element each of the others follows: what was edited follows the same one as before.
+    let (mut rest, mut after) = (Vec::new(), None);
+    for (from, (old, to)) in olds.iter().zip(&same).enumerate() {
+        match to {
+            Some(to) => after = Some(*to),
+            None => rest.push((from, *old, after)),
+        }
+    }
+    let (mut free, mut after) = (Vec::new(), None);
+    for (to, new) in news.iter().enumerate() {
+        match taken.contains(&to) {
+            true => after = Some(to),
+            false => free.push((to, &**new, after)),
+        }
+    }
+    let mut pairs: Vec<(usize, usize)> =
+        same.iter().enumerate().filter_map(|(from, to)| Some((from, (*to)?))).collect();
+    if rest.len().saturating_mul(free.len()) > COMPARISONS {
+        pairs.extend(rest.iter().zip(&free).map(|(old, new)| (old.0, new.0)));
+        return pairs;
+    }
+    let mut likely = Vec::new();
+    for (from, old, old_after) in &rest {
+        for (to, new, new_after) in &free {
+            let (common, moved) = (in_common(old, new), old_after != new_after);
+            let edited = !moved && (common > 0 || (from == to && olds.len() == news.len()));
+            if edited || common * 2 > old.fields().count() {
+                likely.push((moved, usize::MAX - common, from.abs_diff(*to), *from, *to));
+            }
+        }
+    }
+    likely.sort_unstable();
+    let mut placed = HashSet::new();
+    for (.., from, to) in likely {
+        if !placed.contains(&from) && taken.insert(to) {
+            placed.insert(from);
+            pairs.push((from, to));
+        }
+    }
+    pairs
+}
+
+/// Fields that both have with the same value.
+fn in_common(old: &DynamicMessage, new: &DynamicMessage) -> usize {
+    old.fields().filter(|(field, value)| new.has_field(field) && stripped(value) == *new.get_field(field)).count()
 }
 
 fn any_message(value: &Value, test: &impl Fn(&DynamicMessage) -> bool) -> bool {
@@ -72,21 +130,20 @@ pub(super) fn has_unknown(message: &DynamicMessage) -> bool {
     message.unknown_fields().next().is_some() || message.fields().any(|(_, value)| any_message(value, &has_unknown))
 }
 
+/// Made anew: a message from which unknown fields are taken keeps places for them, and is not equal to one that never had any.
 fn without_unknown(message: &DynamicMessage) -> DynamicMessage {
-    let mut copy = message.clone();
-    copy.take_unknown_fields().for_each(drop);
-    let fields: Vec<_> = copy.descriptor().fields().filter(|field| copy.has_field(field)).collect();
-    for field in fields {
-        strip(copy.get_field_mut(&field));
+    let mut copy = DynamicMessage::new(message.descriptor());
+    for (field, value) in message.fields() {
+        copy.set_field(&field, stripped(value));
     }
     copy
 }
 
-fn strip(value: &mut Value) {
+fn stripped(value: &Value) -> Value {
     match value {
-        Value::Message(message) => *message = without_unknown(message),
-        Value::List(items) => items.iter_mut().for_each(strip),
-        Value::Map(map) => map.values_mut().for_each(strip),
-        _ => {}
+        Value::Message(message) => Value::Message(without_unknown(message)),
+        Value::List(items) => Value::List(items.iter().map(stripped).collect()),
+        Value::Map(map) => Value::Map(map.iter().map(|(key, item)| (key.clone(), stripped(item))).collect()),
+        value => value.clone(),
     }
 }

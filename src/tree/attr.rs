@@ -95,10 +95,7 @@ impl Tree {
         match node {
             Node::Root | Node::Control | Node::Dir(..) => Ok(self.dir_attr()),
             Node::ControlFile(file) => {
-                let size = match file {
-                    ControlFile::Events => self.control.events.size(),
-                    _ => self.control.read(*file, &self.cells, &self.counts()).len(),
-                };
+                let size = self.control.size(*file, &self.cells);
                 Ok(self.file_attr_of(*file, size, SystemTime::now()))
             }
             Node::Record(cell, path, form) => {

@@ -162,7 +162,7 @@ impl Tree {
     pub(super) async fn control_content(&self, file: ControlFile) -> Bytes {
         match file {
             ControlFile::Locks => self.locks.report(&self.cells).await,
-            _ => self.control.read(file, &self.cells, &self.counts()),
+            _ => self.control.read(file, &self.cells, || self.counts()),
         }
     }
 

@@ -31,7 +31,7 @@ impl Tree {
                 let mut content = content.lock();
                 // `tail -f` reads on at the end.
                 if file == ControlFile::Errors && offset >= content.len() {
-                    *content = self.control.read(file, &self.cells, &self.counts());
+                    *content = self.control.read(file, &self.cells, || self.counts());
                 }
                 Ok(slice(&content))
             }

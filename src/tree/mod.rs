@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cells::{Cell, Cells};
-use crate::control::{Control, ControlFile, TreeCounts};
+use crate::control::{Control, ControlFile};
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Locks, Patience};
 use crate::mirror::Snapshot;
@@ -29,6 +29,7 @@ mod cache;
 mod caller;
 mod change;
 mod claim;
+mod counts;
 mod draft;
 mod echo;
 mod files;
@@ -138,6 +139,7 @@ pub struct Tree {
     caches: OnceLock<cache::Caches>,
     /// The kernel opens files without asking.
     unasked: AtomicBool,
+    shadowed: counts::Shadowed,
     /// What control files show, where they are not opened.
     rendered: Mutex<HashMap<ControlFile, (Bytes, SystemTime)>>,
     /// What those who wait for events without having opened them have been told of.
@@ -174,6 +176,7 @@ impl Tree {
             committing: UnderWay::default(),
             caches: OnceLock::new(),
             unasked: AtomicBool::new(false),
+            shadowed: counts::Shadowed::default(),
             rendered: Mutex::default(),
             waiters: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -240,29 +243,6 @@ impl Tree {
         let (quota, used) = self.overlay.usage();
         let records = self.cells.all().iter().map(|cell| cell.mirror.snapshot().records.len() as u64).sum();
         Usage { quota, used, records }
-    }
-
-    fn counts(&self) -> TreeCounts {
-        TreeCounts {
-            inodes: self.inodes.count(),
-            handles: self.handles.count(),
-            scratch: self.scratch_files(),
-            scratch_bytes: {
-                let (quota, used) = self.overlay.usage();
-                (used, quota)
-            },
-            local_directories: self.overlay.survey().1,
-            shadowed_forms: self.shadowed_forms(),
-            locks: self.locks.counts(),
-            request_timeout: self.options.request_timeout,
-        }
-    }
-
-    fn shadowed_forms(&self) -> usize {
-        let shadowed = |cell: &Cell, snapshot: &Snapshot| {
-            snapshot.records.keys().filter(|path| self.shadows(&cell.name, snapshot, path)).count()
-        };
-        self.cells.all().iter().map(|cell| shadowed(cell, &cell.mirror.snapshot())).sum()
     }
 
     /// Whether a stored key has the name of a decoded form of another one.

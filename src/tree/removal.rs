@@ -177,7 +177,7 @@ impl Tree {
                 {
                     let path = node(form).to_string();
                     let refusal =
-                        Refusal { op: Op::Unlink, path: &path, uid: saver.uid, pid: saver.process, error: &error };
+                        Refusal { op: Op::Unlink, handle: None, path: &path, uid: saver.uid, pid: saver.process, error: &error };
                     tree.control.errors.record(&refusal);
                 }
             }

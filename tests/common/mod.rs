@@ -18,13 +18,18 @@ use std::time::{Duration, Instant};
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Polls until there is a value.
-pub fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + DEADLINE;
+pub fn eventually<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {
+    eventually_within(DEADLINE, what, poll)
+}
+
+/// The same for what is a lot of work.
+pub fn eventually_within<T>(deadline: Duration, what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + deadline;
     loop {
         if let Some(value) = poll() {
             return value;
         }
-        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{bash_in, bound_command, eventually, spawn_bound, text};
+use super::{DEADLINE, bash_in, bound_command, eventually, eventually_within, spawn_bound, text};
 
 pub const TOPOFS: &str = env!("CARGO_BIN_EXE_topofs");
 
@@ -33,7 +33,8 @@ impl Mount {
         command.args(args).arg("--foreground").arg(work.path().join("m")).stdout(Stdio::null()).stderr(log);
         let daemon = spawn_bound(command);
         let mut mount = Self { work, daemon };
-        eventually("the mount answers", || {
+        // A large cell is loaded before it answers; one that has failed ends at once.
+        eventually_within(4 * DEADLINE, "the mount answers", || {
             assert!(mount.daemon.try_wait().unwrap().is_none(), "topofs has ended: {}", mount.log());
             mount.root().join("global").exists().then_some(())
         });

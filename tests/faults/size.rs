@@ -1,17 +1,27 @@
 //! Large cells: they load, and a change costs what a change costs.
 
-use topofs::backend::Implementation;
+use std::time::Duration;
+
+use topofs::backend::{ConnectOptions, Implementation, Location};
+use topofs::name::CellName;
 
 use crate::common::mount::Mount;
 use crate::common::proxy::Proxy;
 use crate::common::server::fresh_root;
-use crate::common::world::{cell, put, runtime};
+use crate::common::world::{cell, connect_options, put, runtime};
 use crate::common::{consul, etcd, eventually, zookeeper};
+
+/// A call may take as long as it takes: this is about whether large cells load, not about how busy the machine is.
+const PATIENT: Duration = Duration::from_secs(600);
+/// The same for a mount.
+const PATIENTLY: &[&str] = &["--remote-operation-timeout=10m", "--stale-after=10m"];
 
 /// Stores keys of 300 bytes each.
 fn fill(implementation: Implementation, server: &str, root: &str, count: usize) {
+    let location = Location { implementation, server: server.to_owned(), root: format!("{root}/global") };
+    let options = ConnectOptions { timeout: PATIENT, ..connect_options() };
     runtime().block_on(async {
-        let cell = cell(implementation, server, &format!("{root}/global"));
+        let cell = topofs::backend::open(&CellName::global(), &location, &options).unwrap();
         let keys: Vec<usize> = (0..count).collect();
         for chunk in keys.chunks(cell.limits().changes) {
             // Bytes that no compression makes less.
@@ -40,7 +50,7 @@ fn a_hundred_thousand_keys_of_etcd_load() {
     let root = fresh_root();
     let server = etcd::shared().endpoint();
     fill(Implementation::Etcd2, &server, &root, 100_000);
-    check(&Mount::etcd(&server, &root, &[]), 100_000);
+    check(&Mount::etcd(&server, &root, PATIENTLY), 100_000);
 }
 
 #[test]
@@ -48,7 +58,7 @@ fn ten_thousand_nodes_of_zookeeper_load() {
     let root = fresh_root();
     let server = zookeeper::shared().endpoint();
     fill(Implementation::Zk2, &server, &root, 10_000);
-    check(&Mount::of("zk2", &server, &root, &[]), 10_000);
+    check(&Mount::of("zk2", &server, &root, PATIENTLY), 10_000);
 }
 
 #[test]
@@ -57,7 +67,7 @@ fn a_change_among_ten_thousand_keys_of_consul_is_cheap() {
     let server = consul::shared();
     fill(Implementation::Consul, &server.endpoint(), &root, 10_000);
     let proxy = Proxy::plain(server.port);
-    let mount = Mount::of("consul", &proxy.endpoint(), &root, &[]);
+    let mount = Mount::of("consul", &proxy.endpoint(), &root, PATIENTLY);
     check(&mount, 10_000);
     let loading = proxy.bytes();
     let other = cell(Implementation::Consul, &server.endpoint(), &root);

@@ -21,6 +21,8 @@ on_each_backend! {
             (format!("printf 'is_primary_serving: true\\nkey_range: 7\\n' > {SHARD}.txt"), "", (2, 12)),
             (format!("printf '{{\"bogus\": 1}}\\n' > {SHARD}.json"), "bogus", (1, 8)),
             (format!("printf 'is_primary_serving: maybe\\n' > {SHARD}.txt"), "", (1, 21)),
+            (format!("printf '{{\"key_range\": {{}},\\n\"keyRange\": {{}}}}\\n' > {SHARD}.json"), "twice", (2, 10)),
+            (format!("printf 'is_primary_serving: false\\nis_primary_serving: true\\n' > {SHARD}.txt"), "comments", (2, 1)),
         ] {
             let output = mount.bash(&script);
             assert_eq!(output.status.code(), Some(1), "{script}");
@@ -29,6 +31,20 @@ on_each_backend! {
             assert_eq!((&error["errno"], &error["path"].as_str().unwrap()[..SHARD.len()]), (&"EBADMSG".into(), SHARD));
             assert!(error["reason"].as_str().unwrap().contains(reason), "{script}: {error}");
             assert_eq!((error["line"].as_u64(), error["column"].as_u64()), (Some(position.0), Some(position.1)), "{script}: {error}");
+        }
+        // So does what no Vitess would read as the raw form: bash does not look at what its close says.
+        for (script, reason) in [
+            (format!("printf '\\x0f\\x0f' > {SHARD}"), "wire type"),
+            (format!("printf '\\x0a\\x03abc' > {SHARD}"), "decoded"),
+            (format!("cat zone1/tablets/zone1-0000000100/Tablet > {SHARD}"), "decoded"),
+            ("printf '\\x20\\x00' > zone1/tablets/zone1-0000000100/Tablet".to_owned(), "port_map"),
+        ] {
+            let output = mount.bash(&script);
+            assert_eq!(output.status.code(), Some(1), "{script}: {}", crate::common::text(&output));
+            assert!(crate::common::text(&output).contains("Bad message"), "{script}");
+            let error = last_error(mount);
+            assert_eq!(error["errno"], "EBADMSG", "{script}");
+            assert!(error["reason"].as_str().unwrap().contains(reason), "{script}: {error}");
         }
         // What is only incomplete fails at the close, for all who look at it.
         for (script, reason) in [
@@ -102,6 +118,52 @@ on_each_backend! {
         assert_eq!(last_error(mount)["errno"], "ESTALE");
         assert!(mount.read("global/keyspaces/commerce/Keyspace.txt").starts_with("durability_policy: \"none\"\n"));
     }
+}
+
+#[test]
+fn a_refused_save_is_one_line_in_errors_and_log() {
+    let mount = Mount::new(&["demo"]);
+    let python = |content: &str, calls: &str| {
+        format!(
+            "python3 -c 'import os
+fd = os.open(\"{SHARD}.txt\", os.O_WRONLY | os.O_TRUNC)
+def tried(call, *args):
+    try: call(*args)
+    except OSError as e: print(e.errno, end=\" \")
+tried(os.write, fd, b\"{content}\\n\")
+{calls}
+tried(os.close, fd)'"
+        )
+    };
+    for (script, refused) in [
+        (format!("echo 'bogus: 1' > {SHARD}.txt"), None),
+        (format!("printf 'key_range {{' > {SHARD}.txt"), None),
+        (format!("printf '\\x0f' > {SHARD}"), None),
+        (format!("echo 'bogus: 1' | tee {SHARD}.txt"), None),
+        (format!("cp zone1/tablets/zone1-0000000100/Tablet.txt {SHARD}.txt"), None),
+        (python("bogus: 1", ""), Some(2)),
+        (python("bogus: 1", "tried(os.write, fd, b\"x\"); tried(os.fsync, fd); tried(os.fsync, fd)"), Some(5)),
+        (python("key_range {", "tried(os.fsync, fd); tried(os.close, os.dup(fd))"), None),
+        // The kernel does not repeat these.
+        (format!("echo bogus > global/x && mv global/x {SHARD}.txt; rm -f global/x"), None),
+        (format!("truncate -s 1 {SHARD}.json"), None),
+    ] {
+        let log = |mount: &Mount| mount.log().lines().filter(|line| line.contains("EBADMSG")).count();
+        let before = (mount.errors().len(), log(&mount));
+        let output = mount.bash(&script);
+        if let Some(refused) = refused {
+            assert_eq!(String::from_utf8_lossy(&output.stdout).split_whitespace().count(), refused, "{script}");
+        }
+        assert_eq!((mount.errors().len(), log(&mount)), (before.0 + 1, before.1 + 1), "{script}: {:?}", mount.errors());
+        // The same mistake again is another one.
+        mount.bash(&script);
+        assert_eq!((mount.errors().len(), log(&mount)), (before.0 + 2, before.1 + 2), "{script}: {:?}", mount.errors());
+    }
+    // Who gives two reasons is told both.
+    let before = mount.errors().len();
+    let other = "tried(os.ftruncate, fd, 0); tried(os.pwrite, fd, b\"other: 1\\n\", 0)";
+    mount.bash(&python("bogus: 1", other));
+    assert_eq!(mount.errors().len(), before + 2, "{:?}", mount.errors());
 }
 
 #[test]

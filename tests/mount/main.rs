@@ -6,6 +6,7 @@
 mod common;
 
 mod attaching;
+mod attributes;
 mod editing;
 mod errors;
 mod lifecycle;

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod spellings;
+mod unknown;
+mod wire;
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Cell;
-use crate::backend::lock::{Owner, SharedPlace, guard};
+use crate::backend::lock::{LOCKS, Owner, SharedPlace, guard};
 use crate::backend::{Action, Change, Failure, Fetched, Node};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
@@ -126,7 +126,13 @@ impl Cell {
 
     /// Who holds the lock of a directory, as far as the mirror knows.
     pub fn holder(&self, snapshot: &Snapshot, dir: &TopoPath) -> Option<Node> {
-        self.line(snapshot, dir).into_iter().find(|node| node.owner() != Owner::NOBODY)
+        self.line(snapshot, dir).into_iter().find(|node| self.keeps_out(node))
+    }
+
+    /// Whether a node keeps others from having a lock. In a queue everybody does who stands there, also what neither a lease nor
+    /// a session holds (it comes with copies of a topology); elsewhere what nobody holds is free, as is an empty queue.
+    pub fn keeps_out(&self, node: &Node) -> bool {
+        node.owner() != Owner::NOBODY || (self.backend.has_queue() && node.path.name() != LOCKS)
     }
 
     /// All who hold a lock, by directory.
@@ -143,10 +149,12 @@ impl Cell {
         dirs
     }
 
-    /// Whether the service still has a lock node as the mirror shows it.
+    /// Whether the service still has a lock node as the mirror shows it. If not, the mirror knows better afterwards: another lock
+    /// may have the same name by now, even of the same session.
     pub async fn still_locked(&self, node: &Node) -> Result<bool> {
         let fetched = self.fetch(&node.path).await?;
-        Ok(fetched.node.is_some_and(|now| now.owner() == node.owner() && now.owner() != Owner::NOBODY))
+        let same = |now: Node| now.owner() == node.owner() && now.version.created == node.version.created;
+        Ok(self.keeps_out(node) && fetched.node.is_some_and(same))
     }
 
     /// Stands in line for the lock of a directory. Fails with ENOENT if nothing is stored there.
@@ -260,7 +268,7 @@ impl LockPlace {
         let snapshot = self.cell.mirror.snapshot();
         match self.place.node() {
             Some(own) => {
-                let first = self.cell.line(&snapshot, &self.dir).into_iter().next();
+                let first = self.cell.holder(&snapshot, &self.dir);
                 first.is_some_and(|first| first.version.written < own.version.written)
             }
             None => self.cell.holder(&snapshot, &self.dir).is_some(),

@@ -78,7 +78,7 @@ impl Tree {
         match &node {
             Node::Root | Node::Control | Node::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
             Node::ControlFile(file) => self.open_control(ino, *file, mode).await,
-            Node::Lock(cell, dir) => self.open_lock(ino, cell, dir).await,
+            Node::Lock(cell, dir) => self.open_lock(caller, ino, cell, dir, mode).await,
             Node::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 self.open_scratch(ino, file, mode)
@@ -395,9 +395,9 @@ impl Tree {
     }
 
     /// Does what a write to `control` asks for and cannot do itself.
-    pub async fn break_locks(&self, orders: Vec<BreakLock>) -> Result<()> {
+    pub async fn break_locks(&self, caller: &Caller, orders: Vec<BreakLock>) -> Result<()> {
         for BreakLock { path, key } in orders {
-            self.locks.break_lock(&self.cells, &path, &key).await?;
+            self.locks.break_lock(&self.cells, &path, &key, caller.into()).await?;
         }
         Ok(())
     }

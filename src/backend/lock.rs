@@ -28,8 +28,11 @@ pub(crate) const LOCK: &str = "Lock";
 pub struct Owner(pub u128);
 
 impl Owner {
-    /// Nobody: what a lock of Consul's leaves behind.
+    /// Nobody: what a lock of Consul's leaves behind. It keeps nobody waiting.
     pub const NOBODY: Owner = Owner(0);
+    /// Neither a lease nor a session: a lock of etcd's or ZooKeeper's that was copied or restored. It keeps everybody waiting until
+    /// it is taken away, for it does not end by itself. No lease and no session has this number.
+    pub const UNBOUND: Owner = Owner(u128::MAX);
 }
 
 /// Proof that a lock is held: what a guarded change carries along.

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Cell;
-use crate::backend::lock::{LOCKS, Owner, SharedPlace, guard};
-use crate::backend::{Action, Change, Failure, Fetched, Node};
+use crate::backend::lock::{Owner, SharedPlace, guard};
+use crate::backend::{Action, Change, Failure, Fetched, Node, Role};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
 use crate::name::TopoPath;
@@ -126,13 +126,18 @@ impl Cell {
 
     /// Who holds the lock of a directory, as far as the mirror knows.
     pub fn holder(&self, snapshot: &Snapshot, dir: &TopoPath) -> Option<Node> {
-        self.line(snapshot, dir).into_iter().find(|node| self.keeps_out(node))
+        self.line(snapshot, dir).into_iter().find(|node| node.owner() != Owner::NOBODY)
     }
 
-    /// Whether a node keeps others from having a lock. In a queue everybody does who stands there, also what neither a lease nor
-    /// a session holds (it comes with copies of a topology); elsewhere what nobody holds is free, as is an empty queue.
-    pub fn keeps_out(&self, node: &Node) -> bool {
-        node.owner() != Owner::NOBODY || (self.backend.has_queue() && node.path.name() != LOCKS)
+    /// Who holds the lock of a directory, as the service has it now.
+    pub async fn holder_now(&self, dir: &TopoPath) -> Result<Option<Node>> {
+        let listing = self.backend.list(dir).await.map_err(|error| self.explain(error))?;
+        let holds = |node: &Node| {
+            node.role != Role::Record
+                && node.owner() != Owner::NOBODY
+                && self.backend.locked_dir(&node.path).as_ref() == Some(dir)
+        };
+        Ok(listing.nodes.into_iter().filter(holds).min_by_key(|node| node.version.written))
     }
 
     /// All who hold a lock, by directory.
@@ -154,7 +159,7 @@ impl Cell {
     pub async fn still_locked(&self, node: &Node) -> Result<bool> {
         let fetched = self.fetch(&node.path).await?;
         let same = |now: Node| now.owner() == node.owner() && now.version.created == node.version.created;
-        Ok(self.keeps_out(node) && fetched.node.is_some_and(same))
+        Ok(fetched.node.is_some_and(same))
     }
 
     /// Stands in line for the lock of a directory. Fails with ENOENT if nothing is stored there.

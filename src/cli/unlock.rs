@@ -29,6 +29,8 @@ pub(super) struct UnlockArgs {
 
 /// What stands for a lock that nobody holds: what may be left of one is removed.
 const NO_KEY: &str = "-";
+/// The same, which must be there: nothing else is.
+const NO_KEY_BUT_LEFT: &str = "--";
 
 impl UnlockArgs {
     /// Shows, asks, breaks. Says whether the lock is free now.
@@ -40,8 +42,10 @@ impl UnlockArgs {
         let name = dir.to_str().filter(|name| !name.is_empty()).context("names no directory of a cell")?;
         let locks = mount.read(ControlFile::Locks)?;
         let lock = find(&locks, &format!("{name}/.lock"));
-        // A name that is mistyped must not look like a lock that is free; a lock may be left where nothing else is.
-        if lock.is_none() && (!mount.root.join(dir).is_dir() || dir.starts_with(DIR_NAME)) {
+        // A name that is mistyped must not look like a lock that is free; but a lock may be left where nothing else is, also one
+        // that holds nobody up but Vitess (an empty directory of ZooKeeper's).
+        let is_there = mount.root.join(dir).is_dir();
+        if dir.starts_with(DIR_NAME) || lock.is_none() && !is_there && !self.force {
             bail!("{name} is no directory of a cell");
         }
         let key = match &lock {
@@ -49,10 +53,11 @@ impl UnlockArgs {
                 println!("{lock:#}");
                 lock.get("key").and_then(Value::as_str).context("the mount tells no key")?
             }
-            None => {
+            None if is_there => {
                 println!("{name} is not locked.");
                 NO_KEY
             }
+            None => NO_KEY_BUT_LEFT,
         };
         match (&lock, self.force) {
             (Some(_), false) => {
@@ -66,12 +71,21 @@ impl UnlockArgs {
             }
             _ => {}
         }
-        mount.order(name, key)?;
-        if lock.is_some() {
+        match mount.order(name, key) {
+            Err(error) if key == NO_KEY_BUT_LEFT && is_not_found(&error) => {
+                bail!("{name} is no directory of a cell, and no lock is left there")
+            }
+            ordered => ordered?,
+        }
+        if lock.is_some() || key == NO_KEY_BUT_LEFT {
             println!("The lock of {name} is taken away.");
         }
         Ok(true)
     }
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn find(locks: &str, path: &str) -> Option<Value> {

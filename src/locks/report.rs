@@ -61,7 +61,7 @@ impl TimesLeft {
             if let Some(left) = answers.fresh(&key) {
                 return left;
             }
-            if owner == Owner::NOBODY || !answers.may_ask() {
+            if is_abandoned(owner) || !answers.may_ask() {
                 return None;
             }
         }
@@ -110,8 +110,9 @@ impl Locks {
         let time_left = self.times_left.of(cell, first.owner()).await;
         json!({
             "path": path,
-            "holder": if cell.keeps_out(first) { shown(&first.value) } else { Value::Null },
-            "kept_by_nobody": first.owner() == Owner::NOBODY,
+            "holder": if first.owner() == Owner::NOBODY { Value::Null } else { shown(&first.value) },
+            // Left behind, or copied: it does not end by itself.
+            "abandoned": is_abandoned(first.owner()),
             "age": age(first).map(|age| age.as_secs()),
             "time_left": time_left.map(|left| left.as_secs()),
             "queue": queue.iter().map(|node| shown(&node.value)).collect::<Vec<_>>(),
@@ -121,7 +122,7 @@ impl Locks {
     }
 
     /// Takes a lock away from its holder: the one with this key, if it is still there. `-` stands for what is left behind by
-    /// nobody. Returns what was done.
+    /// nobody, if there is anything, and `--` for the same, which must be there.
     pub async fn break_lock(self: &Arc<Self>, cells: &Cells, path: &str, key: &str, by: Saver) -> Result<()> {
         let wrong = |reason: String| Error::new(Kind::Invalid, reason);
         let path = path.trim_matches('/');
@@ -142,16 +143,26 @@ impl Locks {
                 tracing::warn!(cell = %name, %dir, key, uid, pid, command, "a lock was broken by force");
                 self.tell(&cell, &dir, "lock-broken", &[("holder", shown(&node.value)), ("by", who)]);
             }
-            None if key != "-" => {
+            None if key != "-" && key != "--" => {
                 return Err(Error::new(Kind::NotFound, format!("{name}/{dir}: the lock {key} is gone")));
             }
             None => {}
         }
-        if let Some(removed) = cell.sweep_locks(&dir).await? {
-            tracing::warn!(cell = %name, removed, uid = by.uid, pid = by.process, "an empty directory of locks was removed");
+        match cell.sweep_locks(&dir).await? {
+            Some(removed) => {
+                let Saver { uid, process } = by;
+                tracing::warn!(cell = %name, removed, uid, pid = process, "an empty directory of locks was removed");
+                Ok(())
+            }
+            None if key == "--" => Err(Error::new(Kind::NotFound, format!("{name}/{dir}: no lock is left there"))),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Whether neither a lease nor a session keeps a lock.
+fn is_abandoned(owner: Owner) -> bool {
+    owner == Owner::NOBODY || owner == Owner::UNBOUND
 }
 
 /// How long a lock has been there: by its own words, else since the service or this mount knows of it.

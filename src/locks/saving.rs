@@ -297,6 +297,11 @@ impl Locks {
             Ok(Taken::Other(holder)) => Err(busy_with(cell, dir, holder.as_ref())),
             // Nothing is there that anybody could have locked.
             Err(error) if error.kind == Kind::NotFound => Ok(Temporary::default()),
+            // Where the service has no room for a lock, nobody else gets one either; and only a removal can succeed.
+            Err(error) if error.kind == Kind::NoSpace => match cell.holder_now(dir).await? {
+                None => Ok(Temporary::default()),
+                Some(holder) => Err(busy_with(cell, dir, Some(&holder))),
+            },
             Err(error) => Err(error),
         }
     }

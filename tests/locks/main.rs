@@ -126,9 +126,12 @@ fn py(mount: &Mount, program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+mod access;
 mod descriptors;
 mod fencing;
 mod holding;
+mod saving;
 mod signals;
 mod stress;
 mod tools;
+mod within;

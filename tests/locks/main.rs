@@ -134,4 +134,5 @@ mod saving;
 mod signals;
 mod stress;
 mod tools;
+mod unlocking;
 mod within;

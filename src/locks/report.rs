@@ -190,6 +190,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_service_is_asked_for_no_more_than_a_share_and_not_twice_in_a_moment() {
+        let mut answers = Answers::default();
+        let key = (CellName::global(), Owner(1));
+        assert_eq!(answers.fresh(&key), None);
+        assert_eq!((0..1_000).filter(|_| answers.may_ask()).count(), QUESTIONS);
+        answers.known.insert(key.clone(), (Some(Duration::from_secs(9)), Instant::now()));
+        assert!(answers.fresh(&key).is_some_and(|left| left.is_some_and(|left| left <= Duration::from_secs(9))));
+        // An answer that there is none is one, too.
+        answers.known.insert(key.clone(), (None, Instant::now()));
+        assert_eq!(answers.fresh(&key), Some(None));
+        answers.known.insert(key.clone(), (None, Instant::now() - FRESH));
+        assert_eq!(answers.fresh(&key), None);
+    }
+
+    #[test]
     fn times_of_any_zone_are_understood() {
         let utc = parse_time("2026-08-19T12:34:29Z").unwrap();
         assert_eq!(parse_time("2026-08-19T14:34:29+02:00"), Some(utc));

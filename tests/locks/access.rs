@@ -184,3 +184,36 @@ fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX)";
     holder.end();
     assert!(is_free(&mount, LOCK));
 }
+
+#[test]
+fn reading_all_locks_asks_the_service_for_a_share_of_them() {
+    let server = crate::common::etcd::Etcd::start();
+    let service = crate::common::world::Service::new(topofs::backend::Implementation::Etcd2, server.endpoint());
+    let mount = service.mount(&[]);
+    let asked = || {
+        let output =
+            Command::new("curl").args(["-sf", &format!("http://{}/metrics", server.endpoint())]).output().unwrap();
+        let metrics = String::from_utf8(output.stdout).unwrap();
+        let lines = metrics
+            .lines()
+            .filter(|line| line.starts_with("grpc_server_handled_total") && line.contains("\"LeaseTimeToLive\""));
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum::<f64>()
+    };
+    let program = "import fcntl, os, sys
+held = []
+for number in range(100):
+    held.append(os.open(f'global/internal/named_locks/n{number}/.lock', os.O_RDWR))
+    fcntl.flock(held[-1], fcntl.LOCK_EX)
+lines = open('.topofs/locks').read().splitlines()
+assert len(lines) == 100 and sum('\"time_left\":null' in line for line in lines) == 100 - 64, lines
+for _ in range(200): assert len(open('.topofs/locks').read().splitlines()) == 100
+print('done')";
+    let begin = std::time::Instant::now();
+    assert_eq!(py(&mount, program, &[]), "done\n");
+    let seconds = begin.elapsed().as_secs_f64();
+    let asked = asked();
+    assert!(
+        (64.0..=64.0 * (seconds + 2.0)).contains(&asked),
+        "{asked} questions in {seconds} s for 200 readings of 100 locks"
+    );
+}

@@ -15,18 +15,18 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::process;
-
 /// How often waiting threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// Looks after which a thread must still be the same: the numbers of those that have ended are used again.
-const IDENTITY: u64 = 10;
+/// Looks after which a thread must still be the same: the numbers of those that have ended are used again, but not soon.
+const IDENTITY: u64 = 50;
 /// How long those may wait that cannot be looked at: they live in another pid namespace, or /proc does not tell.
 const UNSEEN: Duration = Duration::from_secs(45);
 /// Part of the kernel's limit after which a wait is ended.
 const MARGIN: f64 = 0.8;
 /// Longest /proc/PID/status that is read, in bytes: a process may have 65,536 groups, of up to 11 bytes each.
-const STATUS_LIMIT: u64 = 1 << 20;
+const STATUS_LIMIT: usize = 1 << 20;
+/// What it takes without groups.
+const STATUS_SIZE: usize = 4_096;
 
 /// Why a wait has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,10 @@ impl Patience {
 fn started(thread: u32) -> Option<u64> {
     /// Field 22, counted from behind the name.
     const STARTTIME: usize = 19;
-    process::stat(thread)?.get(STARTTIME)?.parse().ok()
+    let stat = std::fs::read(format!("/proc/{thread}/stat")).ok()?;
+    let behind = stat.get(memchr::memrchr(b')', &stat)? + 1..)?;
+    let field = behind.split(|byte| *byte == b' ').skip(1).nth(STARTTIME)?;
+    std::str::from_utf8(field).ok()?.parse().ok()
 }
 
 async fn watch(waiting: Arc<Mutex<Waiting>>) {
@@ -141,9 +144,13 @@ async fn watch(waiting: Arc<Mutex<Waiting>>) {
             let mut buffer = Vec::new();
             let looks = threads.into_iter().map(|(number, thread)| {
                 let replaced = round.is_multiple_of(IDENTITY) && thread.is_replaced();
-                (number, if replaced { Look::Ended(Ended::Gone) } else { look(thread.id, &mut buffer) })
+                (number, thread, if replaced { Look::Ended(Ended::Gone) } else { look(thread.id, &mut buffer) })
             });
-            looks.collect::<Vec<_>>()
+            // Nearly all of them go on waiting.
+            looks
+                .filter(|(_, thread, look)| *look != Look::Waits || thread.unseen.is_some())
+                .map(|(number, _, look)| (number, look))
+                .collect::<Vec<_>>()
         });
         // Who cannot be looked at now waits on.
         for (number, look) in looked.await.unwrap_or_default() {
@@ -219,11 +226,24 @@ fn look(thread: u32, buffer: &mut Vec<u8>) -> Look {
     if status.own() != 0 || ours(status.shared()) { Look::Ended(Ended::Signal) } else { Look::Waits }
 }
 
-/// All of it: what matters stands behind the list of groups, which may be long.
+/// Up to what it says of signals, which stands behind the list of groups, and that may be long.
 fn read_status(thread: u32, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-    buffer.clear();
-    let status = std::fs::File::open(format!("/proc/{thread}/status"))?;
-    status.take(STATUS_LIMIT).read_to_end(buffer).map(drop)
+    let mut status = std::fs::File::open(format!("/proc/{thread}/status"))?;
+    buffer.resize(STATUS_SIZE, 0);
+    let mut length = 0;
+    loop {
+        let room = buffer.get_mut(length..).unwrap_or_default();
+        let count = status.read(room)?;
+        length += count;
+        let is_enough = memchr::memmem::find(buffer.get(..length).unwrap_or_default(), b"\nSigCgt:").is_some();
+        if count == 0 || is_enough || length >= STATUS_LIMIT {
+            buffer.truncate(length);
+            return Ok(());
+        }
+        if length == buffer.len() {
+            buffer.resize(length * 2, 0);
+        }
+    }
 }
 
 /// The other threads of a process; `None` if one of them cannot be looked at.

@@ -63,15 +63,18 @@ impl Fence {
     }
 }
 
+/// Whose turn it is to save under one lock.
+type Turn = tokio::sync::Mutex<()>;
+
 /// The order of this mount's own saves that need a lock, and what they have found.
 #[derive(Debug, Default)]
 pub(super) struct Saves {
-    turns: Mutex<HashMap<(CellName, TopoPath), Weak<tokio::sync::Mutex<()>>>>,
+    turns: Mutex<HashMap<(CellName, TopoPath), Weak<Turn>>>,
     staying: Mutex<Vec<(CellName, TopoPath, Revision, Instant)>>,
 }
 
 impl Saves {
-    fn turn(&self, cell: &Cell, dir: &TopoPath) -> Arc<tokio::sync::Mutex<()>> {
+    fn turn(&self, cell: &Cell, dir: &TopoPath) -> Arc<Turn> {
         let mut turns = self.turns.lock();
         turns.retain(|_, turn| turn.strong_count() > 0);
         let key = (cell.name.clone(), dir.clone());
@@ -173,7 +176,7 @@ impl Locks {
             () = tokio::time::sleep_until(end) => Ok(Some(Taken::Other(cell.holder(&cell.mirror.snapshot(), dir)))),
         };
         match outcome {
-            Ok(None) => return Ok(Taken::Place(place)),
+            Ok(None) => Ok(Taken::Place(place)),
             outcome => {
                 self.give_back(who.ino, place).await;
                 outcome.map(|taken| taken.unwrap_or(Taken::Other(None)))

@@ -147,8 +147,11 @@ impl Tree {
         let node = self.node(ino)?;
         let range = call.range(caller, exclusive, process::locking(caller.thread));
         let request = Request { ino, range, thread: caller.thread, wait };
+        // Nobody tells of a close where nobody asks to open: such a lock would never end.
+        if self.opens_unasked() || matches!(node, Node::Lock(..)) {
+            self.refuse_if_read_only()?;
+        }
         let Node::Lock(cell, dir) = &node else { return self.locks.lock_file(&request).await };
-        self.refuse_if_read_only()?;
         let Handle::Lock(file) = self.handles.get(call.handle)? else {
             return Err(Error::new(Kind::BadDescriptor, "not an open lock"));
         };

@@ -84,6 +84,8 @@ fn a_read_only_mount_locks_nothing_whatever_the_descriptor() {
     // The kernel itself refuses the last: such a descriptor cannot have a write lock of fcntl's.
     let expected = format!("{}EBADF ", "EROFS ".repeat(5)).repeat(3);
     assert_eq!(py(&mount, READERS, &ANY), expected);
+    // Nor a file that is its own affair: nobody would tell it of the close.
+    assert_eq!(py(&mount, READERS, &["global/metadata/owner"]), format!("{}EBADF ", "EROFS ".repeat(5)));
     assert!(service.keys().iter().all(|key| !key.contains("/locks/")), "{:?}", service.keys());
 }
 

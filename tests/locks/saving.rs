@@ -41,10 +41,15 @@ fn counting(mount: &Mount, times: usize, how: &str) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Ends one that counts: `timeout` passes it on.
-fn end(counting: &mut Child) {
-    signal(counting.id(), Signal::SIGTERM);
-    counting.wait().unwrap();
+/// Something that goes on until it is dropped, also when a test fails.
+struct Meanwhile(Child);
+
+impl Drop for Meanwhile {
+    fn drop(&mut self) {
+        // `timeout` passes it on.
+        signal(self.0.id(), Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
 }
 
 /// Two who count at the same time lose nothing and are in nobody's way.
@@ -93,13 +98,13 @@ on_each_service! {
     fn a_save_is_nobodys_lock(service) {
         let (one, two) = (service.mount(&[]), service.mount(&[]));
         one.sh(&format!("echo 'durability_policy: \"0\"' > {}", keyspace()));
-        let mut saver = counting(&one, 1_000, "close");
+        let saver = Meanwhile(counting(&one, 1_000, "close"));
         eventually("it saves", || (!one.read(&keyspace()).contains("\"0\"")).then_some(()));
         for mount in [&one, &two] {
             // Each at another point of a save; nobody else wants it.
             mount.sh(&format!("for i in $(seq 12); do flock -n {LOCK} true || exit 1; sleep 0.02; flock -w 20 {LOCK} true || exit 1; done"));
         }
-        end(&mut saver);
+        drop(saver);
         eventually("free", || (is_free(&one, LOCK) && is_free(&two, LOCK)).then_some(()));
     }
 }
@@ -115,12 +120,12 @@ fn two_savers_of_the_embedded_service_wait_for_each_other() {
 fn a_save_does_not_depend_on_the_lock_of_another_save() {
     let mount = crate::etcd_service().mount(&[]);
     mount.sh(&format!("echo 'durability_policy: \"0\"' > {}", keyspace()));
-    let mut saver = counting(&mount, 1_000, "close");
+    let saver = Meanwhile(counting(&mount, 1_000, "close"));
     mount.sh(&format!(
         "for i in $(seq 60); do printf '{{\"tables\": {{\"t%d\": {{}}}}}}' $i > {0}/v; cp {0}/v {DIR}/VSchema.json || exit 1; done",
         mount.outside().display()
     ));
-    end(&mut saver);
+    drop(saver);
 }
 
 /// The same beside short locks of this mount, which are guards of every save while they are held.
@@ -128,15 +133,16 @@ fn a_save_does_not_depend_on_the_lock_of_another_save() {
 fn a_lock_that_is_given_back_during_a_save_is_no_loss() {
     let mount = crate::etcd_service().mount(&[]);
     let locker = "while :; do flock global/keyspaces/commerce/.lock true; done";
-    let mut locker = Command::new("bash").args(["-c", locker]).current_dir(mount.root()).spawn().unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["55", "bash", "-c", locker]).current_dir(mount.root()).stdout(Stdio::null()).stderr(Stdio::null());
+    let locker = Meanwhile(command.spawn().unwrap());
     mount.sh(&format!("echo 'durability_policy: \"0\"' > {}", keyspace()));
     let output = counting(&mount, 30, "close").wait_with_output().unwrap();
     mount.sh(&format!(
         "for i in $(seq 40); do printf '{{\"tables\": {{\"t%d\": {{}}}}}}' $i > {0}/v; cp {0}/v {DIR}/VSchema.json || exit 1; done",
         mount.outside().display()
     ));
-    locker.kill().unwrap();
-    locker.wait().unwrap();
+    drop(locker);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "{}\n", "{}", mount.log());
 }
 

@@ -5,7 +5,8 @@
 //! would pass anything else to the caller as errno 512.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const UNSEEN: Duration = Duration::from_secs(45);
 const MARGIN: f64 = 0.8;
 /// Longest /proc/PID/status that is read, in bytes: a process may have 65,536 groups, of up to 11 bytes each.
 const STATUS_LIMIT: usize = 1 << 20;
+/// Files kept open for waiters, all together: who waits must not use up the daemon's descriptors.
+const KEPT: usize = 256;
 /// What it takes without groups.
 const STATUS_SIZE: usize = 4_096;
 
@@ -53,10 +56,12 @@ struct Waiting {
     is_watched: bool,
 }
 
-/// A thread that waits. Nothing of it is kept open: who waits must not use up the daemon's descriptors.
-#[derive(Debug, Clone, Copy)]
+/// A thread that waits.
+#[derive(Debug, Clone)]
 struct Thread {
     id: u32,
+    /// Its file in /proc, kept open for the first of them: that saves half of the work, and names no other thread.
+    status: Option<Arc<File>>,
     /// When it began to run, if that can be told.
     started: Option<u64>,
     /// Since when nothing can be told of it.
@@ -92,8 +97,11 @@ impl Patience {
         }
         let (tell, told) = oneshot::channel();
         let entry = {
-            let thread = Thread { id: thread, started: started(thread), unseen: None };
+            let (status, started) = (File::open(status_of(thread)).ok(), started(thread));
             let mut waiting = self.waiting.lock();
+            let kept = waiting.threads.values().filter(|(thread, _)| thread.status.is_some()).count();
+            let status = status.filter(|_| kept < KEPT).map(Arc::new);
+            let thread = Thread { id: thread, status, started, unseen: None };
             waiting.last += 1;
             let number = waiting.last;
             waiting.threads.insert(number, (thread, tell));
@@ -136,7 +144,7 @@ async fn watch(waiting: Arc<Mutex<Waiting>>) {
                 waiting.is_watched = false;
                 return;
             }
-            waiting.threads.iter().map(|(number, (thread, _))| (*number, *thread)).collect()
+            waiting.threads.iter().map(|(number, (thread, _))| (*number, thread.clone())).collect()
         };
         // Many of them take a while: not in a thread that answers requests, and not while others want to begin to wait.
         let now = Instant::now();
@@ -144,7 +152,8 @@ async fn watch(waiting: Arc<Mutex<Waiting>>) {
             let mut buffer = Vec::new();
             let looks = threads.into_iter().map(|(number, thread)| {
                 let replaced = round.is_multiple_of(IDENTITY) && thread.is_replaced();
-                (number, thread, if replaced { Look::Ended(Ended::Gone) } else { look(thread.id, &mut buffer) })
+                let seen = if replaced { Look::Ended(Ended::Gone) } else { look(&thread, &mut buffer) };
+                (number, thread, seen)
             });
             // Nearly all of them go on waiting.
             looks
@@ -187,7 +196,7 @@ impl Waiting {
 impl Thread {
     /// Whether another thread has its number now.
     fn is_replaced(&self) -> bool {
-        self.started.is_some_and(|known| started(self.id).is_some_and(|now| now != known))
+        self.status.is_none() && self.started.is_some_and(|known| started(self.id).is_some_and(|now| now != known))
     }
 }
 
@@ -203,45 +212,54 @@ enum Look {
 /// What stands in /proc/PID/status as long as there is no signal.
 const NOTHING_PENDING: &[u8] = b"\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
 
-fn look(thread: u32, buffer: &mut Vec<u8>) -> Look {
-    if let Err(error) = read_status(thread, buffer) {
-        return match error.raw_os_error() {
-            Some(libc::ESRCH) => Look::Ended(Ended::Gone),
-            // /proc may be mounted so that it hides the processes of others.
-            Some(libc::ENOENT) if kill(Pid::from_raw(thread.cast_signed()), None) == Err(nix::Error::ESRCH) => {
-                Look::Ended(Ended::Gone)
-            }
-            _ => Look::Unknown,
-        };
-    }
+fn status_of(thread: u32) -> String {
+    format!("/proc/{thread}/status")
+}
+
+fn look(thread: &Thread, buffer: &mut Vec<u8>) -> Look {
+    let length = match read_status(thread, buffer).map_err(|error| error.raw_os_error()) {
+        Ok(length) => length,
+        Err(Some(libc::ESRCH)) => return Look::Ended(Ended::Gone),
+        // /proc may be mounted so that it hides the processes of others.
+        Err(Some(libc::ENOENT)) if kill(Pid::from_raw(thread.id.cast_signed()), None) == Err(nix::Error::ESRCH) => {
+            return Look::Ended(Ended::Gone);
+        }
+        Err(_) => return Look::Unknown,
+    };
+    let text = buffer.get(..length).unwrap_or_default();
     // Nearly always; the rest is looked at only if not.
-    if memchr::memmem::find(buffer, NOTHING_PENDING).is_some() {
+    if memchr::memmem::find(text, NOTHING_PENDING).is_some() {
         return Look::Waits;
     }
-    let Some(status) = std::str::from_utf8(buffer).ok().and_then(Status::parse) else { return Look::Unknown };
+    let Some(status) = std::str::from_utf8(text).ok().and_then(Status::parse) else { return Look::Unknown };
     if status.is_dying() {
         return Look::Ended(Ended::Gone);
     }
-    let ours = |signals| status.handles_shared(thread, signals, &siblings);
+    let ours = |signals| status.handles_shared(thread.id, signals, &siblings);
     if status.own() != 0 || ours(status.shared()) { Look::Ended(Ended::Signal) } else { Look::Waits }
 }
 
-/// Up to what it says of signals, which stands behind the list of groups, and that may be long.
-fn read_status(thread: u32, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-    let mut status = std::fs::File::open(format!("/proc/{thread}/status"))?;
-    buffer.resize(STATUS_SIZE, 0);
+/// All of it: what it says of signals stands behind the list of groups, which may be long. Says how long it is.
+fn read_status(thread: &Thread, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+    let opened;
+    let status = match &thread.status {
+        Some(kept) => &**kept,
+        None => {
+            opened = File::open(status_of(thread.id))?;
+            &opened
+        }
+    };
     let mut length = 0;
     loop {
-        let room = buffer.get_mut(length..).unwrap_or_default();
-        let count = status.read(room)?;
-        length += count;
-        let is_enough = memchr::memmem::find(buffer.get(..length).unwrap_or_default(), b"\nSigCgt:").is_some();
-        if count == 0 || is_enough || length >= STATUS_LIMIT {
-            buffer.truncate(length);
-            return Ok(());
-        }
         if length == buffer.len() {
-            buffer.resize(length * 2, 0);
+            buffer.resize((length * 2).max(STATUS_SIZE), 0);
+        }
+        let room = buffer.get_mut(length..).unwrap_or_default();
+        let (asked, count) = (room.len(), status.read_at(room, length as u64)?);
+        length += count;
+        // /proc gives as much as there is: less than that is the end.
+        if count < asked || length >= STATUS_LIMIT {
+            return Ok(length);
         }
     }
 }
@@ -375,7 +393,7 @@ mod tests {
         let begin = Instant::now();
         let mut waiting = Waiting::default();
         let (tell, mut told) = oneshot::channel();
-        waiting.threads.insert(1, (Thread { id: 1, started: None, unseen: None }, tell));
+        waiting.threads.insert(1, (Thread { id: 1, status: None, started: None, unseen: None }, tell));
         waiting.note(1, Look::Unknown, begin);
         waiting.note(1, Look::Unknown, begin + UNSEEN / 2);
         // Seen once, it may wait as long again.
@@ -389,9 +407,9 @@ mod tests {
     #[test]
     fn a_number_that_is_used_again_is_somebody_else() {
         let own = std::process::id();
-        let same = Thread { id: own, started: started(own), unseen: None };
+        let same = Thread { id: own, status: None, started: started(own), unseen: None };
         assert!(same.started.is_some() && !same.is_replaced());
-        assert!(Thread { started: same.started.map(|at| at + 1), ..same }.is_replaced());
+        assert!(Thread { started: same.started.map(|at| at + 1), ..same.clone() }.is_replaced());
         assert!(!Thread { started: None, ..same }.is_replaced(), "nobody knows");
     }
 

@@ -130,7 +130,8 @@ fn a_thousand_waiters_of_one_user_are_in_nobodys_way() {
     let (mut waiting, lines) = crowd(&mount, file, 1_100);
     let last = || lines.try_iter().last();
     eventually("the rest is refused", || last().filter(|line| line == "512 {'ENOLCK': 588}"));
-    assert!(descriptors() < before + 20, "{before} before, now {}", descriptors());
+    // Of all who wait, a bounded number costs one.
+    assert!(descriptors() < before + 300, "{before} before, now {}", descriptors());
     // Others wait and lock as ever, there and elsewhere; events and saves go on.
     mount
         .sh(&format!("! flock -w 0.1 {file} true; flock -w 5 {LOCK} true; flock -n global/metadata/motd true || true"));

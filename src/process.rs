@@ -205,6 +205,25 @@ pub fn call(thread: u32) -> Option<Call> {
     }
 }
 
+/// The call that locks a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locking {
+    /// flock(2).
+    Flock,
+    /// fcntl(2): locks of processes and of open files.
+    Fcntl,
+}
+
+/// By which call a waiting thread locks or unlocks; `None` if that cannot be told. (The kernel tells, but fuser does not.)
+pub fn locking(thread: u32) -> Option<Locking> {
+    let text = read_to_string(format!("/proc/{thread}/syscall")).ok()?;
+    match text.split_whitespace().next()?.parse().ok()? {
+        libc::SYS_flock => Some(Locking::Flock),
+        libc::SYS_fcntl => Some(Locking::Fcntl),
+        _ => None,
+    }
+}
+
 /// The user of a process.
 pub fn owner(process: u32) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;

@@ -154,10 +154,12 @@ impl Cell {
         dirs
     }
 
-    /// Whether the service still has a lock node as the mirror shows it.
+    /// Whether the service still has a lock node as the mirror shows it. If not, the mirror knows better afterwards: another lock
+    /// may have the same name by now, even of the same session.
     pub async fn still_locked(&self, node: &Node) -> Result<bool> {
         let fetched = self.fetch(&node.path).await?;
-        Ok(fetched.node.is_some_and(|now| now.owner() == node.owner() && now.owner() != Owner::NOBODY))
+        let same = |now: Node| now.owner() == node.owner() && now.version.created == node.version.created;
+        Ok(fetched.node.is_some_and(same))
     }
 
     /// Stands in line for the lock of a directory. Fails with ENOENT if nothing is stored there.
@@ -271,7 +273,7 @@ impl LockPlace {
         let snapshot = self.cell.mirror.snapshot();
         match self.place.node() {
             Some(own) => {
-                let first = self.cell.line(&snapshot, &self.dir).into_iter().next();
+                let first = self.cell.holder(&snapshot, &self.dir);
                 first.is_some_and(|first| first.version.written < own.version.written)
             }
             None => self.cell.holder(&snapshot, &self.dir).is_some(),

@@ -278,7 +278,7 @@ impl fuser::Filesystem for Adapter {
         let outcome = self.tree.write(handle.0, offset, data);
         self.answer_file(
             (Op::Write, request, ino, handle),
-            |tree, _| async move { tree.break_locks(outcome?).await },
+            |tree, caller| async move { tree.break_locks(&caller, outcome?).await },
             move |result| match result {
                 Ok(()) => reply.written(size),
                 Err(errno) => reply.error(errno),
@@ -339,7 +339,7 @@ impl fuser::Filesystem for Adapter {
         let call = LockCall { handle: handle.0, owner: owner.0, start, end, pid };
         self.answer_file(
             (Op::Getlk, request, ino, handle),
-            |tree, _| async move { tree.conflict(ino.0, call, kind == libc::F_WRLCK).await },
+            |tree, caller| async move { tree.conflict(&caller, ino.0, call, kind == libc::F_WRLCK).await },
             move |result| match result {
                 Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
                 Ok(Some(Range { start, end, exclusive, pid, .. })) => {
@@ -368,7 +368,7 @@ impl fuser::Filesystem for Adapter {
             (Op::Setlk, request, ino, handle),
             |tree, caller| async move {
                 match kind {
-                    libc::F_UNLCK => tree.unlock(ino.0, call).await,
+                    libc::F_UNLCK => tree.unlock(&caller, ino.0, call).await,
                     _ => tree.lock(&caller, ino.0, call, kind == libc::F_WRLCK, wait).await,
                 }
             },

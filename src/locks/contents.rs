@@ -5,6 +5,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::name::{CellName, TopoPath};
+
 /// The file as Vitess writes it (go/vt/topo/locks.go, type Lock).
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -35,12 +37,6 @@ pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// The name of a user; the number if there is none.
-pub fn user_name(uid: u32) -> String {
-    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
-    user.map_or_else(|| uid.to_string(), |user| user.name)
-}
-
 /// The contents of a lock that is taken now.
 pub fn contents(reason: &Reason) -> Bytes {
     let lock = Lock {
@@ -54,6 +50,19 @@ pub fn contents(reason: &Reason) -> Bytes {
     // Go escapes what HTML could take for its own; outside of strings these do not occur.
     let text = serde_json::to_string_pretty(&lock).unwrap_or_default();
     text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026").into()
+}
+
+/// What is done by whoever takes a lock for one save.
+const SAVE: &str = "topofs: save below ";
+
+/// Why a lock is taken for one save.
+pub fn save_below(cell: &CellName, dir: &TopoPath) -> String {
+    format!("{SAVE}{cell}/{dir}")
+}
+
+/// Whether a lock says that it is taken for one save. Anybody can say so: it is waited for a little longer, and that is all.
+pub fn says_save(value: &[u8]) -> bool {
+    shown(value).get("Action").and_then(serde_json::Value::as_str).is_some_and(|action| action.starts_with(SAVE))
 }
 
 /// A holder as others are told of it: the lock's JSON, or the text of a candidate.

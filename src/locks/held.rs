@@ -7,17 +7,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::contents::{Reason, contents, in_words};
-use super::{Ended, Locks, Parked, Range, Request, SECOND_LOOK, ending, interrupted, would_block};
-use crate::backend::{Change, Node};
+use super::saving::{Taken, Who};
+use super::table::Table;
+use super::{Ended, Entering, Locks, Parked, Request, SECOND_LOOK, Standing, ending, interrupted, would_block};
+use crate::backend::Node;
 use crate::cells::{Cell, LockPlace};
 use crate::error::{Error, Kind, Result};
 use crate::name::TopoPath;
-use crate::process::{descends_from, has_ended};
+use crate::process::has_ended;
 
 /// How long the place of an interrupted waiter is kept: a handled signal restarts its call at once.
 const PARKED: Duration = Duration::from_secs(1);
@@ -36,37 +38,49 @@ pub(super) struct Held {
     pub place: Arc<LockPlace>,
     /// What the lock looks like.
     pub node: Node,
-    number: u64,
-    /// The `.lock` file, and who has locked it; 0 for a lock that is taken for one save.
+    pub(super) number: u64,
+    /// The `.lock` file; 0 for a lock that is taken for one save.
     ino: u64,
-    owner: u64,
-    /// The process that has locked it.
+    /// Who has locked it; several if one process, or one open file, has locked it by flock(2) and by fcntl(2).
+    owners: Mutex<Vec<u64>>,
+    /// The process that has locked it first; 0 if it cannot be seen.
     pub pid: u32,
     /// Why it is lost.
     pub lost: OnceLock<String>,
-    released: CancellationToken,
+    /// It is given back.
+    pub(super) released: CancellationToken,
 }
-
-/// Who saves.
-#[derive(Debug, Clone, Copy)]
-pub struct Saver {
-    /// The user.
-    pub uid: u32,
-    /// The process.
-    pub process: u32,
-}
-
-/// A lock that is taken for one save.
-#[derive(Debug)]
-#[must_use]
-pub struct Temporary(Option<Arc<Held>>);
 
 impl Held {
-    fn is(&self, cell: &Cell, dir: &TopoPath) -> bool {
+    pub(super) fn is(&self, cell: &Cell, dir: &TopoPath) -> bool {
         self.place.cell().name == cell.name && self.place.dir() == dir
     }
 
-    fn error(&self) -> Option<Error> {
+    pub(super) fn is_for_save(&self) -> bool {
+        self.ino == 0
+    }
+
+    fn is_owned_by(&self, (ino, owner): (u64, u64)) -> bool {
+        self.ino == ino && self.owners.lock().contains(&owner)
+    }
+
+    /// Whether a request is of the same process, or through the same open file, as what is held here, but by the other call.
+    /// On a local file these do not see each other, so neither may wait for the other here.
+    fn is_shared_with(&self, table: &Table, request: &Request) -> bool {
+        let wanted = &request.range;
+        let owners = self.owners.lock();
+        let same = |range: &super::Range| {
+            let is_same = range.handle == wanted.handle || (range.pid == wanted.pid && wanted.pid != 0);
+            is_same && owners.contains(&range.owner)
+        };
+        self.ino == request.ino
+            && self.lost.get().is_none()
+            && wanted.by.is_some()
+            && table.conflict(self.ino, &wanted.whole()).is_none()
+            && table.ranges(self.ino).iter().any(same)
+    }
+
+    pub(super) fn error(&self) -> Option<Error> {
         let reason = self.lost.get()?;
         let (cell, dir) = (&self.place.cell().name, self.place.dir());
         Some(Error::new(
@@ -99,9 +113,10 @@ impl Locks {
         let ended = self.patience.ended(request.thread);
         tokio::pin!(ended);
         let mut changes = self.changes.subscribe();
+        let _counted = self.waiters.take(request.range.uid)?;
         loop {
             changes.mark_unchanged();
-            match self.find(key, request) {
+            match self.find(key, request)? {
                 Found::Mine(held) => {
                     return held.error().map_or(Ok(()), Err);
                 }
@@ -129,14 +144,14 @@ impl Locks {
                 Some(Parked { place, .. }) => place,
                 None => tokio::select! {
                     biased;
-                    place = self.stand(cell, dir, (request.ino, request.range.pid), text.clone()) => place?,
+                    place = self.stand(cell, dir, Who::asks(request), text.clone()) => place?,
                     () = self.closing.cancelled() => return Err(ending()),
                     why = &mut ended => return Err(interrupted(why)),
                 },
             };
             tokio::select! {
                 held = place.hold() => match held {
-                    Ok(()) => return self.keep(place, request),
+                    Ok(()) => return self.keep(place, request).await,
                     Err(error) => {
                         self.give_back(request.ino, place).await;
                         if error.kind != Kind::LockLost {
@@ -144,6 +159,10 @@ impl Locks {
                         }
                     }
                 },
+                shared = self.shared(request, &mut changes) => {
+                    self.give_back(request.ino, place).await;
+                    return shared;
+                }
                 () = self.closing.cancelled() => {
                     self.give_back(request.ino, place).await;
                     return Err(ending());
@@ -157,41 +176,23 @@ impl Locks {
         Err(Error::new(Kind::Unreachable, format!("{cell}: the place in the line for {dir} could not be kept")))
     }
 
-    /// Locks a directory if that is possible at once.
-    async fn try_dir(self: &Arc<Self>, cell: &Arc<Cell>, dir: &TopoPath, request: &Request, text: Bytes) -> Result<()> {
-        match self.take_if_free(cell, dir, (request.ino, request.range.pid), text).await? {
-            Ok(place) => self.keep(place, request),
-            Err(_) => Err(would_block()),
+    /// Waits until the other call of the same process, or through the same open file, has got what is asked for.
+    async fn shared(&self, request: &Request, changes: &mut watch::Receiver<u64>) -> Result<()> {
+        loop {
+            if self.share(request)?.is_some() {
+                return Ok(());
+            }
+            // They live as long as the mount.
+            let _ = changes.changed().await;
         }
     }
 
-    /// A lock if it is free, else who has it, as far as known.
-    async fn take_if_free(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        dir: &TopoPath,
-        (ino, pid): (u64, u32),
-        text: Bytes,
-    ) -> Result<std::result::Result<Arc<LockPlace>, Option<Node>>> {
-        self.settled(cell, dir, ino).await;
-        // Standing in line without need would make others believe that it is locked.
-        let snapshot = cell.snapshot().await?;
-        if let Some(holder) = cell.holder(&snapshot, dir)
-            && cell.still_locked(&holder).await?
-        {
-            return Ok(Err(Some(holder)));
-        }
-        let place = self.stand(cell, dir, (ino, pid), text).await?;
-        match place.try_hold().await {
-            Ok(true) => Ok(Ok(place)),
-            Ok(false) => {
-                self.give_back(ino, place).await;
-                Ok(Err(cell.holder(&cell.mirror.snapshot(), dir)))
-            }
-            Err(error) => {
-                self.give_back(ino, place).await;
-                Err(error)
-            }
+    /// Locks a directory if that is possible at once.
+    async fn try_dir(self: &Arc<Self>, cell: &Arc<Cell>, dir: &TopoPath, request: &Request, text: Bytes) -> Result<()> {
+        self.settled(cell, dir, request.ino).await;
+        match self.take(cell, dir, Who::asks(request), text, Duration::ZERO).await? {
+            Taken::Place(place) => self.keep(place, request).await,
+            Taken::Ours | Taken::Other(_) => Err(would_block()),
         }
     }
 
@@ -200,7 +201,7 @@ impl Locks {
     pub async fn settled(&self, cell: &Cell, dir: &TopoPath, ino: u64) {
         let abandoned = || {
             let holder = cell.holder(&cell.mirror.snapshot(), dir);
-            holder.and_then(|node| self.pid_of(&node)).is_some_and(has_ended)
+            holder.and_then(|node| self.pid_of(&node)).is_some_and(|pid| pid != 0 && has_ended(pid))
         };
         for _ in 0..LOOKS {
             self.leaving.wait(&ino).await;
@@ -212,45 +213,63 @@ impl Locks {
         }
     }
 
-    fn find(&self, key: (u64, u64), request: &Request) -> Found {
+    fn find(&self, key: (u64, u64), request: &Request) -> Result<Found> {
         let mut acquiring = self.acquiring.lock();
-        let mut table = self.table.lock();
-        let mine = self.held.lock().iter().find(|held| (held.ino, held.owner) == key).cloned();
-        match mine {
-            Some(held) => {
-                if held.lost.get().is_none() {
-                    table.set(request.ino, request.range.clone());
-                }
-                Found::Mine(held)
-            }
-            None if acquiring.insert(key) => Found::Nothing,
-            None => Found::Coming,
+        if let Some(held) = self.share(request)? {
+            return Ok(Found::Mine(held));
         }
+        Ok(if acquiring.insert(key) { Found::Nothing } else { Found::Coming })
+    }
+
+    /// What is held already for whoever asks: by the same owner, or by the other call.
+    fn share(&self, request: &Request) -> Result<Option<Arc<Held>>> {
+        let key = (request.ino, request.range.owner);
+        let mut table = self.table.lock();
+        let held = self.held.lock();
+        let own = held.iter().find(|held| held.is_owned_by(key));
+        let Some(mine) = own.or_else(|| held.iter().find(|held| held.is_shared_with(&table, request))) else {
+            return Ok(None);
+        };
+        if mine.lost.get().is_none() {
+            table.set(request.ino, request.range.clone())?;
+            let mut owners = mine.owners.lock();
+            if !owners.contains(&key.1) {
+                owners.push(key.1);
+            }
+        }
+        Ok(Some(mine.clone()))
     }
 
     /// Stands in line. Goes on by itself when the caller gives up, and leaves the place again then.
-    async fn stand(
+    pub(super) async fn stand(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         dir: &TopoPath,
-        (ino, pid): (u64, u32),
+        who: Who,
         text: Bytes,
     ) -> Result<Arc<LockPlace>> {
         // Saves that are under way may still need one while nobody waits any more.
         if self.stop.is_cancelled() {
             return Err(ending());
         }
-        self.leaving.wait(&ino).await;
+        // Those of saves have an order of their own.
+        if !who.is_save() {
+            self.leaving.wait(&who.ino).await;
+        }
+        let share = who.uid.map(|uid| self.standing.take(uid)).transpose()?;
         let (tell, told) = oneshot::channel();
         let (locks, cell, dir) = (self.clone(), cell.clone(), dir.clone());
         self.tasks.spawn(async move {
-            locks.entering.lock().push((text.clone(), pid));
-            let place = cell.stand_in_line(&dir, &text).await.map(Arc::new);
+            let Who { pid, .. } = who;
+            let entering = Entering { contents: text, pid, for_save: who.is_save() };
+            locks.entering.lock().push(entering.clone());
+            let place = cell.stand_in_line(&dir, &entering.contents).await.map(Arc::new);
             if let Ok(place) = &place {
-                locks.places.lock().insert(Arc::as_ptr(place) as u64, (place.clone(), pid));
+                let standing = Standing { place: place.clone(), pid, for_save: who.is_save(), _share: share };
+                locks.places.lock().insert(Arc::as_ptr(place) as u64, standing);
                 place.announce();
             }
-            locks.entered(&(text, pid));
+            locks.entered(&entering);
             if let Err(Ok(place)) = tell.send(place) {
                 locks.leave(&place).await;
             }
@@ -268,7 +287,7 @@ impl Locks {
         }
     }
 
-    fn entered(&self, known: &(Bytes, u32)) {
+    fn entered(&self, known: &Entering) {
         let mut entering = self.entering.lock();
         if let Some(index) = entering.iter().position(|entry| entry == known) {
             entering.swap_remove(index);
@@ -299,20 +318,27 @@ impl Locks {
         });
     }
 
-    fn keep(self: &Arc<Self>, place: Arc<LockPlace>, request: &Request) -> Result<()> {
-        let Range { owner, pid, .. } = request.range;
-        self.table.lock().set(request.ino, request.range.clone());
-        self.note(place, (request.ino, owner, pid)).map(drop)
+    async fn keep(self: &Arc<Self>, place: Arc<LockPlace>, request: &Request) -> Result<()> {
+        let noted = self.table.lock().set(request.ino, request.range.clone());
+        if let Err(error) = noted {
+            self.give_back(request.ino, place).await;
+            return Err(error);
+        }
+        self.note(place, (request.ino, request.range.owner, request.range.pid)).map(drop)
     }
 
-    fn note(self: &Arc<Self>, place: Arc<LockPlace>, (ino, owner, pid): (u64, u64, u32)) -> Result<Arc<Held>> {
+    pub(super) fn note(
+        self: &Arc<Self>,
+        place: Arc<LockPlace>,
+        (ino, owner, pid): (u64, u64, u32),
+    ) -> Result<Arc<Held>> {
         let node = place.node().ok_or_else(|| Error::new(Kind::Io, "the lock has no node"))?;
         let held = Arc::new(Held {
             place,
             node,
             number: self.number(),
             ino,
-            owner,
+            owners: Mutex::new(vec![owner]),
             pid,
             lost: OnceLock::new(),
             released: CancellationToken::new(),
@@ -362,7 +388,12 @@ impl Locks {
         let unused: Vec<Arc<Held>> = {
             let table = self.table.lock();
             let mut held = self.held.lock();
-            held.extract_if(.., |held| held.ino == ino && !table.holds(ino, held.owner)).collect()
+            let is_unused = |held: &mut Arc<Held>| {
+                let mut owners = held.owners.lock();
+                owners.retain(|owner| held.ino != ino || table.holds(ino, *owner));
+                owners.is_empty()
+            };
+            held.extract_if(.., is_unused).collect()
         };
         self.notify();
         for held in unused {
@@ -372,7 +403,7 @@ impl Locks {
     }
 
     /// Leaves a place, and waits for that as long as a call may take.
-    async fn give_back(self: &Arc<Self>, ino: u64, place: Arc<LockPlace>) {
+    pub(super) async fn give_back(self: &Arc<Self>, ino: u64, place: Arc<LockPlace>) {
         self.leaving.begin(ino);
         let (tell, told) = oneshot::channel::<()>();
         let locks = self.clone();
@@ -409,88 +440,20 @@ impl Locks {
     pub fn refuse_if_lost(&self, ino: u64, handle: u64) -> Result<()> {
         let held = self.held.lock().clone();
         let table = self.table.lock();
-        let through = |held: &&Arc<Held>| held.ino == ino && table.holds_through(ino, held.owner, handle);
+        let through = |held: &&Arc<Held>| {
+            let owners = held.owners.lock();
+            held.ino == ino && owners.iter().any(|owner| table.holds_through(ino, *owner, handle))
+        };
         match held.iter().filter(through).find_map(|held| held.error()) {
             Some(error) => Err(error),
             None => Ok(()),
         }
     }
 
-    /// The process of this mount that holds a lock.
-    pub fn holder_here(&self, cell: &Cell, dir: &TopoPath) -> Option<(u64, u32)> {
+    /// The process of this mount that holds a lock, and who of an owner and others it is for.
+    pub fn holder_here(&self, cell: &Cell, dir: &TopoPath, owner: u64) -> Option<(bool, u32)> {
         let held = self.held.lock();
-        held.iter().find(|held| held.lost.get().is_none() && held.is(cell, dir)).map(|held| (held.owner, held.pid))
+        let here = held.iter().find(|held| held.lost.get().is_none() && !held.is_for_save() && held.is(cell, dir))?;
+        Some((here.owners.lock().contains(&owner), here.pid))
     }
-
-    /// What a change of a record carries along: every lock of this mount on a directory above. Fails with EIO if one of them is
-    /// lost, unless whoever saves descends from a process that holds one now.
-    pub fn fences(&self, cell: &Cell, path: &TopoPath, saver: Saver) -> Result<Vec<Change>> {
-        let held: Vec<Arc<Held>> = {
-            let held = self.held.lock();
-            let above = |held: &&Arc<Held>| {
-                held.place.cell().name == cell.name && path.below(held.place.dir()).is_some_and(|rest| !rest.is_empty())
-            };
-            held.iter().filter(above).cloned().collect()
-        };
-        let (lost, good): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.lost.get().is_some());
-        if let Some(error) = lost.first().and_then(|held| held.error())
-            && !good.iter().any(|held| descends_from(saver.process, held.pid))
-        {
-            return Err(error);
-        }
-        Ok(good.iter().filter_map(|held| held.place.fence()).collect())
-    }
-
-    /// Takes a directory's lock for one save, unless this mount has it. Fails with EBUSY if somebody else has.
-    pub async fn for_save(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        dir: &TopoPath,
-        reason: &Reason,
-        saver: Saver,
-    ) -> Result<Temporary> {
-        if self.held.lock().iter().any(|held| held.is(cell, dir)) {
-            return Ok(Temporary(None));
-        }
-        let taken = match self.take_if_free(cell, dir, (0, saver.process), contents(reason)).await {
-            // Nothing is there that anybody could have locked.
-            Err(error) if error.kind == Kind::NotFound => return Ok(Temporary(None)),
-            // Where the service has no room for a lock, nobody else gets one either; and only a removal can succeed.
-            Err(error) if error.kind == Kind::NoSpace => {
-                return match cell.holder_now(dir).await? {
-                    None => Ok(Temporary(None)),
-                    Some(holder) => Err(busy(cell, dir, Some(&holder))),
-                };
-            }
-            taken => taken?,
-        };
-        match taken {
-            Ok(place) => Ok(Temporary(Some(self.note(place, (0, self.number(), saver.process))?))),
-            Err(holder) => Err(busy(cell, dir, holder.as_ref())),
-        }
-    }
-
-    /// Fails with EBUSY if somebody else holds the lock of a directory.
-    pub async fn refuse_if_foreign(&self, cell: &Cell, dir: &TopoPath) -> Result<()> {
-        let snapshot = cell.snapshot().await?;
-        match cell.holder(&snapshot, dir) {
-            Some(holder) if self.pid_of(&holder).is_none() && cell.still_locked(&holder).await? => {
-                Err(busy(cell, dir, Some(&holder)))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Gives back what was taken for a save.
-    pub async fn end_save(self: &Arc<Self>, temporary: Temporary) {
-        let Temporary(Some(held)) = temporary else { return };
-        held.released.cancel();
-        self.held.lock().retain(|other| other.number != held.number);
-        self.give_back(0, held.place.clone()).await;
-    }
-}
-
-fn busy(cell: &Cell, dir: &TopoPath, holder: Option<&Node>) -> Error {
-    let who = holder.map_or_else(|| "another".to_owned(), |node| in_words(&node.value));
-    Error::new(Kind::Busy, format!("{}/{dir} is locked by {who}", cell.name))
 }

@@ -1,7 +1,8 @@
 //! Locks of files: those of `.lock` files are the topology's own, all others are this mount's affair.
 //!
-//! `table` knows who of this mount holds what, `held` the topology's locks that this mount holds or waits for, `patience` how
-//! long a caller waits, `contents` what stands in a lock, `report` shows them all.
+//! `table` knows who of this mount holds what, `held` the topology's locks that this mount holds or waits for, `saving` what a
+//! save needs of them, `patience` how long a caller waits, `bounds` how many of them, `contents` and `users` what stands in a
+//! lock, `report` shows them all.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,18 +20,23 @@ use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::under_way::UnderWay;
 
+mod bounds;
 mod contents;
 mod held;
 mod news;
 mod patience;
 mod report;
+mod saving;
 mod table;
+mod users;
 
-pub use contents::{Reason, contents, host_name, user_name};
-pub use held::{Saver, Temporary};
+pub use contents::{Reason, contents, host_name};
 pub use patience::{Ended, Patience};
+pub use saving::{Fence, Saver, Temporary};
 pub use table::Range;
+pub use users::user_name;
 
+use bounds::{Bound, PLACES, Share, WAITERS};
 use held::Held;
 use table::Table;
 
@@ -59,6 +65,25 @@ struct Parked {
     thread: u32,
 }
 
+/// A place that this mount stands at in a line.
+#[derive(Debug)]
+struct Standing {
+    place: Arc<LockPlace>,
+    /// For whom.
+    pid: u32,
+    /// For one save, which is over soon.
+    for_save: bool,
+    _share: Option<Share>,
+}
+
+/// A place that is being taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entering {
+    contents: Bytes,
+    pid: u32,
+    for_save: bool,
+}
+
 /// The locks of a mount.
 #[derive(Debug)]
 pub struct Locks {
@@ -70,10 +95,14 @@ pub struct Locks {
     acquiring: Mutex<HashSet<(u64, u64)>>,
     /// Places of waiters that a signal has interrupted: most of them come again at once.
     parked: Mutex<HashMap<(u64, u64), Parked>>,
-    /// All places with their processes, so that none is left behind.
-    places: Mutex<HashMap<u64, (Arc<LockPlace>, u32)>>,
-    /// The contents of places that are being taken: the mirror may hear of them first.
-    entering: Mutex<Vec<(Bytes, u32)>>,
+    /// All places, so that none is left behind.
+    places: Mutex<HashMap<u64, Standing>>,
+    /// Places that are being taken: the mirror may hear of them first.
+    entering: Mutex<Vec<Entering>>,
+    waiters: Arc<Bound>,
+    standing: Arc<Bound>,
+    saves: saving::Saves,
+    times_left: report::TimesLeft,
     /// Locks of files that are being given back.
     leaving: UnderWay<u64>,
     last: AtomicU64,
@@ -97,6 +126,10 @@ impl Locks {
             parked: Mutex::default(),
             places: Mutex::default(),
             entering: Mutex::default(),
+            waiters: Bound::new("waiters for locks", WAITERS),
+            standing: Bound::new("locks that are held or waited for", PLACES),
+            saves: saving::Saves::default(),
+            times_left: report::TimesLeft::default(),
             leaving: UnderWay::default(),
             last: AtomicU64::new(0),
             closing: CancellationToken::new(),
@@ -113,6 +146,7 @@ impl Locks {
         let Request { ino, range, thread, wait } = request;
         let mut changes = self.changes.subscribe();
         let mut looked = false;
+        let mut counted = None;
         let _waiting = scopeguard::guard((), |()| self.table.lock().stop_waiting(range.owner));
         let ended = self.patience.ended(*thread);
         tokio::pin!(ended);
@@ -128,6 +162,9 @@ impl Locks {
                     continue;
                 }
             }
+            if counted.is_none() {
+                counted = Some(self.waiters.take(range.uid)?);
+            }
             tokio::select! {
                 _ = changes.changed() => {}
                 () = self.closing.cancelled() => return Err(ending()),
@@ -140,7 +177,7 @@ impl Locks {
         let mut table = self.table.lock();
         match table.conflict(ino, range).map(|other| other.owner) {
             None => {
-                table.set(ino, range.clone());
+                table.set(ino, range.clone())?;
                 drop(table);
                 // An exclusive lock may have become a shared one.
                 self.notify();
@@ -158,17 +195,23 @@ impl Locks {
         self.table.lock().conflict(ino, range).cloned()
     }
 
-    /// Unlocks what an owner has in a range of a file.
-    pub async fn unlock(self: &Arc<Self>, ino: u64, owner: u64, start: u64, end: u64) {
-        self.table.lock().unset(ino, owner, start, end);
+    /// Unlocks what the owner of a range has locked there by the same call.
+    pub async fn unlock(self: &Arc<Self>, ino: u64, range: &Range) -> Result<()> {
+        self.table.lock().unset(ino, range.owner, range.by, range.start, range.end)?;
         self.give_back_unused(ino).await;
+        Ok(())
     }
 
     /// A process has closed a descriptor of a file: POSIX locks end with the first, whichever it is.
     pub async fn closed(self: &Arc<Self>, ino: u64, owner: u64) {
-        if self.table.lock().holds(ino, owner) {
-            self.unlock(ino, owner, 0, u64::MAX).await;
+        {
+            let mut table = self.table.lock();
+            if !table.holds(ino, owner) {
+                return;
+            }
+            table.clear(ino, owner);
         }
+        self.give_back_unused(ino).await;
     }
 
     /// The last descriptor of an open file is gone: all that was taken through it ends. `owner` is that of its flock(2) locks.
@@ -180,7 +223,7 @@ impl Locks {
             }
             table.drop_handle(ino, handle);
             if let Some(owner) = owner {
-                table.unset(ino, owner, 0, u64::MAX);
+                table.clear(ino, owner);
             }
         }
         self.give_back_unused(ino).await;
@@ -196,7 +239,7 @@ impl Locks {
         self.close();
         self.stop.cancel();
         self.held.lock().clear();
-        let places: Vec<Arc<LockPlace>> = self.places.lock().values().map(|(place, _)| place.clone()).collect();
+        let places: Vec<Arc<LockPlace>> = self.places.lock().values().map(|standing| standing.place.clone()).collect();
         let leaving = places.into_iter().map(|place| async move {
             if let Err(error) = place.leave().await {
                 tracing::warn!(%error, "a lock cannot be given back; it ends with its lease or session");

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::Locks;
 use super::contents::shown;
 use super::held::Held;
+use super::{Locks, Standing};
 use crate::backend::Node;
 use crate::cells::{Cell, HolderChange, Holders};
 use crate::name::TopoPath;
@@ -73,13 +73,27 @@ impl Locks {
 
     /// The process of this mount that stands at a node.
     pub(super) fn pid_of(&self, node: &Node) -> Option<u32> {
-        let known = self.places.lock().values().find(|(place, _)| place.is(node)).map(|(_, pid)| *pid);
-        known.or_else(|| self.entering.lock().iter().find(|(text, _)| *text == node.value).map(|(_, pid)| *pid))
+        self.of_this_mount(node).map(|(pid, _)| pid)
+    }
+
+    /// The same, and whether it does for one save.
+    pub(super) fn of_this_mount(&self, node: &Node) -> Option<(u32, bool)> {
+        let places = self.places.lock();
+        let known = places.values().find(|standing| standing.place.is(node));
+        if let Some(Standing { pid, for_save, .. }) = known {
+            return Some((*pid, *for_save));
+        }
+        let entering = self.entering.lock();
+        let known = entering.iter().find(|entering| entering.contents == node.value);
+        known.map(|entering| (entering.pid, entering.for_save))
     }
 }
 
 /// A process of this machine, as events name it; what is not known of it any more is null.
-fn process_of_here(pid: u32) -> Value {
+pub(super) fn process_of_here(pid: u32) -> Value {
+    if pid == 0 {
+        return json!({ "uid": null, "pid": null, "command": null });
+    }
     json!({ "uid": process::owner(pid), "pid": pid, "command": process::name(pid) })
 }
 

@@ -18,10 +18,18 @@ use tokio::time::Instant;
 
 /// How often waiting threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long those may wait that cannot be looked at: they live in another pid namespace.
+/// Looks after which a thread must still be the same: the numbers of those that have ended are used again, but not soon.
+const IDENTITY: u64 = 50;
+/// How long those may wait that cannot be looked at: they live in another pid namespace, or /proc does not tell.
 const UNSEEN: Duration = Duration::from_secs(45);
 /// Part of the kernel's limit after which a wait is ended.
 const MARGIN: f64 = 0.8;
+/// Longest /proc/PID/status that is read, in bytes: a process may have 65,536 groups, of up to 11 bytes each.
+const STATUS_LIMIT: usize = 1 << 20;
+/// Files kept open for waiters, all together: who waits must not use up the daemon's descriptors.
+const KEPT: usize = 256;
+/// What it takes without groups.
+const STATUS_SIZE: usize = 4_096;
 
 /// Why a wait has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,15 +52,20 @@ pub struct Patience {
 #[derive(Debug, Default)]
 struct Waiting {
     last: u64,
-    threads: HashMap<u64, Thread>,
+    threads: HashMap<u64, (Thread, oneshot::Sender<Ended>)>,
     is_watched: bool,
 }
 
-#[derive(Debug)]
+/// A thread that waits.
+#[derive(Debug, Clone)]
 struct Thread {
     id: u32,
-    status: File,
-    tell: oneshot::Sender<Ended>,
+    /// Its file in /proc, kept open for the first of them: that saves half of the work, and names no other thread.
+    status: Option<Arc<File>>,
+    /// When it began to run, if that can be told.
+    started: Option<u64>,
+    /// Since when nothing can be told of it.
+    unseen: Option<Instant>,
 }
 
 /// A wait that is watched; not any more when dropped.
@@ -70,23 +83,28 @@ impl Patience {
         Self { waiting: Arc::default(), limit: request_timeout.map(|limit| limit.mul_f64(MARGIN)) }
     }
 
+    /// A time to wait, or what the kernel lets a request take if that is shorter.
+    pub fn at_most(&self, time: Duration) -> Duration {
+        self.limit.map_or(time, |limit| limit.min(time))
+    }
+
     /// Waits until the wait of a thread has to end.
     pub async fn ended(&self, thread: u32) -> Ended {
         let begin = Instant::now();
-        let Ok(status) = File::open(format!("/proc/{thread}/status")) else {
-            let id = Pid::from_raw(thread.cast_signed());
-            if thread != 0 && kill(id, None) == Err(nix::Error::ESRCH) {
-                return Ended::Gone;
-            }
-            tokio::time::sleep(self.limit.map_or(UNSEEN, |limit| limit.min(UNSEEN))).await;
+        if thread == 0 {
+            tokio::time::sleep(self.at_most(UNSEEN)).await;
             return Ended::Limit;
-        };
+        }
         let (tell, told) = oneshot::channel();
         let entry = {
+            let (status, started) = (File::open(status_of(thread)).ok(), started(thread));
             let mut waiting = self.waiting.lock();
+            let kept = waiting.threads.values().filter(|(thread, _)| thread.status.is_some()).count();
+            let status = status.filter(|_| kept < KEPT).map(Arc::new);
+            let thread = Thread { id: thread, status, started, unseen: None };
             waiting.last += 1;
             let number = waiting.last;
-            waiting.threads.insert(number, Thread { id: thread, status, tell });
+            waiting.threads.insert(number, (thread, tell));
             if !std::mem::replace(&mut waiting.is_watched, true) {
                 tokio::spawn(watch(self.waiting.clone()));
             }
@@ -99,7 +117,8 @@ impl Patience {
             }
         };
         let ended = tokio::select! {
-            told = told => told.unwrap_or(Ended::Gone),
+            // Not told at all only if the watch itself has ended: nobody knows.
+            told = told => told.unwrap_or(Ended::Limit),
             () = limit => Ended::Limit,
         };
         drop(entry);
@@ -107,54 +126,156 @@ impl Patience {
     }
 }
 
+/// When a thread began, in clock ticks.
+fn started(thread: u32) -> Option<u64> {
+    /// Field 22, counted from behind the name.
+    const STARTTIME: usize = 19;
+    let stat = std::fs::read(format!("/proc/{thread}/stat")).ok()?;
+    let behind = stat.get(memchr::memrchr(b')', &stat)? + 1..)?;
+    let field = behind.split(|byte| *byte == b' ').skip(1).nth(STARTTIME)?;
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
 async fn watch(waiting: Arc<Mutex<Waiting>>) {
-    let mut buffer = vec![0; 4096];
-    loop {
-        {
+    for round in 0_u64.. {
+        let threads: Vec<(u64, Thread)> = {
             let mut waiting = waiting.lock();
             if waiting.threads.is_empty() {
                 waiting.is_watched = false;
                 return;
             }
-            let ended: Vec<(u64, Ended)> = waiting
-                .threads
-                .iter()
-                .filter_map(|(number, thread)| Some((*number, look(thread, &mut buffer)?)))
-                .collect();
-            for (number, ended) in ended {
-                if let Some(thread) = waiting.threads.remove(&number) {
-                    // Who has stopped waiting does not want to know.
-                    let _ = thread.tell.send(ended);
-                }
-            }
+            waiting.threads.iter().map(|(number, (thread, _))| (*number, thread.clone())).collect()
+        };
+        // Many of them take a while: not in a thread that answers requests, and not while others want to begin to wait.
+        let now = Instant::now();
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut buffer = Vec::new();
+            let looks = threads.into_iter().map(|(number, thread)| {
+                let replaced = round.is_multiple_of(IDENTITY) && thread.is_replaced();
+                let seen = if replaced { Look::Ended(Ended::Gone) } else { look(&thread, &mut buffer) };
+                (number, thread, seen)
+            });
+            // Nearly all of them go on waiting.
+            looks
+                .filter(|(_, thread, look)| *look != Look::Waits || thread.unseen.is_some())
+                .map(|(number, _, look)| (number, look))
+                .collect::<Vec<_>>()
+        });
+        // Who cannot be looked at now waits on.
+        for (number, look) in looked.await.unwrap_or_default() {
+            waiting.lock().note(number, look, now);
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
+impl Waiting {
+    fn note(&mut self, number: u64, look: Look, now: Instant) {
+        let Some((thread, _)) = self.threads.get_mut(&number) else { return };
+        let ended = match look {
+            Look::Waits => {
+                thread.unseen = None;
+                return;
+            }
+            Look::Unknown => {
+                let since = *thread.unseen.get_or_insert(now);
+                if now.duration_since(since) < UNSEEN {
+                    return;
+                }
+                Ended::Limit
+            }
+            Look::Ended(ended) => ended,
+        };
+        if let Some((_, tell)) = self.threads.remove(&number) {
+            // Who has stopped waiting does not want to know.
+            let _ = tell.send(ended);
+        }
+    }
+}
+
+impl Thread {
+    /// Whether another thread has its number now.
+    fn is_replaced(&self) -> bool {
+        self.status.is_none() && self.started.is_some_and(|known| started(self.id).is_some_and(|now| now != known))
+    }
+}
+
+/// What a look at a thread shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Waits,
+    Ended(Ended),
+    /// An error is no answer.
+    Unknown,
+}
+
 /// What stands in /proc/PID/status as long as there is no signal.
 const NOTHING_PENDING: &[u8] = b"\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
 
-fn look(thread: &Thread, buffer: &mut [u8]) -> Option<Ended> {
-    let Ok(length) = thread.status.read_at(buffer, 0) else { return Some(Ended::Gone) };
-    // Nearly always; the rest is looked at only if not.
-    if memchr::memmem::find(buffer.get(..length)?, NOTHING_PENDING).is_some() {
-        return None;
-    }
-    let status = Status::parse(std::str::from_utf8(buffer.get(..length)?).ok()?)?;
-    if status.is_dying() {
-        return Some(Ended::Gone);
-    }
-    let ours = |signals| status.handles_shared(thread.id, signals, &siblings);
-    (status.own() != 0 || ours(status.shared())).then_some(Ended::Signal)
+fn status_of(thread: u32) -> String {
+    format!("/proc/{thread}/status")
 }
 
-/// The other threads of a process.
-fn siblings(process: u32) -> Vec<(u32, Status)> {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
-    let numbers = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
-    let status = |id: u32| Status::parse(&std::fs::read_to_string(format!("/proc/{process}/task/{id}/status")).ok()?);
-    numbers.filter_map(|id| Some((id, status(id)?))).collect()
+fn look(thread: &Thread, buffer: &mut Vec<u8>) -> Look {
+    let length = match read_status(thread, buffer).map_err(|error| error.raw_os_error()) {
+        Ok(length) => length,
+        Err(Some(libc::ESRCH)) => return Look::Ended(Ended::Gone),
+        // /proc may be mounted so that it hides the processes of others.
+        Err(Some(libc::ENOENT)) if kill(Pid::from_raw(thread.id.cast_signed()), None) == Err(nix::Error::ESRCH) => {
+            return Look::Ended(Ended::Gone);
+        }
+        Err(_) => return Look::Unknown,
+    };
+    let text = buffer.get(..length).unwrap_or_default();
+    // Nearly always; the rest is looked at only if not.
+    if memchr::memmem::find(text, NOTHING_PENDING).is_some() {
+        return Look::Waits;
+    }
+    let Some(status) = std::str::from_utf8(text).ok().and_then(Status::parse) else { return Look::Unknown };
+    if status.is_dying() {
+        return Look::Ended(Ended::Gone);
+    }
+    let ours = |signals| status.handles_shared(thread.id, signals, &siblings);
+    if status.own() != 0 || ours(status.shared()) { Look::Ended(Ended::Signal) } else { Look::Waits }
+}
+
+/// All of it: what it says of signals stands behind the list of groups, which may be long. Says how long it is.
+fn read_status(thread: &Thread, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+    let opened;
+    let status = match &thread.status {
+        Some(kept) => &**kept,
+        None => {
+            opened = File::open(status_of(thread.id))?;
+            &opened
+        }
+    };
+    let mut length = 0;
+    loop {
+        if length == buffer.len() {
+            buffer.resize((length * 2).max(STATUS_SIZE), 0);
+        }
+        let room = buffer.get_mut(length..).unwrap_or_default();
+        let (asked, count) = (room.len(), status.read_at(room, length as u64)?);
+        length += count;
+        // /proc gives as much as there is: less than that is the end.
+        if count < asked || length >= STATUS_LIMIT {
+            return Ok(length);
+        }
+    }
+}
+
+/// The other threads of a process; `None` if one of them cannot be looked at.
+fn siblings(process: u32) -> Option<Vec<(u32, Status)>> {
+    let mut known = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{process}/task")).ok()? {
+        let id = task.ok()?.file_name().to_str()?.parse().ok()?;
+        match std::fs::read_to_string(format!("/proc/{process}/task/{id}/status")) {
+            Ok(status) => known.push((id, Status::parse(&status)?)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(known)
 }
 
 /// What /proc/PID/status says about signals.
@@ -208,7 +329,7 @@ impl Status {
 
     /// Whether one of the signals sent to the process is certainly this thread's to handle. The kernel gives a signal to the
     /// first thread of the process unless that one blocks it, else to any that does not.
-    fn handles_shared(&self, thread: u32, signals: u64, siblings: &dyn Fn(u32) -> Vec<(u32, Status)>) -> bool {
+    fn handles_shared(&self, thread: u32, signals: u64, siblings: &dyn Fn(u32) -> Option<Vec<(u32, Status)>>) -> bool {
         if signals == 0 {
             return false;
         }
@@ -218,7 +339,7 @@ impl Status {
         let takers = |signal: u64, siblings: &[(u32, Status)]| {
             siblings.iter().filter(|(_, status)| !status.ended && status.blocked & signal == 0).count()
         };
-        let siblings = siblings(self.process);
+        let Some(siblings) = siblings(self.process) else { return false };
         (0..u64::BITS).map(|bit| 1 << bit).any(|signal| signals & signal != 0 && takers(signal, &siblings) == 1)
     }
 }
@@ -233,7 +354,7 @@ mod tests {
         Status { process, threads, ..Status::default() }
     }
 
-    fn nobody(_: u32) -> Vec<(u32, Status)> {
+    fn nobody(_: u32) -> Option<Vec<(u32, Status)>> {
         panic!("need not be asked")
     }
 
@@ -257,13 +378,39 @@ mod tests {
     fn a_signal_for_the_process_goes_to_its_first_thread() {
         let shared = Status { shared: USR1, ..status(1, 2) };
         assert!(shared.handles_shared(1, shared.shared(), &nobody));
-        let both = |_: u32| vec![(1, status(1, 2)), (2, shared)];
+        let both = |_: u32| Some(vec![(1, status(1, 2)), (2, shared)]);
         assert!(!shared.handles_shared(2, shared.shared(), &both), "the first thread will take it");
-        let blocked = |_: u32| vec![(1, Status { blocked: USR1, ..status(1, 2) }), (2, shared)];
+        let blocked = |_: u32| Some(vec![(1, Status { blocked: USR1, ..status(1, 2) }), (2, shared)]);
         assert!(shared.handles_shared(2, shared.shared(), &blocked), "nobody else can");
-        let third = |_: u32| vec![(1, Status { blocked: USR1, ..status(1, 3) }), (2, shared), (3, shared)];
+        let third = |_: u32| Some(vec![(1, Status { blocked: USR1, ..status(1, 3) }), (2, shared), (3, shared)]);
         assert!(!shared.handles_shared(2, shared.shared(), &third), "nobody knows which of them");
         assert!(Status { shared: USR1, ..status(1, 1) }.handles_shared(7, USR1, &nobody), "the only one");
+        assert!(!shared.handles_shared(2, shared.shared(), &|_| None), "what cannot be known is no signal");
+    }
+
+    #[test]
+    fn an_error_is_no_answer_and_a_wait_that_cannot_be_seen_has_an_end() {
+        let begin = Instant::now();
+        let mut waiting = Waiting::default();
+        let (tell, mut told) = oneshot::channel();
+        waiting.threads.insert(1, (Thread { id: 1, status: None, started: None, unseen: None }, tell));
+        waiting.note(1, Look::Unknown, begin);
+        waiting.note(1, Look::Unknown, begin + UNSEEN / 2);
+        // Seen once, it may wait as long again.
+        waiting.note(1, Look::Waits, begin + UNSEEN / 2);
+        waiting.note(1, Look::Unknown, begin + UNSEEN);
+        assert!(told.try_recv().is_err());
+        waiting.note(1, Look::Unknown, begin + UNSEEN * 2);
+        assert_eq!(told.try_recv(), Ok(Ended::Limit));
+    }
+
+    #[test]
+    fn a_number_that_is_used_again_is_somebody_else() {
+        let own = std::process::id();
+        let same = Thread { id: own, status: None, started: started(own), unseen: None };
+        assert!(same.started.is_some() && !same.is_replaced());
+        assert!(Thread { started: same.started.map(|at| at + 1), ..same.clone() }.is_replaced());
+        assert!(!Thread { started: None, ..same }.is_replaced(), "nobody knows");
     }
 
     #[tokio::test]

@@ -1,19 +1,84 @@
 //! `.topofs/locks`, and breaking locks.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use super::Locks;
 use super::contents::shown;
-use super::news::lock_path;
+use super::news::{lock_path, process_of_here};
+use super::{Locks, Saver};
 use crate::backend::Node;
 use crate::backend::lock::Owner;
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
+
+/// How long what a service has said of the time that is left is good for.
+const FRESH: Duration = Duration::from_secs(1);
+/// Questions about that within [`FRESH`]: whoever can read `.topofs/locks` can have them asked.
+const QUESTIONS: usize = 64;
+/// How long an answer is waited for.
+const ANSWER: Duration = Duration::from_millis(500);
+/// Answers kept.
+const ANSWERS: usize = 4_096;
+
+/// What the services have said of the time that locks have left.
+#[derive(Debug, Default)]
+pub(super) struct TimesLeft(Mutex<Answers>);
+
+#[derive(Debug, Default)]
+struct Answers {
+    known: HashMap<(CellName, Owner), (Option<Duration>, Instant)>,
+    /// When they were counted from, and how many there were since.
+    asked: Option<(Instant, usize)>,
+}
+
+impl Answers {
+    /// Whether one more question may be asked now.
+    fn may_ask(&mut self) -> bool {
+        let now = Instant::now();
+        let (since, count) = self.asked.filter(|(since, _)| since.elapsed() < FRESH).unwrap_or((now, 0));
+        self.asked = Some((since, count + 1));
+        count < QUESTIONS
+    }
+
+    fn fresh(&self, key: &(CellName, Owner)) -> Option<Option<Duration>> {
+        let (left, when) = self.known.get(key)?;
+        (when.elapsed() < FRESH).then(|| left.map(|left| left.saturating_sub(when.elapsed())))
+    }
+}
+
+impl TimesLeft {
+    async fn of(&self, cell: &Cell, owner: Owner) -> Option<Duration> {
+        let key = (cell.name.clone(), owner);
+        {
+            let mut answers = self.0.lock();
+            if let Some(left) = answers.fresh(&key) {
+                return left;
+            }
+            if is_abandoned(owner) || !answers.may_ask() {
+                return None;
+            }
+        }
+        let answer = tokio::time::timeout(ANSWER, cell.time_left(owner)).await;
+        let mut answers = self.0.lock();
+        if answer.is_err() {
+            // It does not answer: nobody else need wait for that.
+            answers.asked = Some((Instant::now(), QUESTIONS));
+        }
+        if answers.known.len() >= ANSWERS {
+            answers.known.clear();
+        }
+        let left = answer.ok().flatten();
+        answers.known.insert(key, (left, Instant::now()));
+        left
+    }
+}
 
 impl Locks {
     /// All locks of the connected cells, one JSON line each.
@@ -42,11 +107,12 @@ impl Locks {
     async fn line(&self, cell: &Cell, dir: &TopoPath, line: &[Node]) -> Value {
         let path = format!("{}/{}", cell.name, lock_path(dir));
         let Some((first, queue)) = line.split_first() else { return json!({ "path": path }) };
-        let is_held = first.owner() != Owner::NOBODY;
-        let time_left = if is_held { cell.time_left(first.owner()).await } else { None };
+        let time_left = self.times_left.of(cell, first.owner()).await;
         json!({
             "path": path,
-            "holder": if is_held { shown(&first.value) } else { Value::Null },
+            "holder": if first.owner() == Owner::NOBODY { Value::Null } else { shown(&first.value) },
+            // Left behind, or copied: it does not end by itself.
+            "abandoned": is_abandoned(first.owner()),
             "age": age(first).map(|age| age.as_secs()),
             "time_left": time_left.map(|left| left.as_secs()),
             "queue": queue.iter().map(|node| shown(&node.value)).collect::<Vec<_>>(),
@@ -56,8 +122,8 @@ impl Locks {
     }
 
     /// Takes a lock away from its holder: the one with this key, if it is still there. `-` stands for what is left behind by
-    /// nobody. Returns what was done.
-    pub async fn break_lock(self: &Arc<Self>, cells: &Cells, path: &str, key: &str) -> Result<()> {
+    /// nobody, if there is anything, and `--` for the same, which must be there.
+    pub async fn break_lock(self: &Arc<Self>, cells: &Cells, path: &str, key: &str, by: Saver) -> Result<()> {
         let wrong = |reason: String| Error::new(Kind::Invalid, reason);
         let path = path.trim_matches('/');
         let path = path.strip_suffix("/.lock").unwrap_or(path);
@@ -68,20 +134,35 @@ impl Locks {
         let found = cell.line(&snapshot, &dir).into_iter().find(|node| node.path.as_str() == key);
         match found {
             Some(node) => {
+                // Whoever orders it may be gone afterwards.
+                let mut who = process_of_here(by.process);
+                // Not whose process it is, but who has asked.
+                who.as_object_mut().map(|who| who.insert("uid".to_owned(), json!(by.uid)));
                 cell.break_lock(&node).await?;
-                tracing::warn!(cell = %name, %dir, key, "a lock was broken by force");
-                self.tell(&cell, &dir, "lock-broken", &[("holder", shown(&node.value))]);
+                let (uid, pid, command) = (by.uid, by.process, who.get("command").and_then(Value::as_str));
+                tracing::warn!(cell = %name, %dir, key, uid, pid, command, "a lock was broken by force");
+                self.tell(&cell, &dir, "lock-broken", &[("holder", shown(&node.value)), ("by", who)]);
             }
-            None if key != "-" => {
+            None if key != "-" && key != "--" => {
                 return Err(Error::new(Kind::NotFound, format!("{name}/{dir}: the lock {key} is gone")));
             }
             None => {}
         }
-        if let Some(removed) = cell.sweep_locks(&dir).await? {
-            tracing::warn!(cell = %name, removed, "an empty directory of locks was removed");
+        match cell.sweep_locks(&dir).await? {
+            Some(removed) => {
+                let Saver { uid, process } = by;
+                tracing::warn!(cell = %name, removed, uid, pid = process, "an empty directory of locks was removed");
+                Ok(())
+            }
+            None if key == "--" => Err(Error::new(Kind::NotFound, format!("{name}/{dir}: no lock is left there"))),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Whether neither a lease nor a session keeps a lock.
+fn is_abandoned(owner: Owner) -> bool {
+    owner == Owner::NOBODY || owner == Owner::UNBOUND
 }
 
 /// How long a lock has been there: by its own words, else since the service or this mount knows of it.
@@ -107,6 +188,21 @@ fn parse_time(text: &str) -> Option<SystemTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_is_asked_for_no_more_than_a_share_and_not_twice_in_a_moment() {
+        let mut answers = Answers::default();
+        let key = (CellName::global(), Owner(1));
+        assert_eq!(answers.fresh(&key), None);
+        assert_eq!((0..1_000).filter(|_| answers.may_ask()).count(), QUESTIONS);
+        answers.known.insert(key.clone(), (Some(Duration::from_secs(9)), Instant::now()));
+        assert!(answers.fresh(&key).is_some_and(|left| left.is_some_and(|left| left <= Duration::from_secs(9))));
+        // An answer that there is none is one, too.
+        answers.known.insert(key.clone(), (None, Instant::now()));
+        assert_eq!(answers.fresh(&key), Some(None));
+        answers.known.insert(key.clone(), (None, Instant::now() - FRESH));
+        assert_eq!(answers.fresh(&key), None);
+    }
 
     #[test]
     fn times_of_any_zone_are_understood() {

@@ -1,9 +1,13 @@
 //! Who of this mount holds which bytes of which file. Decides conflicts; waits for nothing.
 //!
 //! flock(2) and fcntl(2) locks come from the kernel in one shape, so there is one table for both: a range, shared or exclusive,
-//! of an owner that only the kernel can interpret.
+//! of an owner that only the kernel can interpret. As on a local file, the two kinds do not see each other.
 
 use std::collections::HashMap;
+
+use super::bounds::LOCKS;
+use crate::error::{Error, Kind, Result};
+use crate::process::Locking;
 
 /// A lock as the kernel asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,8 +16,12 @@ pub struct Range {
     pub owner: u64,
     /// The open file that it was taken through.
     pub handle: u64,
-    /// The process, for those who ask.
+    /// The process, for those who ask; 0 if it cannot be seen.
     pub pid: u32,
+    /// The user.
+    pub uid: u32,
+    /// The call; what cannot be told sees both, and is seen by both.
+    pub by: Option<Locking>,
     /// First byte.
     pub start: u64,
     /// Last byte.
@@ -26,6 +34,16 @@ impl Range {
     fn overlaps(&self, start: u64, end: u64) -> bool {
         self.start <= end && start <= self.end
     }
+
+    /// The same for everything that a file can be locked for.
+    pub(super) fn whole(&self) -> Self {
+        Range { start: 0, end: u64::MAX, exclusive: true, ..self.clone() }
+    }
+}
+
+/// Whether two calls see each other's locks.
+fn meet(one: Option<Locking>, other: Option<Locking>) -> bool {
+    one.is_none() || other.is_none() || one == other
 }
 
 /// All ranges that are locked, by inode.
@@ -41,23 +59,58 @@ impl Table {
     pub fn conflict(&self, ino: u64, wanted: &Range) -> Option<&Range> {
         self.files.get(&ino)?.iter().find(|range| {
             range.owner != wanted.owner
+                && meet(range.by, wanted.by)
                 && range.overlaps(wanted.start, wanted.end)
                 && (range.exclusive || wanted.exclusive)
         })
     }
 
-    /// Puts a lock in place of what its owner has there.
-    pub fn set(&mut self, ino: u64, range: Range) {
-        self.unset(ino, range.owner, range.start, range.end);
+    /// Puts a lock in place of what its owner has there by the same call. Fails with ENOLCK if there are too many.
+    pub fn set(&mut self, ino: u64, range: Range) -> Result<()> {
+        let known = self.own(ino, range.owner, range.by).any(|own| (own.start, own.end) == (range.start, range.end));
+        if !known {
+            self.refuse_more(range.uid)?;
+        }
+        self.take_out(ino, range.owner, range.by, (range.start, range.end));
         self.files.entry(ino).or_default().push(range);
+        Ok(())
     }
 
-    /// Takes away what an owner has in a range.
-    pub fn unset(&mut self, ino: u64, owner: u64, start: u64, end: u64) {
+    /// Takes away what an owner has in a range by a call. Fails with ENOLCK if a lock would become two and there are too many.
+    pub fn unset(&mut self, ino: u64, owner: u64, by: Option<Locking>, start: u64, end: u64) -> Result<()> {
+        let splits = self.own(ino, owner, by).find(|range| range.start < start && end < range.end);
+        if let Some(uid) = splits.map(|range| range.uid) {
+            self.refuse_more(uid)?;
+        }
+        self.take_out(ino, owner, by, (start, end));
+        Ok(())
+    }
+
+    /// Takes away all that an owner has.
+    pub fn clear(&mut self, ino: u64, owner: u64) {
+        self.take_out(ino, owner, None, (0, u64::MAX));
+    }
+
+    fn own(&self, ino: u64, owner: u64, by: Option<Locking>) -> impl Iterator<Item = &Range> {
+        let ranges = self.files.get(&ino).into_iter().flatten();
+        ranges.filter(move |range| range.owner == owner && meet(range.by, by))
+    }
+
+    fn refuse_more(&self, uid: u32) -> Result<()> {
+        let all = self.files.values().map(Vec::len).sum::<usize>();
+        let own = || self.files.values().flatten().filter(|range| range.uid == uid).count();
+        // One that is replaced in the middle becomes two beside the new one.
+        if all + 2 > LOCKS.all || own() + 2 > LOCKS.each {
+            return Err(Error::new(Kind::NoLocks, format!("user {uid}, or all of them, have too many locks of files")));
+        }
+        Ok(())
+    }
+
+    fn take_out(&mut self, ino: u64, owner: u64, by: Option<Locking>, (start, end): (u64, u64)) {
         let Some(ranges) = self.files.get_mut(&ino) else { return };
         let mut kept = Vec::with_capacity(ranges.len());
         for range in ranges.drain(..) {
-            if range.owner != owner || !range.overlaps(start, end) {
+            if range.owner != owner || !meet(range.by, by) || !range.overlaps(start, end) {
                 kept.push(range);
                 continue;
             }
@@ -92,6 +145,11 @@ impl Table {
     pub fn holds_through(&self, ino: u64, owner: u64, handle: u64) -> bool {
         let through = |range: &Range| range.owner == owner && range.handle == handle;
         self.files.get(&ino).is_some_and(|ranges| ranges.iter().any(through))
+    }
+
+    /// What is locked of a file.
+    pub fn ranges(&self, ino: u64) -> &[Range] {
+        self.files.get(&ino).map_or(&[], Vec::as_slice)
     }
 
     /// Whether nobody holds anything.
@@ -146,6 +204,8 @@ mod tests {
             owner,
             handle,
             pid: 0,
+            uid: 0,
+            by: Some(Locking::Fcntl),
             start: a.min(b),
             end: a.max(b),
             exclusive,
@@ -178,12 +238,12 @@ mod tests {
                             for byte in range.start..=range.end {
                                 bytes.insert((range.owner, byte), (range.exclusive, range.handle));
                             }
-                            table.set(1, range);
+                            table.set(1, range).unwrap();
                         }
                     }
                     Step::Unset(owner, start, end) => {
                         bytes.retain(|(known, byte), _| *known != owner || !(start..=end).contains(byte));
-                        table.unset(1, owner, start, end);
+                        table.unset(1, owner, Some(Locking::Fcntl), start, end).unwrap();
                     }
                     Step::DropHandle(handle) => {
                         bytes.retain(|_, (_, through)| *through != handle);
@@ -196,6 +256,56 @@ mod tests {
                 prop_assert_eq!(table.is_empty(), bytes.is_empty());
             }
         }
+    }
+
+    fn whole(owner: u64, by: Option<Locking>) -> Range {
+        Range { owner, handle: owner, pid: 0, uid: 0, by, start: 0, end: u64::MAX, exclusive: true }
+    }
+
+    #[test]
+    fn two_calls_do_not_see_each_other_unless_nobody_knows_which_it_is() {
+        let (flock, fcntl) = (Some(Locking::Flock), Some(Locking::Fcntl));
+        for (held, wanted, in_the_way) in [
+            (flock, flock, true),
+            (fcntl, fcntl, true),
+            (flock, fcntl, false),
+            (fcntl, flock, false),
+            (None, flock, true),
+            (fcntl, None, true),
+        ] {
+            let mut table = Table::default();
+            table.set(1, whole(1, held)).unwrap();
+            assert_eq!(table.conflict(1, &whole(2, wanted)).is_some(), in_the_way, "{held:?} {wanted:?}");
+        }
+        // One open file, locked by both calls: each is given back by its own.
+        let mut table = Table::default();
+        table.set(1, whole(1, flock)).unwrap();
+        table.set(1, whole(1, fcntl)).unwrap();
+        table.unset(1, 1, fcntl, 0, u64::MAX).unwrap();
+        assert!(table.conflict(1, &whole(2, flock)).is_some() && table.conflict(1, &whole(2, fcntl)).is_none());
+        table.unset(1, 1, None, 0, u64::MAX).unwrap();
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn the_locks_of_a_user_are_bounded_and_others_are_not_concerned() {
+        let mut table = Table::default();
+        let byte = |number: u64, uid: u32| Range {
+            uid,
+            start: 2 * number,
+            end: 2 * number,
+            ..whole(u64::from(uid), Some(Locking::Fcntl))
+        };
+        let refused = (0..).find(|number| table.set(1, byte(*number, 7)).is_err()).unwrap();
+        assert!(refused > 1_000 && refused <= LOCKS.each as u64);
+        assert_eq!(table.set(1, byte(refused, 7)).unwrap_err().kind, Kind::NoLocks);
+        // What is there may be taken again; a hole in a lock is one more.
+        table.set(1, byte(0, 7)).unwrap();
+        table.set(1, byte(refused, 8)).unwrap();
+        table.set(2, Range { uid: 8, ..whole(8, None) }).unwrap();
+        table.unset(2, 8, None, 5, 5).unwrap();
+        table.unset(1, 7, None, 0, u64::MAX).unwrap();
+        table.set(1, byte(refused + 1, 7)).unwrap();
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Tree {
         match &node {
             Node::Root | Node::Control | Node::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
             Node::ControlFile(file) => self.open_control(caller, ino, *file, mode).await,
-            Node::Lock(cell, dir) => self.open_lock(caller, ino, cell, dir).await,
+            Node::Lock(cell, dir) => self.open_lock(caller, ino, cell, dir, mode).await,
             Node::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 self.open_scratch(caller, ino, file, mode)

@@ -114,9 +114,9 @@ impl Tree {
     }
 
     /// Does what a write to `control` asks for and cannot do itself.
-    pub async fn break_locks(&self, orders: Vec<BreakLock>) -> Result<()> {
+    pub async fn break_locks(&self, caller: &Caller, orders: Vec<BreakLock>) -> Result<()> {
         for BreakLock { path, key } in orders {
-            self.locks.break_lock(&self.cells, &path, &key).await?;
+            self.locks.break_lock(&self.cells, &path, &key, caller.into()).await?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::locks::{Range, Reason, Request, contents, host_name, user_name};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
-use crate::process;
+use crate::process::{self, Locking};
 
 pub(super) use crate::name::LOCK_FILE as LOCK;
 /// Longest text that may say what a lock is for, in bytes.
@@ -22,6 +22,8 @@ const ACTION_LIMIT: usize = 4096;
 pub(super) struct LockFile {
     pub cell: CellName,
     pub dir: TopoPath,
+    /// Whether its opener has, or could have, opened it for writing: a lock is written to the service.
+    may_lock: bool,
     /// What its opener has written: what the lock is for, or the name of a candidate.
     action: Mutex<Option<String>>,
     shown: Mutex<Bytes>,
@@ -43,9 +45,9 @@ pub struct LockCall {
 }
 
 impl LockCall {
-    fn range(&self, exclusive: bool) -> Range {
+    fn range(&self, caller: &Caller, exclusive: bool, by: Option<Locking>) -> Range {
         let LockCall { handle, owner, start, end, pid } = *self;
-        Range { owner, handle, pid, start, end, exclusive }
+        Range { owner, handle, pid, uid: caller.uid, by, start, end, exclusive }
     }
 }
 
@@ -75,11 +77,25 @@ impl Tree {
         Ok(self.file_attr(holder.map_or(0, |node| with_newline(&node.value).len()), modified))
     }
 
-    pub(super) async fn open_lock(&self, caller: &Caller, ino: u64, cell: &CellName, dir: &TopoPath) -> Result<Opened> {
+    pub(super) async fn open_lock(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        cell: &CellName,
+        dir: &TopoPath,
+        mode: OpenMode,
+    ) -> Result<Opened> {
         self.locks.settled(&*self.cell(cell)?, dir, ino).await;
         // Read when it is read; a service that is away is noticed here.
         self.lock_content(cell, dir).await?;
-        let file = LockFile { cell: cell.clone(), dir: dir.clone(), action: Mutex::default(), shown: Mutex::default() };
+        let file = LockFile {
+            cell: cell.clone(),
+            dir: dir.clone(),
+            may_lock: mode.write
+                || may_write(caller, (self.options.uid, self.options.gid, self.lock_attr(cell, dir)?.mode)),
+            action: Mutex::default(),
+            shown: Mutex::default(),
+        };
         self.locks.follow(&self.cell(cell)?);
         let handle = self.handles.add(caller.uid, ino, Handle::Lock(std::sync::Arc::new(file)))?;
         Ok(Opened { handle, ..Opened::direct() })
@@ -95,7 +111,8 @@ impl Tree {
         }
         self.recent.settle(caller, &node);
         let ino = self.inodes.told(&node);
-        let opened = self.open_lock(caller, ino, &cell, &dir).await.inspect_err(|_| self.inodes.forget(ino, 1))?;
+        let opened =
+            self.open_lock(caller, ino, &cell, &dir, mode).await.inspect_err(|_| self.inodes.forget(ino, 1))?;
         Ok((Attr { ino, ..self.lock_attr(&cell, &dir)? }, opened))
     }
 
@@ -124,15 +141,24 @@ impl Tree {
         Ok(self.lock_content(cell, dir).await? == text)
     }
 
-    /// Locks, or fails: ENOENT where nothing is stored, EROFS on a read-only mount, EWOULDBLOCK if it is held and nobody waits.
+    /// Locks, or fails: ENOENT where nothing is stored, EROFS on a read-only mount, EBADF through a descriptor of somebody who
+    /// could not write, EWOULDBLOCK if it is held and nobody waits.
     pub async fn lock(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool, wait: bool) -> Result<()> {
         let node = self.node(ino)?;
-        let request = Request { ino, range: call.range(exclusive), thread: caller.thread, wait };
+        let range = call.range(caller, exclusive, process::locking(caller.thread));
+        let request = Request { ino, range, thread: caller.thread, wait };
+        // Nobody tells of a close where nobody asks to open: such a lock would never end.
+        if self.opens_unasked() || matches!(node, Node::Lock(..)) {
+            self.refuse_if_read_only()?;
+        }
         let Node::Lock(cell, dir) = &node else { return self.locks.lock_file(&request).await };
-        self.refuse_if_read_only()?;
         let Handle::Lock(file) = self.handles.get(call.handle)? else {
             return Err(Error::new(Kind::BadDescriptor, "not an open lock"));
         };
+        if !file.may_lock {
+            // As on NFS: flock(1) opens it for writing then.
+            return Err(Error::new(Kind::BadDescriptor, "a lock of the topology needs a descriptor that can write"));
+        }
         let action = file.action.lock().clone();
         let text = if is_election(dir) {
             action.unwrap_or_else(|| format!("{}:{}", host_name(), call.pid)).into()
@@ -140,29 +166,41 @@ impl Tree {
             let action = action.unwrap_or_else(|| {
                 format!("{} (pid {})", process::name(call.pid).unwrap_or_else(|| "topofs".to_owned()), call.pid)
             });
-            contents(&Reason { action, user: user_name(caller.uid) })
+            contents(&Reason { action, user: user_name(caller.uid).await })
         };
         self.locks.lock_dir(&self.cell(cell)?, dir, &request, text).await
     }
 
     /// Unlocks a range. What is not locked need not be.
-    pub async fn unlock(&self, ino: u64, call: LockCall) -> Result<()> {
-        self.locks.unlock(ino, call.owner, call.start, call.end).await;
-        Ok(())
+    pub async fn unlock(&self, caller: &Caller, ino: u64, call: LockCall) -> Result<()> {
+        self.locks.unlock(ino, &call.range(caller, false, process::locking(caller.thread))).await
     }
 
-    /// The lock that is in the way of another, if there is one. Its process is 0 if it is none of this mount's.
-    pub async fn conflict(&self, ino: u64, call: LockCall, exclusive: bool) -> Result<Option<Range>> {
+    /// The lock that is in the way of another of fcntl(2), if there is one. Its process is 0 if it is none of this mount's.
+    pub async fn conflict(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool) -> Result<Option<Range>> {
         let node = self.node(ino)?;
-        let Node::Lock(cell, dir) = &node else { return Ok(self.locks.conflict(ino, &call.range(exclusive))) };
+        let wanted = call.range(caller, exclusive, Some(Locking::Fcntl));
+        let Node::Lock(cell, dir) = &node else { return Ok(self.locks.conflict(ino, &wanted)) };
         let connected = self.cell(cell)?;
-        let all = Range { start: 0, end: i64::MAX.cast_unsigned(), exclusive: true, pid: 0, ..call.range(true) };
-        Ok(match self.locks.holder_here(&connected, dir) {
-            Some((owner, _)) if owner == call.owner => None,
-            Some((owner, pid)) => Some(Range { owner, pid, ..all }),
+        let all = Range { start: 0, end: i64::MAX.cast_unsigned(), exclusive: true, pid: 0, ..wanted };
+        Ok(match self.locks.holder_here(&connected, dir, call.owner) {
+            Some((true, _)) => None,
+            Some((false, pid)) => Some(Range { pid, ..all }),
             None => connected.holder(&*connected.snapshot().await?, dir).map(|_| all),
         })
     }
+}
+
+/// Whether the kernel would let a caller write to a file, as far as can be told: of the caller's groups only one is known. For whom
+/// the others may matter, a descriptor that writes is the proof.
+fn may_write(caller: &Caller, (uid, gid, mode): (u32, u32, u32)) -> bool {
+    let bits = match () {
+        () if caller.uid == 0 => return true,
+        () if caller.uid == uid => 0o200,
+        () if caller.gid == gid => 0o020,
+        () => 0o022,
+    };
+    mode & bits == bits
 }
 
 impl LockFile {
@@ -182,5 +220,21 @@ fn with_newline(value: &Bytes) -> Bytes {
     match value.last() {
         None | Some(b'\n') => value.clone(),
         Some(_) => [value, &b"\n"[..]].concat().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_could_write_may_lock_and_who_may_be_kept_out_by_a_group_may_not() {
+        let may = |uid, gid, mode| may_write(&Caller::new(uid, gid, 0), (10, 20, mode));
+        assert!(may(0, 0, 0o444), "root always");
+        assert!(may(10, 99, 0o644) && !may(10, 20, 0o466), "the owner by the owner's bit alone");
+        assert!(may(99, 20, 0o464) && !may(99, 20, 0o646), "the group by the group's");
+        assert!(may(99, 99, 0o666) && !may(99, 99, 0o664), "all others");
+        // Nobody knows whether one of their groups keeps them out.
+        assert!(!may(99, 99, 0o646));
     }
 }

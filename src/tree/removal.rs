@@ -176,8 +176,14 @@ impl Tree {
                     && let Err(error) = tree.remove((Some(process), saver), (cell, path, form), &record).await
                 {
                     let path = node(form).to_string();
-                    let refusal =
-                        Refusal { op: Op::Unlink, handle: None, path: &path, uid: saver.uid, pid: saver.process, error: &error };
+                    let refusal = Refusal {
+                        op: Op::Unlink,
+                        handle: None,
+                        path: &path,
+                        uid: saver.uid,
+                        pid: saver.process,
+                        error: &error,
+                    };
                     tree.control.errors.record(&refusal);
                 }
             }

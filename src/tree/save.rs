@@ -9,7 +9,7 @@ use super::{Caller, Node, RespectLocks, Tree};
 use crate::backend::{Action, Applied, Change, Guard, Version};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
-use crate::locks::{Reason, Saver, user_name};
+use crate::locks::{Fence, Saver, Temporary};
 use crate::name::{CellName, TopoPath};
 use crate::process::Process;
 use crate::record::Form;
@@ -151,12 +151,22 @@ impl Tree {
     /// Applies changes whole or not at all, with the locks that concern them: those that this mount holds on directories above
     /// are guards of the same transaction, and those that a save must have are taken for its moment. `form` is the one that the
     /// caller sees the change in.
-    pub(super) async fn commit(
+    pub(super) async fn commit(&self, who: (Saver, Form), cell: &CellName, changes: &[Change]) -> Result<Applied> {
+        for _ in 0..LOCK_CHANGES {
+            if let Some(applied) = self.commit_once(who, cell, changes).await? {
+                return Ok(applied);
+            }
+        }
+        Err(Error::new(Kind::Busy, format!("the locks above {cell}/{} change too often", first_path(changes))))
+    }
+
+    /// The same once; `None` if a lock that went along was given back meanwhile, and nothing was changed.
+    async fn commit_once(
         &self,
         (saver, form): (Saver, Form),
         cell: &CellName,
         changes: &[Change],
-    ) -> Result<Applied> {
+    ) -> Result<Option<Applied>> {
         let connected = self.cell(cell)?;
         let mut needed: Vec<TopoPath> =
             changes.iter().filter_map(|change| self.needed_lock(cell, &change.path)).collect();
@@ -172,8 +182,7 @@ impl Tree {
         }
         let mut outcome = Ok(());
         for dir in &needed {
-            let reason = Reason { action: format!("topofs: save below {cell}/{dir}"), user: user_name(saver.uid) };
-            match self.locks.for_save(&connected, dir, &reason, saver).await {
+            match self.locks.for_save(&connected, dir, saver).await {
                 Ok(temporary) => taken.push(temporary),
                 Err(error) => {
                     outcome = Err(error);
@@ -182,7 +191,9 @@ impl Tree {
             }
         }
         let outcome = match outcome {
-            Ok(()) => self.apply_noted(saver, form, &connected, changes).await,
+            Ok(()) => self.apply_noted(saver, form, &connected, changes, &taken).await,
+            // Somebody has taken away what was taken for this moment only.
+            Err(error) if error.kind == Kind::LockLost => Ok(None),
             Err(error) => Err(error),
         };
         for temporary in taken.into_iter().rev() {
@@ -192,14 +203,22 @@ impl Tree {
     }
 
     /// Applies changes, and notes which events the kernel has raised for them itself.
-    async fn apply_noted(&self, saver: Saver, form: Form, cell: &Cell, changes: &[Change]) -> Result<Applied> {
+    async fn apply_noted(
+        &self,
+        saver: Saver,
+        form: Form,
+        cell: &Cell,
+        changes: &[Change],
+        taken: &[Temporary],
+    ) -> Result<Option<Applied>> {
         let place = |change: &Change| (cell.name.clone(), change.path.clone());
         changes.iter().for_each(|change| self.committing.begin(place(change)));
-        let outcome = self.apply_fenced(saver, cell, changes).await;
+        let outcome = self.apply_fenced(saver, cell, changes, taken).await;
         // Whoever has saved reads what was saved, under every name.
         self.let_go_of(&cell.name, changes.iter().map(|change| (&change.path, relists(change)))).await;
         for (index, change) in changes.iter().enumerate() {
-            let stored = outcome.as_ref().ok().and_then(|applied| applied.versions.get(index).copied().flatten());
+            let applied = outcome.as_ref().ok().and_then(Option::as_ref);
+            let stored = applied.and_then(|applied| applied.versions.get(index).copied().flatten());
             let revision = match (&change.action, stored, change.guard) {
                 (Action::Put(_), Some(version), _) | (Action::Delete, _, Guard::Version(version)) => {
                     Some(version.written)
@@ -209,7 +228,7 @@ impl Tree {
             if stored.is_some() && change.guard == Guard::Absent {
                 self.overlay.made_real(&cell.name, &change.path);
             }
-            if let (Some(revision), true) = (revision, outcome.is_ok()) {
+            if let (Some(revision), Some(_)) = (revision, applied) {
                 let command = crate::process::name(saver.process);
                 self.echo.note_own(&place(change), OwnCommit { revision, form, saver, command });
             }
@@ -218,26 +237,37 @@ impl Tree {
         outcome
     }
 
-    async fn apply_fenced(&self, saver: Saver, cell: &Cell, changes: &[Change]) -> Result<Applied> {
-        let mut all: Vec<Change> = Vec::new();
+    async fn apply_fenced(
+        &self,
+        saver: Saver,
+        cell: &Cell,
+        changes: &[Change],
+        taken: &[Temporary],
+    ) -> Result<Option<Applied>> {
+        let mut fences: Vec<Fence> = Vec::new();
         for change in changes {
-            for fence in self.locks.fences(cell, &change.path, saver)? {
-                if !all.contains(&fence) {
-                    all.push(fence);
+            for fence in self.locks.fences(cell, &change.path, saver, taken)? {
+                if fences.iter().all(|known| known.change != fence.change) {
+                    fences.push(fence);
                 }
             }
         }
-        let fences = all.len();
-        all.extend_from_slice(changes);
-        let mut applied = cell.apply(&all).await?;
-        applied.versions.drain(..fences.min(applied.versions.len()));
-        Ok(applied)
+        let guards = fences.iter().map(|fence| fence.change.clone());
+        let all: Vec<Change> = guards.chain(changes.iter().cloned()).collect();
+        match cell.apply(&all).await {
+            Ok(mut applied) => {
+                applied.versions.drain(..fences.len().min(applied.versions.len()));
+                Ok(Some(applied))
+            }
+            Err(error) if error.kind == Kind::LockLost && fences.iter().any(Fence::was_let_go) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether saving a record would be refused because of a lock: what is known at open, since shells ignore what close says.
     pub(super) async fn refuse_early(&self, saver: Saver, cell: &CellName, path: &TopoPath) -> Result<()> {
         let connected = self.cell(cell)?;
-        self.locks.fences(&connected, path, saver)?;
+        self.locks.fences(&connected, path, saver, &[])?;
         match self.needed_lock(cell, path) {
             Some(dir) => self.locks.refuse_if_foreign(&connected, &dir).await,
             None => Ok(()),
@@ -306,6 +336,13 @@ impl Tree {
         self.recent.stored(caller.process(), cell, path, stored.version);
         Ok(())
     }
+}
+
+/// How often a change is tried while locks that go along with it are given back.
+const LOCK_CHANGES: usize = 16;
+
+fn first_path(changes: &[Change]) -> &str {
+    changes.first().map_or("", |change| change.path.as_str())
 }
 
 /// Whether a change makes or removes names.

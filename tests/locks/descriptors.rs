@@ -222,3 +222,76 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 print('done')";
     assert_eq!(py(&mount, &format!("{PRELUDE}{program}"), &["global/plain"]), "done\n");
 }
+
+#[test]
+fn flock_and_fcntl_do_not_see_each_other() {
+    // As on a local file: neither waits for the other, in one process or in two.
+    let mount = crate::etcd_service().mount(&[]);
+    mount.sh("touch global/plain");
+    let program = "
+f = opened()
+fcntl.lockf(f, EX); fcntl.flock(f, EX)
+assert in_child(lambda: refused(lambda: fcntl.flock(opened(), EX | NB)))
+assert in_child(lambda: refused(lambda: fcntl.lockf(opened(), EX | NB)))
+# Each is given back by its own call.
+fcntl.flock(f, UN)
+assert in_child(lambda: fcntl.flock(opened(), EX | NB) is None)
+assert in_child(lambda: refused(lambda: fcntl.lockf(opened(), EX | NB)))
+fcntl.lockf(f, UN); fcntl.flock(f, EX)
+assert in_child(lambda: fcntl.lockf(opened(), EX | NB) is None)
+assert in_child(lambda: refused(lambda: fcntl.flock(opened(), EX | NB)))
+fcntl.flock(f, UN)
+# Open file description locks have the same owner as flock's, and are locks of fcntl's.
+ofd(f, fcntl.F_WRLCK); fcntl.flock(f, EX)
+ofd(f, fcntl.F_UNLCK)
+assert in_child(lambda: refused(lambda: fcntl.flock(opened(), EX | NB)))
+assert in_child(lambda: fcntl.lockf(opened(), EX | NB) is None)
+print('done')";
+    for file in ["global/plain", "global/metadata/owner"] {
+        assert_eq!(py(&mount, &format!("{PRELUDE}{program}"), &[file]), "done\n", "{file}");
+    }
+}
+
+#[test]
+fn one_process_does_not_wait_for_itself_by_the_other_call() {
+    // There is one lock, which both hold; it is given back with the last.
+    let mount = crate::etcd_service().mount(&[]);
+    let program = "
+import signal
+signal.alarm(30)
+for first, second in ((fcntl.lockf, fcntl.flock), (fcntl.flock, fcntl.lockf)):
+    f = opened()
+    first(f, EX); second(f, EX); second(f, EX | NB)
+    assert is_locked()
+    first(f, UN)
+    assert is_locked()
+    first(f, EX | NB)
+    second(f, UN); first(f, UN)
+    becomes_free()
+    os.close(f)
+# Another open file of the same process: by the other call.
+f, g = opened(), opened()
+fcntl.flock(f, EX)
+fcntl.lockf(g, EX)
+# By the same one, it is somebody else.
+assert refused(lambda: fcntl.flock(g, EX | NB))
+fcntl.flock(f, UN)
+assert is_locked()
+os.close(f)
+becomes_free()
+# Who waits for the lock gets it when the other call of its process does.
+import threading
+h = opened()
+other = opened()
+fcntl.flock(other, EX)
+def both(call, fd): call(fd, EX)
+threads = [threading.Thread(target=both, args=(call, h)) for call in (fcntl.flock, fcntl.lockf)]
+for t in threads: t.start()
+time.sleep(0.3)
+in_child(lambda: os.close(other) is None); os.dup2(g, other)
+for t in threads: t.join(20)
+assert not any(t.is_alive() for t in threads)
+print('done')";
+    assert_eq!(py(&mount, &format!("{PRELUDE}{program}"), &[LOCK]), "done\n");
+    nothing_is_left(&mount);
+}

@@ -92,9 +92,11 @@ on_each_service! {
         let output = mount.bash("flock global/nowhere/.lock true");
         assert!(text(&output).contains("No such file"), "{}", text(&output));
         let read_only = service.mount(&["--read-only"]);
-        for lock in ["flock -n", "flock"] {
-            let output = read_only.bash(&format!("{lock} {LOCK} true"));
-            assert!(text(&output).contains("Read-only file system"), "{}", text(&output));
+        // Opened before: it is the lock that is refused.
+        for lock in ["flock -n 8", "flock 8", "flock -s 8"] {
+            let output = read_only.bash(&format!("exec 8< {LOCK}; echo open; {lock}"));
+            let said = text(&output);
+            assert!(said.contains("open") && said.contains("Read-only file system"), "{said}");
         }
         assert_eq!(read_only.read(LOCK), "");
     }

@@ -137,10 +137,14 @@ fn py(mount: &Mount, program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+mod access;
 mod descriptors;
 mod fencing;
 mod holding;
+mod saving;
 mod signals;
 mod stress;
 mod successor;
 mod tools;
+mod unlocking;
+mod within;

@@ -406,7 +406,8 @@ fn a_killed_writer_of_another_user_stores_nothing_where_its_exit_code_is_hidden(
 #[test]
 fn who_cannot_be_seen_shares_nothing_and_saves_nothing() {
     // Whoever is outside of the daemon's pid namespace.
-    let mount = Mount::under(&["unshare", "--pid", "--fork", "--kill-child", TOPOFS], &["demo", "--respect-locks=none"]);
+    let mount =
+        Mount::under(&["unshare", "--pid", "--fork", "--kill-child", TOPOFS], &["demo", "--respect-locks=none"]);
     let before = mount.read("global/metadata/owner");
     for call in [
         "echo x > global/metadata/owner",

@@ -109,6 +109,10 @@ struct Model {
     scratch: BTreeMap<Name, (Vec<u8>, BTreeMap<Name, u64>)>,
     /// What our program has last read or written of each record.
     known: BTreeMap<Name, u64>,
+    /// Those of them that it has read.
+    has_read: BTreeSet<Name>,
+    /// Records of which a save of our program was refused.
+    unsaved: BTreeSet<Name>,
     /// Records that our program has renamed to a backup: the version.
     moved: BTreeMap<Name, u64>,
 }
@@ -157,6 +161,13 @@ impl Model {
         self.store(name, content);
         self.known.insert(name, self.records[name].1);
         self.moved.remove(name);
+        self.unsaved.remove(name);
+    }
+
+    /// What our program has known of a record does not matter any more.
+    fn forget(&mut self, name: Name) {
+        self.known.remove(name);
+        self.has_read.remove(name);
     }
 
     fn remote(&mut self, name: Name, remote: Remote) {
@@ -174,6 +185,7 @@ impl Model {
         let content = self.visible(name).cloned().ok_or(Kind::NotFound)?;
         if let Some((_, written)) = self.shown(name).filter(|_| is_record(name)) {
             self.known.insert(name, *written);
+            self.has_read.insert(name);
         }
         Ok(content)
     }
@@ -199,13 +211,16 @@ impl Model {
             return Err(Kind::Conflict);
         }
         let base = self.records.get(name).map(|(_, written)| *written);
+        let is_backed_up = self.moved.contains_key(name) && base.is_some();
+        if !is_backed_up && self.has_read.contains(name) && self.known.get(name) != base.as_ref() {
+            // What it has read was changed: it hears so once.
+            self.forget(name);
+            return Err(Kind::Conflict);
+        }
         let mut content = match self.visible(name) {
             Some(old) if append => old.clone(),
             _ => Vec::new(),
         };
-        if append && self.visible(name).is_some() {
-            self.known.insert(name, self.records[name].1);
-        }
         // Opened for appending and closed without a write: nothing is done.
         let untouched = append && self.visible(name).is_some() && added.is_empty();
         // The name is an ordinary one again as soon as the file is open.
@@ -218,6 +233,7 @@ impl Model {
             return Ok(());
         }
         if self.records.get(name).map(|(_, written)| *written) != base {
+            self.unsaved.insert(name);
             return Err(Kind::Conflict);
         }
         self.stored_by_us(name, content);
@@ -226,13 +242,17 @@ impl Model {
 
     fn unlink(&mut self, name: Name) -> Outcome<()> {
         self.visible(name).ok_or(Kind::NotFound)?;
+        if self.unsaved.remove(name) {
+            // It removes what its own refused save has left.
+            return Ok(());
+        }
         if is_record(name) && self.is_outdated(name) {
             return Err(self.refused(name));
         }
         if is_record(name) {
             self.revision += 1;
             self.records.remove(name);
-            self.known.remove(name);
+            self.forget(name);
         } else {
             self.scratch.remove(name);
         }
@@ -265,7 +285,8 @@ impl Model {
             (true, true) => {
                 self.revision += 1;
                 self.records.remove(from);
-                self.known.remove(from);
+                self.forget(from);
+                self.unsaved.remove(to);
                 self.records.insert(to, (content, self.revision));
                 self.known.insert(to, self.revision);
                 self.moved.remove(to);
@@ -291,7 +312,15 @@ impl Model {
                     self.fetch(name);
                     match self.visible(name) {
                         Some(_) if is_record(name) => Err(Kind::Exists),
-                        _ => nothing(self.save(name, false, bytes(content, 2), None)),
+                        _ => {
+                            // Who makes a file that must not be there does not replace what it has read.
+                            let has_read = self.has_read.remove(name);
+                            let outcome = nothing(self.save(name, false, bytes(content, 2), None));
+                            if has_read {
+                                self.has_read.insert(name);
+                            }
+                            outcome
+                        }
                     }
                 }
             },

@@ -113,8 +113,13 @@ impl View {
         let mut level = vec![self.root.clone()];
         while !level.is_empty() {
             let found = self.read_level(sessions, level).await?;
-            let parents: Vec<String> =
-                found.iter().filter(|(_, node)| node.stat.num_children > 0).map(|(path, _)| path.clone()).collect();
+            // Below what cannot be shown, nothing can: a deep tree of such would cost its depth squared.
+            let (parents, hidden): (Vec<String>, Vec<String>) = found
+                .iter()
+                .filter(|(_, node)| node.stat.num_children > 0)
+                .map(|(path, _)| path.clone())
+                .partition(|path| *path == self.root || self.keys.path(path.as_bytes()).is_some());
+            listing.skipped += hidden.len() as u64;
             level = self.children(sessions, parents).await?;
             for (path, znode) in found {
                 listing.at = listing.at.max(newest(&znode.stat));
@@ -199,7 +204,12 @@ impl View {
     /// Reads what has changed, at one instant as far as one request goes, and tells what is different.
     pub async fn read_again(&mut self, sessions: &Sessions, changed: BTreeSet<String>) -> Result<WatchBatch, Ended> {
         let mut batch = WatchBatch::default();
-        let changed: Vec<String> = changed.into_iter().filter(|path| *path != self.root).collect();
+        // What cannot be shown need not be read.
+        let (changed, hidden): (Vec<String>, Vec<String>) = changed
+            .into_iter()
+            .filter(|path| *path != self.root)
+            .partition(|path| self.keys.path(path.as_bytes()).is_some());
+        batch.skipped += hidden.len() as u64;
         for part in changed.chunks(BATCH) {
             // A deletion shows in the nearest ancestor that is left.
             let mut paths: BTreeSet<String> = part.iter().cloned().collect();

@@ -25,6 +25,8 @@ pub struct TreeCounts {
     pub shadowed_forms: usize,
     /// Locks that this mount holds, places that it waits in, and locks that it has lost.
     pub locks: (usize, usize, usize),
+    /// inotify events that could not be raised.
+    pub events_lost: u64,
     /// How long the kernel lets a request take, if not for ever.
     pub request_timeout: Option<std::time::Duration>,
 }
@@ -57,6 +59,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "local_directories": counts.local_directories,
         "shadowed_forms": counts.shadowed_forms,
         "locks": { "held": counts.locks.0, "waiting": counts.locks.1, "lost": counts.locks.2 },
+        "events_lost": counts.events_lost,
         "request_timeout": counts.request_timeout.map(|limit| limit.as_secs()),
     })
 }

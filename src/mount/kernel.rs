@@ -13,7 +13,8 @@ use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use nix::mount::{MntFlags, MsFlags};
 use tokio::sync::watch;
 
-use super::notifier::{self, Notifier, Way};
+use super::notifier::{self, Helpers, Way};
+use super::teller;
 use crate::fuse::{Adapter, Caches};
 use crate::tree::Tree;
 
@@ -59,8 +60,9 @@ impl KernelMount {
         config.acl = if spec.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(spec.threads);
         config.clone_fd = true;
-        let (session, handle, clone) = if nix::unistd::geteuid().is_root() {
+        let (session, handle, clone, own) = if nix::unistd::geteuid().is_root() {
             let device = mount_as_root(spec)?;
+            let own = device.try_clone()?;
             let attach = || {
                 let id = mount_id(&spec.mountpoint)?;
                 // Kernels before 5.2 have no clones.
@@ -70,7 +72,7 @@ impl KernelMount {
                     make_read_only(&spec.mountpoint)?;
                     tree.open_unasked();
                 }
-                Ok((Session::from_fd(adapter, device, config.acl, config)?, Handle::Own(id), clone))
+                Ok((Session::from_fd(adapter, device, config.acl, config)?, Handle::Own(id), clone, Some(own)))
             };
             attach().inspect_err(|_: &io::Error| {
                 // The device is closed: what is left is a dead mount, and the first error is the one to tell.
@@ -90,9 +92,9 @@ impl KernelMount {
                 _ => error,
             })?;
             let unmounter = session.unmount_callable();
-            (session, Handle::Helper(unmounter), None)
+            (session, Handle::Helper(unmounter), None, None)
         };
-        tree.use_caches(Arc::new(Caches::new(session.notifier())), spec.threads);
+        tree.use_caches(Arc::new(Caches::new(session.notifier(), own)), spec.threads);
         let (end, ended) = watch::channel(false);
         std::thread::Builder::new().name("session".to_owned()).spawn(move || {
             if let Err(error) = session.run() {
@@ -116,11 +118,11 @@ impl KernelMount {
             Some(clone) => Way::Clone(clone),
             None => Way::Path(self.mountpoint.clone(), notifier::device_of(&self.mountpoint)?),
         };
-        let notifier = Notifier::start(way)?;
+        let helpers = Helpers::new(way);
         if let Handle::Own(id) = self.handle {
-            notifier::end_with_mount(notifier.pid(), move || is_attached(id))?;
+            notifier::end_with_mount(helpers.clone(), move || is_attached(id))?;
         }
-        notifier.serve(tree.clone(), tokio::runtime::Handle::current())
+        teller::serve(helpers, tree.clone(), tokio::runtime::Handle::current())
     }
 
     /// Waits until the mount is gone.

@@ -18,6 +18,7 @@ use crate::tree::{Tree, TreeOptions};
 mod daemon;
 mod kernel;
 mod notifier;
+mod teller;
 
 pub use daemon::{Readiness, Side, detach};
 use kernel::{KernelMount, MountSpec};

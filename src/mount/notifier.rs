@@ -15,10 +15,11 @@ use std::sync::Arc;
 
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::tree::{Happened, Job, Tree};
+use crate::tree::Happened;
 
 /// The hidden command that the helper runs as.
 pub const HELPER: &str = "notifier";
@@ -59,100 +60,100 @@ pub(super) fn clone_of(mountpoint: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// The daemon's end of the helper.
+/// Starts helpers, for as long as the mount is there.
 #[derive(Debug)]
-pub(super) struct Notifier {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+pub(super) struct Helpers(Mutex<Started>);
+
+#[derive(Debug)]
+struct Started {
+    /// `None` when the mount has gone.
+    way: Option<Way>,
+    /// The processes that have not been reaped: their numbers are still their own.
+    processes: Vec<Pid>,
 }
 
-impl Notifier {
-    /// Starts the helper and waits until it has its way into the mount.
-    pub fn start(way: Way) -> io::Result<Self> {
+impl Helpers {
+    /// None yet.
+    pub fn new(way: Way) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Started { way: Some(way), processes: Vec::new() })))
+    }
+
+    /// Starts one, and waits until it has its way into the mount.
+    pub fn start(self: &Arc<Self>) -> io::Result<Notifier> {
         let mut command = Command::new("/proc/self/exe");
         command.arg(HELPER).stdin(Stdio::piped()).stdout(Stdio::piped());
-        match way {
-            // In the place of what the helper has no use for.
-            Way::Clone(root) => command.stderr(root),
-            Way::Path(mountpoint, device) => command.stderr(Stdio::null()).arg(mountpoint).arg(device.to_string()),
+        let mut child = {
+            let mut started = self.0.lock();
+            match &started.way {
+                None => return Err(io::Error::other("the mount is gone")),
+                // In the place of what the helper has no use for.
+                Some(Way::Clone(root)) => command.stderr(root.try_clone()?),
+                Some(Way::Path(mountpoint, device)) => {
+                    command.stderr(Stdio::null()).arg(mountpoint).arg(device.to_string())
+                }
+            };
+            let child = command.spawn()?;
+            started.processes.push(Pid::from_raw(child.id().cast_signed()));
+            child
         };
-        let mut child = command.spawn()?;
-        let ends = child.stdin.take().zip(child.stdout.take());
-        let (orders, answers) = ends.ok_or_else(|| io::Error::other("no pipes"))?;
-        let mut notifier = Self { child, orders, answers: BufReader::new(answers) };
+        // It keeps a copy of the clone.
+        drop(command);
+        let (orders, answers) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
+        let mut notifier = Notifier { child, orders, answers, all: self.clone() };
         notifier.answer()?;
         Ok(notifier)
     }
 
-    /// Passes on what the tree wants to be told, from a thread of its own, for as long as the mount is there.
-    pub fn serve(mut self, tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> io::Result<()> {
-        let Some(mut jobs) = tree.jobs() else { return Ok(()) };
-        tree.echo_from(self.child.id());
-        std::thread::Builder::new().name("notifier".to_owned()).spawn(move || {
-            while let Some(job) = jobs.blocking_recv() {
-                let outcome = self.tell(&tree, &runtime, &job);
-                tree.end_echo(&job);
-                match outcome {
-                    Ok(()) => {}
-                    // It ends with the mount.
-                    Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "the helper that raises events has failed: there are no more events");
-                        break;
-                    }
-                }
-            }
-            self.end();
-        })?;
-        Ok(())
-    }
-
-    /// One job: what the kernel keeps is dropped, then the call is made.
-    fn tell(&mut self, tree: &Tree, runtime: &tokio::runtime::Handle, job: &Job) -> io::Result<()> {
-        /// Somebody may look up a name just before it is to be created.
-        const ATTEMPTS: usize = 3;
-        for _ in 0..ATTEMPTS {
-            tree.settle(job);
-            let Some(size) = runtime.block_on(tree.begin_echo(job)) else { return Ok(()) };
-            let path = job.path();
-            let errno = self.call(&Call { happened: job.happened, path: path.clone(), size })?;
-            if errno == 0 {
-                return Ok(());
-            }
-            let error = io::Error::from_raw_os_error(errno);
-            tracing::debug!(path, happened = ?job.happened, %error, "an event could not be raised");
+    /// The mount has gone: no helper must keep it alive.
+    pub fn end(&self) {
+        let mut started = self.0.lock();
+        started.way = None;
+        for process in &started.processes {
+            let _ = nix::sys::signal::kill(*process, nix::sys::signal::Signal::SIGKILL);
         }
-        // Nobody hears of it, but the kernel must not keep the name.
-        tree.settle(&job.unnoticed());
-        Ok(())
     }
+}
 
-    fn call(&mut self, call: &Call) -> io::Result<i32> {
-        let line = serde_json::to_string(call)?;
-        self.orders.write_all(format!("{line}\n").as_bytes())?;
+/// The daemon's end of one helper, which ends with it.
+#[derive(Debug)]
+pub(super) struct Notifier {
+    child: Child,
+    orders: Option<ChildStdin>,
+    answers: Option<BufReader<ChildStdout>>,
+    all: Arc<Helpers>,
+}
+
+impl Notifier {
+    /// Makes a call. Returns its errno, or 0. May hang, as the call may; an error means that the helper is gone.
+    pub fn call(&mut self, happened: Happened, path: String, size: u64) -> io::Result<i32> {
+        let line = serde_json::to_string(&Call { happened, path, size })?;
+        let orders = self.orders.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        orders.write_all(format!("{line}\n").as_bytes())?;
         self.answer()
     }
 
     fn answer(&mut self) -> io::Result<i32> {
         let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
+        let answers = self.answers.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        if answers.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         line.trim().parse().map_err(io::Error::other)
     }
 
-    /// The process of the helper.
-    pub fn pid(&self) -> nix::unistd::Pid {
-        nix::unistd::Pid::from_raw(self.child.id().cast_signed())
+    /// The process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
+}
 
-    fn end(mut self) {
-        drop(self.orders);
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        drop(self.orders.take());
         // One that has ended already is no error.
         let _ = self.child.kill();
+        let number = Pid::from_raw(self.child.id().cast_signed());
+        self.all.0.lock().processes.retain(|process| *process != number);
         let _ = self.child.wait();
     }
 }
@@ -212,11 +213,8 @@ pub(super) fn device_of(mountpoint: &Path) -> io::Result<u64> {
     Ok(nix::sys::stat::fstatat(nix::fcntl::AT_FDCWD, mountpoint, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_dev)
 }
 
-/// Ends the helper as soon as the visible mount has gone: its clone would keep the mount alive.
-pub(super) fn end_with_mount(
-    helper: nix::unistd::Pid,
-    is_mounted: impl Fn() -> bool + Send + 'static,
-) -> io::Result<()> {
+/// Ends the helpers as soon as the visible mount has gone: their clone would keep the mount alive.
+pub(super) fn end_with_mount(helpers: Arc<Helpers>, is_mounted: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     /// Looked at so often even if the kernel says nothing, in milliseconds.
     const LOOK: u16 = 1_000;
@@ -227,8 +225,7 @@ pub(super) fn end_with_mount(
             let mut fds = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
             let _ = poll(&mut fds, PollTimeout::from(LOOK));
         }
-        // It is not reaped before it has been told to end: the number is still its own.
-        let _ = nix::sys::signal::kill(helper, nix::sys::signal::Signal::SIGKILL);
+        helpers.end();
     })?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::caller::Removal;
-use super::echo::Happened;
+use super::jobs::Happened;
 use super::lockfile::is_virtual;
 use super::overlay::{LINGER, Place};
 use super::{Caller, Node, Tree, known_name, new_name};
@@ -130,12 +130,13 @@ impl Tree {
         }
         let snapshot = self.cell(cell)?.snapshot().await?;
         let mut dir = path.parent();
-        while let Some(path) = dir.filter(|path| !path.is_root() && !snapshot.has_children(path)) {
-            dir = path.parent();
-            let place: Place = (cell.clone(), path);
+        while let Some(gone) = dir.filter(|dir| !dir.is_root() && !snapshot.has_children(dir)) {
+            dir = gone.parent();
+            let place: Place = (cell.clone(), gone);
             self.overlay.linger(place.clone());
             self.forget_dir_after(place, LINGER);
         }
+        self.forget_gone_dirs(cell, path, None).await;
         Ok(())
     }
 }

@@ -34,6 +34,8 @@ mod echo;
 mod files;
 mod handles;
 mod inodes;
+mod jobs;
+mod letting;
 mod listing;
 mod lockfile;
 mod news;
@@ -47,9 +49,10 @@ mod xattr;
 pub use attr::{Attr, SetAttr};
 pub use cache::KernelCaches;
 pub use caller::Caller;
-pub use echo::{Happened, Job};
+pub use echo::HELPERS;
 pub use files::{OpenMode, Opened};
 pub use inodes::ROOT;
+pub use jobs::{Happened, Job, Work};
 pub use listing::Listing;
 pub use lockfile::LockCall;
 pub use node::{Node, ScratchId};
@@ -179,6 +182,7 @@ impl Tree {
     /// Ends all background work and waits for it.
     pub async fn shutdown(&self) {
         self.stop.cancel();
+        self.echo_ends();
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -244,6 +248,7 @@ impl Tree {
             local_directories: self.overlay.survey().1,
             shadowed_forms: self.shadowed_forms(),
             locks: self.locks.counts(),
+            events_lost: self.echo.lost.load(std::sync::atomic::Ordering::Relaxed),
             request_timeout: self.options.request_timeout,
         }
     }

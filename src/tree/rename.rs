@@ -184,6 +184,9 @@ impl Tree {
                 self.recent.settle(caller, target);
                 self.inodes.renamed(source, target);
                 self.recent.forget_read(caller, cell, from);
+                // The directory is a stored one now, and goes with its last record.
+                self.overlay.made_real(cell, to);
+                self.forget_gone_dirs(cell, from, to.parent().as_ref()).await;
                 if let Some(version) = applied.versions.iter().flatten().next() {
                     self.recent.read(caller.thread, cell, to, *version);
                 }

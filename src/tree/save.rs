@@ -144,7 +144,11 @@ impl Tree {
         changes.iter().for_each(|change| self.committing.begin(place(change)));
         let outcome = self.apply_fenced(saver, cell, changes).await;
         // Whoever has saved reads what was saved, under every name.
-        self.let_go_of(&cell.name, changes.iter().map(|change| (&change.path, relists(change)))).await;
+        if let Some((files, dirs)) =
+            self.let_go_of(&cell.name, changes.iter().map(|change| (&change.path, relists(change))))
+        {
+            tokio::join!(files.done(), dirs.done());
+        }
         for (index, change) in changes.iter().enumerate() {
             let stored = outcome.as_ref().ok().and_then(|applied| applied.versions.get(index).copied().flatten());
             let revision = match (&change.action, stored, change.guard) {

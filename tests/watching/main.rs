@@ -5,6 +5,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod deep;
+mod held;
+mod moved;
 mod soak;
 mod users;
 

@@ -189,6 +189,39 @@ fn what_was_written_under_one_name_is_read_under_all() {
 }
 
 #[test]
+fn what_was_saved_is_seen_under_all_names_however_much_else_happens() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let cell = service.cell();
+    let others = |round: usize| {
+        let put = |number: usize| world::put(&format!("global/metadata/key{number}"), format!("{round}"));
+        world::runtime().block_on(cell.apply(&(0..60).map(put).collect::<Vec<_>>())).map(drop).unwrap();
+    };
+    others(0);
+    let mount = service.mount(&[]);
+    mount.sh("cat global/metadata/* > /dev/null");
+    let path = "global/keyspaces/commerce/VSchema";
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // The watch has so much to tell that it is behind what this mount has stored itself.
+        scope.spawn(|| (1..).take_while(|_| !is_over.load(Ordering::Relaxed)).for_each(others));
+        let over = scopeguard::guard((), |()| is_over.store(true, Ordering::Relaxed));
+        for round in 0..8 {
+            shown(&mount, path);
+            let text = format!("tables {{\n  key: \"t{}\"\n  value {{\n  }}\n}}\n", "x".repeat(1 + round % 50));
+            std::fs::write(mount.path(&format!("{path}.txt")), &text).unwrap();
+            // Looked at before anything is opened: opening lets the kernel catch up.
+            let sizes =
+                ["", ".json"].map(|form| std::fs::metadata(mount.path(&format!("{path}{form}"))).unwrap().len());
+            let after = shown(&mount, path);
+            let wanted = [0, 2].map(|form: usize| after[form].as_ref().unwrap().len() as u64);
+            assert_eq!(sizes, wanted, "round {round}");
+        }
+        drop(over);
+    });
+}
+
+#[test]
 fn what_was_removed_is_gone_under_all_names_and_what_is_new_is_there() {
     let mount = cluster(&[]);
     let dir = "global/keyspaces/ks0001";

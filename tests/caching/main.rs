@@ -207,12 +207,12 @@ fn what_was_saved_is_seen_under_all_names_however_much_else_happens() {
         scope.spawn(|| {
             for round in (1..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
                 others(round);
-                // As often as a machine with two cores can tell of it.
-                std::thread::sleep(std::time::Duration::from_millis(30));
+                // So that it is behind, and not without hope.
+                std::thread::sleep(std::time::Duration::from_millis(3));
             }
         });
         let over = scopeguard::guard((), |()| is_over.store(true, Ordering::Relaxed));
-        for round in 0..8 {
+        for round in 0..12 {
             shown(&mount, path);
             let text = format!("tables {{\n  key: \"t{}\"\n  value {{\n  }}\n}}\n", "x".repeat(1 + round % 50));
             std::fs::write(mount.path(&format!("{path}.txt")), &text).unwrap();

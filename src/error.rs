@@ -207,7 +207,7 @@ impl From<NameError> for Error {
     fn from(error: NameError) -> Self {
         let kind = match error {
             NameError::Invalid => Kind::Invalid,
-            NameError::TooLong => Kind::NameTooLong,
+            NameError::TooLong | NameError::PathTooLong | NameError::TooDeep => Kind::NameTooLong,
         };
         Self::new(kind, error.to_string())
     }

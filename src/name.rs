@@ -7,6 +7,11 @@ use std::sync::Arc;
 
 /// Longest file name that the kernel passes on (NAME_MAX of Linux), in bytes.
 pub const NAME_MAX: usize = 255;
+/// Longest path in a cell, in bytes: what a program can name in one call (PATH_MAX of Linux, which counts the NUL at its end).
+pub const PATH_MAX: usize = 4096 - 1;
+/// Most components of a path. Everything that happens to a record concerns each directory above it, so a single deep key would
+/// cost its length squared. Vitess has less than ten.
+pub const DEPTH_MAX: usize = 64;
 
 /// The name of a directory's lock: a key of this name is not shown.
 pub const LOCK_FILE: &str = ".lock";
@@ -20,6 +25,12 @@ pub enum NameError {
     /// Longer than [`NAME_MAX`].
     #[error("longer than {NAME_MAX} bytes")]
     TooLong,
+    /// As a path longer than [`PATH_MAX`].
+    #[error("a path of more than {PATH_MAX} bytes")]
+    PathTooLong,
+    /// More components than [`DEPTH_MAX`].
+    #[error("a path of more than {DEPTH_MAX} names")]
+    TooDeep,
 }
 
 /// Checks one path component.
@@ -92,13 +103,19 @@ impl TopoPath {
     }
 
     /// Checks a path as stored by a backend. Every component must be a valid file name, and none that stands for something else in
-    /// every directory.
+    /// every directory; the whole must be short enough to be named.
     pub fn parse(path: &str) -> Result<Self, NameError> {
-        if !path.is_empty() {
-            path.split('/').try_for_each(|name| match name {
-                LOCK_FILE => Err(NameError::Invalid),
-                name => check_component(name),
-            })?;
+        if path.len() > PATH_MAX {
+            return Err(NameError::PathTooLong);
+        }
+        for (index, name) in path.split('/').enumerate().filter(|_| !path.is_empty()) {
+            if index == DEPTH_MAX {
+                return Err(NameError::TooDeep);
+            }
+            if name == LOCK_FILE {
+                return Err(NameError::Invalid);
+            }
+            check_component(name)?;
         }
         Ok(Self(path.into()))
     }
@@ -108,6 +125,12 @@ impl TopoPath {
         check_component(name)?;
         if self.is_root() {
             return Ok(Self(name.into()));
+        }
+        if self.0.len() + 1 + name.len() > PATH_MAX {
+            return Err(NameError::PathTooLong);
+        }
+        if self.components().count() >= DEPTH_MAX {
+            return Err(NameError::TooDeep);
         }
         Ok(Self(format!("{}/{name}", self.0).into()))
     }
@@ -213,6 +236,21 @@ mod tests {
         }
         assert_eq!(TopoPath::parse(&"x".repeat(256)), Err(NameError::TooLong));
         assert!(TopoPath::parse(&"x".repeat(255)).is_ok());
+    }
+
+    #[test]
+    fn what_nobody_can_name_is_no_path() {
+        let deepest = ["a"; DEPTH_MAX].join("/");
+        assert!(path(&deepest).join("a").is_err(), "neither found nor made");
+        assert_eq!(TopoPath::parse(&format!("{deepest}/a")), Err(NameError::TooDeep));
+        assert_eq!(path(&deepest).parent().unwrap().join("b").unwrap().components().count(), DEPTH_MAX);
+        let name = "n".repeat(NAME_MAX);
+        let longest = [name.as_str(); 16].join("/");
+        assert_eq!(longest.len(), PATH_MAX);
+        assert_eq!(path(&longest).join("n"), Err(NameError::PathTooLong));
+        assert_eq!(TopoPath::parse(&format!("{longest}/n")), Err(NameError::PathTooLong));
+        // As etcd stores it: the length is looked at first.
+        assert_eq!(TopoPath::parse(&["a"; 60_000].join("/")), Err(NameError::PathTooLong));
     }
 
     #[test]

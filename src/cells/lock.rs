@@ -68,12 +68,16 @@ pub struct LockPlace {
     held: Mutex<Option<Node>>,
 }
 
+/// The holders of a cell's locks that somebody has been told of, wherever the cell was then; `None` if it was never loaded.
+pub type KnownLocks = Arc<tokio::sync::Mutex<Option<BTreeMap<TopoPath, Node>>>>;
+
 /// Follows who holds the locks of a cell.
 #[derive(Debug)]
 pub struct Holders {
     cell: Arc<Cell>,
     changes: tokio::sync::watch::Receiver<u64>,
-    known: BTreeMap<TopoPath, Node>,
+    /// Nobody else tells of them meanwhile.
+    known: tokio::sync::OwnedMutexGuard<Option<BTreeMap<TopoPath, Node>>>,
 }
 
 /// A lock that has another holder than before.
@@ -88,11 +92,16 @@ pub struct HolderChange {
 }
 
 impl Holders {
-    /// From the first list of the cell on, without asking for it: what is locked then is nothing new.
-    pub async fn of(cell: Arc<Cell>) -> Self {
+    /// From the first list of the cell on, without asking for it: what is locked then is nothing new, unless the cell was another place
+    /// before.
+    pub async fn of(cell: Arc<Cell>, known: &KnownLocks) -> Self {
+        let mut known = known.clone().lock_owned().await;
         cell.mirror.loaded().await;
-        let changes = cell.mirror.lock_changes();
-        let known = cell.holders(&cell.mirror.snapshot());
+        let mut changes = cell.mirror.lock_changes();
+        match &*known {
+            None => *known = Some(cell.holders(&cell.mirror.snapshot())),
+            Some(_) => changes.mark_changed(),
+        }
         Self { cell, changes, known }
     }
 
@@ -101,14 +110,14 @@ impl Holders {
         // The mirror lives as long as its cell: waiting cannot fail.
         let _ = self.changes.changed().await;
         let mut now = self.cell.holders(&self.cell.mirror.snapshot());
-        let mut before = std::mem::replace(&mut self.known, now.clone());
+        let mut before = self.known.replace(now.clone()).unwrap_or_default();
         let dirs: BTreeSet<TopoPath> = before.keys().chain(now.keys()).cloned().collect();
         let changes = dirs.into_iter().map(|dir| {
             let (before, now) = (before.remove(&dir), now.remove(&dir));
             HolderChange { dir, before, now }
         });
-        let version = |node: &Option<Node>| node.as_ref().map(|node| node.version);
-        changes.filter(|change| version(&change.before) != version(&change.now)).collect()
+        let holder = |node: &Option<Node>| node.as_ref().map(|node| (node.version, node.value.clone()));
+        changes.filter(|change| holder(&change.before) != holder(&change.now)).collect()
     }
 }
 

@@ -18,7 +18,7 @@ use crate::name::{CellName, TopoPath};
 
 mod lock;
 
-pub use lock::{HolderChange, Holders, LockPlace};
+pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 
 /// Reads a CellInfo record: server address and root. The codec is above this module, so it is handed in.
 pub type ReadCellInfo = Arc<dyn Fn(&[u8]) -> Option<(String, String)> + Send + Sync>;

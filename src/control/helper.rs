@@ -11,8 +11,6 @@ pub struct Helper {
     pub pid: AtomicU32,
     /// How often it has died while the mount was there.
     pub restarts: AtomicU64,
-    /// Events that could not be raised because there was none.
-    pub lost: AtomicU64,
 }
 
 impl Helper {
@@ -21,7 +19,6 @@ impl Helper {
         json!({
             "pid": pid,
             "restarts": self.restarts.load(Ordering::Relaxed),
-            "events_lost": self.lost.load(Ordering::Relaxed),
         })
     }
 }

@@ -27,6 +27,8 @@ pub struct TreeCounts {
     pub shadowed_forms: usize,
     /// Locks that this mount holds, places that it waits in, and locks that it has lost.
     pub locks: (usize, usize, usize),
+    /// inotify events that could not be raised.
+    pub events_lost: u64,
     /// How long the kernel lets a request take, if not for ever.
     pub request_timeout: Option<std::time::Duration>,
 }
@@ -67,6 +69,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "shadowed_forms": counts.shadowed_forms,
         "locks": { "held": counts.locks.0, "waiting": counts.locks.1, "lost": counts.locks.2 },
         "helper": control.helper.status(),
+        "events_lost": counts.events_lost,
         "request_timeout": counts.request_timeout.map(|limit| limit.as_secs()),
     })
 }

@@ -8,11 +8,11 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use fuser::{Errno, FileHandle, INodeNo, PollNotifier, Request};
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::UNOPENED;
+use super::pollers::{Poller, Pollers};
 use crate::control::{DIR_NAME, Op, Refusal};
 use crate::error::Result;
 use crate::tree::{Caller, Tree};
@@ -26,7 +26,7 @@ pub struct Adapter {
     /// The inodes of `.topofs`.
     control: HashSet<u64>,
     /// Who waits for more to read.
-    pollers: Arc<Mutex<Vec<PollNotifier>>>,
+    pollers: Arc<Pollers>,
 }
 
 /// One request, as the log of errors names it.
@@ -42,7 +42,7 @@ struct Call {
 impl Adapter {
     /// Over a tree; what waits runs in the given runtime.
     pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
-        let pollers: Arc<Mutex<Vec<PollNotifier>>> = Arc::default();
+        let pollers: Arc<Pollers> = Arc::default();
         runtime.spawn(wake(tree.control().events.growth(), Arc::downgrade(&pollers)));
         let control = tree.control_inodes();
         Self { tree, runtime, control, under_way: TaskTracker::new(), pollers }
@@ -61,19 +61,34 @@ impl Adapter {
         }
     }
 
-    /// Whether reading gives something now; if not, `notifier` is told when it does. `waiter` is the kernel's name of the open file.
-    pub(super) fn is_readable(&self, ino: u64, handle: u64, waiter: u64, notifier: Option<PollNotifier>) -> bool {
+    /// Whether reading gives something now; if not, the notifier of a user's is told when it does. Fails if too many are waiting.
+    pub(super) fn is_readable(
+        &self,
+        (uid, ino, handle): (u32, u64, u64),
+        waiter: u64,
+        notifier: Option<PollNotifier>,
+    ) -> std::result::Result<bool, Errno> {
         let is_readable = || match handle {
             UNOPENED => self.tree.has_news(ino, waiter),
             handle => self.tree.is_readable(handle),
         };
         if is_readable() {
-            return true;
+            return Ok(true);
         }
-        let Some(notifier) = notifier else { return false };
-        self.pollers.lock().push(notifier);
+        let Some(notifier) = notifier else { return Ok(false) };
+        match self.pollers.add(waiter, Poller { uid, handle, notifier }) {
+            None => return Err(Errno::ENOSPC),
+            // Not from here: this is a session thread.
+            Some(Some(other)) => drop(self.runtime.spawn_blocking(move || other.notify())),
+            Some(None) => {}
+        }
         // It may have come before we were there to be told.
-        is_readable()
+        Ok(is_readable())
+    }
+
+    /// An open file is closed: nobody waits in it any more.
+    pub(super) fn stops_polling(&self, handle: u64) {
+        self.pollers.closed(handle);
     }
 
     /// Runs an operation on a name or an inode and replies.
@@ -141,11 +156,10 @@ impl Adapter {
 }
 
 /// Wakes up who waits for more events, for as long as there is an adapter.
-async fn wake(mut growth: watch::Receiver<u64>, pollers: Weak<Mutex<Vec<PollNotifier>>>) {
+async fn wake(mut growth: watch::Receiver<u64>, pollers: Weak<Pollers>) {
     while growth.changed().await.is_ok() {
         let Some(pollers) = pollers.upgrade() else { return };
-        let waiting = std::mem::take(&mut *pollers.lock());
-        for notifier in waiting {
+        for notifier in pollers.take() {
             // Who has closed the file meanwhile is not to be woken.
             let _ = notifier.notify();
         }

@@ -1,6 +1,8 @@
 //! The kernel's caches through fuser's notifications.
 
 use std::ffi::OsStr;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 
 use fuser::{INodeNo, Notifier};
 
@@ -8,35 +10,51 @@ use crate::tree::KernelCaches;
 
 /// The caches of one session.
 #[derive(Debug)]
-pub struct Caches(Notifier);
+pub struct Caches {
+    notifier: Notifier,
+    /// The device, where we have opened it ourselves.
+    device: Option<OwnedFd>,
+}
 
 impl Caches {
-    /// Over a session's way of telling the kernel.
-    pub fn new(notifier: Notifier) -> Self {
-        Self(notifier)
+    /// Over a session's way of telling the kernel. fuser does not say whether the kernel knows an inode; who has the device is told.
+    pub fn new(notifier: Notifier, device: Option<OwnedFd>) -> Self {
+        Self { notifier, device }
     }
 }
 
 /// What the kernel does not have, it need not drop; a mount that is gone keeps nothing.
-fn heard(what: &str, outcome: std::io::Result<()>) {
+fn heard(what: &str, outcome: io::Result<()>) {
     if let Err(error) = outcome {
         tracing::debug!(%error, what, "the kernel's cache");
     }
 }
 
+/// FUSE_NOTIFY_INVAL_INODE for attributes and all pages, as linux/fuse.h has it: `fuse_out_header` (length, code, 0), and
+/// `fuse_notify_inval_inode_out` (inode, first byte, length).
+fn inval_inode(ino: u64) -> Vec<u8> {
+    const LENGTH: u32 = 16 + 24;
+    const CODE: i32 = 2;
+    let header = [&LENGTH.to_ne_bytes()[..], &CODE.to_ne_bytes(), &0_u64.to_ne_bytes()];
+    [&header.concat()[..], &ino.to_ne_bytes(), &0_i64.to_ne_bytes(), &0_i64.to_ne_bytes()].concat()
+}
+
 impl KernelCaches for Caches {
     fn drop_inode(&self, ino: u64) -> bool {
-        let outcome = self.0.inval_inode(INodeNo(ino), 0, 0);
-        let known = !matches!(&outcome, Err(error) if error.kind() == std::io::ErrorKind::NotFound);
+        let outcome = match &self.device {
+            Some(device) => nix::unistd::write(device, &inval_inode(ino)).map(drop).map_err(io::Error::from),
+            None => self.notifier.inval_inode(INodeNo(ino), 0, 0),
+        };
+        let known = !matches!(&outcome, Err(error) if error.kind() == ErrorKind::NotFound);
         heard("drop an inode", outcome);
         known
     }
 
     fn drop_name(&self, parent: u64, name: &str) {
-        heard("drop a name", self.0.inval_entry(INodeNo(parent), OsStr::new(name)));
+        heard("drop a name", self.notifier.inval_entry(INodeNo(parent), OsStr::new(name)));
     }
 
     fn give(&self, ino: u64, content: &[u8]) {
-        heard("give a content", self.0.store(INodeNo(ino), 0, content));
+        heard("give a content", self.notifier.store(INodeNo(ino), 0, content));
     }
 }

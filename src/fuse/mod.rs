@@ -20,6 +20,7 @@ use crate::tree::{LockCall, OpenMode, SetAttr};
 mod adapter;
 mod caches;
 mod convert;
+mod pollers;
 
 pub use adapter::Adapter;
 pub use caches::Caches;
@@ -317,6 +318,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let owner = lock_owner.map(|owner| owner.0);
+        self.stops_polling(handle.0);
         self.answer_file(
             (Op::Release, request, ino, handle),
             |tree, _| async move { tree.release(handle.0, owner).await },
@@ -378,7 +380,7 @@ impl fuser::Filesystem for Adapter {
 
     fn poll(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         notifier: PollNotifier,
@@ -390,8 +392,10 @@ impl fuser::Filesystem for Adapter {
         let ready = PollEvents::POLLIN | PollEvents::POLLRDNORM | PollEvents::POLLOUT | PollEvents::POLLWRNORM;
         let waiter = notifier.handle().0;
         let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(notifier);
-        let readable = self.is_readable(ino.0, handle.0, waiter, notifier);
-        reply.poll(if readable { events & ready } else { PollEvents::empty() });
+        match self.is_readable((request.uid(), ino.0, handle.0), waiter, notifier) {
+            Ok(readable) => reply.poll(if readable { events & ready } else { PollEvents::empty() }),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -110,7 +110,8 @@ pub struct Locks {
     closing: CancellationToken,
     patience: Patience,
     control: Arc<Control>,
-    followed: Mutex<HashSet<crate::name::CellName>>,
+    /// The cells whose locks are told of, and what was told of them last.
+    followed: Mutex<HashMap<crate::name::CellName, (std::sync::Weak<crate::cells::Cell>, crate::cells::KnownLocks)>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }

@@ -9,21 +9,29 @@ use super::contents::shown;
 use super::held::Held;
 use super::{Locks, Standing};
 use crate::backend::Node;
-use crate::cells::{Cell, HolderChange, Holders};
+use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
 use crate::name::TopoPath;
 use crate::process;
 
 impl Locks {
-    /// Tells of the locks of a cell from now on, whoever takes them.
+    /// Tells of the locks of a cell from now on, whoever takes them. One that was another place before is told of with what is different.
     pub fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
-        if self.followed.lock().insert(cell.name.clone()) {
-            self.tasks.spawn(self.clone().tell_changes(cell.clone()));
-        }
+        let known = {
+            let mut followed = self.followed.lock();
+            let before = followed.get(&cell.name);
+            if before.is_some_and(|(known, _)| known.as_ptr() == Arc::as_ptr(cell)) {
+                return;
+            }
+            let known = before.map(|(_, known)| known.clone()).unwrap_or_default();
+            followed.insert(cell.name.clone(), (Arc::downgrade(cell), known.clone()));
+            known
+        };
+        self.tasks.spawn(self.clone().tell_changes(cell.clone(), known));
     }
 
-    async fn tell_changes(self: Arc<Self>, cell: Arc<Cell>) {
+    async fn tell_changes(self: Arc<Self>, cell: Arc<Cell>, known: KnownLocks) {
         let follow = async {
-            let mut holders = Holders::of(cell.clone()).await;
+            let mut holders = Holders::of(cell.clone(), &known).await;
             // When a lock is given back, its process may be gone.
             let mut by = HashMap::new();
             loop {
@@ -45,6 +53,7 @@ impl Locks {
         };
         tokio::select! {
             () = self.stop.cancelled() => {}
+            () = cell.replaced() => {}
             () = follow => {}
         }
     }

@@ -73,12 +73,13 @@ impl KernelMount {
                 tree.open_unasked();
             }
             let config = config(spec);
+            let own = device.try_clone()?;
             let session = Session::from_fd(adapter, device, config.acl, config)?;
             let way = match hidden {
                 Some(hidden) => Way::Clone(hidden),
                 None => Way::into(&point, number)?,
             };
-            Ok((Helpers::new(way, tree.clone()), run(session, spec, tree)?))
+            Ok((Helpers::new(way, tree.clone()), run(session, own, spec, tree)?))
         })();
         match answering {
             Ok((helpers, ended)) => Ok((Self { point, number, own: true, helpers, ended }, unseen)),
@@ -107,9 +108,10 @@ impl KernelMount {
             }
             point.is_mounted(number)?;
             let config = config(spec);
+            let own = device.try_clone()?;
             let session = Session::from_fd(adapter, device, config.acl, config)?;
             let helpers = Helpers::new(Way::into(&point, number)?, tree.clone());
-            Ok((number, helpers, run(session, spec, tree)?))
+            Ok((number, helpers, run(session, own, spec, tree)?))
         })();
         match answering {
             Ok((number, helpers, ended)) => Ok((Self { point, number, own: false, helpers, ended }, None)),
@@ -123,7 +125,7 @@ impl KernelMount {
 
     /// Starts telling of what happens elsewhere, and shows the mount where it has not been seen yet.
     fn start_notifier(&mut self, tree: &Arc<Tree>, unseen: Option<OwnedFd>) -> io::Result<()> {
-        teller::serve(self.helpers.clone(), tree.clone())?;
+        teller::serve(self.helpers.clone(), tree.clone(), tokio::runtime::Handle::current())?;
         let mut table = Table::open()?;
         if let Some(unseen) = unseen {
             Attached::show(&unseen, self.number, &mut self.point)?;
@@ -197,8 +199,8 @@ fn config(spec: &MountSpec) -> Config {
 }
 
 /// Answers from now on. What is returned becomes true when there is nothing more to answer.
-fn run(session: Session<Adapter>, spec: &MountSpec, tree: &Tree) -> io::Result<watch::Receiver<bool>> {
-    tree.use_caches(Arc::new(Caches::new(session.notifier())), spec.threads);
+fn run(session: Session<Adapter>, own: OwnedFd, spec: &MountSpec, tree: &Tree) -> io::Result<watch::Receiver<bool>> {
+    tree.use_caches(Arc::new(Caches::new(session.notifier(), Some(own))), spec.threads);
     let (end, ended) = watch::channel(false);
     std::thread::Builder::new().name("session".to_owned()).spawn(move || {
         if let Err(error) = session.run() {

@@ -134,11 +134,6 @@ impl Helpers {
         pause
     }
 
-    /// An event that could not be raised, because there was no helper.
-    pub fn lost(&self) {
-        self.control().helper.lost.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// The way into the mount; `None` when the mount is gone. While it is held, the device of the mount is nobody else's, where the
     /// way is a mount of its own.
     pub fn hold(&self) -> Option<Arc<Way>> {

@@ -1,122 +1,255 @@
-//! Passes on to the helper what the tree wants to be told, and sees to it that there always is one.
+//! Tells the kernel, through helpers, of what the tree wants to be told, one job after the other.
+//!
+//! Somebody may hold a directory of the mount (`tree/letting.rs` says how): whatever is done about it then hangs, in this daemon or in the
+//! helper, and nothing can interrupt it. So a thread is given a time for each job. When that is over, the thread is left to its
+//! fate, the directory is known to be held, and another thread goes on with the next job, with another helper if need be.
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::notifier::{Helpers, Notifier};
-use crate::tree::{Job, Tree};
+use parking_lot::Mutex;
 
-/// How often an idle helper is looked at.
+use super::notifier::{Helpers, Notifier};
+use crate::tree::{HELPERS, Job, Tree, Work};
+
+/// How long one job may take: longer than it ever does, unless somebody holds the directory.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// Threads at most: one at a time does the work, the others hang. Each has its own directory, since what is held is left alone.
+const THREADS: usize = 32;
+/// Pause before a helper is started again, where one could not be.
+const PAUSE: Duration = Duration::from_secs(1);
 /// What the kernel keeps of names must not wait longer for a helper.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Passes on what the tree wants to be told, from a thread of its own, for as long as the mount is there.
-pub(super) fn serve(helpers: Arc<Helpers>, tree: Arc<Tree>) -> io::Result<()> {
-    let Some(mut jobs) = tree.jobs() else { return Ok(()) };
+/// Passes on what the tree wants to be told, from threads of its own, for as long as the tree says.
+pub(super) fn serve(helpers: Arc<Helpers>, tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> io::Result<()> {
     let first = helpers.start()?;
     tree.echo_from(first.process());
-    let mut teller = Teller { helpers, tree, helper: Some(first), not_before: Instant::now() };
-    let runtime = tokio::runtime::Handle::current();
-    std::thread::Builder::new().name("notifier".to_owned()).spawn(move || {
-        loop {
-            let job = runtime.block_on(async { tokio::time::timeout(LOOK, jobs.recv()).await });
-            teller.replace_dead();
-            match job {
-                Ok(Some(job)) => {
-                    if teller.helpers.hold().is_some() {
-                        teller.tell(&runtime, &job);
-                    }
-                    teller.tree.end_echo(&job);
-                }
-                Ok(None) => return,
-                Err(_) => {}
-            }
+    let pool = Pool { ready: vec![first], alive: 1, not_before: None };
+    let teller = Arc::new(Teller { helpers, tree, runtime, pool: Mutex::new(pool), turn: Mutex::default() });
+    start(&teller, 0)?;
+    std::thread::Builder::new().name("deadlines".to_owned()).spawn(move || {
+        while teller.look_after() {
+            std::thread::sleep(LOOK);
         }
     })?;
     Ok(())
+}
+
+fn start(teller: &Arc<Teller>, number: u64) -> io::Result<()> {
+    let teller = teller.clone();
+    std::thread::Builder::new().name("notifier".to_owned()).spawn(move || teller.work(number)).map(drop)
 }
 
 #[derive(Debug)]
 struct Teller {
     helpers: Arc<Helpers>,
     tree: Arc<Tree>,
-    helper: Option<Notifier>,
+    /// Where the tree starts what need not be waited for.
+    runtime: tokio::runtime::Handle,
+    pool: Mutex<Pool>,
+    turn: Mutex<Turn>,
+}
+
+/// The helpers.
+#[derive(Debug)]
+struct Pool {
+    ready: Vec<Notifier>,
+    /// Those that are at work, or hang, among them.
+    alive: usize,
     /// When the next may be started.
-    not_before: Instant,
+    not_before: Option<Instant>,
+}
+
+/// Whose turn it is.
+#[derive(Debug, Default)]
+struct Turn {
+    /// The thread that does the work.
+    thread: u64,
+    /// What it is at, and since when.
+    job: Option<(Arc<Job>, Instant)>,
+    /// Those that hang, with the directories that they hang in.
+    hanging: Vec<(u64, Option<u64>)>,
+    ended: bool,
+}
+
+/// What has come of a job.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// The directory is held: later.
+    Held,
 }
 
 impl Teller {
-    /// One job: what the kernel keeps is dropped, then the call is made.
-    fn tell(&mut self, runtime: &tokio::runtime::Handle, job: &Job) {
-        /// Somebody may look up a name just before it is to be created; a helper may die.
-        const ATTEMPTS: usize = 3;
-        let mut helped = true;
-        for _ in 0..ATTEMPTS {
-            self.tree.settle(job);
-            let Some(size) = runtime.block_on(self.tree.begin_echo(job)) else { return };
-            let outcome = self.call(job, size);
-            helped = outcome.is_ok();
-            let error = match outcome {
-                Ok(0) => return,
-                Ok(errno) => io::Error::from_raw_os_error(errno),
-                Err(error) => error,
+    fn work(self: Arc<Self>, number: u64) {
+        let _runtime = self.runtime.enter();
+        loop {
+            let job = match self.tree.next_work(LOOK) {
+                Work::Job(job) => Arc::new(job),
+                Work::Lost(cell, count) => {
+                    self.tree.forget_cell(&cell, count);
+                    continue;
+                }
+                Work::Nothing => continue,
+                Work::End => break,
             };
+            self.turn.lock().job = Some((job.clone(), Instant::now()));
+            let outcome = self.tell(number, &job);
+            let hung = {
+                let mut turn = self.turn.lock();
+                if turn.thread == number {
+                    turn.job = None;
+                }
+                let index = turn.hanging.iter().position(|(thread, _)| *thread == number);
+                index.map(|index| turn.hanging.swap_remove(index).1)
+            };
+            match (hung, outcome) {
+                (None, Outcome::Done) => self.tree.end_job(&job),
+                (None, Outcome::Held) => self.tree.defer(Job::clone(&job)),
+                (Some(dir), outcome) => {
+                    // Somebody else has gone on meanwhile.
+                    match outcome {
+                        Outcome::Done => {
+                            self.tree.end_job(&job);
+                            self.tree.hangs_no_more(dir, None);
+                        }
+                        Outcome::Held => self.tree.hangs_no_more(dir, Some(Job::clone(&job))),
+                    }
+                    return;
+                }
+            }
+        }
+        self.turn.lock().ended = true;
+        self.pool.lock().ready.clear();
+    }
+
+    fn has_turn(&self, number: u64) -> bool {
+        self.turn.lock().thread == number
+    }
+
+    /// One job: what the kernel keeps is dropped, then the call is made.
+    fn tell(&self, number: u64, job: &Job) -> Outcome {
+        /// Somebody may look up a name just before it is to be created.
+        const ATTEMPTS: usize = 3;
+        for _ in 0..ATTEMPTS {
+            if !self.tree.settle(job) || !self.has_turn(number) {
+                return Outcome::Held;
+            }
+            let Some((call, size)) = self.tree.begin_echo(job) else { return Outcome::Done };
+            let answer = self.call(job, size);
+            self.tree.end_echo(call);
+            let Some(errno) = answer else {
+                self.tree.lose_event();
+                break;
+            };
+            if errno == 0 {
+                return Outcome::Done;
+            }
+            let error = io::Error::from_raw_os_error(errno);
             tracing::debug!(path = job.path(), happened = ?job.happened, %error, "an event could not be raised");
+            if !self.has_turn(number) {
+                return Outcome::Held;
+            }
         }
         // Nobody hears of it, but the kernel must not keep the name.
-        if !helped {
-            self.helpers.lost();
-        }
-        self.tree.settle(&job.unnoticed());
+        if self.tree.settle(&job.unnoticed()) { Outcome::Done } else { Outcome::Held }
     }
 
-    /// Has the helper make a call; the next attempt is another one's when it dies.
-    fn call(&mut self, job: &Job, size: u64) -> io::Result<i32> {
-        self.start();
-        let mut helper = self.helper.take().ok_or(io::ErrorKind::NotConnected)?;
-        let outcome = helper.call(job.happened, job.path(), size);
-        match outcome {
-            Ok(_) => self.helper = Some(helper),
-            Err(_) => self.has_died(helper),
-        }
-        outcome
-    }
-
-    fn replace_dead(&mut self) {
-        if let Some(helper) = self.helper.take_if(|helper| helper.is_dead()) {
-            self.has_died(helper);
-        }
-        if Instant::now() >= self.not_before {
-            self.start();
+    /// Has a helper make a call. `None` if there is none.
+    fn call(&self, job: &Job, size: u64) -> Option<i32> {
+        loop {
+            let mut helper = self.helper()?;
+            match helper.call(job.happened, job.path(), size) {
+                Ok(errno) => {
+                    self.pool.lock().ready.push(helper);
+                    return Some(errno);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a helper that raises events has ended");
+                    self.has_ended(helper);
+                }
+            }
         }
     }
 
-    fn has_died(&mut self, helper: Notifier) {
-        self.not_before = Instant::now() + self.helpers.died(&helper);
-        // Before its number is free: whoever gets that next is somebody else.
-        self.tree.echo_from(0);
-    }
-
-    /// Starts a helper if there is none, soon, or not at all.
-    fn start(&mut self) {
-        let wait = self.not_before.saturating_duration_since(Instant::now());
-        if self.helper.is_some() || wait > PATIENCE || self.helpers.hold().is_none() {
-            return;
-        }
+    fn helper(&self) -> Option<Notifier> {
+        let wait = {
+            let mut pool = self.pool.lock();
+            if let Some(helper) = pool.ready.pop() {
+                return Some(helper);
+            }
+            let wait = pool.not_before.map_or(Duration::ZERO, |time| time.saturating_duration_since(Instant::now()));
+            if pool.alive >= HELPERS || wait > PATIENCE {
+                return None;
+            }
+            pool.alive += 1;
+            wait
+        };
         std::thread::sleep(wait);
         match self.helpers.start() {
+            Ok(helper) if self.tree.echo_from(helper.process()) => Some(helper),
+            // What it does would count as a stranger's.
             Ok(helper) => {
-                self.tree.echo_from(helper.process());
-                self.helper = Some(helper);
+                self.has_ended(helper);
+                None
             }
             Err(error) => {
-                /// Where it cannot be started at all.
-                const PAUSE: Duration = Duration::from_secs(1);
-                tracing::error!(%error, "the helper that raises events cannot be started");
-                self.not_before = Instant::now() + PAUSE;
+                tracing::error!(%error, "no helper that raises events can be started");
+                self.one_less(PAUSE);
+                None
             }
         }
+    }
+
+    fn has_ended(&self, helper: Notifier) {
+        let pause = self.helpers.died(&helper);
+        // Before its number is free: whoever gets that next is somebody else.
+        self.tree.echo_no_more_from(helper.process());
+        drop(helper);
+        self.one_less(pause);
+    }
+
+    /// A helper that has nothing to do may die, too. There always is one.
+    fn replace_dead(&self) {
+        let dead: Vec<Notifier> = self.pool.lock().ready.extract_if(.., |helper| helper.is_dead()).collect();
+        dead.into_iter().for_each(|helper| self.has_ended(helper));
+        let idle = self.pool.lock().alive == 0 && self.helpers.hold().is_some();
+        if let Some(helper) = idle.then(|| self.helper()).flatten() {
+            self.pool.lock().ready.push(helper);
+        }
+    }
+
+    fn one_less(&self, pause: Duration) {
+        let mut pool = self.pool.lock();
+        pool.alive = pool.alive.saturating_sub(1);
+        pool.not_before = Some(Instant::now() + pause);
+    }
+
+    /// Looks after the thread that works. False when there is nothing to be looked after any more.
+    fn look_after(self: &Arc<Self>) -> bool {
+        self.replace_dead();
+        let mut turn = self.turn.lock();
+        if turn.ended {
+            return false;
+        }
+        let late = turn.job.as_ref().filter(|(_, since)| since.elapsed() > DEADLINE);
+        let Some(job) = late.map(|(job, _)| job.clone()).filter(|_| turn.hanging.len() + 1 < THREADS) else {
+            return true;
+        };
+        let (late, next) = (turn.thread, turn.thread + 1);
+        // Where no thread can be started, this one may come back, or the next look will find it.
+        if let Err(error) = start(self, next) {
+            tracing::error!(%error, "no thread can be started: events wait");
+            return true;
+        }
+        turn.thread = next;
+        turn.job = None;
+        let dir = self.tree.hangs(&job);
+        turn.hanging.push((late, dir));
+        true
     }
 }

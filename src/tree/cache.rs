@@ -8,6 +8,8 @@
 //! Letting go happens twice. At once, when the new state is published: inodes only, since names need the lock of their directory, which
 //! somebody may hold who waits for a backend. And once more in the line of events, before the event is raised: a reply that
 //! was under way the first time and has come to nothing the kernel knew then is caught by waiting for the directory's lock.
+//!
+//! Nobody waits for the kernel for ever: `letting` says why that may take as long as a stranger likes, and what holds until then.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,9 +17,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::echo::{Followed, Happened, Job};
+use super::echo::Followed;
 use super::handles::Reader;
-use super::inodes::{Inodes, State};
+use super::inodes::State;
+use super::jobs::{Happened, Job};
+use super::letting::{Asked, Letting, drop_inode};
 use super::lockfile::LOCK;
 use super::{Attr, Caller, Node, Opened, Tree};
 use crate::cells::Cell;
@@ -46,6 +50,7 @@ pub trait KernelCaches: Send + Sync + std::fmt::Debug {
 #[derive(Debug)]
 pub(super) struct Caches {
     kernel: Arc<dyn KernelCaches>,
+    pub(super) letting: Arc<Letting>,
     /// How many contents may be given at once: one session thread must be free to answer what they wait for.
     give_at_once: usize,
 }
@@ -54,17 +59,56 @@ impl Tree {
     /// The kernel's caches, from now on used. `threads` is the number of those that answer requests.
     pub fn use_caches(&self, kernel: Arc<dyn KernelCaches>, threads: usize) {
         // There is one kernel.
-        let _ = self.caches.set(Caches { kernel, give_at_once: threads.saturating_sub(1) });
+        let letting = Letting::new(kernel.clone(), self.inodes.clone());
+        let _ = self.caches.set(Caches { kernel, letting, give_at_once: threads.saturating_sub(1) });
+    }
+
+    /// Whether somebody keeps the kernel from letting go of an inode.
+    pub(super) fn is_held(&self, ino: u64) -> bool {
+        self.caches.get().is_some_and(|caches| caches.letting.is_held(ino))
+    }
+
+    /// Whether somebody keeps the kernel from letting go of the directory of a node.
+    fn dir_is_held(&self, node: &Node) -> bool {
+        let parent = match node {
+            Node::Dir(_, path) if path.is_root() => Some(Node::Root),
+            Node::Dir(cell, path) | Node::Record(cell, path, _) => {
+                path.parent().map(|dir| Node::Dir(cell.clone(), dir))
+            }
+            Node::Lock(cell, dir) => Some(Node::Dir(cell.clone(), dir.clone())),
+            Node::Root | Node::Control | Node::ControlFile(_) | Node::Scratch(_) => None,
+        };
+        let holds_any = self.caches.get().is_some_and(|caches| caches.letting.holds_any());
+        holds_any && parent.and_then(|parent| self.inodes.known(&parent)).is_some_and(|ino| self.is_held(ino))
     }
 
     /// An answer about a node: notes what the kernel knows, and says whether it may keep it.
     pub(super) fn answered(&self, node: &Node, ino: u64, attr: Attr) -> Attr {
-        self.inodes.tell(ino, attr.record.as_ref());
+        self.note_told(node, ino, &attr);
         let lasting = self.caches.get().is_some() && self.lasts(node, ino, &attr);
-        Attr { ino, lasting, ..attr }
+        // A listing that the kernel cannot be made to drop is one of another time than the directory's: so it asks for a new one.
+        let modified = if attr.is_dir && self.is_held(ino) { SystemTime::now() } else { attr.modified };
+        Attr { ino, lasting, modified, ..attr }
+    }
+
+    /// Notes what the kernel is told of a node. An answer may be late: between its making and this note, a newer one may have been made
+    /// and noted, and the kernel passes over what was asked for before it had to let go.
+    pub(super) fn note_told(&self, node: &Node, ino: u64, attr: &Attr) {
+        let connected = match node {
+            Node::Record(cell, path, _) => self.cells.get(cell).map(|cell| (cell, path)),
+            _ => None,
+        };
+        self.inodes.tell(ino, attr.record.as_ref(), |record| {
+            let now = connected.as_ref().map(|(cell, path)| (cell.mirror.snapshot(), path));
+            now.is_none_or(|(snapshot, path)| snapshot.records.get(*path).is_none_or(|now| now == record))
+        });
     }
 
     fn lasts(&self, node: &Node, ino: u64, attr: &Attr) -> bool {
+        let Some(caches) = self.caches.get() else { return false };
+        if caches.letting.is_pending(ino) || self.dir_is_held(node) {
+            return false;
+        }
         let (cell, path) = match node {
             Node::Root | Node::Control => return true,
             Node::ControlFile(_) | Node::Scratch(_) => return false,
@@ -110,7 +154,7 @@ impl Tree {
                     return false;
                 };
                 let raw = Node::Record(cell.clone(), child.clone(), crate::record::Form::Raw);
-                !self.echo.is_coming(&raw) && !self.echo.is_coming(&Node::Dir(cell, child))
+                !self.is_held(parent) && !self.echo.is_coming(&raw) && !self.echo.is_coming(&Node::Dir(cell, child))
             }
             _ => false,
         }
@@ -125,7 +169,7 @@ impl Tree {
     }
 
     /// A cell whose changes are told.
-    fn followed(&self, cell: &CellName) -> Option<(Arc<Cell>, Arc<Followed>)> {
+    pub(super) fn followed(&self, cell: &CellName) -> Option<(Arc<Cell>, Arc<Followed>)> {
         let connected = self.cells.get(cell)?;
         let followed = self.echo.followed(&connected)?;
         Some((connected, followed))
@@ -144,7 +188,8 @@ impl Tree {
         let is_quiet =
             |(cell, followed): (Arc<Cell>, Arc<Followed>)| cell.mirror.is_fresh() && !followed.is_changing(path);
         let quiet = self.followed(cell).is_some_and(is_quiet);
-        let Some(caches) = self.caches.get().filter(|_| quiet && content.len() <= CACHED_LIMIT) else {
+        let is_free = |caches: &&Caches| quiet && content.len() <= CACHED_LIMIT && !caches.letting.is_pending(ino);
+        let Some(caches) = self.caches.get().filter(is_free) else {
             return Opened::direct();
         };
         let state = State::of(record);
@@ -169,65 +214,77 @@ impl Tree {
         value.map(|value| self.records.show(cell, path, &value, *form)).transpose()
     }
 
-    /// Lets the kernel ask again about what a change concerns.
-    pub(super) async fn let_go_of<'a>(&self, cell: &CellName, changes: impl Iterator<Item = (&'a TopoPath, bool)>) {
-        let mut numbers = Vec::new();
+    /// Lets the kernel ask again about what a change concerns. What is returned waits for the files, and for the directories.
+    pub(super) fn let_go_of<'a>(
+        &self,
+        cell: &CellName,
+        changes: impl Iterator<Item = (&'a TopoPath, bool)>,
+    ) -> Option<(Asked, Asked)> {
+        let (mut files, mut dirs) = (Vec::new(), Vec::new());
         for (path, relists) in changes {
             let forms = self.forms(cell, path).map(|form| Node::Record(cell.clone(), path.clone(), form));
-            numbers.extend(forms.filter_map(|node| self.inodes.known(&node)));
+            files.extend(forms.filter_map(|node| self.inodes.known(&node)));
             if relists {
-                let dirs = std::iter::successors(path.parent(), TopoPath::parent);
-                let dirs = std::iter::once(path.clone()).chain(dirs).map(|dir| Node::Dir(cell.clone(), dir));
-                numbers.extend(dirs.filter_map(|node| self.inodes.known(&node)));
+                let above = std::iter::successors(path.parent(), TopoPath::parent);
+                let above = std::iter::once(path.clone()).chain(above).map(|dir| Node::Dir(cell.clone(), dir));
+                dirs.extend(above.filter_map(|node| self.inodes.known(&node)));
             }
         }
-        numbers.sort_unstable();
-        numbers.dedup();
-        self.let_go(numbers).await;
+        for numbers in [&mut files, &mut dirs] {
+            numbers.sort_unstable();
+            numbers.dedup();
+        }
+        let caches = self.caches.get().filter(|_| !files.is_empty() || !dirs.is_empty())?;
+        Some(caches.letting.let_go(files, dirs, false))
     }
 
-    /// Lets the kernel ask again about what the mirror tells.
+    /// The same, about what the mirror tells. Waits for the files: who lists a directory is told when the event is raised.
     pub(super) async fn let_go_of_updates(&self, cell: &Cell, updates: &[Update]) {
         let relists = |update: &Update| update.old.is_none() || update.new.is_none();
-        self.let_go_of(&cell.name, updates.iter().map(|update| (&update.path, relists(update)))).await;
+        let asked = self.let_go_of(&cell.name, updates.iter().map(|update| (&update.path, relists(update))));
+        if let Some((files, _)) = asked {
+            files.done().await;
+        }
     }
 
     /// Lets the kernel ask again about everything of a cell.
     pub(super) async fn let_go_of_cell(&self, cell: &CellName) {
-        self.let_go(self.inodes.of_cell(cell)).await;
+        self.let_go(self.inodes.of_cell(cell), false).await;
+    }
+
+    /// The same, and about all names in it: so many calls that would have told of them are lost.
+    pub fn forget_cell(&self, cell: &CellName, lost: u64) {
+        tracing::warn!(%cell, lost, "too much has happened at once: events are lost, and the kernel forgets the cell");
+        self.echo.lost.fetch_add(lost, Ordering::Relaxed);
+        let numbers = self.inodes.of_cell(cell).into_iter().chain([super::ROOT]).collect();
+        self.ask_to_let_go(numbers, true);
     }
 
     /// Lets the kernel ask again about everything.
     pub async fn let_go_of_all(&self) {
-        self.let_go(self.inodes.all()).await;
+        self.let_go(self.inodes.all(), false).await;
     }
 
-    async fn let_go(&self, numbers: Vec<u64>) {
-        let Some(caches) = self.caches.get().filter(|_| !numbers.is_empty()) else { return };
-        let (inodes, kernel) = (self.inodes.clone(), caches.kernel.clone());
-        // It may wait for a page; a panic in there is the kernel's business, not ours.
-        let _ = tokio::task::spawn_blocking(move || numbers.iter().for_each(|ino| drop_inode(&inodes, &*kernel, *ino)))
-            .await;
-    }
-
-    /// A directory is gone: the kernel is made to forget its name. Whoever holds the directory above is waited for a
-    /// moment only.
-    pub(super) async fn forget_dir(&self, cell: &CellName, dir: &TopoPath) {
-        /// The caller may be whoever holds it.
-        const LONGEST: Duration = Duration::from_millis(200);
-        let job = Job::of_dir(cell, dir, Happened::DirRemoved);
-        if let (Some(caches), Some(parent)) = (self.caches.get(), self.inodes.known(&job.parent())) {
-            let (kernel, name) = (caches.kernel.clone(), job.name().to_owned());
-            let dropped = tokio::task::spawn_blocking(move || kernel.drop_name(parent, &name));
-            let _ = tokio::time::timeout(LONGEST, dropped).await;
+    async fn let_go(&self, numbers: Vec<u64>, names: bool) {
+        if let Some((files, dirs)) = self.ask_to_let_go(numbers, names) {
+            tokio::join!(files.done(), dirs.done());
         }
     }
 
+    fn ask_to_let_go(&self, numbers: Vec<u64>, names: bool) -> Option<(Asked, Asked)> {
+        let is_dir = |ino: &u64| self.inodes.node(*ino).is_some_and(|node| node.is_dir());
+        let (dirs, files) = numbers.into_iter().partition(is_dir);
+        Some(self.caches.get()?.letting.let_go(files, dirs, names))
+    }
+
     /// What comes before an event is raised, from the thread that does so: nothing that a reply under way has brought to the kernel
-    /// may be older than the event.
-    pub fn settle(&self, job: &Job) {
-        let Some(caches) = self.caches.get() else { return };
-        let Some(parent) = self.inodes.known(&job.parent()) else { return };
+    /// may be older than the event. False if somebody holds the directory: then it must wait. May hang.
+    pub fn settle(&self, job: &Job) -> bool {
+        let Some(caches) = self.caches.get() else { return true };
+        let Some(parent) = self.inodes.known(&job.parent()) else { return true };
+        if caches.letting.is_held(parent) {
+            return false;
+        }
         let name = match job.happened {
             Happened::Created | Happened::DirMade | Happened::Unnoticed => job.name(),
             // The call that raises the event is to find the name.
@@ -235,13 +292,42 @@ impl Tree {
         };
         caches.kernel.drop_name(parent, name);
         if job.happened != Happened::Changed {
-            drop_inode(&self.inodes, &*caches.kernel, parent);
+            caches.letting.let_go_of_dir_here(parent);
         }
         // What the kernel knew the first time is right since then. To drop it again would make the kernel pass over attributes that are
         // on their way, and readers would see new content cut to an old size.
         if let Some(ino) = self.inodes.known(job.node()).filter(|ino| self.inodes.was_unknown(*ino)) {
-            drop_inode(&self.inodes, &*caches.kernel, ino);
+            match job.node().is_dir() {
+                true => caches.letting.let_go_of_dir_here(ino),
+                false => drop_inode(&self.inodes, &*caches.kernel, ino),
+            }
         }
+        true
+    }
+
+    /// What is being done for a job hangs: somebody holds the directory.
+    pub fn hangs(&self, job: &Job) -> Option<u64> {
+        let parent = self.inodes.known(&job.parent())?;
+        self.caches.get()?.letting.hangs(parent);
+        let directory = job.parent();
+        tracing::warn!(%directory, "somebody holds the directory: until it is let go of, nothing is told of it, and nothing is kept");
+        Some(parent)
+    }
+
+    /// It has come to its end. What has not been told is told now.
+    pub fn hangs_no_more(&self, parent: Option<u64>, job: Option<Job>) {
+        if let (Some(caches), Some(parent)) = (self.caches.get(), parent) {
+            caches.letting.hangs_no_more(parent);
+        }
+        if let Some(job) = job {
+            self.echo.jobs.defer(parent.unwrap_or(0), job);
+        }
+    }
+
+    /// A job that cannot be done before its directory is let go of.
+    pub fn defer(&self, job: Job) {
+        let parent = self.inodes.known(&job.parent()).unwrap_or(0);
+        self.echo.jobs.defer(parent, job);
     }
 
     /// The content of a file where the kernel opens without asking.
@@ -309,16 +395,5 @@ impl Tree {
     /// Whether the kernel opens files without asking.
     pub fn opens_unasked(&self) -> bool {
         self.unasked.load(std::sync::atomic::Ordering::Acquire)
-    }
-}
-
-fn drop_inode(inodes: &Inodes, kernel: &dyn KernelCaches, ino: u64) {
-    inodes.let_go(ino);
-    let known = kernel.drop_inode(ino);
-    inodes.dropped(ino, known);
-    // What was on its way then has arrived after it.
-    if inodes.wait_until_given(ino) {
-        let known = kernel.drop_inode(ino);
-        inodes.dropped(ino, known);
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::caller::Removal;
-use super::echo::Happened;
+use super::jobs::Happened;
 use super::lockfile::is_virtual;
 use super::{Caller, Node, Tree, known_name, new_name};
 use crate::error::{Error, Kind, Result};

@@ -1,6 +1,7 @@
 //! What the tree counts for `.topofs/status`.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,7 @@ impl Tree {
             local_directories,
             shadowed_forms: self.shadowed_forms(),
             locks: self.locks.counts(),
+            events_lost: self.echo.lost.load(Ordering::Relaxed),
             request_timeout: self.options.request_timeout,
         }
     }

@@ -1,10 +1,13 @@
 //! Telling the kernel of what happens elsewhere, so that it raises real inotify events.
 //!
-//! The kernel raises events only for calls that local processes make. So for every remote change one thread of this daemon
-//! makes the matching call through the mount, and that thread's requests are answered here, from the change itself, without
+//! The kernel raises events only for calls that local processes make. So for every remote change a helper of this daemon
+//! makes the matching call through the mount, and the helper's requests are answered here, from the change itself, without
 //! touching anything. By the time of the call the new state is published: whoever wakes up reads it.
+//!
+//! A helper's call may hang in the kernel; then another helper goes on. What the first asks later, when its call is no longer the
+//! one that is being made, finds nothing and changes nothing.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,86 +15,26 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::jobs::{Happened, Job, Jobs, Work};
+use super::letting::LONGEST;
 use super::overlay::Place;
 use super::{Attr, Caller, Node, Opened, Tree};
 use crate::backend::Revision;
-use crate::cells::Cell;
+use crate::cells::{Cell, KnownLocks};
 use crate::error::{Error, Kind, Result};
 use crate::locks::Saver;
+use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
-/// Own writes remembered for each record until the mirror has told of them.
+/// Own writes remembered for each record until the mirror has told of them, and records with such.
 const OWN: usize = 64;
-
-/// What has happened to a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum Happened {
-    /// A file has another content.
-    Changed,
-    /// There is a file now.
-    Created,
-    /// A file is gone.
-    Deleted,
-    /// There is a directory now.
-    DirMade,
-    /// A directory is gone.
-    DirRemoved,
-    /// Nothing that anybody is told of, but what the kernel keeps of the name, and of the directory, is old.
-    Unnoticed,
-}
-
-/// A call that is to be made through the mount.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// What it tells.
-    pub happened: Happened,
-    /// Of what.
-    pub(super) node: Node,
-    /// The directory, as cell and path; `None` is the root of the mount.
-    pub(super) dir: Option<Place>,
-    pub(super) name: String,
-}
-
-impl Job {
-    /// What has happened to a directory: also to one that nothing is stored below.
-    pub(super) fn of_dir(cell: &CellName, dir: &TopoPath, happened: Happened) -> Self {
-        let node = Node::Dir(cell.clone(), dir.clone());
-        match dir.parent() {
-            None => Self { happened, node, dir: None, name: cell.to_string() },
-            Some(parent) => Self { happened, node, dir: Some((cell.clone(), parent)), name: dir.name().to_owned() },
-        }
-    }
-
-    /// The same, without telling anybody.
-    pub fn unnoticed(&self) -> Self {
-        Self { happened: Happened::Unnoticed, ..self.clone() }
-    }
-
-    /// The directory that holds the name.
-    pub(super) fn parent(&self) -> Node {
-        self.dir.clone().map_or(Node::Root, |(cell, dir)| Node::Dir(cell, dir))
-    }
-
-    /// The name.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// What the name stands for.
-    pub(super) fn node(&self) -> &Node {
-        &self.node
-    }
-
-    /// The path below the mount.
-    pub fn path(&self) -> String {
-        match &self.dir {
-            None => self.name.clone(),
-            Some((cell, dir)) if dir.is_root() => format!("{cell}/{}", self.name),
-            Some((cell, dir)) => format!("{cell}/{dir}/{}", self.name),
-        }
-    }
-}
+const OWN_PLACES: usize = 10_000;
+/// How long it may take until the mirror tells of an own write. After that it is not going to: somebody else was faster, or the
+/// cell is another one.
+const OWN_TIME: Duration = Duration::from_secs(10);
+/// Processes at most that make calls: one at a time does, the others hang.
+pub const HELPERS: usize = 4;
 
 /// A commit of this mount's own.
 #[derive(Debug, Clone)]
@@ -109,20 +52,18 @@ pub(super) struct OwnCommit {
 /// The call that is being made, and what is to come.
 #[derive(Debug)]
 pub(super) struct Echo {
-    /// The thread that makes the calls.
-    thread: AtomicU32,
+    /// The processes that make the calls; 0 is none.
+    helpers: [AtomicU32; HELPERS],
     now: Mutex<Option<Now>>,
-    waiting: tokio::sync::mpsc::UnboundedSender<Job>,
-    jobs: Mutex<Option<tokio::sync::mpsc::UnboundedReceiver<Job>>>,
-    /// Changes that wait to be told: one telling is enough for all that happened before it.
-    pending: Mutex<HashSet<Node>>,
+    calls: AtomicU64,
+    pub(super) jobs: Jobs,
+    /// Events that nobody has been told of.
+    pub(super) lost: AtomicU64,
     /// Which form this mount's own commits went through: of that one the kernel has told already.
-    own: Mutex<HashMap<Place, VecDeque<OwnCommit>>>,
+    own: Mutex<HashMap<Place, VecDeque<(Instant, OwnCommit)>>>,
     own_told: Notify,
-    /// Names that are about to come or go for the kernel, with how often.
-    coming: Mutex<HashMap<Node, usize>>,
     /// The cells that are followed.
-    pub(super) followed: Mutex<HashMap<CellName, Arc<Followed>>>,
+    pub(super) followed: Mutex<BTreeMap<CellName, Arc<Followed>>>,
 }
 
 /// A cell whose changes are told.
@@ -133,20 +74,30 @@ pub(super) struct Followed {
     pub lasting: AtomicU64,
     /// The number of the last news that the kernel has been made to ask again about.
     let_go: watch::Sender<u64>,
+    /// What the watchers of a cell of this name have been told of last, wherever it was then; `None` if they have never been shown
+    /// any of it. Whoever tells of the cell has it to itself.
+    pub told: Told,
+    /// The same of its locks.
+    pub locked: KnownLocks,
     /// Records that have changed, and when.
     changed: quick_cache::sync::Cache<TopoPath, Instant>,
 }
+
+/// The records of a cell that its watchers have been told of. It outlives the cell.
+pub(super) type Told = Arc<tokio::sync::Mutex<Option<Snapshot>>>;
 
 /// Changed records remembered of a cell.
 const CHANGED: usize = 10_000;
 
 impl Followed {
-    /// Of a cell from now on, with the number of its last news.
-    pub fn new(cell: &Arc<Cell>, published: u64) -> Self {
+    /// Of a cell from now on, with the number of its last news, and what was told of its name before.
+    pub fn new(cell: &Arc<Cell>, published: u64, (told, locked): (Told, KnownLocks)) -> Self {
         Self {
             cell: Arc::downgrade(cell),
             lasting: AtomicU64::new(0),
             let_go: watch::Sender::new(published),
+            told,
+            locked,
             changed: quick_cache::sync::Cache::new(CHANGED),
         }
     }
@@ -169,8 +120,6 @@ impl Followed {
 
     /// Waits until what the kernel keeps is no older than news.
     pub async fn let_go_of(&self, news: u64) {
-        /// Longer than the kernel ever takes; nobody is to hang for it.
-        const LONGEST: Duration = Duration::from_secs(1);
         if *self.let_go.borrow() < news {
             let mut known = self.let_go.subscribe();
             let _ = tokio::time::timeout(LONGEST, known.wait_for(|known| *known >= news)).await;
@@ -180,6 +129,7 @@ impl Followed {
 
 #[derive(Debug)]
 struct Now {
+    number: u64,
     job: Job,
     attr: Attr,
     /// What is created is there, what is deleted is gone.
@@ -188,60 +138,73 @@ struct Now {
 
 impl Default for Echo {
     fn default() -> Self {
-        let (waiting, jobs) = tokio::sync::mpsc::unbounded_channel();
         Self {
-            thread: AtomicU32::new(0),
+            helpers: Default::default(),
             now: Mutex::default(),
-            waiting,
-            jobs: Mutex::new(Some(jobs)),
-            pending: Mutex::default(),
+            calls: AtomicU64::new(0),
+            jobs: Jobs::default(),
+            lost: AtomicU64::new(0),
             own: Mutex::default(),
             own_told: Notify::new(),
-            coming: Mutex::default(),
             followed: Mutex::default(),
         }
     }
 }
 
 impl Echo {
-    /// Whether a request comes from the process that makes the calls.
+    /// Whether a request comes from a process that makes the calls.
     pub fn is_from(&self, caller: &Caller) -> bool {
-        caller.thread != 0 && caller.thread == self.thread.load(Ordering::Relaxed)
+        caller.thread != 0 && self.helpers.iter().any(|helper| helper.load(Ordering::Relaxed) == caller.thread)
     }
 
     /// Notes a commit of this mount's own.
     pub fn note_own(&self, place: &Place, commit: OwnCommit) {
         let mut own = self.own.lock();
+        if own.len() >= OWN_PLACES {
+            forget_old(&mut own);
+        }
+        if own.len() >= OWN_PLACES && !own.contains_key(place) {
+            return;
+        }
         let known = own.entry(place.clone()).or_default();
         if known.len() >= OWN {
             known.pop_front();
         }
-        known.push_back(commit);
+        known.push_back((Instant::now(), commit));
     }
 
-    /// Waits until the commits of this mount's own so far stand among the events.
-    pub async fn own_told(&self) {
-        loop {
-            let told = self.own_told.notified();
-            if self.own.lock().is_empty() {
-                return;
+    /// Waits until the commits of this mount's own so far stand among the events, but for no longer than a time.
+    pub async fn own_told(&self, longest: Duration) {
+        let all = async {
+            loop {
+                let told = self.own_told.notified();
+                {
+                    let mut own = self.own.lock();
+                    forget_old(&mut own);
+                    if own.is_empty() {
+                        return;
+                    }
+                }
+                told.await;
             }
-            told.await;
-        }
+        };
+        // The service may not tell of one, or of a newer one only.
+        let _ = tokio::time::timeout(longest, all).await;
     }
 
     /// The commit of this mount's own that a change is, if it is one.
     pub(super) fn own(&self, place: &Place, revision: Revision) -> Option<OwnCommit> {
-        self.own.lock().get(place)?.iter().find(|commit| commit.revision == revision).cloned()
+        let own = self.own.lock();
+        own.get(place)?.iter().find(|(_, commit)| commit.revision == revision).map(|(_, commit)| commit.clone())
     }
 
     /// A change stands among the events. What came before it will not be asked for any more.
     pub(super) fn told_own(&self, place: &Place, revision: Revision) {
         let mut own = self.own.lock();
         let Some(known) = own.get_mut(place) else { return };
-        known.retain(|commit| commit.revision >= revision);
+        known.retain(|(_, commit)| commit.revision >= revision);
         // One of them only: a record's deletion has the revision of what was deleted.
-        if let Some(index) = known.iter().position(|commit| commit.revision == revision) {
+        if let Some(index) = known.iter().position(|(_, commit)| commit.revision == revision) {
             known.remove(index);
         }
         if known.is_empty() {
@@ -260,20 +223,12 @@ impl Echo {
 
     /// Whether a name is about to come or go for the kernel: until then it must ask.
     pub fn is_coming(&self, node: &Node) -> bool {
-        self.coming.lock().contains_key(node)
+        self.jobs.is_coming(node)
     }
 
     /// A call that is to be made.
     pub(super) fn push(&self, job: Job) {
-        if job.happened == Happened::Changed {
-            if !self.pending.lock().insert(job.node.clone()) {
-                return;
-            }
-        } else {
-            *self.coming.lock().entry(job.node.clone()).or_default() += 1;
-        }
-        // Nobody makes calls where there is no mount (in tests).
-        let _ = self.waiting.send(job);
+        self.jobs.push(job);
     }
 
     fn parent_matches(job: &Job, parent: &Node) -> bool {
@@ -289,48 +244,64 @@ impl Echo {
 pub(super) const ECHO: u64 = u64::MAX;
 
 impl Tree {
-    /// The calls that are to be made, in their order. There is one who makes them.
-    pub fn jobs(&self) -> Option<tokio::sync::mpsc::UnboundedReceiver<Job>> {
-        self.echo.jobs.lock().take()
+    /// What is to be done next, in its order. Waits no longer than for a time.
+    pub fn next_work(&self, patience: Duration) -> Work {
+        self.echo.jobs.next(patience, |dir| self.is_held(dir))
     }
 
-    /// The thread that makes the calls from now on: the calling one.
-    pub fn echo_from(&self, thread: u32) {
-        self.echo.thread.store(thread, Ordering::Relaxed);
+    /// A process that makes calls. False if there are as many as can be.
+    pub fn echo_from(&self, process: u32) -> bool {
+        let free =
+            |helper: &&AtomicU32| helper.compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        self.echo.helpers.iter().find(free).is_some()
     }
 
-    /// Prepares the answers for one call. Returns the size of the file; `None` if nobody could notice the call.
-    pub async fn begin_echo(&self, job: &Job) -> Option<u64> {
-        self.echo.pending.lock().remove(&job.node);
+    /// A process that made calls is gone, but its number not free yet: what has that number next is somebody else.
+    pub fn echo_no_more_from(&self, process: u32) {
+        for helper in &self.echo.helpers {
+            let _ = helper.compare_exchange(process, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Nobody makes calls any more.
+    pub fn echo_ends(&self) {
+        self.echo.jobs.close();
+    }
+
+    /// An event that nobody is told of.
+    pub fn lose_event(&self) {
+        self.echo.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Prepares the answers for one call. Returns the number of the call, and the size of the file; `None` if nobody could notice the
+    /// call.
+    pub fn begin_echo(&self, job: &Job) -> Option<(u64, u64)> {
         if self.inodes.known(&job.node).is_none() && self.inodes.known(&job.parent()).is_none() {
             return None;
         }
+        // Of what is loaded: nothing is waited for here.
         let attr = match job.happened {
             Happened::DirMade | Happened::DirRemoved => self.dir_attr(),
             Happened::Unnoticed => return None,
             Happened::Deleted => self.file_attr(0, SystemTime::now()),
             // What has gone again meanwhile is told of by what comes next.
-            Happened::Changed => self.attr(&job.node).await.ok()?,
-            Happened::Created => self.attr(&job.node).await.unwrap_or_else(|_| self.file_attr(0, SystemTime::now())),
+            Happened::Changed => self.attr_now(&job.node).ok()?,
+            Happened::Created => self.attr_now(&job.node).unwrap_or_else(|_| self.file_attr(0, SystemTime::now())),
         };
-        let size = attr.size;
-        *self.echo.now.lock() = Some(Now { job: job.clone(), attr, done: false });
-        Some(size)
+        let (size, number) = (attr.size, self.echo.calls.fetch_add(1, Ordering::Relaxed));
+        *self.echo.now.lock() = Some(Now { number, job: job.clone(), attr, done: false });
+        Some((number, size))
     }
 
-    /// The call is made, or need not be.
-    pub fn end_echo(&self, job: &Job) {
-        *self.echo.now.lock() = None;
-        if job.happened == Happened::Changed {
-            return;
-        }
-        let mut coming = self.echo.coming.lock();
-        if let Some(count) = coming.get_mut(&job.node) {
-            *count -= 1;
-            if *count == 0 {
-                coming.remove(&job.node);
-            }
-        }
+    /// A call is made, or has failed.
+    pub fn end_echo(&self, number: u64) {
+        // Another may have begun while this one hung.
+        self.echo.now.lock().take_if(|now| now.number == number);
+    }
+
+    /// Whatever was to be done for a job is done.
+    pub fn end_job(&self, job: &Job) {
+        self.echo.jobs.end(job);
     }
 
     pub(super) fn echo_lookup(&self, parent: u64, name: &str) -> Result<Attr> {
@@ -365,7 +336,7 @@ impl Tree {
         // A record may have changed once more since the call was prepared.
         let newer = attr.record.as_ref().and_then(|_| self.attr_now(&job.node).ok());
         let attr = newer.unwrap_or_else(|| attr.clone());
-        self.inodes.tell(ino, attr.record.as_ref());
+        self.note_told(&job.node, ino, &attr);
         Attr { ino, ..attr }
     }
 
@@ -400,5 +371,57 @@ impl Tree {
 
     pub(super) fn echo_open(&self) -> Opened {
         Opened { handle: ECHO, cached: false, kept: true, flushed: false }
+    }
+}
+
+/// What the mirror has not told of by now, it is not going to.
+fn forget_old(own: &mut HashMap<Place, VecDeque<(Instant, OwnCommit)>>) {
+    own.retain(|_, commits| {
+        commits.retain(|(when, _)| when.elapsed() < OWN_TIME);
+        !commits.is_empty()
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(name: &str) -> Place {
+        (CellName::global(), TopoPath::parse(name).unwrap())
+    }
+
+    fn commit(revision: u64) -> OwnCommit {
+        let saver = Saver { uid: 0, process: 1 };
+        OwnCommit { revision: Revision(revision), form: Form::Raw, saver, command: None }
+    }
+
+    #[tokio::test]
+    async fn an_own_change_that_is_never_told_keeps_nobody_waiting() {
+        let echo = Echo::default();
+        echo.note_own(&place("a"), commit(1));
+        echo.own_told(Duration::from_millis(10)).await;
+        // The mirror has heard of a newer one only.
+        echo.told_own(&place("a"), Revision(2));
+        let begin = Instant::now();
+        echo.own_told(Duration::from_secs(60)).await;
+        assert!(begin.elapsed() < Duration::from_secs(60), "nothing is left to wait for");
+    }
+
+    #[test]
+    fn own_changes_that_are_never_told_do_not_add_up() {
+        let echo = Echo::default();
+        for number in 0..3 * OWN_PLACES {
+            echo.note_own(&place(&format!("key{number}")), commit(1));
+        }
+        assert!(echo.own.lock().len() <= OWN_PLACES);
+    }
+
+    #[test]
+    fn a_process_is_a_helper_until_it_is_gone() {
+        let echo = Echo::default();
+        let is_helper = |thread| echo.is_from(&Caller::new(0, 0, thread));
+        assert!(!is_helper(0), "a caller that cannot be seen is nobody");
+        echo.helpers[1].store(7, Ordering::Relaxed);
+        assert!(is_helper(7) && !is_helper(0) && !is_helper(8));
     }
 }

@@ -4,13 +4,16 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::Node;
+use super::lockfile::LOCK;
+use super::node::DATA;
 use crate::mirror::Record;
-use crate::name::CellName;
+use crate::name::{CellName, TopoPath};
 
 /// The number that the kernel gives to the root.
 pub const ROOT: u64 = 1;
@@ -54,6 +57,8 @@ struct Slot {
 #[derive(Debug, Clone)]
 pub(super) struct Told {
     state: State,
+    /// A later state of the record has a later time.
+    modified: SystemTime,
     /// The stored bytes.
     pub value: Bytes,
     /// The kernel has been made to ask again since, or is about to be.
@@ -225,11 +230,46 @@ impl Inodes {
         self.table.lock().by_number.len()
     }
 
-    /// The kernel is told the attributes of a record; `None` if they are those of no stored one.
-    pub(super) fn tell(&self, number: u64, record: Option<&Record>) {
-        if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
-            slot.told =
-                record.map(|record| Told { state: State::of(record), value: record.value.clone(), let_go: false });
+    /// The names that the kernel may know in a directory.
+    pub(super) fn names_in(&self, dir: u64) -> Vec<String> {
+        let table = self.table.lock();
+        let Some(dir) = table.by_number.get(&dir).map(|slot| &slot.node) else { return Vec::new() };
+        let is_in = |cell: &CellName, path: &TopoPath| match (dir, path.parent()) {
+            (Node::Root, None) => true,
+            (Node::Dir(of, dir), Some(parent)) => of == cell && *dir == parent,
+            _ => false,
+        };
+        let is_dir = |cell: &CellName, path: &TopoPath| matches!(dir, Node::Dir(of, dir) if of == cell && dir == path);
+        let names = table.by_number.values().filter_map(|slot| match &slot.node {
+            Node::Dir(cell, path) if is_in(cell, path) => {
+                Some(if path.is_root() { cell.to_string() } else { path.name().to_owned() })
+            }
+            Node::Record(cell, path, form) if is_dir(cell, path) => Some(format!("{DATA}{}", form.suffix())),
+            Node::Record(cell, path, form) if is_in(cell, path) => Some(format!("{}{}", path.name(), form.suffix())),
+            Node::Lock(cell, path) if is_dir(cell, path) => Some(LOCK.to_owned()),
+            _ => None,
+        });
+        names.collect()
+    }
+
+    /// The kernel is told the attributes of a record; `None` if they are those of no stored one. Whether they are those of now is looked
+    /// at in turn with all others who tell: who is late (with attributes that the kernel will not take over, or must let go of in a moment)
+    /// does not take back what is newer.
+    pub(super) fn tell(&self, number: u64, record: Option<&Record>, is_current: impl FnOnce(&Record) -> bool) {
+        let mut table = self.table.lock();
+        let Some(slot) = table.by_number.get_mut(&number) else { return };
+        let told = record.map(|record| Told {
+            state: State::of(record),
+            modified: record.modified,
+            value: record.value.clone(),
+            let_go: false,
+        });
+        let is_late = match (&slot.told, record) {
+            (Some(known), Some(record)) => known.modified > record.modified && !is_current(record),
+            _ => false,
+        };
+        if !is_late {
+            slot.told = told;
         }
     }
 
@@ -304,8 +344,6 @@ impl Inodes {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
     use crate::backend::{Revision, Version};
     use crate::tree::ScratchId;
@@ -365,7 +403,7 @@ mod tests {
         let inodes = Inodes::default();
         let file = inodes.told(&Node::Scratch(ScratchId(1)));
         assert!(!inodes.begin_giving(file, state(1), 1), "its size is not known to the kernel");
-        inodes.tell(file, Some(&record(1)));
+        inodes.tell(file, Some(&record(1)), |_| true);
         assert!(inodes.begin_giving(file, state(1), 1));
         assert!(!inodes.begin_giving(file, state(1), 9), "it is under way");
         inodes.end_giving(file);
@@ -379,8 +417,54 @@ mod tests {
         );
         inodes.dropped(file, true);
         assert!(!inodes.begin_giving(file, state(1), 1), "the kernel must ask first");
-        inodes.tell(file, Some(&record(2)));
+        inodes.tell(file, Some(&record(2)), |_| true);
         assert!(inodes.begin_giving(file, state(2), 1) && !inodes.was_unknown(file));
+    }
+
+    #[test]
+    fn an_answer_that_is_late_does_not_take_back_a_newer_one() {
+        let record = |number: u64| {
+            let version = Version { number, written: Revision(number), created: Revision(1) };
+            let modified = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(number);
+            Record { value: number.to_string().into(), version, modified }
+        };
+        let inodes = Inodes::default();
+        let file = inodes.told(&Node::Scratch(ScratchId(1)));
+        let shown = || inodes.told_of(file).map(|told| told.value);
+        inodes.tell(file, Some(&record(1)), |_| true);
+        inodes.let_go(file);
+        inodes.dropped(file, true);
+        inodes.tell(file, Some(&record(2)), |_| true);
+        // Looked up before the change, noted after it: the kernel does not take it over, and reads on with what is newer.
+        inodes.tell(file, Some(&record(1)), |_| false);
+        assert_eq!(shown().as_deref(), Some(&b"2"[..]));
+        // A service that was restored, or a clock that goes back.
+        inodes.tell(file, Some(&record(1)), |_| true);
+        assert_eq!(shown().as_deref(), Some(&b"1"[..]));
+    }
+
+    #[test]
+    fn the_names_in_a_directory_are_known() {
+        let inodes = Inodes::default();
+        let cell = CellName::global();
+        let path = |text: &str| TopoPath::parse(text).unwrap();
+        let form = crate::record::Form::Text;
+        let dir = inodes.told(&Node::Dir(cell.clone(), path("a")));
+        for node in [
+            Node::Dir(cell.clone(), TopoPath::root()),
+            Node::Dir(cell.clone(), path("a/b")),
+            Node::Dir(cell.clone(), path("a/b/c")),
+            Node::Record(cell.clone(), path("a/x"), form),
+            Node::Record(cell.clone(), path("a"), form),
+            Node::Record(cell.clone(), path("ab"), form),
+            Node::Lock(cell.clone(), path("a")),
+        ] {
+            inodes.told(&node);
+        }
+        let mut names = inodes.names_in(dir);
+        names.sort();
+        assert_eq!(names, [".data.txt", ".lock", "b", "x.txt"]);
+        assert_eq!(inodes.names_in(ROOT), ["global"]);
     }
 
     #[test]

@@ -36,6 +36,8 @@ mod files;
 mod handles;
 mod inodes;
 mod io;
+mod jobs;
+mod letting;
 mod listing;
 mod lockfile;
 mod news;
@@ -51,9 +53,10 @@ mod xattr;
 pub use attr::{Attr, SetAttr};
 pub use cache::KernelCaches;
 pub use caller::Caller;
-pub use echo::{Happened, Job};
+pub use echo::HELPERS;
 pub use files::{OpenMode, Opened};
 pub use inodes::ROOT;
+pub use jobs::{Happened, Job, Work};
 pub use listing::Listing;
 pub use lockfile::LockCall;
 pub use node::{Node, ScratchId};
@@ -192,6 +195,7 @@ impl Tree {
     /// Ends all background work and waits for it.
     pub async fn shutdown(&self) {
         self.stop.cancel();
+        self.echo_ends();
         self.tasks.close();
         self.tasks.wait().await;
     }

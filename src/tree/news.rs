@@ -5,12 +5,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::OwnedMutexGuard;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::echo::{Followed, Happened, Job, OwnCommit};
+use super::echo::{Followed, OwnCommit, Told};
+use super::jobs::{Happened, Job};
+use super::letting::LONGEST;
 use super::lockfile::{LOCK, is_virtual};
-use super::node::DATA;
 use super::overlay::Place;
+use super::view::name_of;
 use super::{Node, Tree};
 use crate::cells::{Cell, HolderChange, Holders};
 use crate::mirror::{News, Record, Snapshot, Update};
@@ -20,30 +23,40 @@ use crate::record::Form;
 type Updates = broadcast::Receiver<Arc<News>>;
 
 impl Tree {
-    /// Tells of what happens in a cell from now on.
+    /// Tells of what happens in a cell from now on. Who watches a cell that was elsewhere before, or was not shown for a while, is told
+    /// of what is different.
     pub(super) fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
         // Listened to before anything is answered that lasts.
         let (first, updates) = (cell.mirror.subscribe(), cell.mirror.subscribe());
-        // What was published before is nothing that the kernel has been told otherwise.
-        let followed = Arc::new(Followed::new(cell, cell.mirror.published()));
-        {
+        let followed = {
             let mut all = self.echo.followed.lock();
-            if all.get(&cell.name).is_some_and(|known| known.cell.as_ptr() == Arc::as_ptr(cell)) {
+            let known = all.get(&cell.name);
+            if known.is_some_and(|known| known.cell.as_ptr() == Arc::as_ptr(cell)) {
                 return;
             }
+            let told = known.map(|known| (known.told.clone(), known.locked.clone())).unwrap_or_default();
+            // What was published before is nothing that the kernel has been told otherwise.
+            let followed = Arc::new(Followed::new(cell, cell.mirror.published(), told));
             all.insert(cell.name.clone(), followed.clone());
-        }
+            followed
+        };
+        self.locks.follow(cell);
         let (tree, cell) = (self.clone(), cell.clone());
         self.tasks.spawn(async move {
             // One that is another place now has been shown with the records of the old one.
             tree.let_go_of_cell(&cell.name).await;
+            let mut told = None;
             tokio::select! {
-                () = tree.stop.cancelled() => {}
-                () = cell.replaced() => tree.let_go_of_cell(&cell.name).await,
+                () = tree.stop.cancelled() => return,
+                () = cell.replaced() => {}
                 () = tree.let_go_of_news(&cell, &followed, first) => {}
-                () = tree.tell_of(&cell, updates) => {}
+                () = tree.tell_of(&cell, updates, &followed.told, &mut told) => {}
                 () = tree.tell_of_locks(&cell) => {}
                 () = tree.guard_freshness(&cell, &followed) => {}
+            }
+            tree.let_go_of_cell(&cell.name).await;
+            if let Some(told) = told.filter(|_| tree.cells.get(&cell.name).is_none()) {
+                tree.tell_of_the_end(&cell, told).await;
             }
         });
     }
@@ -95,13 +108,52 @@ impl Tree {
         }
     }
 
-    async fn tell_of(self: &Arc<Self>, cell: &Cell, mut updates: Updates) {
+    async fn tell_of(
+        self: &Arc<Self>,
+        cell: &Cell,
+        mut updates: Updates,
+        shared: &Told,
+        own: &mut Option<OwnedMutexGuard<Option<Snapshot>>>,
+    ) {
+        // Who has told of the cell when it was another place has come to an end then.
+        let told = own.insert(shared.clone().lock_owned().await);
+        if told.is_some() {
+            // It is watched: somebody has looked into it. Nobody may do so again before something happens there.
+            cell.mirror.settled().await;
+        }
         cell.mirror.loaded().await;
         // What has come in between is in it already, and is passed over.
-        let mut told = Snapshot::clone(&cell.mirror.snapshot());
-        while let Some(news) = next(cell, &mut updates, &told).await {
+        let now = Snapshot::clone(&cell.mirror.snapshot());
+        let told = match told.as_mut() {
+            None => told.insert(now),
+            Some(told) => {
+                self.tell_differences(cell, told, &now).await;
+                told
+            }
+        };
+        while let Some(news) = next(cell, &mut updates, told).await {
             for update in &news.updates {
-                self.tell(cell, update, &mut told).await;
+                self.tell(cell, update, told).await;
+            }
+        }
+    }
+
+    /// A cell is no longer shown: nothing that was in it is there any more.
+    async fn tell_of_the_end(self: &Arc<Self>, cell: &Cell, mut told: OwnedMutexGuard<Option<Snapshot>>) {
+        if let Some(told) = told.as_mut() {
+            self.tell_differences(cell, told, &Snapshot::default()).await;
+        }
+    }
+
+    /// Tells of what is different where a cell is another place than before: what was written when and how often says nothing then.
+    async fn tell_differences(self: &Arc<Self>, cell: &Cell, told: &mut Snapshot, now: &Snapshot) {
+        for update in differences(told, now) {
+            let old = told.records.get(&update.path).cloned();
+            let same = matches!((&old, &update.new), (Some(old), Some(new)) if old.value == new.value);
+            if same {
+                update.apply(told);
+            } else {
+                self.tell_change(cell, (&update, old), None, told).await;
             }
         }
     }
@@ -110,7 +162,7 @@ impl Tree {
     pub(super) async fn own_commits_told(&self) {
         /// No longer, if the service does not tell of it.
         const LONGEST: Duration = Duration::from_millis(200);
-        let _ = tokio::time::timeout(LONGEST, self.echo.own_told()).await;
+        self.echo.own_told(LONGEST).await;
     }
 
     async fn tell(self: &Arc<Self>, cell: &Cell, update: &Update, told: &mut Snapshot) {
@@ -124,17 +176,31 @@ impl Tree {
         self.committing.wait(&place).await;
         let revision = new.as_ref().or(old.as_ref()).map(|record| record.version.written);
         let own = revision.and_then(|revision| self.echo.own(&place, revision));
-        self.record(cell, path, (old.as_ref(), new.as_ref()), own.as_ref());
+        match (&old, new) {
+            (Some(old), Some(new)) if old.version == new.version => update.apply(told),
+            _ => self.tell_change(cell, (update, old), own.as_ref(), told).await,
+        }
+        // Not before it stands among the events.
         revision.iter().for_each(|revision| self.echo.told_own(&place, *revision));
+    }
+
+    async fn tell_change(
+        self: &Arc<Self>,
+        cell: &Cell,
+        (update, old): (&Update, Option<Record>),
+        own: Option<&OwnCommit>,
+        told: &mut Snapshot,
+    ) {
+        let Update { path, new, .. } = update;
+        self.record(cell, path, (old.as_ref(), new.as_ref()), own);
         let own = own.map(|commit| commit.form);
         let before = told.clone();
         update.apply(told);
         match (&old, new) {
-            (Some(old), Some(new)) if old.version == new.version => {}
             (Some(_), Some(_)) => {
                 self.tell_forms(cell, told, path, own, Happened::Changed);
                 // A cell may be another place now.
-                self.tell_cell(cell, path, Happened::Changed);
+                self.tell_cell(cell, path, Happened::Changed).await;
             }
             (None, Some(_)) => {
                 if own.is_none() {
@@ -144,7 +210,7 @@ impl Tree {
                     }
                 }
                 self.tell_forms(cell, told, path, own, Happened::Created);
-                self.tell_cell(cell, path, Happened::DirMade);
+                self.tell_cell(cell, path, Happened::DirMade).await;
                 // A record that has become a directory has other names now.
                 let ancestor = path.parent().filter(|dir| told.records.contains_key(dir) && !before.has_children(dir));
                 ancestor.iter().for_each(|dir| self.forget_forms(cell, dir));
@@ -153,10 +219,12 @@ impl Tree {
                 self.tell_forms(cell, &before, path, own, Happened::Deleted);
                 if own.is_none() {
                     for dir in ancestors(path).filter(|dir| !told.has_children(dir)) {
+                        // One that went on being shown for `rm -r` here is gone now, too.
+                        self.overlay.end_linger(&(cell.name.clone(), dir.clone()));
                         self.tell_dir(cell, &dir, Happened::DirRemoved);
                     }
                 }
-                self.tell_cell(cell, path, Happened::DirRemoved);
+                self.tell_cell(cell, path, Happened::DirRemoved).await;
                 let ancestor = path.parent().filter(|dir| told.records.contains_key(dir) && !told.has_children(dir));
                 ancestor.iter().for_each(|dir| self.forget_forms(cell, dir));
             }
@@ -173,7 +241,6 @@ impl Tree {
         own: Option<&OwnCommit>,
     ) {
         let kind = match (old, new) {
-            (Some(old), Some(new)) if old.version == new.version => return,
             (None, None) => return,
             (None, Some(_)) => "created",
             (Some(_), Some(_)) => "changed",
@@ -196,10 +263,7 @@ impl Tree {
                 (true, Happened::Changed) => continue,
                 (true, _) => Happened::Unnoticed,
             };
-            let (dir, name) = match shown.has_children(path) {
-                true => (Some(path.clone()), format!("{DATA}{}", form.suffix())),
-                false => (path.parent(), format!("{}{}", path.name(), form.suffix())),
-            };
+            let (dir, name) = name_of(shown, path, form);
             let node = Node::Record(cell.name.clone(), path.clone(), form);
             let dir = dir.map(|dir| (cell.name.clone(), dir));
             self.echo.push(Job { happened, node, dir, name });
@@ -224,6 +288,22 @@ impl Tree {
         self.echo.push(Job::of_dir(&cell.name, dir, happened));
     }
 
+    /// The directories above a record that have gone with it are gone for everybody as soon as this returns: the kernel forgets their
+    /// names, and whoever may still see them is answered by the name. `busy` is the directory in which the kernel is at work for the
+    /// caller, beside the record's own: it is free only after the caller has been answered, and not waited for.
+    pub(super) async fn forget_gone_dirs(&self, cell: &CellName, path: &TopoPath, busy: Option<&TopoPath>) {
+        let (Some(connected), Some(caches)) = (self.cells.get(cell), self.caches.get()) else { return };
+        let snapshot = connected.mirror.snapshot();
+        for dir in ancestors(path).take_while(|dir| !snapshot.has_children(dir)) {
+            let Some(above) = dir.parent() else { return };
+            let Some(ino) = self.inodes.known(&Node::Dir(cell.clone(), above.clone())) else { continue };
+            let asked = caches.letting.forget_name(ino, dir.name());
+            if busy != Some(&above) {
+                asked.done().await;
+            }
+        }
+    }
+
     /// A directory of this mount disappears from the listing above by itself, after a time.
     pub(super) fn forget_dir_after(self: &Arc<Self>, place: Place, time: Duration) {
         let tree = self.clone();
@@ -238,7 +318,7 @@ impl Tree {
     }
 
     /// A cell comes and goes with its CellInfo record.
-    fn tell_cell(self: &Arc<Self>, cell: &Cell, path: &TopoPath, happened: Happened) {
+    async fn tell_cell(self: &Arc<Self>, cell: &Cell, path: &TopoPath, happened: Happened) {
         let names: Vec<&str> = path.components().collect();
         let (true, ["cells", name, "CellInfo"]) = (cell.name.is_global(), names.as_slice()) else { return };
         let Ok(name) = CellName::new(name) else { return };
@@ -246,8 +326,15 @@ impl Tree {
             return;
         }
         let shown = self.cells.get(&name);
-        if let Some(cell) = &shown {
-            self.follow(cell);
+        match &shown {
+            Some(cell) => self.follow(cell),
+            None => {
+                // What was in it goes first.
+                let followed = self.echo.followed.lock().get(&name).cloned();
+                if let Some(followed) = followed {
+                    let _ = tokio::time::timeout(LONGEST, followed.told.lock()).await;
+                }
+            }
         }
         let happened = match (happened, shown.is_some()) {
             (Happened::DirMade, true) | (Happened::DirRemoved, false) => happened,
@@ -258,7 +345,8 @@ impl Tree {
     }
 
     async fn tell_of_locks(&self, cell: &Arc<Cell>) {
-        let mut holders = Holders::of(cell.clone()).await;
+        let Some(shared) = self.followed(&cell.name).map(|(_, followed)| followed.locked.clone()) else { return };
+        let mut holders = Holders::of(cell.clone(), &shared).await;
         loop {
             for HolderChange { dir, .. } in holders.changed().await {
                 // Some directories are listed as long as they are locked.

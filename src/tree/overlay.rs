@@ -356,11 +356,13 @@ impl Overlay {
         let mut state = self.state.lock();
         let mut moved = vec![from.1.clone()];
         moved.extend(state.below(from).map(|((_, path), _)| path.clone()));
-        for path in moved {
-            let target = match path.below(&from.1) {
-                Some("") | None => to.1.clone(),
-                Some(rest) => TopoPath::parse(&format!("{}/{rest}", to.1))?,
-            };
+        let target = |path: TopoPath| match path.below(&from.1) {
+            Some("") | None => Ok((path, to.1.clone())),
+            Some(rest) => TopoPath::parse(&format!("{}/{rest}", to.1)).map(|target| (path, target)),
+        };
+        // All of it or nothing: a name may be too long there.
+        let moved: Vec<_> = moved.into_iter().map(target).collect::<std::result::Result<_, _>>()?;
+        for (path, target) in moved {
             if let Some(local) = state.places.remove(&(from.0.clone(), path)) {
                 state.put((to.0.clone(), target), local);
             }

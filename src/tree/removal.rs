@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::caller::Removal;
-use super::echo::{Happened, Job};
+use super::jobs::{Happened, Job};
 use super::overlay::{LINGER, Place};
 use super::{Caller, Node, Tree};
 use crate::backend::{Action, Change, Guard};
@@ -129,6 +129,7 @@ impl Tree {
             self.overlay.linger(place.clone(), saver.uid);
             self.forget_dir_after(place, LINGER);
         }
+        self.forget_gone_dirs(cell, path, None).await;
         Ok(())
     }
 

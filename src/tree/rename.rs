@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use super::caller::Removal;
 use super::draft::{Base, Draft, Start};
-use super::echo::{Happened, Job};
 use super::files::moved_on;
 use super::handles::Reader;
+use super::jobs::{Happened, Job};
 use super::lockfile::{LOCK, is_virtual};
 use super::overlay::{Local, Place, Scratch};
 use super::removal::deletion;
@@ -279,7 +279,7 @@ impl Tree {
                     let other = Node::Record(cell.clone(), from.clone(), other);
                     self.recent.removed(caller.process(), other, Removal::Moved(Instant::now(), to.clone()));
                 }
-                self.leave_dirs(caller, cell, from).await?;
+                self.leave_dirs(caller, cell, (from, to)).await?;
             }
             Err(error) if error.kind == Kind::Conflict => self.recent.refused(caller, target, error),
             Err(_) => {}
@@ -288,9 +288,14 @@ impl Tree {
     }
 
     /// The directories that a record was the last of are gone at once. Only who has moved it away still finds them, to remove them.
-    async fn leave_dirs(self: &Arc<Self>, caller: &Caller, cell: &CellName, path: &TopoPath) -> Result<()> {
+    async fn leave_dirs(
+        self: &Arc<Self>,
+        caller: &Caller,
+        cell: &CellName,
+        (from, to): (&TopoPath, &TopoPath),
+    ) -> Result<()> {
         let mut left = Vec::new();
-        for dir in self.emptied_dirs(cell, path).await? {
+        for dir in self.emptied_dirs(cell, from).await? {
             let place = (cell.clone(), dir);
             self.overlay.end_linger(&place);
             if self.overlay.has_dir(&place) || is_virtual(cell, &place.1) {
@@ -298,9 +303,9 @@ impl Tree {
             }
             let node = Node::Dir(cell.clone(), place.1.clone());
             self.recent.removed(caller.process(), node, Removal::Ghost(Instant::now()));
-            self.forget_dir(cell, &place.1).await;
             left.push(place.1);
         }
+        self.forget_gone_dirs(cell, from, to.parent().as_ref()).await;
         if !left.is_empty() {
             self.tasks.spawn(self.clone().tell_when_left(caller.process(), cell.clone(), left));
         }

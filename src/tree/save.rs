@@ -215,7 +215,11 @@ impl Tree {
         changes.iter().for_each(|change| self.committing.begin(place(change)));
         let outcome = self.apply_fenced(saver, cell, changes, taken).await;
         // Whoever has saved reads what was saved, under every name.
-        self.let_go_of(&cell.name, changes.iter().map(|change| (&change.path, relists(change)))).await;
+        if let Some((files, dirs)) =
+            self.let_go_of(&cell.name, changes.iter().map(|change| (&change.path, relists(change))))
+        {
+            tokio::join!(files.done(), dirs.done());
+        }
         for (index, change) in changes.iter().enumerate() {
             let applied = outcome.as_ref().ok().and_then(Option::as_ref);
             let stored = applied.and_then(|applied| applied.versions.get(index).copied().flatten());
@@ -226,6 +230,7 @@ impl Tree {
                 _ => None,
             };
             if stored.is_some() && change.guard == Guard::Absent {
+                // The directory is a stored one now, and goes with its last record.
                 self.overlay.made_real(&cell.name, &change.path);
             }
             if let (Some(revision), Some(_)) = (revision, applied) {

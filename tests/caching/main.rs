@@ -171,7 +171,14 @@ fn what_was_written_under_one_name_is_read_under_all() {
         assert_eq!(before, shown(&mount, path));
         let text = format!("tables {{\n  key: \"t{}\"\n  value {{\n  }}\n}}\n", "x".repeat(round % 50));
         std::fs::write(mount.path(&format!("{path}.txt")), &text).unwrap();
+        // Looked at before anything is opened: opening lets the kernel catch up.
+        let sizes =
+            ["", ".txt", ".json"].map(|form| std::fs::metadata(mount.path(&format!("{path}{form}"))).unwrap().len());
         let after = shown(&mount, path);
+        assert_eq!(
+            sizes.map(Some).to_vec(),
+            after.iter().map(|text| Some(text.as_ref()?.len() as u64)).collect::<Vec<_>>()
+        );
         assert_eq!(after[1].as_deref(), Some(text.as_str()), "round {round}");
         assert!(after[2].as_ref().unwrap().contains(&format!("\"t{}\"", "x".repeat(round % 50))), "round {round}");
         for (index, form) in ["", ".txt", ".json"].iter().enumerate() {
@@ -179,6 +186,45 @@ fn what_was_written_under_one_name_is_read_under_all() {
             assert_eq!(Some(size), after[index].as_ref().map(|text| text.len() as u64), "round {round}: {form}");
         }
     }
+}
+
+#[test]
+fn what_was_saved_is_seen_under_all_names_however_much_else_happens() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let cell = service.cell();
+    let others = |round: usize| {
+        let put = |number: usize| world::put(&format!("global/metadata/key{number}"), format!("{round}"));
+        world::runtime().block_on(cell.apply(&(0..60).map(put).collect::<Vec<_>>())).map(drop).unwrap();
+    };
+    others(0);
+    let mount = service.mount(&[]);
+    mount.sh("cat global/metadata/* > /dev/null");
+    let path = "global/keyspaces/commerce/VSchema";
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // The watch has so much to tell that it is behind what this mount has stored itself.
+        scope.spawn(|| {
+            for round in (1..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                others(round);
+                // So that it is behind, and not without hope.
+                std::thread::sleep(std::time::Duration::from_millis(3));
+            }
+        });
+        let over = scopeguard::guard((), |()| is_over.store(true, Ordering::Relaxed));
+        for round in 0..12 {
+            shown(&mount, path);
+            let text = format!("tables {{\n  key: \"t{}\"\n  value {{\n  }}\n}}\n", "x".repeat(1 + round % 50));
+            std::fs::write(mount.path(&format!("{path}.txt")), &text).unwrap();
+            // Looked at before anything is opened: opening lets the kernel catch up.
+            let sizes =
+                ["", ".json"].map(|form| std::fs::metadata(mount.path(&format!("{path}{form}"))).unwrap().len());
+            let after = shown(&mount, path);
+            let wanted = [0, 2].map(|form: usize| after[form].as_ref().unwrap().len() as u64);
+            assert_eq!(sizes, wanted, "round {round}");
+        }
+        drop(over);
+    });
 }
 
 #[test]
@@ -231,6 +277,24 @@ open(\"a\", \"w\").write(\"one\\n\")
 '"
         ));
     }
+}
+
+#[test]
+fn a_name_that_is_free_for_one_program_is_there_for_all_others() {
+    let mount = cluster(&[]);
+    // An editor moves the record out of its way. The record is there until it is saved, but not for the editor, whoever else looks.
+    mount.sh("mkdir -p global/metadata; cd global/metadata; echo one > a; python3 -c '
+import os, subprocess
+for round in range(20):
+    os.stat(\"a\")
+    os.rename(\"a\", \"a~\")
+    assert not os.path.exists(\"a\"), round
+    assert subprocess.check_output([\"cat\", \"a\"]) == b\"one\\n\", round
+    assert subprocess.call([\"stat\", \"a\"], stdout=subprocess.DEVNULL) == 0, round
+    assert not os.path.exists(\"a\"), (\"seen by somebody else\", round)
+    with open(\"a\", \"x\") as f: f.write(\"one\\n\")
+    os.remove(\"a~\")
+'");
 }
 
 #[test]
@@ -369,4 +433,49 @@ for _ in range(3):
         here.root().display()
     ));
     eventually("it is free", || here.read("global/keyspaces/commerce/.lock").is_empty().then_some(()));
+}
+
+#[test]
+fn a_directory_goes_with_its_last_record_for_every_call() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mount = cluster(&[]);
+    let there = |path: &str| {
+        let by_name = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(mount.path(path)).is_ok();
+        let looked_at = mount.path(path).exists();
+        (by_name, looked_at)
+    };
+    let dir = "global/keyspaces";
+    mount.sh(&format!("mkdir {dir}/one {dir}/two; echo 'durability_policy: \"none\"' > {dir}/one/Keyspace.txt"));
+    for round in 0..50 {
+        let (from, to) = if round % 2 == 0 { ("one", "two") } else { ("two", "one") };
+        mount.sh(&format!("ls -lR {dir} > /dev/null; mkdir -p {dir}/{to}"));
+        assert_eq!(there(&format!("{dir}/{from}")), (true, true));
+        let name = |of: &str| mount.path(&format!("{dir}/{of}/Keyspace.txt"));
+        std::fs::rename(name(from), name(to)).unwrap();
+        assert_eq!(there(&format!("{dir}/{from}")), (false, false), "round {round}");
+    }
+    let output = mount.bash(&format!("rm -rf {dir}/two && cp -r {dir}/one {dir}/two && ls {dir}/two"));
+    assert!(output.status.success(), "{}", common::text(&output));
+}
+
+#[test]
+fn a_directory_whose_last_record_is_removed_elsewhere_is_gone_for_every_call() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let mount = service.mount(&[]);
+    for round in 0..20 {
+        service.put("global/keyspaces/gone/Keyspace", b"");
+        eventually("it is there", || mount.path("global/keyspaces/gone/Keyspace").exists().then_some(()));
+        mount.sh("ls -lR global/keyspaces > /dev/null");
+        service.delete("global/keyspaces/gone/Keyspace");
+        // As `cd` and `rm -rf` do, which do not look at attributes first.
+        let opens = || {
+            let mut how = std::fs::OpenOptions::new();
+            how.read(true).custom_flags(libc::O_PATH).open(mount.path("global/keyspaces/gone")).is_ok()
+        };
+        eventually("it is gone", || (!opens()).then_some(()));
+        assert!(!mount.path("global/keyspaces/gone").exists(), "round {round}");
+        let output = mount.bash("rm -rf global/keyspaces/gone");
+        assert!(output.status.success(), "round {round}: {}", common::text(&output));
+    }
 }

@@ -5,7 +5,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod deep;
+mod held;
 mod helper;
+mod moved;
 mod soak;
 mod users;
 

@@ -143,6 +143,11 @@ impl Cell {
         self.holds_global
     }
 
+    /// Whether another cell shows the very same records, so that their locks are the same ones.
+    pub fn is_same_place(&self, other: &Cell) -> bool {
+        self.name == other.name || self.location.is_same_place(&other.location)
+    }
+
     /// What the service takes.
     pub fn limits(&self) -> Limits {
         self.backend.limits()

@@ -53,7 +53,7 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) fn is(&self, cell: &Cell, dir: &TopoPath) -> bool {
-        self.place.cell().name == cell.name && self.place.dir() == dir
+        self.place.cell().is_same_place(cell) && self.place.dir() == dir
     }
 
     pub(super) fn is_for_save(&self) -> bool {

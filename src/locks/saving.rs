@@ -264,7 +264,8 @@ impl Locks {
         let held: Vec<Arc<Held>> = {
             let held = self.held.lock();
             let above = |held: &&Arc<Held>| {
-                held.place.cell().name == cell.name && path.below(held.place.dir()).is_some_and(|rest| !rest.is_empty())
+                held.place.cell().is_same_place(cell)
+                    && path.below(held.place.dir()).is_some_and(|rest| !rest.is_empty())
             };
             held.iter().filter(above).filter(|held| !held.is_for_save()).cloned().collect()
         };

@@ -141,6 +141,8 @@ pub enum Removal {
     MovedAway(Instant, Version),
     /// The process has made the record under another form's name, and has removed this name, probably to make it, too.
     Freed(Instant),
+    /// A directory that cannot be renamed, and that the process goes on to move file by file (`mv`): it will remove it at the end.
+    MovedByFiles(Instant),
     /// The lock of a directory that the process has made: it expects that to be empty.
     Appeared(Instant),
 }
@@ -152,7 +154,9 @@ impl Removal {
 
     fn when(&self) -> Instant {
         match self {
-            Removal::Ghost(when) | Removal::Freed(when) | Removal::Appeared(when) => *when,
+            Removal::Ghost(when) | Removal::Freed(when) | Removal::Appeared(when) | Removal::MovedByFiles(when) => {
+                *when
+            }
             Removal::Moved(when, _) | Removal::MovedAway(when, _) => *when,
         }
     }
@@ -319,6 +323,11 @@ impl Recent {
         if let Some(process) = process.filter(|_| !self.removals.is_empty()) {
             self.removals.remove(&(process, node.clone()));
         }
+    }
+
+    /// The same for a caller.
+    pub fn is_freed_for(&self, caller: &Caller, node: &Node) -> bool {
+        !self.removals.is_empty() && caller.process().is_some_and(|process| self.is_freed(process, node))
     }
 
     /// Whether a process has removed a name of a record that it has made, and has not made that name, too.

@@ -281,6 +281,8 @@ impl Tree {
         }
         // Of what is loaded: nothing is waited for here.
         let attr = match job.happened {
+            // One that has come again meanwhile is not taken for dead: who is on the way through it would not arrive.
+            Happened::DirRemoved if self.is_dir_now(&job.node) => return None,
             Happened::DirMade | Happened::DirRemoved => self.dir_attr(),
             Happened::Unnoticed => return None,
             Happened::Deleted => self.file_attr(0, SystemTime::now()),
@@ -291,6 +293,14 @@ impl Tree {
         let (size, number) = (attr.size, self.echo.calls.fetch_add(1, Ordering::Relaxed));
         *self.echo.now.lock() = Some(Now { number, job: job.clone(), attr, done: false });
         Some((number, size))
+    }
+
+    fn is_dir_now(&self, node: &Node) -> bool {
+        let Node::Dir(cell, path) = node else { return false };
+        let Some(connected) = self.cells.get(cell) else { return false };
+        path.is_root()
+            || connected.mirror.snapshot().has_children(path)
+            || self.overlay.has_dir(&(cell.clone(), path.clone()))
     }
 
     /// A call is made, or has failed.

@@ -336,7 +336,7 @@ impl Tree {
             _ => self.refuse_outdated(caller, &node, base.as_ref(), mode)?,
         }
         // Not before: the kernel repeats what fails with ESTALE, and must find things as they were.
-        if matches!(self.recent.removal(caller, &node), Some(Removal::Freed(_))) {
+        if self.recent.is_freed_for(caller, &node) {
             self.recent.made_again(caller, &cell, path);
         }
         self.recent.settle(caller, &node);

@@ -240,3 +240,25 @@ impl Handles {
         self.0.lock().open.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_open_all_files_that_may_be_open() {
+        let handles = Handles::default();
+        let open = |uid| handles.add(uid, 1, Handle::Events(Arc::default()));
+        let first = open(1).unwrap();
+        (1..PER_USER).for_each(|_| drop(open(1).unwrap()));
+        assert_eq!(open(1).unwrap_err().kind, Kind::TooManyOpen);
+        open(2).unwrap();
+        handles.remove(first).unwrap();
+        open(1).unwrap();
+        assert_eq!(open(1).unwrap_err().kind, Kind::TooManyOpen);
+        // All together.
+        (3..7).for_each(|uid| (0..PER_USER).for_each(|_| drop(open(uid))));
+        assert_eq!(handles.count(), IN_ALL);
+        assert_eq!(open(9).unwrap_err().kind, Kind::TooManyOpen);
+    }
+}

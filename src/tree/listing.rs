@@ -153,3 +153,33 @@ impl Tree {
         self.inodes.number(&entry.node)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(count: usize) -> Arc<Vec<DirEntry>> {
+        Arc::new(vec![DirEntry { name: "x".to_owned(), node: Node::Root }; count])
+    }
+
+    #[test]
+    fn a_listing_is_of_the_directory_that_it_was_handed_out_for() {
+        let listings = Listings::default();
+        let number = listings.keep(&Node::Root, 0, &entries(3));
+        assert!(listings.get(number, &Node::Root).is_some());
+        assert!(listings.get(number, &Node::Control).is_none());
+        assert!(listings.get(number + 1, &Node::Root).is_none(), "a number to come is nobody's");
+    }
+
+    #[test]
+    fn who_lists_most_loses_its_own_listings() {
+        let listings = Listings::default();
+        let other = listings.keep(&Node::Root, 1, &entries(10));
+        let first = listings.keep(&Node::Root, 2, &entries(1));
+        (0..2 * LISTINGS).for_each(|_| drop(listings.keep(&Node::Root, 2, &entries(1))));
+        assert!(listings.get(other, &Node::Root).is_some() && listings.get(first, &Node::Root).is_none());
+        let large = listings.keep(&Node::Root, 2, &entries(2 * ENTRIES));
+        assert!(listings.get(large, &Node::Root).is_some(), "however large it is");
+        assert!(listings.0.lock().by_number.len() <= 2, "{:?}", listings.0.lock().by_number.len());
+    }
+}

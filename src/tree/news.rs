@@ -263,10 +263,13 @@ impl Tree {
                 (true, Happened::Changed) => continue,
                 (true, _) => Happened::Unnoticed,
             };
-            let (dir, name) = name_of(shown, path, form);
+            let (Some(dir), name) = name_of(shown, path, form) else { continue };
             let node = Node::Record(cell.name.clone(), path.clone(), form);
-            let dir = dir.map(|dir| (cell.name.clone(), dir));
-            self.echo.push(Job { happened, node, dir, name });
+            // A stored key may have that name: then it is that one's, and nobody has seen this form.
+            let named = self.named(&cell.name, shown, &dir, &name);
+            if named.is_ok_and(|named| named.is_none_or(|named| named == node)) {
+                self.echo.push(Job { happened, node, dir: Some((cell.name.clone(), dir)), name });
+            }
         }
     }
 

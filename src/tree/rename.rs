@@ -117,6 +117,12 @@ impl Tree {
         match outcome {
             Ok((stored, content)) => {
                 self.recent.stored(caller.process(), cell, path, stored.version);
+                if base.is_none() {
+                    self.has_made(caller.process(), (cell, path, *form), stored.version);
+                }
+                if self.recent.is_freed_for(caller, target) {
+                    self.recent.made_again(caller, cell, path);
+                }
                 self.recent.settle(caller, target);
                 let adopted = self.adopt(file, (cell, path, *form), stored, &content);
                 self.overlay.unlink(from);
@@ -287,7 +293,8 @@ impl Tree {
         outcome.map(drop)
     }
 
-    /// The directories that a record was the last of are gone at once. Only who has moved it away still finds them, to remove them.
+    /// The directories that a record was the last of are gone at once. Only who moves a whole directory file by file still finds them,
+    /// to remove them.
     async fn leave_dirs(
         self: &Arc<Self>,
         caller: &Caller,
@@ -301,8 +308,10 @@ impl Tree {
             if self.overlay.has_dir(&place) || is_virtual(cell, &place.1) {
                 break;
             }
-            let node = Node::Dir(cell.clone(), place.1.clone());
-            self.recent.removed(caller.process(), node, Removal::Ghost(Instant::now()));
+            if self.is_moved_by_files(caller, cell, &place.1) {
+                let node = Node::Dir(cell.clone(), place.1.clone());
+                self.recent.removed(caller.process(), node, Removal::Ghost(Instant::now()));
+            }
             left.push(place.1);
         }
         self.forget_gone_dirs(cell, from, to.parent().as_ref()).await;
@@ -310,6 +319,15 @@ impl Tree {
             self.tasks.spawn(self.clone().tell_when_left(caller.process(), cell.clone(), left));
         }
         Ok(())
+    }
+
+    fn is_moved_by_files(&self, caller: &Caller, cell: &CellName, dir: &TopoPath) -> bool {
+        let mut dirs = std::iter::successors(Some(dir.clone()), TopoPath::parent);
+        dirs.any(|dir| {
+            let removal = self.recent.removal(caller, &Node::Dir(cell.clone(), dir));
+            // The outermost one may be gone already.
+            matches!(removal, Some(Removal::MovedByFiles(_) | Removal::Ghost(_)))
+        })
     }
 
     /// Raises the events of directories that are gone, as soon as who still finds them has removed them or has ended: the kernel takes
@@ -344,6 +362,8 @@ impl Tree {
         let (cell, path) = from;
         let snapshot = self.cell(cell)?.snapshot().await?;
         if snapshot.has_children(path) {
+            let node = Node::Dir(cell.clone(), path.clone());
+            self.recent.removed(caller.process(), node, Removal::MovedByFiles(Instant::now()));
             return Err(Error::new(Kind::CrossDevice, "a stored directory is many records: only a copy can move it"));
         }
         if to.1.below(path).is_some_and(|rest| !rest.is_empty()) {

@@ -32,7 +32,7 @@ impl Tree {
             Ok(stored) => {
                 self.recent.stored(draft.opener, &draft.cell, &draft.path, stored.version);
                 if job.base.is_none() {
-                    self.has_made(draft, stored.version);
+                    self.has_made(draft.opener, (&draft.cell, &draft.path, draft.form), stored.version);
                 }
             }
             Err(_) => self.recent.not_saved(draft.opener, &draft.node()),
@@ -41,11 +41,15 @@ impl Tree {
     }
 
     /// A record is there that was not, or not any more: its other names are ordinary ones again for whoever has made it.
-    fn has_made(&self, draft: &Draft, version: Version) {
-        let Draft { cell, path, form, opener, .. } = draft;
-        self.recent.made(*opener, cell, path, *form, version);
-        for other in self.forms(cell, path).filter(|other| other != form) {
-            self.recent.settle_for(*opener, &Node::Record(cell.clone(), path.clone(), other));
+    pub(super) fn has_made(
+        &self,
+        process: Option<Process>,
+        (cell, path, form): (&CellName, &TopoPath, Form),
+        version: Version,
+    ) {
+        self.recent.made(process, cell, path, form, version);
+        for other in self.forms(cell, path).filter(|other| *other != form) {
+            self.recent.settle_for(process, &Node::Record(cell.clone(), path.clone(), other));
         }
     }
 
@@ -292,7 +296,7 @@ impl Tree {
     fn keyspace_of(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
         let mut names = path.components();
         let (Some("keyspaces"), Some(name), Some(_)) = (names.next(), names.next(), names.next()) else { return None };
-        let respected = cell.is_global() && self.options.respect_locks != RespectLocks::None;
+        let respected = self.holds_global(cell) && self.options.respect_locks != RespectLocks::None;
         TopoPath::parse(&format!("keyspaces/{name}")).ok().filter(|_| respected)
     }
 
@@ -307,7 +311,12 @@ impl Tree {
             ["routing_rules", "keyspace", "Rules"] => path.parent()?.parent(),
             _ => None,
         };
-        dir.filter(|_| respected != RespectLocks::None && cell.is_global())
+        dir.filter(|_| respected != RespectLocks::None && self.holds_global(cell))
+    }
+
+    /// Whether the records of the global topology are in a cell: another one may be the same place.
+    fn holds_global(&self, cell: &CellName) -> bool {
+        self.cells.get(cell).is_some_and(|cell| cell.holds_global())
     }
 
     /// The record as the backend has it now; a dead or refusing backend is noticed here, before anything is written.

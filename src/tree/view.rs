@@ -124,8 +124,15 @@ impl Tree {
         }
     }
 
-    /// What a name in a directory of a cell stands for, for everybody: the one place that decides it. Listing and looking up ask here.
-    fn named(&self, cell: &CellName, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Option<Node>> {
+    /// What a name in a directory of a cell stands for, for everybody: the one place that decides it. Listing, looking up and what
+    /// the helper is told ask here.
+    pub(super) fn named(
+        &self,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<Option<Node>> {
         if name == LOCK {
             return Ok(Some(Node::Lock(cell.clone(), dir.clone())));
         }

@@ -10,7 +10,7 @@ mod truth;
 
 use std::collections::BTreeMap;
 
-use common::mount::Mount;
+use common::mount::{Mount, write_knowingly};
 use common::server::fresh_root;
 use common::world::{self, Service};
 use common::{etcd, eventually};
@@ -321,7 +321,7 @@ fn a_cell_that_moves_is_another_cell() {
         eventually("the change is seen", || {
             (std::fs::read_to_string(mount.path("zone1/custom/file")).ok()? == "again").then_some(())
         });
-        std::fs::write(writer.path("global/cells/zone1/CellInfo.txt"), info).unwrap();
+        write_knowingly(writer.path("global/cells/zone1/CellInfo.txt"), info);
         eventually("it is back", || mount.path("zone1/tablets").exists().then_some(()));
     }
 }

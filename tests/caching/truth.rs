@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::common::mount::Mount;
+use crate::common::mount::{Mount, write_knowingly};
 use crate::common::world::{Service, runtime};
 use crate::common::{consul, etcd, eventually, zookeeper};
 use topofs::backend::{Action, Change, Guard, Implementation};
@@ -163,7 +163,7 @@ fn apply(service: &Service, mount: &Mount, stored: &mut Stored, op: Op) {
         Op::Write { key, form, value } => {
             let (key, form, path) = place(key, form);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, content(key, form, value)).unwrap();
+            write_knowingly(path, content(key, form, value));
             stored.insert(key, value);
         }
         Op::Replace { key, form, value } => {

@@ -14,6 +14,9 @@ pub mod zookeeper;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// Debian's Python: another one on the PATH need not be there for other users.
+pub const PYTHON: &str = "/usr/bin/python3";
+
 /// Longest time that something which must happen may take.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -202,6 +202,54 @@ on_each_server! {
         assert!(after.1 < before.1 + 2_000, "memory grows from {} to {} pages", before.1, after.1);
     }
 
+    fn what_was_refused_while_the_service_was_away_stays_refused(rig) {
+        let mount = rig.mount(SHORT);
+        assert_eq!(mount.read(OWNER), "the shop team");
+        // The first by fsync, the second at a close, while a child keeps the file open: its end is the last close.
+        let program = r#"
+import errno, os, subprocess, sys, time
+def ask(word): print(word, flush=True); sys.stdin.readline()
+def refused(call):
+    try: call(); print("not refused", flush=True); sys.exit(1)
+    except OSError as e: assert e.errno == errno.ETIMEDOUT, e
+for way in ("fsync", "close"):
+    fd = os.open("global/metadata/owner", os.O_WRONLY | os.O_TRUNC)
+    os.write(fd, b"refused " + way.encode())
+    if way == "fsync":
+        ask("away"); refused(lambda: os.fsync(fd)); ask("back")
+        refused(lambda: os.fsync(fd)); refused(lambda: os.close(fd))
+    else:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[fd])
+        ask("away"); refused(lambda: os.close(fd)); ask("back")
+        child.kill(); child.wait()
+print("done", flush=True); sys.stdin.readline()
+"#;
+        let file = mount.outside().join("program.py");
+        std::fs::write(&file, program).unwrap();
+        let mut command = std::process::Command::new("python3");
+        command.arg(&file).current_dir(mount.root()).stdin(std::process::Stdio::piped());
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut orders = child.stdin.take().unwrap();
+        let mut said = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+        loop {
+            match said.next().expect("the program goes on").unwrap().as_str() {
+                "away" => rig.server.pause(),
+                "back" => {
+                    rig.server.resume();
+                    wait_for_state(&mount, "global", "live");
+                }
+                "done" => break,
+                other => panic!("{other}\n{}", mount.log()),
+            }
+            std::io::Write::write_all(&mut orders, b"\n").unwrap();
+        }
+        eventually("all files are closed", || (mount.status()["handles"] == 0).then_some(()));
+        assert_eq!(mount.read(OWNER), "the shop team");
+        assert_eq!(rig.stored()[OWNER], b"the shop team");
+        drop(orders);
+        assert!(child.wait().unwrap().success());
+    }
+
     fn stale_records_can_be_served_if_wanted(rig) {
         let mount = rig.mount(&["--stale-after=0s", "--serve-stale"]);
         assert_eq!(mount.read(OWNER), "the shop team");

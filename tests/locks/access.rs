@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::Signal;
 
 use crate::common::mount::Mount;
-use crate::common::{eventually, signal, text};
+use crate::common::{PYTHON, eventually, signal, text};
 use crate::{Holder, LOCK, is_free, py, report};
 
 /// A user who may read, like everybody.
@@ -35,7 +35,7 @@ fn shared_mount(service: &crate::common::world::Service, flags: &[&str]) -> Moun
 fn as_user(mount: &Mount, user: &str, program: &str, args: &[&str]) -> String {
     let script = mount.outside().join("program.py");
     std::fs::write(&script, program).unwrap();
-    mount.sh(&format!("{user} python3 {} {}", script.display(), args.join(" ")))
+    mount.sh(&format!("{user} {PYTHON} {} {}", script.display(), args.join(" ")))
 }
 
 on_each_service! {
@@ -111,7 +111,7 @@ fn crowd(mount: &Mount, path: &str, threads: usize) -> (Child, std::sync::mpsc::
     let script = mount.outside().join("crowd.py");
     std::fs::write(&script, CROWD).unwrap();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "KILL", "python3"]);
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "KILL", PYTHON]);
     command.arg(script).args([path, &threads.to_string()]).current_dir(mount.root());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let out = std::io::BufReader::new(child.stdout.take().unwrap());

@@ -101,6 +101,8 @@ on_each_service! {
         let saver = Meanwhile(counting(&one, 1_000, "close"));
         eventually("it saves", || (!one.read(&keyspace()).contains("\"0\"")).then_some(()));
         for mount in [&one, &two] {
+            // Whoever had it last through the other mount may be on its way out.
+            eventually("free", || is_free(mount, LOCK).then_some(()));
             // Each at another point of a save; nobody else wants it.
             mount.sh(&format!("for i in $(seq 12); do flock -n {LOCK} true || exit 1; sleep 0.02; flock -w 20 {LOCK} true || exit 1; done"));
         }

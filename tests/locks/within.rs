@@ -63,7 +63,7 @@ impl Within {
             scratch_quota: 1 << 20,
             respect_locks: RespectLocks::Keyspace,
             request_timeout: None,
-            allow_unseen_writers: false,
+            allow_unseen_writers: true,
         };
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));

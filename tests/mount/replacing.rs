@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::common::etcd::shared;
 use crate::common::mount::{Mount, TOPOFS};
 use crate::common::server::fresh_root;
-use crate::common::{eventually, text};
+use crate::common::{PYTHON, eventually, text};
 use crate::on_each_backend;
 
 /// Runs a Python program with the mount as its directory and a directory outside as its argument; its output.
@@ -62,6 +62,17 @@ for form in ("Keyspace.txt", "Keyspace.json", "Keyspace"):
                 mount.sh(&format!("cmp {KEYSPACE}{form} {saved}/Keyspace{form}"));
             }
         }
+        // Removed, and a temporary file renamed to its place, name after name.
+        let before = world.changes();
+        let program = r#"
+import os, sys
+for form in ("Keyspace.json", "Keyspace", "Keyspace.txt"):
+    name = "global/keyspaces/commerce/" + form
+    open(name + ".tmp", "wb").write(open(sys.argv[1] + "/saved/" + form, "rb").read())
+    os.unlink(name); os.rename(name + ".tmp", name); os.stat(name)
+"#;
+        python(mount, program);
+        assert_eq!(world.changes(), before + 2);
         // Another content in each form: the first makes the record, the others change it.
         mount.sh(&format!("sed -i s/semi_sync/none/ {saved}/Keyspace.txt; install -m 600 {saved}/Keyspace {saved}/Keyspace.txt global/keyspaces/commerce; grep -q none {KEYSPACE}.json"));
     }
@@ -157,6 +168,30 @@ os.remove(name); os.ftruncate(f, 0); os.write(f, b'durability_policy: "gone"\n')
         mount.sh(&format!("test -e {KEYSPACE}.json; rm {KEYSPACE}.txt; ! test -e {KEYSPACE}"));
         let after_tools = world.changes() - before.0;
         assert!(after_tools <= 3, "gunzip removes first, which is made good: {after_tools} changes");
+    }
+
+    fn what_fsync_has_refused_is_refused_by_close(world) {
+        // Memory is reached through one mount only; there locks are not respected.
+        let Some(service) = &world.service else { return };
+        let other = service.mount(&[]);
+        let before = (world.changes(), world.mount.read(&format!("{KEYSPACE}.txt")));
+        let program = r#"
+import errno, os, subprocess, sys
+def refused(call):
+    try: call(); assert False, "not refused"
+    except OSError as e: assert e.errno == errno.EBUSY, e
+fd = os.open("global/keyspaces/commerce/Keyspace.txt", os.O_WRONLY | os.O_TRUNC)
+os.write(fd, b'durability_policy: "refused"\n')
+lock = subprocess.Popen(["flock", sys.argv[2] + "/global/keyspaces/commerce/.lock", "sh", "-c", "echo held; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+assert lock.stdout.readline() == "held\n"
+refused(lambda: os.fsync(fd))
+lock.communicate("\n")
+refused(lambda: os.fsync(fd)); refused(lambda: os.close(fd))
+"#;
+        let file = world.mount.outside().join("program.py");
+        std::fs::write(&file, program).unwrap();
+        world.mount.sh(&format!("python3 {} x {}", file.display(), other.root().display()));
+        assert_eq!((world.changes(), world.mount.read(&format!("{KEYSPACE}.txt"))), before);
     }
 
     fn an_unrefused_program_removes_what_it_has_saved(world) {
@@ -476,8 +511,8 @@ for name, _ in entries("zone1", 0): assert name in ("SrvVSchema", "SrvVSchema.js
 "#;
     let file = mount.outside().join("program.py");
     std::fs::write(&file, program).unwrap();
-    let output = mount
-        .bash(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups /usr/bin/python3 - < {}", file.display()));
+    let output =
+        mount.bash(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups {PYTHON} - < {}", file.display()));
     assert!(output.status.success(), "{}", text(&output));
     let before = mount.read("global/keyspaces/customer/Keyspace.txt");
     mount.sh("echo 'durability_policy: \"MEANT_FOR_COMMERCE\"' > global/keyspaces/commerce/Keyspace.txt");
@@ -548,7 +583,7 @@ print(len(files))
     let file = mount.outside().join("program.py");
     std::fs::write(&file, program).unwrap();
     let user = "setpriv --reuid=65534 --regid=65534 --clear-groups";
-    let output = mount.bash(&format!("{user} /usr/bin/python3 - < {}", file.display()));
+    let output = mount.bash(&format!("{user} {PYTHON} - < {}", file.display()));
     assert!(output.status.success(), "{}", text(&output));
     // One user leaves room for scratch files to the others.
     let output = mount.bash(&format!(

@@ -230,7 +230,9 @@ impl Recent {
     pub fn made(&self, process: Option<Process>, cell: &CellName, path: &TopoPath, form: Form, version: Version) {
         let Some(process) = process else { return };
         let key = concern(process, cell, path);
-        let replaces = self.deleted.get(&key).is_some_and(|(_, when)| when.elapsed() < REMOVAL_TIME);
+        // What was deleted has been replaced: it is not put back any more.
+        let deleted = self.deleted.remove(&key);
+        let replaces = deleted.is_some_and(|(_, (_, when))| when.elapsed() < REMOVAL_TIME);
         self.made.insert(key, Made { version, form, replaces, when: Instant::now() });
     }
 

@@ -276,6 +276,10 @@ impl Model {
                     (None, None, known) => known.is_some(),
                 };
                 if conflict {
+                    if written.is_none() {
+                        // There is nothing that it could read again.
+                        self.forget(to);
+                    }
                     return Err(Kind::Conflict);
                 }
                 self.scratch.remove(from);

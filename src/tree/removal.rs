@@ -121,8 +121,12 @@ impl Tree {
         (cell, path, form): (&CellName, &TopoPath, Form),
     ) -> Result<()> {
         for other in self.forms(cell, path).filter(|other| *other != form) {
-            let ghost = Removal::Ghost(Instant::now());
-            self.recent.removed(process, Node::Record(cell.clone(), path.clone(), other), ghost);
+            let node = Node::Record(cell.clone(), path.clone(), other);
+            // One that it has removed before is gone.
+            match process.is_some_and(|process| self.recent.is_freed(process, &node)) {
+                true => self.recent.settle_for(process, &node),
+                false => self.recent.removed(process, node, Removal::Ghost(Instant::now())),
+            }
         }
         for dir in self.emptied_dirs(cell, path).await? {
             let place: Place = (cell.clone(), dir);

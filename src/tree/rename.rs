@@ -107,7 +107,11 @@ impl Tree {
                 let known = moved_away.or(read).or(then.unwrap_or_default()).map_or(0, |version| version.number);
                 Err(moved_on(cell, path, known, base.version.number))
             }
-            (None, true) => Err(Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile"))),
+            (None, true) => {
+                // It knows now: there is nothing that it could read again.
+                self.recent.forget_read(caller, cell, path);
+                Err(Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile")))
+            }
             (_, false) => {
                 let content = Bytes::copy_from_slice(&file.state.lock().content);
                 let outcome = self.replace(caller.into(), cell, path, *form, &content, base.as_ref()).await;

@@ -170,12 +170,12 @@ fn apply(service: &Service, mount: &Mount, stored: &mut Stored, op: Op) {
             let (key, form, path) = place(key, form);
             let scratch = path.with_file_name(".new");
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            // A thread of its own: one that has read the record would not replace what has changed or gone since.
-            let replace = || {
-                std::fs::write(&scratch, content(key, form, value)).unwrap();
+            std::fs::write(&scratch, content(key, form, value)).unwrap();
+            // What has changed since this process has read it is not replaced unseen; what has gone, it hears of once.
+            let _ = std::fs::read(&path);
+            if std::fs::rename(&scratch, &path).is_err_and(|error| error.raw_os_error() == Some(libc::ESTALE)) {
                 std::fs::rename(&scratch, &path).unwrap();
-            };
-            std::thread::scope(|scope| scope.spawn(replace).join().unwrap());
+            }
             stored.insert(key, value);
         }
         Op::Remove { key, form } => {

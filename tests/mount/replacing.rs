@@ -94,6 +94,23 @@ for remove in (lambda d: os.remove(d + "/Keyspace"), shutil.rmtree):
         assert_eq!(world.changes(), before + 4);
     }
 
+    fn a_name_that_was_removed_does_not_come_back_with_the_record(world) {
+        // Made under one name, and all of them removed, in an order in which the others come first.
+        let program = r#"
+import os
+for form in (".json", ".txt", ""):
+    name = "global/keyspaces/brief/Keyspace"
+    os.makedirs("global/keyspaces/brief", exist_ok=True)
+    open(name + form, "x").write("{}" if form == ".json" else "")
+    others = [other for other in ("", ".txt", ".json") if other != form]
+    for other in others: os.unlink(name + other)
+    os.unlink(name + form)
+    for other in ("", ".txt", ".json"): assert not os.path.lexists(name + other), (form, other)
+"#;
+        python(&world.mount, program);
+        assert!(!world.mount.path("global/keyspaces/brief/Keyspace").exists());
+    }
+
     fn what_is_written_after_a_rename_is_stored_or_refused(world) {
         let mount = &world.mount;
         let program = r#"

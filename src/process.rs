@@ -14,6 +14,18 @@ const ANCESTORS: usize = 64;
 /// Threads whose process is remembered.
 const THREADS: usize = 10_000;
 
+/// What is below /proc for a process or thread; an error if that is the /proc of another pid namespace, whose numbers are others'.
+pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
+    static IS_OURS: LazyLock<bool> = LazyLock::new(|| {
+        let own = std::fs::read_link("/proc/self").ok();
+        own.and_then(|own| own.to_str()?.parse().ok()) == Some(std::process::id())
+    });
+    match id != 0 && *IS_OURS {
+        true => Ok(format!("/proc/{id}/{file}").into()),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
 /// A process: numbers are used again, number and start together are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Process {
@@ -78,15 +90,14 @@ struct Status {
     state: Option<char>,
     parent: Option<u32>,
     threads: Option<u32>,
+    /// Signals that the thread or its process has not handled yet.
+    pending: Option<u64>,
     has_memory: bool,
 }
 
 fn status(id: u32) -> io::Result<Status> {
-    if id == 0 {
-        return Err(io::ErrorKind::NotFound.into());
-    }
     // Names may be in any encoding.
-    let text = std::fs::read(format!("/proc/{id}/status"))?;
+    let text = std::fs::read(entry(id, "status")?)?;
     let text = String::from_utf8_lossy(&text);
     let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let number = |name: &str| line(name)?.parse().ok();
@@ -95,6 +106,9 @@ fn status(id: u32) -> io::Result<Status> {
         state: line("State").and_then(|state| state.chars().next()),
         parent: number("PPid"),
         threads: number("Threads"),
+        pending: line("SigPnd")
+            .zip(line("ShdPnd"))
+            .and_then(|(own, shared)| Some(u64::from_str_radix(own, 16).ok()? | u64::from_str_radix(shared, 16).ok()?)),
         has_memory: line("VmSize").is_some(),
     })
 }
@@ -112,10 +126,7 @@ struct Stat {
 /// The kernel lets it wait while the process is in execve(2), and that waits for us when it closes a file of the mount: both would wait
 /// for ever. So this is not for a process that may be there.
 fn stat(id: u32) -> io::Result<Stat> {
-    if id == 0 {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    let text = std::fs::read(format!("/proc/{id}/stat"))?;
+    let text = std::fs::read(entry(id, "stat")?)?;
     let text = String::from_utf8_lossy(&text);
     let unknown = || io::Error::other("/proc does not tell");
     let fields: Vec<&str> = text.rsplit_once(')').ok_or_else(unknown)?.1.split_whitespace().collect();
@@ -173,7 +184,7 @@ pub fn ending(thread: u32) -> Ending {
 
 /// Whether the exit code of a thread is shown: the same right as for its links.
 fn may_see_code(thread: u32) -> bool {
-    std::fs::read_link(format!("/proc/{thread}/cwd")).is_ok()
+    entry(thread, "cwd").and_then(std::fs::read_link).is_ok()
 }
 
 /// What a thread asks of the kernel.
@@ -189,7 +200,7 @@ pub enum Call {
 
 /// The system call that a waiting thread is in; `None` if that cannot be told.
 pub fn call(thread: u32) -> Option<Call> {
-    let text = read_to_string(format!("/proc/{thread}/syscall")).ok()?;
+    let text = read_to_string(entry(thread, "syscall").ok()?).ok()?;
     let mut fields = text.split_whitespace();
     let number: libc::c_long = fields.next()?.parse().ok()?;
     let mut argument = |index| i32::from_str_radix(fields.nth(index)?.trim_start_matches("0x"), 16).ok();
@@ -216,7 +227,7 @@ pub enum Locking {
 
 /// By which call a waiting thread locks or unlocks; `None` if that cannot be told. (The kernel tells, but fuser does not.)
 pub fn locking(thread: u32) -> Option<Locking> {
-    let text = read_to_string(format!("/proc/{thread}/syscall")).ok()?;
+    let text = read_to_string(entry(thread, "syscall").ok()?).ok()?;
     match text.split_whitespace().next()?.parse().ok()? {
         libc::SYS_flock => Some(Locking::Flock),
         libc::SYS_fcntl => Some(Locking::Fcntl),
@@ -227,12 +238,12 @@ pub fn locking(thread: u32) -> Option<Locking> {
 /// The user of a process.
 pub fn owner(process: u32) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(format!("/proc/{process}")).ok().map(|known| known.uid())
+    std::fs::metadata(entry(process, "").ok()?).ok().map(|known| known.uid())
 }
 
 /// The name of a process.
 pub fn name(process: u32) -> Option<String> {
-    read_to_string(format!("/proc/{process}/comm")).ok().map(|name| name.trim_end().to_owned())
+    read_to_string(entry(process, "comm").ok()?).ok().map(|name| name.trim_end().to_owned())
 }
 
 fn parent(process: u32) -> Option<u32> {
@@ -246,16 +257,24 @@ pub fn descends_from(process: u32, ancestor: u32) -> bool {
         && std::iter::successors(Some(process), |known| parent(*known)).take(ANCESTORS).any(|known| known == ancestor)
 }
 
+/// Whether a thread is about to be killed.
+pub fn is_being_killed(thread: u32) -> Option<bool> {
+    const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
+    let pending = status(thread).ok()?.pending?;
+    Some(pending & SIGKILL != 0)
+}
+
 /// How many descriptors of a process are open for writing on an inode; `None` if that cannot be told, or is too much to look at.
 pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
     /// Descriptors looked at.
     const LIMIT: usize = 16_384;
     let wanted = format!("ino:\t{ino}");
-    let mut count = 0;
-    for (number, entry) in std::fs::read_dir(format!("/proc/{process}/fdinfo")).ok()?.enumerate() {
+    let (mut count, mut seen) = (0, false);
+    for (number, entry) in std::fs::read_dir(entry(process, "fdinfo").ok()?).ok()?.enumerate() {
         if number == LIMIT {
             return None;
         }
+        seen = true;
         let info = match read_to_string(entry.ok()?.path()) {
             Ok(info) => info,
             // It was closed meanwhile.
@@ -267,7 +286,8 @@ pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         count += usize::from(writes && info.lines().any(|line| line == wanted));
     }
-    Some(count)
+    // A process that is ending has given back its table before it closes what was in it; its first thread may have ended, too.
+    seen.then_some(count)
 }
 
 #[cfg(test)]

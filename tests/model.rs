@@ -164,6 +164,16 @@ impl Model {
         self.unsaved.remove(name);
     }
 
+    /// Whether our program has read a record that was changed since, as far as the mirror shows. It hears so once.
+    fn hears_of_change(&mut self, name: Name) -> bool {
+        let written = self.shown(name).map(|(_, written)| written);
+        let hears = self.has_read.contains(name) && written.is_some() && self.known.get(name) != written;
+        if hears {
+            self.forget(name);
+        }
+        hears
+    }
+
     /// What our program has known of a record does not matter any more.
     fn forget(&mut self, name: Name) {
         self.known.remove(name);
@@ -193,9 +203,10 @@ impl Model {
     fn save(&mut self, name: Name, append: bool, added: Vec<u8>, meanwhile: Option<Remote>) -> Outcome<()> {
         if !is_record(name) {
             let shown = self.all_shown();
-            let (content, _) = self.scratch.entry(name).or_insert((Vec::new(), shown));
+            let (content, then) = self.scratch.entry(name).or_insert((Vec::new(), shown.clone()));
             if !append {
                 content.clear();
+                *then = shown;
             }
             content.extend(added);
             return Ok(());
@@ -208,13 +219,13 @@ impl Model {
         if let Some(version) = self.moved.get(name)
             && self.records.get(name).is_some_and(|(_, written)| written != version)
         {
+            // It knows now.
+            self.moved.insert(name, self.records[name].1);
             return Err(Kind::Conflict);
         }
         let base = self.records.get(name).map(|(_, written)| *written);
-        let is_backed_up = self.moved.contains_key(name) && base.is_some();
-        if !is_backed_up && self.has_read.contains(name) && self.known.get(name) != base.as_ref() {
-            // What it has read was changed: it hears so once.
-            self.forget(name);
+        let is_backed_up = self.moved.contains_key(name);
+        if !is_backed_up && self.hears_of_change(name) {
             return Err(Kind::Conflict);
         }
         let mut content = match self.visible(name) {
@@ -246,7 +257,7 @@ impl Model {
             // It removes what its own refused save has left.
             return Ok(());
         }
-        if is_record(name) && self.is_outdated(name) {
+        if is_record(name) && (self.hears_of_change(name) || self.is_outdated(name)) {
             return Err(self.refused(name));
         }
         if is_record(name) {
@@ -268,7 +279,8 @@ impl Model {
                 self.fetch(to);
                 let then = self.scratch[from].1.get(to);
                 let written = self.records.get(to).map(|(_, written)| *written);
-                let conflict = match (written, self.moved.get(to), self.known.get(to)) {
+                let known = self.known.get(to).filter(|_| self.has_read.contains(to));
+                let conflict = match (written, self.moved.get(to), known) {
                     (Some(written), Some(version), _) => written != *version,
                     (Some(written), None, Some(known)) => written != *known,
                     (Some(written), None, None) => then != Some(&written),
@@ -276,25 +288,32 @@ impl Model {
                     (None, None, known) => known.is_some(),
                 };
                 if conflict {
-                    if written.is_none() {
-                        // There is nothing that it could read again.
-                        self.forget(to);
+                    // It knows now.
+                    self.forget(to);
+                    if let (Some(version), Some(written)) = (self.moved.get_mut(to), written) {
+                        *version = written;
                     }
                     return Err(Kind::Conflict);
                 }
                 self.scratch.remove(from);
                 self.stored_by_us(to, content);
             }
+            (true, true) if self.hears_of_change(to) => return Err(self.refused(from)),
             (true, true) if self.is_outdated(from) || self.is_outdated(to) => return Err(self.refused(from)),
             (true, true) => {
                 self.revision += 1;
+                let moved = (content, self.revision);
+                // What does not differ makes no version.
+                let old = self.records.get(to).filter(|(old, _)| *old == moved.0).cloned();
+                let moved = old.unwrap_or(moved);
                 self.records.remove(from);
                 self.forget(from);
                 self.unsaved.remove(to);
-                self.records.insert(to, (content, self.revision));
-                self.known.insert(to, self.revision);
+                self.known.insert(to, moved.1);
+                self.records.insert(to, moved);
                 self.moved.remove(to);
             }
+            (true, false) if self.hears_of_change(from) => return Err(self.refused(from)),
             (true, false) => {
                 self.moved.insert(from, self.shown(from).map_or(0, |(_, written)| *written));
                 self.scratch.insert(to, (content, self.all_shown()));
@@ -316,15 +335,7 @@ impl Model {
                     self.fetch(name);
                     match self.visible(name) {
                         Some(_) if is_record(name) => Err(Kind::Exists),
-                        _ => {
-                            // Who makes a file that must not be there does not replace what it has read.
-                            let has_read = self.has_read.remove(name);
-                            let outcome = nothing(self.save(name, false, bytes(content, 2), None));
-                            if has_read {
-                                self.has_read.insert(name);
-                            }
-                            outcome
-                        }
+                        _ => nothing(self.save(name, false, bytes(content, 2), None)),
                     }
                 }
             },
@@ -332,6 +343,9 @@ impl Model {
                 self.visible(name).ok_or(Kind::NotFound)?;
                 self.fetch(name);
                 let mut new = self.visible(name).cloned().ok_or(Kind::NotFound)?;
+                if is_record(name) && self.hears_of_change(name) {
+                    return Err(self.refused(name));
+                }
                 new.resize(size, 0);
                 if is_record(name) {
                     self.stored_by_us(name, new);
@@ -552,13 +566,16 @@ impl Real {
                 let mode = OpenMode { write: true, exclusive: true, ..OpenMode::default() };
                 nothing(self.save(name, mode, bytes(content, 2), None).await)
             }
-            Op::Truncate { name, size } => {
-                let ino = self.lookup(name).await?;
-                let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
-                let outcome = self.tree.setattr(&caller(), ino, None, set).await;
-                self.tree.forget(ino, 1);
-                nothing(outcome.map(drop).map_err(|error| error.kind))
-            }
+            Op::Truncate { name, size } => nothing(
+                self.repeating(name, async || {
+                    let ino = self.tree.lookup(&caller(), self.dir, OsStr::new(name)).await?.ino;
+                    let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+                    let outcome = self.tree.setattr(&caller(), ino, None, set).await;
+                    self.tree.forget(ino, 1);
+                    outcome.map(drop)
+                })
+                .await,
+            ),
             Op::Unlink(name) => nothing(
                 self.repeating(name, async || self.tree.unlink(&caller(), self.dir, OsStr::new(name)).await).await,
             ),

@@ -8,6 +8,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
 
 use super::args::ProcessArgs;
+use super::one_line::OneLine;
 use crate::control::SetLogLevel;
 
 /// fuser logs every reply that comes too late for a caller who was killed; the ZooKeeper client logs every session and attempt.
@@ -22,14 +23,14 @@ pub(super) fn start(args: &ProcessArgs) -> anyhow::Result<SetLogLevel> {
     if let Some(path) = &args.log_file {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
         let file = file.with_context(|| format!("cannot open the log file {}", path.display()))?;
-        registry.with(format.with_writer(Mutex::new(file))).try_init()?;
+        registry.with(format.with_writer(OneLine(Mutex::new(file)))).try_init()?;
     } else if args.stays() {
-        registry.with(format.with_writer(std::io::stderr)).try_init()?;
+        registry.with(format.with_writer(OneLine(std::io::stderr))).try_init()?;
     } else {
         let (options, facility) = (syslog_tracing::Options::LOG_PID, syslog_tracing::Facility::Daemon);
         let syslog = syslog_tracing::Syslog::new(c"topofs", options, facility).context("syslog is in use already")?;
         // Syslog adds time and level itself.
-        registry.with(format.with_writer(syslog).without_time().with_level(false)).try_init()?;
+        registry.with(format.with_writer(OneLine(syslog)).without_time().with_level(false)).try_init()?;
     }
     Ok(Box::new(move |level| {
         let filter = parse(level).map_err(|error| error.to_string())?;

@@ -12,6 +12,7 @@ use crate::mount::{self, Readiness, Settings, Side};
 
 mod args;
 mod log;
+mod one_line;
 mod options;
 mod settings;
 mod unlock;

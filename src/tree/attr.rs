@@ -2,6 +2,9 @@
 
 use std::time::SystemTime;
 
+use bytes::Bytes;
+
+use super::caller::Removal;
 use super::draft::Draft;
 use super::lockfile::is_virtual;
 use super::overlay::ScratchState;
@@ -144,10 +147,22 @@ impl Tree {
         if let Some((size, modified)) = self.handles.pinned(ino) {
             return Ok(Attr { links: 0, ..self.file_attr(size, modified) });
         }
-        if self.recent.is_ghost(caller, &Node::Record(cell.clone(), path.clone(), form)) {
-            return Ok(self.file_attr(0, self.mounted));
-        }
-        Err(Error::not_found())
+        self.ghost_attr(caller, &Node::Record(cell.clone(), path.clone(), form)).ok_or_else(Error::not_found)
+    }
+
+    /// The attributes of a name that only answers to whoever has removed the record by another one.
+    pub(super) fn ghost_attr(&self, caller: &Caller, node: &Node) -> Option<Attr> {
+        let removal = self.recent.removal(caller, node)?;
+        let shown = self.ghost_content(caller, node).filter(|_| !matches!(removal, Removal::MovedAway(..)));
+        let (size, modified) = shown.map_or((0, self.mounted), |(content, modified)| (content.len(), modified));
+        Some(self.file_attr(size, modified))
+    }
+
+    /// The content of such a name.
+    pub(super) fn ghost_content(&self, caller: &Caller, node: &Node) -> Option<(Bytes, SystemTime)> {
+        let Node::Record(cell, path, form) = node else { return None };
+        let deleted = self.recent.ghost_of(caller, node)?;
+        Some((self.records.show(cell, path, &deleted.value, *form).ok()?, deleted.modified))
     }
 
     /// The attributes of a stored record. What does not decode has no size.

@@ -2,7 +2,7 @@
 //! pid namespace, or /proc does not tell) shares nothing with anybody.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -11,6 +11,7 @@ use super::Node;
 use crate::backend::Version;
 use crate::error::Error;
 use crate::locks::Saver;
+use crate::mirror::Record;
 use crate::name::{CellName, TopoPath};
 use crate::process::{self, Process};
 use crate::record::Form;
@@ -84,7 +85,7 @@ pub struct Recent {
     /// Names that some process sees otherwise than the rest.
     disputed: quick_cache::sync::Cache<Node, Instant>,
     made: quick_cache::sync::Cache<Concern, Made>,
-    deleted: quick_cache::sync::Cache<Concern, (Bytes, Instant)>,
+    deleted: quick_cache::sync::Cache<Concern, Deleted>,
     /// Files of which a save was refused.
     unsaved: quick_cache::sync::Cache<(Process, Node), Instant>,
     refusals: Mutex<Vec<Refusal>>,
@@ -95,6 +96,8 @@ pub struct Recent {
 struct Known {
     version: Version,
     reading: Reading,
+    /// It has stored this version itself.
+    own: bool,
 }
 
 /// How a process has read a record.
@@ -117,6 +120,16 @@ pub struct Made {
     pub form: Form,
     /// It takes the place of one that the process has removed, or was made under several names: somebody replaces it form after form.
     pub replaces: bool,
+    when: Instant,
+}
+
+/// A record that a process has deleted.
+#[derive(Debug, Clone)]
+pub struct Deleted {
+    /// What was stored.
+    pub value: Bytes,
+    /// When it was last changed.
+    pub modified: SystemTime,
     when: Instant,
 }
 
@@ -190,7 +203,9 @@ impl Recent {
         reading: Reading,
     ) {
         let Some(process) = process else { return };
-        self.known.insert(concern(process, cell, path), Known { version, reading });
+        let key = concern(process, cell, path);
+        let own = self.known.get(&key).is_some_and(|known| known.own && known.version == version);
+        self.known.insert(key, Known { version, reading, own });
     }
 
     /// A process has stored a version of a record.
@@ -205,18 +220,23 @@ impl Recent {
         if let Some(made) = self.made.get(&key) {
             self.made.insert(key.clone(), Made { version, ..made });
         }
-        self.known.insert(key, Known { version, reading });
+        self.known.insert(key, Known { version, reading, own: true });
     }
 
     /// The version that a process has read or stored last.
     pub fn last_known(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Version> {
-        Some(self.known.get(&concern(caller.process()?, cell, path))?.version)
+        self.last_read(caller, cell, path, Reading::Not)
     }
 
     /// The version that a process has read or stored last, if it has read the record at least so.
     pub fn last_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath, at_least: Reading) -> Option<Version> {
         let known = self.known.get(&concern(caller.process()?, cell, path))?;
         (known.reading >= at_least).then_some(known.version)
+    }
+
+    /// Whether a version of a record is one that a process has stored.
+    pub fn has_stored(&self, process: Process, cell: &CellName, path: &TopoPath, version: Version) -> bool {
+        self.known.get(&concern(process, cell, path)).is_some_and(|known| known.own && known.version == version)
     }
 
     /// What a process has read of a record does not matter any more.
@@ -226,13 +246,12 @@ impl Recent {
         }
     }
 
-    /// A process has made a record that was not there (any more).
-    pub fn made(&self, process: Option<Process>, cell: &CellName, path: &TopoPath, form: Form, version: Version) {
-        let Some(process) = process else { return };
+    /// A process has made a record that was not there (any more). It replaces one if names of that are still to be removed.
+    pub fn made(&self, process: Process, (cell, path): (&CellName, &TopoPath), made: (Form, Version), replaces: bool) {
         let key = concern(process, cell, path);
-        // What was deleted has been replaced: it is not put back any more.
-        let deleted = self.deleted.remove(&key);
-        let replaces = deleted.is_some_and(|(_, (_, when))| when.elapsed() < REMOVAL_TIME);
+        // What was deleted has been made again: it is not put back any more.
+        self.deleted.remove(&key);
+        let (form, version) = made;
         self.made.insert(key, Made { version, form, replaces, when: Instant::now() });
     }
 
@@ -257,18 +276,30 @@ impl Recent {
     }
 
     /// A process has deleted a record, perhaps to make it anew: `mv` and `install` from elsewhere do so.
-    pub fn deleted(&self, process: Option<Process>, cell: &CellName, path: &TopoPath, value: Bytes) {
+    pub fn deleted(&self, process: Option<Process>, cell: &CellName, path: &TopoPath, record: &Record) {
         let Some(process) = process else { return };
         let key = concern(process, cell, path);
         self.known.remove(&key);
         self.made.remove(&key);
-        self.deleted.insert(key, (value, Instant::now()));
+        let Record { value, modified, .. } = record;
+        let deleted = Deleted { value: value.clone(), modified: *modified, when: Instant::now() };
+        self.deleted.insert(key, deleted);
     }
 
     /// What a process has deleted just now, once.
     pub fn take_deleted(&self, process: Option<Process>, cell: &CellName, path: &TopoPath) -> Option<Bytes> {
-        let (_, (value, when)) = self.deleted.remove(&concern(process?, cell, path))?;
-        (when.elapsed() < REMOVAL_TIME).then_some(value)
+        let (_, deleted) = self.deleted.remove(&concern(process?, cell, path))?;
+        (deleted.when.elapsed() < REMOVAL_TIME).then_some(deleted.value)
+    }
+
+    /// What a name shows that goes on answering to whoever has deleted the record by another one: `mv` to elsewhere copies and removes
+    /// form after form.
+    pub fn ghost_of(&self, caller: &Caller, node: &Node) -> Option<Deleted> {
+        let Node::Record(cell, path, _) = node else { return None };
+        if !self.is_ghost(caller, node) {
+            return None;
+        }
+        self.deleted.get(&concern(caller.process()?, cell, path))
     }
 
     /// What a process has written to a file was refused.
@@ -289,6 +320,11 @@ impl Recent {
         let Some(process) = process else { return };
         self.disputed.insert(node.clone(), Instant::now());
         self.removals.insert((process, node), removal);
+    }
+
+    /// An editor has renamed a record to a backup: what it saves next replaces this version.
+    pub fn moved_away(&self, caller: &Caller, node: &Node, version: Version) {
+        self.removed(caller.process(), node.clone(), Removal::MovedAway(Instant::now(), version));
     }
 
     /// What is known of a name.
@@ -346,6 +382,7 @@ impl Recent {
             refusals.remove(0);
         }
         let caller = (caller.thread, caller.uid);
+        refusals.retain(|refusal| refusal.caller != caller || refusal.node != *node);
         refusals.push(Refusal { caller, node: node.clone(), when: Instant::now(), error: error.clone() });
     }
 

@@ -1,16 +1,18 @@
 //! Records that are being made with O_EXCL: of several who try at once, one gets the name, and the others hear so at open(),
 //! since shells ignore what close() says.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::overlay::Place;
+use crate::process::Process;
+use crate::record::Form;
 
-/// The names that are being made.
+/// The names that are being made, and who makes them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Claims(Arc<Mutex<HashSet<Place>>>);
+pub(super) struct Claims(Arc<Mutex<HashMap<Place, (Option<Process>, Form)>>>);
 
 /// The right to make a record, until dropped.
 #[derive(Debug)]
@@ -19,10 +21,35 @@ pub(super) struct Claim {
     place: Place,
 }
 
+/// What comes of asking for that right.
+#[derive(Debug)]
+pub(super) enum Claimed {
+    /// It is given.
+    Now(Claim),
+    /// The same process is making the record, under another form's name.
+    BySelf,
+    /// Somebody else is making it.
+    ByAnother,
+}
+
 impl Claims {
-    /// `None` if somebody else is making it.
-    pub fn take(&self, place: Place) -> Option<Claim> {
-        self.0.lock().insert(place.clone()).then(|| Claim { claims: self.clone(), place })
+    /// Whether a process is making a record under another form's name.
+    pub fn is_of(&self, place: &Place, process: Option<Process>, form: Form) -> bool {
+        let is_it = |(maker, through): &(Option<Process>, Form)| *maker == process && *through != form;
+        process.is_some() && self.0.lock().get(place).is_some_and(is_it)
+    }
+
+    /// Asks for the right to make a record. Who cannot be seen is nobody else.
+    pub fn take(&self, place: Place, process: Option<Process>, form: Form) -> Claimed {
+        let mut claims = self.0.lock();
+        match claims.get(&place) {
+            None => {
+                claims.insert(place.clone(), (process, form));
+                Claimed::Now(Claim { claims: self.clone(), place })
+            }
+            Some((maker, through)) if maker.is_some() && *maker == process && *through != form => Claimed::BySelf,
+            Some(_) => Claimed::ByAnother,
+        }
     }
 }
 

@@ -8,13 +8,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::caller::{Reading, Removal};
-use super::claim::Claim;
+use super::claim::{Claim, Claimed};
 use super::draft::{Base, Draft, Start};
-use super::handles::{Handle, OpenScratch, Reader};
+use super::handles::{Handle, OpenControl, OpenScratch, Reader};
 use super::jobs::Happened;
 use super::lockfile::LOCK;
 use super::overlay::Scratch;
 use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
+use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -108,7 +109,7 @@ impl Tree {
         if base.is_none() && self.recent.removal(caller, &node).is_none() && self.own_draft(caller, ino).is_none() {
             return Err(Error::not_found());
         }
-        self.refuse_outdated(caller, &node, base.as_ref(), mode)?;
+        self.refuse_outdated_open(caller, &node, base.as_ref(), mode)?;
         self.open_draft(caller, ino, (cell, path, form), base, None, mode)
     }
 
@@ -122,25 +123,24 @@ impl Tree {
         Err(Error::new(Kind::NotPermitted, reason))
     }
 
-    /// Fails once, with ESTALE, if the caller's process has read a record that somebody else has changed since. A program that reads and
-    /// writes through one descriptor reads again when it opens the next one.
-    fn refuse_outdated(&self, caller: &Caller, node: &Node, base: Option<&Base>, mode: OpenMode) -> Result<()> {
+    /// Fails once, with ESTALE, if the caller's process has read a record, at least so, that somebody else has changed since. The kernel's
+    /// repetition is to be told the same.
+    pub(super) fn refuse_outdated(&self, caller: &Caller, node: &Node, found: Version, reading: Reading) -> Result<()> {
         let Node::Record(cell, path, _) = node else { return Ok(()) };
-        let found = base.map(|base| base.version);
-        let reads_again = mode.read && !mode.truncate;
-        let reading = if reads_again { Reading::Apart } else { Reading::ToWrite };
-        let Some(known) = self.recent.last_read(caller, cell, path, reading).filter(|known| Some(*known) != found)
-        else {
-            return Ok(());
-        };
+        let known = self.recent.last_read(caller, cell, path, reading);
+        let Some(known) = known.filter(|known| *known != found) else { return Ok(()) };
         // It knows now.
         self.recent.forget_read(caller, cell, path);
-        let error = match found {
-            Some(found) => moved_on(cell, path, known.number, found.number),
-            None => Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile")),
-        };
+        let error = moved_on(cell, path, known.number, found.number);
         self.recent.refused(caller, node, &error);
         Err(error)
+    }
+
+    /// The same for opening a record. A program that reads and writes through one descriptor reads again when it opens the next one, and
+    /// where the record has gone nothing is overwritten.
+    fn refuse_outdated_open(&self, caller: &Caller, node: &Node, base: Option<&Base>, mode: OpenMode) -> Result<()> {
+        let reading = if mode.read && !mode.truncate { Reading::Apart } else { Reading::ToWrite };
+        base.map_or(Ok(()), |base| self.refuse_outdated(caller, node, base.version, reading))
     }
 
     async fn open_control(&self, caller: &Caller, ino: u64, file: ControlFile, mode: OpenMode) -> Result<Opened> {
@@ -153,10 +153,10 @@ impl Tree {
             return Ok(Opened { handle, ..Opened::direct() });
         }
         let content = self.control_content(file).await;
-        Ok(Opened {
-            handle: self.handles.add(caller.uid, ino, Handle::Control(file, Arc::new(Mutex::new(content))))?,
-            ..Opened::direct()
-        })
+        let mut room = self.room.charge(caller.uid);
+        room.resize(content.len())?;
+        let open = OpenControl { file, content: Mutex::new((content, room)) };
+        Ok(Opened { handle: self.handles.add(caller.uid, ino, Handle::Control(Arc::new(open)))?, ..Opened::direct() })
     }
 
     pub(super) async fn control_content(&self, file: ControlFile) -> Bytes {
@@ -169,6 +169,7 @@ impl Tree {
     fn open_scratch(&self, caller: &Caller, ino: u64, file: Arc<Scratch>, mode: OpenMode) -> Result<Opened> {
         if mode.write && mode.truncate {
             self.overlay.edit(&file, |_| 0, Vec::clear)?;
+            file.renew(self.cell(&file.cell)?.mirror.snapshot());
         }
         let opener = (caller.process(), caller.uid);
         let open = OpenScratch { file: file.clone(), append: mode.append, writes: mode.write, opener };
@@ -202,10 +203,12 @@ impl Tree {
         direct: bool,
     ) -> Result<Opened> {
         let (shown, record) = match self.shown(caller, cell, path, form, direct).await {
-            Err(error) if error.kind == Kind::NotFound => match self.own_draft(caller, ino) {
-                Some(draft) => (draft.content(), None),
-                None => return Err(error),
-            },
+            Err(error) if error.kind == Kind::NotFound => {
+                let node = Node::Record(cell.clone(), path.clone(), form);
+                let draft = self.own_draft(caller, ino).map(|draft| draft.content());
+                let ghost = || self.ghost_content(caller, &node).map(|(content, _)| content);
+                (draft.or_else(ghost).ok_or(error)?, None)
+            }
             shown => shown?,
         };
         let opened = match &record {
@@ -310,16 +313,20 @@ impl Tree {
         let base = self.fetch_base(&cell, path).await?;
         let removal = self.recent.removal(caller, &node);
         let made = self.recent.made_by(caller, &cell, path);
-        // Made under another name by the same process, which makes all names one after the other.
-        let own =
-            base.as_ref().zip(made).is_some_and(|(base, made)| base.version == made.version && made.form != *form);
+        // Made under another name by the same process, which makes all names one after the other, or at once.
+        let is_own = |base: &Base| made.is_some_and(|made| base.version == made.version && made.form != *form);
+        let making = self.claims.is_of(&(cell.clone(), path.clone()), caller.process(), *form);
+        let own = base.as_ref().is_some_and(|base| making || is_own(base));
         let mut mode = mode;
         let mut claim = None;
         match (&base, removal) {
             (Some(base), Some(Removal::MovedAway(_, version))) => {
                 // The backup that an editor has made is of this version: this is a save, not a new record.
                 if base.version != version {
-                    return Err(moved_on(&cell, path, version.number, base.version.number));
+                    let error = moved_on(&cell, path, version.number, base.version.number);
+                    self.recent.refused(caller, &node, &error);
+                    self.recent.moved_away(caller, &node, base.version);
+                    return Err(error);
                 }
                 mode.truncate = true;
                 mode.exclusive = false;
@@ -330,10 +337,15 @@ impl Tree {
             }
             (None, _) if mode.exclusive => {
                 let exists = || Error::new(Kind::Exists, "somebody else is making the record");
-                claim = Some(self.claims.take((cell.clone(), path.clone())).ok_or_else(exists)?);
+                match self.claims.take((cell.clone(), path.clone()), caller.process(), *form) {
+                    Claimed::Now(taken) => claim = Some(taken),
+                    // It makes all forms at once.
+                    Claimed::BySelf => mode.exclusive = false,
+                    Claimed::ByAnother => return Err(exists()),
+                }
             }
             (Some(_), _) if mode.exclusive => return Err(Error::new(Kind::Exists, "the record exists already")),
-            _ => self.refuse_outdated(caller, &node, base.as_ref(), mode)?,
+            _ => self.refuse_outdated_open(caller, &node, base.as_ref(), mode)?,
         }
         // Not before: the kernel repeats what fails with ESTALE, and must find things as they were.
         if self.recent.is_freed_for(caller, &node) {

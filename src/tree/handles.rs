@@ -1,6 +1,6 @@
 //! Open files and directories.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,6 +11,7 @@ use super::ControlFile;
 use super::draft::Draft;
 use super::lockfile::LockFile;
 use super::overlay::Scratch;
+use super::room::Charge;
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
 use crate::process::Process;
@@ -25,7 +26,14 @@ pub(super) enum Handle {
     Events(Arc<Mutex<crate::control::Reader>>),
     Scratch(Arc<OpenScratch>),
     /// Shows one state, like a reader.
-    Control(ControlFile, Arc<Mutex<Bytes>>),
+    Control(Arc<OpenControl>),
+}
+
+/// An open file of `.topofs`: what it shows is charged to its user.
+#[derive(Debug)]
+pub(super) struct OpenControl {
+    pub file: ControlFile,
+    pub content: Mutex<(Bytes, Charge)>,
 }
 
 /// An open scratch file.
@@ -91,7 +99,9 @@ pub(super) struct Handles(Mutex<Table>);
 struct Table {
     last: u64,
     open: HashMap<u64, Open>,
-    by_inode: HashMap<u64, Vec<u64>>,
+    by_inode: HashMap<u64, BTreeSet<u64>>,
+    /// Those of them that write to a record: they are looked for at each opening.
+    drafts: HashMap<u64, BTreeSet<u64>>,
     by_user: HashMap<u32, usize>,
 }
 
@@ -118,8 +128,11 @@ impl Handles {
         table.last += 1;
         let number = table.last;
         table.by_user.insert(uid, own + 1);
+        if let Handle::Draft(_) = &handle {
+            table.drafts.entry(ino).or_default().insert(number);
+        }
         table.open.insert(number, Open { ino, uid, handle });
-        table.by_inode.entry(ino).or_default().push(number);
+        table.by_inode.entry(ino).or_default().insert(number);
         Ok(number)
     }
 
@@ -144,10 +157,13 @@ impl Handles {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(table.by_user.remove(&uid)),
         }
-        if let Some(numbers) = table.by_inode.get_mut(&ino) {
-            numbers.retain(|known| *known != number);
-            if numbers.is_empty() {
-                table.by_inode.remove(&ino);
+        let Table { by_inode, drafts, .. } = &mut *table;
+        for known in [by_inode, drafts] {
+            if let Some(numbers) = known.get_mut(&ino) {
+                numbers.remove(&number);
+                if numbers.is_empty() {
+                    known.remove(&ino);
+                }
             }
         }
         Ok(handle)
@@ -163,7 +179,7 @@ impl Handles {
     /// Everything that is being written to an inode, oldest first.
     pub fn drafts(&self, ino: u64) -> Vec<Arc<Draft>> {
         let table = self.0.lock();
-        let Some(numbers) = table.by_inode.get(&ino) else { return Vec::new() };
+        let Some(numbers) = table.drafts.get(&ino) else { return Vec::new() };
         let drafts = numbers.iter().filter_map(|number| match table.open.get(number) {
             Some(Open { handle: Handle::Draft(draft), .. }) => Some(draft.clone()),
             _ => None,
@@ -179,7 +195,7 @@ impl Handles {
             let handle = table.open.get(other).map(|open| &open.handle);
             **other != number && matches!(handle, Some(Handle::Draft(draft)) if draft.opener == Some(process))
         };
-        Some((ino, table.by_inode.get(&ino)?.iter().filter(same).count()))
+        Some((ino, table.drafts.get(&ino)?.iter().filter(same).count()))
     }
 
     /// Whoever has opened a scratch file for writing first: who it is, and whether it appends.
@@ -198,13 +214,16 @@ impl Handles {
         reader: impl Fn() -> Reader,
     ) -> usize {
         let mut table = self.0.lock();
-        let Table { open, by_inode, .. } = &mut *table;
+        let Table { open, by_inode, drafts, .. } = &mut *table;
         let mut adopted = 0;
         for number in by_inode.get(&ino).into_iter().flatten() {
             let Some(Open { handle, .. }) = open.get_mut(number) else { continue };
             let Some(writes) = handle.scratch(file).map(|open| open.writes) else { continue };
             *handle = match draft.filter(|_| writes) {
-                Some(draft) => Handle::Draft(draft.clone()),
+                Some(draft) => {
+                    drafts.entry(ino).or_default().insert(*number);
+                    Handle::Draft(draft.clone())
+                }
                 None => Handle::Reader(Arc::new(reader())),
             };
             adopted += 1;

@@ -12,7 +12,7 @@ use super::handles::{Handle, OpenScratch, Reader};
 use super::{Caller, ControlFile, Tree};
 use crate::control::BreakLock;
 use crate::error::{Error, Kind, Result};
-use crate::process::{Ending, Life, ending, pid_of, writers_of};
+use crate::process::{Ending, Life, ending, is_being_killed, pid_of, writers_of};
 
 impl Tree {
     /// Reads from an open file; fewer bytes than asked for mean its end.
@@ -27,13 +27,15 @@ impl Tree {
                 self.refuse_if_lost(handle)?;
                 Ok(slice(&self.read_lock(&file, offset).await?))
             }
-            Handle::Control(file, content) => {
-                let mut content = content.lock();
+            Handle::Control(open) => {
+                let mut shown = open.content.lock();
+                let (content, room) = &mut *shown;
                 // `tail -f` reads on at the end.
-                if file == ControlFile::Errors && offset >= content.len() {
-                    *content = self.control.read(file, &self.cells, || self.counts());
+                if open.file == ControlFile::Errors && offset >= content.len() {
+                    *content = self.control.read(open.file, &self.cells, || self.counts());
+                    room.resize(content.len())?;
                 }
-                Ok(slice(&content))
+                Ok(slice(content))
             }
             Handle::Events(reader) => Ok(self.control.events.read(&mut reader.lock(), offset as u64, size)),
             Handle::Draft(draft) => {
@@ -131,31 +133,30 @@ impl Tree {
         };
         // Not `caller.process()`: it may be in execve(2), which closes files.
         let own = pid_of(caller.thread) == Some(opener.pid);
-        if own {
-            match ending(caller.thread) {
-                Ending::Own => {}
-                // Who was interrupted has not written all that it wanted to: half a record is worse than none.
-                Ending::Killed => {
-                    draft.abandon();
-                    return Ok(());
-                }
-                Ending::Unknown => {
-                    let reason =
-                        "whether the program has ended by itself or was killed cannot be told: nothing is stored";
-                    draft.refuse(Error::new(Kind::NotPermitted, reason));
-                    return self.save(&draft, Occasion::Flush).await;
-                }
-            }
-        }
         // Every child that inherited the descriptor flushes, too, when it ends; the record is complete when its opener says so.
         if !own && opener.life() != Life::Ended {
             return Ok(());
         }
+        match ending(caller.thread) {
+            Ending::Own => {}
+            // Who was interrupted has not written all that it wanted to: half a record is worse than none.
+            Ending::Killed => {
+                draft.abandon();
+                return Ok(());
+            }
+            Ending::Unknown => {
+                let reason = "whether the program has ended by itself or was killed cannot be told: nothing is stored";
+                draft.refuse(Error::new(Kind::NotPermitted, reason));
+                return self.save(&draft, Occasion::Flush).await;
+            }
+        }
         match self.has_duplicate(&draft, handle) {
             // A shell that redirects within a redirected block closes one of two descriptors: more is to come.
             Some(true) if own => Ok(()),
-            // More may be to come.
-            None if own => self.rehearse(&draft).await,
+            // More may be to come, or the end of all.
+            duplicate if own && (duplicate.is_none() || is_being_killed(caller.thread) != Some(false)) => {
+                self.rehearse(&draft).await
+            }
             _ => {
                 let outcome = self.save(&draft, Occasion::Flush).await;
                 if outcome.is_err() {

@@ -220,7 +220,9 @@ impl Tree {
                 if own.is_none() {
                     for dir in ancestors(path).filter(|dir| !told.has_children(dir)) {
                         // One that went on being shown for `rm -r` here is gone now, too.
-                        self.overlay.end_linger(&(cell.name.clone(), dir.clone()));
+                        let place = (cell.name.clone(), dir.clone());
+                        self.overlay.end_linger(&place);
+                        self.overlay.keep_dir(&place, self.options.uid);
                         self.tell_dir(cell, &dir, Happened::DirRemoved);
                     }
                 }

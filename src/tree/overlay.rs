@@ -32,6 +32,8 @@ pub type Place = (CellName, TopoPath);
 pub struct Scratch {
     /// Its identity.
     pub id: ScratchId,
+    /// Its cell: it is renamed within that only.
+    pub cell: CellName,
     /// The user who is charged with it.
     charged: u32,
     /// What the mirror showed when it was made: a save by rename must not overwrite anything else.
@@ -99,6 +101,11 @@ struct State {
 }
 
 impl Scratch {
+    /// It is written anew: what the mirror shows now counts.
+    pub fn renew(&self, seen: Arc<Snapshot>) {
+        *self.seen.lock() = Some(seen);
+    }
+
     /// The version of a record when the file was made; `Err` if that is not known any more.
     pub fn version_then(&self, path: &TopoPath) -> std::result::Result<Option<Version>, ()> {
         let seen = self.seen.lock();
@@ -222,6 +229,18 @@ impl Overlay {
         Ok(())
     }
 
+    /// A directory that nothing is stored in any more, and in which something is of this mount, is of this mount, too: until rmdir.
+    pub fn keep_dir(&self, place: &Place, uid: u32) {
+        let mut state = self.state.lock();
+        if state.below(place).next().is_none() || state.get(place).is_some() {
+            return;
+        }
+        // Where there is no room for it, it goes with what is in it.
+        if self.charge(&mut state, uid, OVERHEAD).is_ok() {
+            state.put(place.clone(), Local::Dir { until: None, uid });
+        }
+    }
+
     /// Keeps showing a directory for a while.
     pub fn linger(&self, place: Place, uid: u32) {
         let mut state = self.state.lock();
@@ -308,7 +327,8 @@ impl Overlay {
             handles: 0,
         };
         let (id, seen) = (ScratchId(state.next), Mutex::new(Some(seen)));
-        let file = Arc::new(Scratch { id, charged: uid, seen, state: Mutex::new(inner) });
+        let cell = place.0.clone();
+        let file = Arc::new(Scratch { id, cell, charged: uid, seen, state: Mutex::new(inner) });
         state.newest.push_back(Arc::downgrade(&file));
         if state.newest.len() > SEEN
             && let Some(older) = state.newest.pop_front().and_then(|older| older.upgrade())

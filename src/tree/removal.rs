@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::caller::Removal;
+use super::caller::{Reading, Removal};
 use super::jobs::{Happened, Job};
 use super::overlay::{LINGER, Place};
 use super::{Caller, Node, Tree};
@@ -82,11 +82,16 @@ impl Tree {
         let Some(record) = record else {
             // It went with another form's name, or was never saved.
             self.recent.settle(caller, &node);
-            drop(self.recent.take_deleted(caller.process(), cell, path));
+            if !own.is_empty() {
+                // It has changed its mind about making it anew.
+                drop(self.recent.take_deleted(caller.process(), cell, path));
+            }
             own.iter().for_each(|draft| draft.abandon());
             return Ok(());
         };
         self.refuse_delete()?;
+        // What somebody else has made of it since is not removed unseen.
+        self.refuse_outdated(caller, &node, record.version, Reading::ToWrite)?;
         let made = self.recent.made_by(caller, cell, path);
         if let (Some(made), Some(process)) = (made, caller.process())
             && made.version == record.version
@@ -99,7 +104,10 @@ impl Tree {
             }
             return Ok(());
         }
-        self.remove((caller.process(), caller.into()), (cell, path, form), &record).await
+        self.remove((caller.process(), caller.into()), (cell, path, form), &record).await?;
+        // What is still written to the name that is gone goes nowhere.
+        own.iter().for_each(|draft| draft.abandon());
+        Ok(())
     }
 
     async fn remove(
@@ -109,7 +117,7 @@ impl Tree {
         record: &Record,
     ) -> Result<()> {
         self.commit((saver, form), cell, &[deletion(path, record)]).await?;
-        self.recent.deleted(process, cell, path, record.value.clone());
+        self.recent.deleted(process, cell, path, record);
         self.keep_up_appearances(process, saver, (cell, path, form)).await
     }
 
@@ -130,6 +138,7 @@ impl Tree {
         }
         for dir in self.emptied_dirs(cell, path).await? {
             let place: Place = (cell.clone(), dir);
+            self.overlay.keep_dir(&place, saver.uid);
             self.overlay.linger(place.clone(), saver.uid);
             self.forget_dir_after(place, LINGER);
         }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::caller::Removal;
+use super::caller::{Reading, Removal};
 use super::draft::{Base, Draft, Start};
 use super::files::moved_on;
 use super::handles::Reader;
 use super::jobs::{Happened, Job};
 use super::lockfile::{LOCK, is_virtual};
-use super::overlay::{Local, Place, Scratch};
+use super::overlay::{Local, Place, Scratch, ScratchState};
 use super::removal::deletion;
 use super::save::as_conflict;
 use super::view::name_of;
@@ -88,9 +88,15 @@ impl Tree {
             return Err(error);
         }
         self.refuse_unseen(caller)?;
+        if !may_read(caller, &file.state.lock()) {
+            return Err(Error::new(
+                Kind::Denied,
+                "the file is another user's, who lets nobody read it: it is not stored for all",
+            ));
+        }
         self.save_under_way(cell, path).await;
         let base = self.fetch_base(cell, path).await?;
-        let read = self.recent.last_known(caller, cell, path);
+        let read = self.recent.last_read(caller, cell, path, Reading::ToWrite);
         let moved_away = match self.recent.removal(caller, target) {
             Some(Removal::MovedAway(_, version)) => Some(version),
             _ => None,
@@ -103,14 +109,19 @@ impl Tree {
             (None, _, read) => read.is_some() && moved_away.is_none() && !self.recent.is_ghost(caller, target),
         };
         let outcome = match (&base, outdated) {
-            (Some(base), true) => {
-                let known = moved_away.or(read).or(then.unwrap_or_default()).map_or(0, |version| version.number);
-                Err(moved_on(cell, path, known, base.version.number))
-            }
-            (None, true) => {
-                // It knows now: there is nothing that it could read again.
+            (found, true) => {
+                // It knows now: at its next try, the age of the file decides.
                 self.recent.forget_read(caller, cell, path);
-                Err(Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile")))
+                if let (Some(found), Some(_)) = (found, moved_away) {
+                    self.recent.moved_away(caller, target, found.version);
+                }
+                Err(match found {
+                    Some(found) => {
+                        let known = moved_away.or(read).or(then.unwrap_or_default());
+                        moved_on(cell, path, known.map_or(0, |version| version.number), found.version.number)
+                    }
+                    None => Error::new(Kind::Conflict, format!("{cell}/{path} was deleted meanwhile")),
+                })
             }
             (_, false) => {
                 let content = Bytes::copy_from_slice(&file.state.lock().content);
@@ -217,12 +228,22 @@ impl Tree {
         let connected = self.cell(cell)?;
         let snapshot = connected.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
+        if let Some(error) = self.recent.repeated(caller, source) {
+            return Err(error);
+        }
+        // The save that follows is made of what it has read.
+        self.refuse_outdated(caller, source, record.version, Reading::ToWrite)?;
+        if path.parent() != to.1.parent() {
+            let reason =
+                "a record is backed up beside itself; elsewhere the file would only be in this mount's memory: copy it";
+            return Err(Error::new(Kind::NotPermitted, reason));
+        }
         let shown = self.records.show(cell, path, &record.value, *form)?;
         let mode = self.file_attr(0, record.modified).mode;
         let copy = self.overlay.replace(to, snapshot.clone(), (self.options.uid, self.options.gid, mode))?;
         self.overlay.edit(&copy, |_| shown.len(), |content| *content = shown.to_vec())?;
         copy.state.lock().modified = record.modified;
-        self.recent.removed(caller.process(), source.clone(), Removal::MovedAway(Instant::now(), record.version));
+        self.recent.moved_away(caller, source, record.version);
         self.inodes.renamed(source, &Node::Scratch(copy.id));
         Ok(())
     }
@@ -273,8 +294,18 @@ impl Tree {
         let snapshot = connected.snapshot().await?;
         let record = snapshot.records.get(from).ok_or_else(Error::not_found)?;
         self.refuse_wrong_message(cell, to, &record.value)?;
-        let guard = snapshot.records.get(to).map_or(Guard::Absent, |old| Guard::Version(old.version));
-        let put = Change { path: to.clone(), guard, action: Action::Put(record.value.clone()) };
+        let old = snapshot.records.get(to);
+        if let Some(old) = old {
+            self.refuse_outdated(caller, target, old.version, Reading::ToWrite)?;
+        }
+        let put = Action::Put(record.value.clone());
+        let (guard, action) = match old {
+            // What does not differ makes no version.
+            Some(old) if old.value == record.value => (Guard::Version(old.version), Action::Check),
+            Some(old) => (Guard::Version(old.version), put),
+            None => (Guard::Absent, put),
+        };
+        let put = Change { path: to.clone(), guard, action };
         let changes = [put, deletion(from, record)];
         let outcome = self.commit((caller.into(), *form), cell, &changes).await.map_err(as_conflict);
         match &outcome {
@@ -282,8 +313,9 @@ impl Tree {
                 self.recent.settle(caller, target);
                 self.inodes.renamed(source, target);
                 self.recent.forget_read(caller, cell, from);
-                if let Some(version) = applied.versions.iter().flatten().next() {
-                    self.recent.stored(caller.process(), cell, to, *version);
+                let stored = applied.versions.iter().flatten().next().copied();
+                if let Some(version) = stored.or(old.map(|old| old.version)) {
+                    self.recent.stored(caller.process(), cell, to, version);
                 }
                 for other in self.forms(cell, from).filter(|other| other != form) {
                     let other = Node::Record(cell.clone(), from.clone(), other);
@@ -309,8 +341,9 @@ impl Tree {
         for dir in self.emptied_dirs(cell, from).await? {
             let place = (cell.clone(), dir);
             self.overlay.end_linger(&place);
+            self.overlay.keep_dir(&place, caller.uid);
             if self.overlay.has_dir(&place) || is_virtual(cell, &place.1) {
-                break;
+                continue;
             }
             if self.is_moved_by_files(caller, cell, &place.1) {
                 let node = Node::Dir(cell.clone(), place.1.clone());
@@ -391,4 +424,15 @@ impl Tree {
         }
         self.overlay.rename_dir(from, &to)
     }
+}
+
+/// Whether a caller may read a scratch file, as far as its user and first group say.
+fn may_read(caller: &Caller, file: &ScratchState) -> bool {
+    const READ: u32 = 0o4;
+    let shift = match (caller.uid == file.uid, caller.gid == file.gid) {
+        (true, _) => 6,
+        (false, true) => 3,
+        (false, false) => 0,
+    };
+    caller.uid == 0 || file.mode >> shift & READ != 0
 }

@@ -1,4 +1,4 @@
-//! Room for what is being written: each open file is charged with its content, to its user and to all.
+//! Room for what open files hold, written or shown: each is charged with its content, to its user and to all.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Charge {
         let own = used.by_user.get(&self.uid).copied().unwrap_or(0) - self.bytes + bytes;
         if bytes > self.bytes && (in_all > IN_ALL || own > PER_USER) {
             let (whose, limit) = if own > PER_USER { ("of this user", PER_USER) } else { ("of all users", IN_ALL) };
-            let reason = format!("the open files {whose} hold {limit} bytes that are not stored: no more is taken");
+            let reason = format!("the open files {whose} hold {limit} bytes in memory: no more is taken");
             return Err(Error::new(Kind::NoSpace, reason));
         }
         used.in_all = in_all;

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::caller::Reading;
 use super::draft::{Base, Draft, Occasion};
 use super::echo::OwnCommit;
 use super::files::moved_on;
@@ -47,10 +48,12 @@ impl Tree {
         (cell, path, form): (&CellName, &TopoPath, Form),
         version: Version,
     ) {
-        self.recent.made(process, cell, path, form, version);
-        for other in self.forms(cell, path).filter(|other| *other != form) {
-            self.recent.settle_for(process, &Node::Record(cell.clone(), path.clone(), other));
-        }
+        let Some(process) = process else { return };
+        let others = self.forms(cell, path).filter(|other| *other != form);
+        let others: Vec<Node> = others.map(|other| Node::Record(cell.clone(), path.clone(), other)).collect();
+        let replaces = others.iter().any(|other| self.recent.is_ghost_for(process, other));
+        self.recent.made(process, (cell, path), (form, version), replaces);
+        others.iter().for_each(|other| self.recent.settle_for(Some(process), other));
     }
 
     /// Refuses what a save would be refused with, without saving: where more may be to come before the last descriptor is gone.
@@ -123,10 +126,26 @@ impl Tree {
 
     async fn store(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Result<Base> {
         let Draft { cell, path, form, .. } = draft;
-        self.replace(draft.saver(), cell, path, *form, content, base).await.map_err(|error| match error.kind {
-            Kind::Conflict if draft.is_exclusive() && base.is_none() => Error { kind: Kind::Exists, ..error },
-            _ => error,
-        })
+        match self.replace(draft.saver(), cell, path, *form, content, base).await {
+            Err(error) if error.kind == Kind::Conflict && draft.is_exclusive() && base.is_none() => {
+                Err(Error { kind: Kind::Exists, ..error })
+            }
+            // Another thread of the same program was faster, and has stored the same: they make all forms of a record at once.
+            Err(error) if error.kind == Kind::Conflict => self.stored_already(draft, content).await.ok_or(error),
+            outcome => outcome,
+        }
+    }
+
+    /// The record as it is now, if the same process has seen to that, and it is what is to be stored. (Equal content alone says nothing: two
+    /// programs may have counted one up.)
+    async fn stored_already(&self, draft: &Draft, content: &Bytes) -> Option<Base> {
+        let Draft { cell, path, form, .. } = draft;
+        let found = self.fetch_base(cell, path).await.ok()??;
+        if !draft.opener.is_some_and(|opener| self.recent.has_stored(opener, cell, path, found.version)) {
+            return None;
+        }
+        let change = self.records.store(cell, path, *form, content, Some(&found.value)).ok()?;
+        change.is_none().then_some(found)
     }
 
     /// Replaces one form of a record, guarded by the version that it replaces (`None`: there is none yet). The same
@@ -334,8 +353,13 @@ impl Tree {
         form: Form,
         size: usize,
     ) -> Result<()> {
+        let node = Node::Record(cell.clone(), path.clone(), form);
+        if let Some(error) = self.recent.repeated(caller, &node) {
+            return Err(error);
+        }
         self.refuse_unseen(caller)?;
         let base = self.fetch_base(cell, path).await?.ok_or_else(Error::not_found)?;
+        self.refuse_outdated(caller, &node, base.version, Reading::ToWrite)?;
         let mut content = match size {
             0 => Vec::new(),
             _ => self.records.show(cell, path, &base.value, form)?.to_vec(),

@@ -225,7 +225,8 @@ impl Tree {
         }
         match &node {
             Node::Record(cell, path, form)
-                if self.recent.made_by(caller, cell, path).is_some_and(|made| made.form != *form)
+                if (self.recent.made_by(caller, cell, path).is_some_and(|made| made.form != *form)
+                    || self.claims.is_of(&(cell.clone(), path.clone()), caller.process(), *form))
                     && caller.may_make_anew() =>
             {
                 Err(Error::not_found())
@@ -243,8 +244,7 @@ impl Tree {
         }
         match snapshot.records.get(path) {
             Some(record) => Ok(self.shown_attr(cell, path, form, record)),
-            None if self.recent.removal(caller, &node).is_some() => Ok(self.file_attr(0, self.mounted)),
-            None => Err(Error::not_found()),
+            None => self.ghost_attr(caller, &node).ok_or_else(Error::not_found),
         }
     }
 

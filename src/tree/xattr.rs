@@ -26,7 +26,12 @@ impl Tree {
             let cell = self.cell(&cell)?;
             let known = name.strip_prefix(PREFIX).filter(|name| cell.attributes().contains(name));
             if let Some(name) = known {
-                return cell.attribute(&path, name).await?.map(String::into_bytes).ok_or_else(missing);
+                let found = match cell.attribute(&path, name).await {
+                    // A name that only answers to whoever has removed it has none.
+                    Err(error) if error.kind == Kind::NotFound => None,
+                    found => found?,
+                };
+                return found.map(String::into_bytes).ok_or_else(missing);
             }
         }
         let attributes = self.xattrs(ino).await?;

@@ -98,14 +98,14 @@ for remove in (lambda d: os.remove(d + "/Keyspace"), shutil.rmtree):
         // Made under one name, and all of them removed, in an order in which the others come first.
         let program = r#"
 import os
+contents = {"": b"\x42\x04none", ".txt": b'durability_policy: "none"\n', ".json": b'{"durability_policy": "none"}'}
+name = "global/keyspaces/brief/Keyspace"
 for form in (".json", ".txt", ""):
-    name = "global/keyspaces/brief/Keyspace"
     os.makedirs("global/keyspaces/brief", exist_ok=True)
-    open(name + form, "x").write("{}" if form == ".json" else "")
-    others = [other for other in ("", ".txt", ".json") if other != form]
-    for other in others: os.unlink(name + other)
+    with open(name + form, "xb") as file: file.write(contents[form])
+    for other in [other for other in contents if other != form]: os.unlink(name + other)
     os.unlink(name + form)
-    for other in ("", ".txt", ".json"): assert not os.path.lexists(name + other), (form, other)
+    for other in contents: assert not os.path.lexists(name + other), (form, other)
 "#;
         python(&world.mount, program);
         assert!(!world.mount.path("global/keyspaces/brief/Keyspace").exists());
@@ -348,6 +348,84 @@ assert open(name).read() == "one two"
         assert_eq!(world.changes(), before + 2);
     }
 
+    fn what_a_program_has_read_counts_whichever_way_it_writes(world) {
+        let mount = &world.mount;
+        let program = r#"
+import errno, os, subprocess, threading
+name = "global/keyspaces/commerce/Keyspace.txt"
+mine = 'durability_policy: "mine"\n'
+def elsewhere(word): subprocess.run(["sh", "-c", f"echo 'durability_policy: \"{word}\"' > {name}"], check=True)
+def stale(call):
+    try: call(); assert False, "not refused"
+    except OSError as e: assert e.errno == errno.ESTALE, e
+def temporary():
+    open(name + ".tmp", "w").write(mine)
+    return name + ".tmp"
+for word, write in (("a", lambda: os.rename(name, name + ".bak")), ("b", lambda: os.truncate(name, 0)), ("c", lambda: os.unlink(name)),
+                    ("d", lambda: os.rename(temporary(), name))):
+    open(name).read(); elsewhere(word)
+    stale(write)
+    assert open(name).read() == f'durability_policy: "{word}"\n', word
+# The next try may, and who has only stored what others have changed since has read nothing.
+open(name).read(); elsewhere("e"); stale(lambda: os.truncate(name, 0)); os.truncate(name, 0)
+elsewhere("f"); os.rename(temporary(), name); assert open(name).read() == mine
+# What has gone is not overwritten by whoever makes it anew: its own child has removed it.
+open(name).read(); subprocess.run(["rm", name], check=True); open(name, "w").write(mine)
+# Several threads of one program make all forms at once, of which one record comes.
+contents = {"": b"\x42\x04both", ".txt": b'durability_policy: "both"\n', ".json": b'{"durability_policy": "both"}'}
+for mode in ("xb", "wb"):
+    os.makedirs("global/keyspaces/threads", exist_ok=True)
+    failed, start = [], threading.Barrier(3)
+    def make(form):
+        start.wait()
+        try:
+            with open("global/keyspaces/threads/Keyspace" + form, mode) as file: file.write(contents[form])
+        except OSError as e: failed.append((form, e))
+    threads = [threading.Thread(target=make, args=(form,)) for form in contents]
+    [t.start() for t in threads]; [t.join() for t in threads]
+    assert not failed, (mode, failed)
+# Under one name, one of them makes it.
+made = []
+def race():
+    try: made.append(os.open("global/metadata/exclusive", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError: pass
+threads = [threading.Thread(target=race) for _ in range(8)]
+[t.start() for t in threads]; [t.join() for t in threads]
+assert len(made) == 1, made
+"#;
+        python(mount, program);
+        // sed's own command changes it between its reading and its renaming away.
+        let script = r#"
+f=global/keyspaces/commerce/Keyspace.txt
+echo 'durability_policy: "0"' > $f
+sed -i.bak -e "1e echo 'sidecar_db_name: \"theirs\"' > $f" -e s/0/mine/ $f
+"#;
+        let program = mount.outside().join("sed");
+        std::fs::write(&program, script).unwrap();
+        let output = mount.bash(&format!("bash {}", program.display()));
+        assert!(text(&output).contains("Stale file handle"), "{}", text(&output));
+        assert!(mount.read(&format!("{KEYSPACE}.txt")).contains("theirs"));
+    }
+
+    fn forms_that_are_moved_away_one_after_the_other_all_arrive(world) {
+        let mount = &world.mount;
+        let away = mount.outside().join("away");
+        std::fs::create_dir(&away).unwrap();
+        let expected = ["", ".txt", ".json"].map(|form| std::fs::read(mount.path(&format!("{KEYSPACE}{form}"))).unwrap());
+        mount.sh(&format!("mv {KEYSPACE}* {}; ! test -e {KEYSPACE}", away.display()));
+        let arrived = ["", ".txt", ".json"].map(|form| std::fs::read(away.join(format!("Keyspace{form}"))).unwrap());
+        assert_eq!(arrived, expected);
+        // With scratch files and directories of this mount among them.
+        mount.sh("cp -r global/keyspaces/archive global/keyspaces/mx; mkdir global/keyspaces/mx/empty global/keyspaces/mx/shards/new; echo n > global/keyspaces/mx/notes");
+        mount.sh("mv global/keyspaces/mx global/keyspaces/my; ! test -e global/keyspaces/mx; cat global/keyspaces/my/notes; ls -d global/keyspaces/my/empty global/keyspaces/my/shards/new; rm -r global/keyspaces/my");
+        mount.sh("mkdir global/keyspaces/one global/keyspaces/two; echo 'durability_policy: \"none\"' > global/keyspaces/one/Keyspace.txt; echo n > global/keyspaces/one/notes");
+        mount.sh("mv global/keyspaces/one/Keyspace.txt global/keyspaces/two/; rm global/keyspaces/one/notes; rmdir global/keyspaces/one; rm -r global/keyspaces/two");
+        // To where no record has that name: it would be in memory only.
+        let output = mount.bash("mkdir global/keyspaces/dst; mv global/keyspaces/archive/Keyspace.txt global/keyspaces/dst/other");
+        assert!(text(&output).contains("Operation not permitted"), "{}", text(&output));
+        mount.sh("test -e global/keyspaces/archive/Keyspace.txt");
+    }
+
     fn times_before_and_after_closing_are_the_same(world) {
         let program = r#"
 import os
@@ -426,6 +504,26 @@ fn as_nobody(mount: &Mount, script: &str) -> std::process::Output {
     mount.bash(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups bash -c '{script}'"))
 }
 
+#[test]
+fn nobody_publishes_what_another_lets_nobody_read() {
+    let mount = Mount::new(&["demo", "--respect-locks=none", "--allow-other", "--umask=000"]);
+    mount.sh("umask 077; echo 'root only' > global/keyspaces/secret");
+    let output = as_nobody(&mount, "mv global/keyspaces/secret global/metadata/leak");
+    assert!(text(&output).contains("Permission denied"), "{}", text(&output));
+    mount.sh("! test -e global/metadata/leak; mv global/keyspaces/secret global/metadata/leak");
+    // What `.topofs` shows is charged to whoever has it open.
+    let program = r#"
+import errno, os
+files = []
+try:
+    while True: files.append(os.open(".topofs/status", os.O_RDONLY))
+except OSError as e: assert e.errno in (errno.ENOSPC, errno.EMFILE), e
+"#;
+    let file = mount.outside().join("program.py");
+    std::fs::write(&file, program).unwrap();
+    mount.sh(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups {PYTHON} - < {}", file.display()));
+}
+
 /// A mount whose daemon cannot look into the processes of other users, as in a container or a hardened unit.
 fn without_ptrace(flags: &[&str]) -> Mount {
     let args = [&["demo", "--respect-locks=none", "--allow-other", "--umask=000"], flags].concat();
@@ -453,6 +551,38 @@ fn a_killed_writer_of_another_user_stores_nothing_where_its_exit_code_is_hidden(
     eventually("it is stored", || (mount.path("global/metadata/block").exists()).then_some(()));
     assert_eq!(mount.read("global/metadata/block"), "onetwo");
     assert_eq!(mount.status()["cells"]["global"]["revision"].as_u64(), before.map(|revision| revision + 1));
+}
+
+#[test]
+fn a_killed_writer_of_many_threads_or_children_stores_nothing() {
+    let mount = Mount::new(&["demo", "--respect-locks=none"]);
+    let before = mount.read("global/metadata/owner");
+    let programs = [
+        // Threads that close duplicates all the time.
+        r#"
+import os, threading, time
+fd = os.open("global/metadata/owner", os.O_WRONLY | os.O_TRUNC); os.write(fd, b"half")
+def duplicates():
+    while True: os.close(os.dup(fd))
+for _ in range(4): threading.Thread(target=duplicates, daemon=True).start()
+time.sleep(0.05); os.kill(os.getpid(), 9)
+"#,
+        // The opener has ended; the child that goes on is killed.
+        r#"
+import os, time
+fd = os.open("global/metadata/owner", os.O_WRONLY)
+if os.fork() == 0:
+    time.sleep(0.2); os.write(fd, b"half"); os.kill(os.getpid(), 9)
+os._exit(0)
+"#,
+    ];
+    for program in programs.iter().cycle().take(8) {
+        let file = mount.outside().join("program.py");
+        std::fs::write(&file, program).unwrap();
+        mount.bash(&format!("python3 {}", file.display()));
+        eventually("the file is closed", || (mount.status()["handles"] == 0).then_some(()));
+        assert_eq!(mount.read("global/metadata/owner"), before, "{program}");
+    }
 }
 
 #[test]

@@ -158,11 +158,21 @@ impl Place for Waiting {
                 async move { connection::kv(&client).get(line, Some(options)).await }
             })
             .await?;
-        let first = response.take_kvs().into_iter().next().and_then(|kv| node(&self.keys, kv));
-        match first {
-            None => Err(lock::gone(&self.node.path)),
-            Some(first) if first.path == self.node.path => Ok(Some(self.node.clone())),
+        let Some(first) = response.take_kvs().into_iter().next() else { return Err(lock::gone(&self.node.path)) };
+        if first.key() == self.keys.key(&self.node.path).as_bytes() {
+            return Ok(Some(self.node.clone()));
+        }
+        // One that is no file name is shown nowhere, and would be waited for without a word.
+        let shown = String::from_utf8_lossy(first.key()).escape_debug().to_string();
+        match node(&self.keys, first) {
             Some(_) => Ok(None),
+            None => Err(BackendError::new(
+                Failure::Other,
+                format!(
+                    "the key {shown} stands in the line for {}, and is no name of a lock: only etcdctl del takes it away",
+                    self.node.path
+                ),
+            )),
         }
     }
 

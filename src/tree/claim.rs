@@ -10,9 +10,12 @@ use super::overlay::Place;
 use crate::process::Process;
 use crate::record::Form;
 
-/// The names that are being made, and who makes them.
+/// Who makes a record, and under which form's name.
+type Maker = (Option<Process>, Form);
+
+/// The records that are being made.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Claims(Arc<Mutex<HashMap<Place, (Option<Process>, Form)>>>);
+pub(super) struct Claims(Arc<Mutex<HashMap<Place, Maker>>>);
 
 /// The right to make a record, until dropped.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ pub(super) enum Claimed {
 impl Claims {
     /// Whether a process is making a record under another form's name.
     pub fn is_of(&self, place: &Place, process: Option<Process>, form: Form) -> bool {
-        let is_it = |(maker, through): &(Option<Process>, Form)| *maker == process && *through != form;
+        let is_it = |(maker, through): &Maker| *maker == process && *through != form;
         process.is_some() && self.0.lock().get(place).is_some_and(is_it)
     }
 

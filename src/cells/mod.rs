@@ -359,9 +359,12 @@ impl Cells {
             Some(before) if !location.is_served_by(&before.location) => tracing::warn!(
                 cell = %name, from = %before.location, to = %location, "its CellInfo record sends the cell to other servers"
             ),
-            None if !location.is_served_by(&self.options.global) => tracing::info!(
-                cell = %name, location = %location, "its CellInfo record names other servers than those of the global topology"
-            ),
+            // Once: a cell that cannot be shown is tried again whenever any record changes.
+            None if !location.is_served_by(&self.options.global) && !self.hidden.load().contains_key(name.as_str()) => {
+                tracing::info!(
+                    cell = %name, location = %location, "its CellInfo record names other servers than those of the global topology"
+                )
+            }
             _ => {}
         }
     }

@@ -156,7 +156,7 @@ impl Mount {
 
     fn order(&self, name: &str, key: &str) -> anyhow::Result<()> {
         // One write: the answer is that of the whole order.
-        let order = format!("unlock {name} {key}\n");
+        let order = format!("unlock {} {}\n", serde_json::Value::from(name), serde_json::Value::from(key));
         self.open(ControlFile::Control, OFlag::O_WRONLY)?.write_all(order.as_bytes()).with_context(|| {
             let errors = self.path(ControlFile::Errors);
             format!("the lock cannot be taken away; {} may say why", errors.display())

@@ -163,6 +163,15 @@ impl Control {
         let invalid = |reason: String| Error::new(Kind::Invalid, reason);
         let text = std::str::from_utf8(text).map_err(|_| invalid("a command is text".to_owned()))?;
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            // Names may have spaces and more: then they are JSON strings.
+            let quoted = line.strip_prefix("unlock ").and_then(|names| {
+                let names = serde_json::Deserializer::from_str(names).into_iter::<String>();
+                <[String; 2]>::try_from(names.collect::<serde_json::Result<Vec<_>>>().ok()?).ok()
+            });
+            if let Some([path, key]) = quoted {
+                orders.push(BreakLock { path, key });
+                continue;
+            }
             match line.split_whitespace().collect::<Vec<_>>().as_slice() {
                 ["resync"] => cells.all().iter().for_each(|cell| cell.mirror.request_resync()),
                 ["resync", name] => {
@@ -185,7 +194,7 @@ impl Control {
 const COMMANDS: &str = "\
 # Write one of these to this file:
 #   resync [CELL]   compare with a bulk list now
-#   unlock PATH KEY take a lock away from its holder; KEY as in locks (better: topofs unlock --force PATH)
+#   unlock PATH KEY take a lock away from its holder; KEY as in locks, names with spaces as JSON strings (better: topofs unlock --force PATH)
 #   log LEVEL       error, warn, info, debug, trace, or a filter as RUST_LOG takes it
 ";
 

@@ -1,5 +1,7 @@
 //! Saving: one compare-and-swap per save, on the version that was there when the file was opened.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::caller::Reading;
@@ -14,6 +16,10 @@ use crate::locks::{Fence, Saver, Temporary};
 use crate::name::{CellName, TopoPath};
 use crate::process::Process;
 use crate::record::Form;
+
+/// How often, and how many times, it is looked whether another thread of a program has just stored what one could not.
+const LOOK: Duration = Duration::from_millis(10);
+const LOOKS: usize = 10;
 
 impl Tree {
     /// Waits while a closed file is still being saved, or a record removed whose remover has ended.
@@ -126,26 +132,47 @@ impl Tree {
 
     async fn store(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Result<Base> {
         let Draft { cell, path, form, .. } = draft;
-        match self.replace(draft.saver(), cell, path, *form, content, base).await {
-            Err(error) if error.kind == Kind::Conflict && draft.is_exclusive() && base.is_none() => {
-                Err(Error { kind: Kind::Exists, ..error })
+        let error = match self.replace(draft.saver(), cell, path, *form, content, base).await {
+            Err(error) if error.kind == Kind::Conflict => error,
+            outcome => return outcome,
+        };
+        // Another thread of the same program may have been faster: they make all forms of a record at once.
+        let mut found = self.stored_by_self(draft, content, base).await;
+        for _ in 0..LOOKS {
+            if found.is_some() || !self.writes_other_forms(draft) {
+                break;
             }
-            // Another thread of the same program was faster, and has stored the same: they make all forms of a record at once.
-            Err(error) if error.kind == Kind::Conflict => self.stored_already(draft, content).await.ok_or(error),
-            outcome => outcome,
+            // What it has stored is noted when the service has answered.
+            tokio::time::sleep(LOOK).await;
+            found = self.stored_by_self(draft, content, base).await;
+        }
+        match found {
+            Some(found) => self.replace(draft.saver(), cell, path, *form, content, Some(&found)).await,
+            None if draft.is_exclusive() && base.is_none() => Err(Error { kind: Kind::Exists, ..error }),
+            None => Err(error),
         }
     }
 
-    /// The record as it is now, if the same process has seen to that, and it is what is to be stored. (Equal content alone says nothing: two
-    /// programs may have counted one up.)
-    async fn stored_already(&self, draft: &Draft, content: &Bytes) -> Option<Base> {
-        let Draft { cell, path, form, .. } = draft;
+    /// Whether the process that has opened a draft has another form of the record open for writing, too.
+    fn writes_other_forms(&self, draft: &Draft) -> bool {
+        let Draft { cell, path, form, opener, .. } = draft;
+        self.forms(cell, path).filter(|other| other != form).any(|other| {
+            let ino = self.inodes.number(&Node::Record(cell.clone(), path.clone(), other));
+            opener.is_some() && self.handles.drafts(ino).iter().any(|other| other.opener == *opener)
+        })
+    }
+
+    /// The record as it is now, if the same process has just made it under another name, or has stored what is to be stored. (Equal content
+    /// alone says nothing: two programs may have counted one up.)
+    async fn stored_by_self(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Option<Base> {
+        let Draft { cell, path, form, opener, .. } = draft;
         let found = self.fetch_base(cell, path).await.ok()??;
-        if !draft.opener.is_some_and(|opener| self.recent.has_stored(opener, cell, path, found.version)) {
-            return None;
+        let made = self.recent.made_of((*opener)?, cell, path);
+        if base.is_none() && made.is_some_and(|made| made.version == found.version && made.form != *form) {
+            return Some(found);
         }
         let change = self.records.store(cell, path, *form, content, Some(&found.value)).ok()?;
-        change.is_none().then_some(found)
+        (change.is_none() && self.recent.has_stored((*opener)?, cell, path, found.version)).then_some(found)
     }
 
     /// Replaces one form of a record, guarded by the version that it replaces (`None`: there is none yet). The same

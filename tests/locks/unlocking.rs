@@ -165,3 +165,33 @@ fn a_copied_lock_of_zookeepers_that_no_session_keeps() {
         copied("gone");
     });
 }
+
+/// A key in the line that no file can be named by: nobody is kept waiting for it without a word.
+#[test]
+fn a_key_in_the_line_that_is_no_name_is_told() {
+    let service = crate::etcd_service();
+    let mount = service.mount(&[]);
+    etcd::shared().put(&format!("{}/global/keyspaces/commerce/locks//odd", service.root), b"x");
+    for call in ["flock -n", "flock -w 20"] {
+        let output = mount.bash(&format!("{call} {LOCK} true"));
+        assert!(!output.status.success(), "{call}: {}", text(&output));
+        let told = mount.errors().last().unwrap()["reason"].as_str().unwrap().to_owned();
+        assert!(told.contains("locks//odd") && told.contains("etcdctl del"), "{call}: {told}");
+    }
+    etcd::shared().ctl(&["del", &format!("{}/global/keyspaces/commerce/locks//odd", service.root)]);
+    eventually("free", || is_free(&mount, LOCK).then_some(()));
+}
+
+#[test]
+fn names_with_spaces_can_be_unlocked() {
+    let service = crate::etcd_service();
+    let mount = service.mount(&[]);
+    for key in ["keyspaces/commerce/locks/a b", "keyspaces/ar chive/locks/8"] {
+        etcd::shared().put(&format!("{}/global/{key}", service.root), b"x");
+        let dir = format!("global/{}", key.split("/locks/").next().unwrap());
+        eventually("it is shown", || report(&mount, &format!("{dir}/.lock")).pop());
+        let output = mount.bash(&format!("{TOPOFS} unlock --force --yes '{}'", mount.path(&dir).display()));
+        assert!(output.status.success(), "{dir}: {}", text(&output));
+        assert_eq!(etcd::shared().get(&format!("{}/global/{key}", service.root)), None);
+    }
+}

@@ -609,6 +609,23 @@ fn who_cannot_be_seen_shares_nothing_and_saves_nothing() {
 }
 
 #[test]
+fn what_proc_says_of_another_pid_namespace_is_not_believed() {
+    // The daemon and its users are in one namespace, and /proc is that of another: the numbers there are strangers'.
+    let mount =
+        Mount::under(&["unshare", "--pid", "--fork", "--kill-child", TOPOFS], &["demo", "--respect-locks=none"]);
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", mount.pid())).unwrap();
+    let before = mount.read("global/metadata/owner");
+    let inside = format!(
+        "nsenter -t {} --pid bash -c 'exec 3>global/metadata/owner; printf \"first half\" >&3; kill -9 $$'",
+        children.trim()
+    );
+    let output = mount.bash(&inside);
+    assert!(text(&output).contains("Operation not permitted"), "{}", text(&output));
+    eventually("the file is closed", || (mount.status()["handles"] == 0).then_some(()));
+    assert_eq!(mount.read("global/metadata/owner"), before);
+}
+
+#[test]
 fn unseen_writers_that_are_allowed_save_at_the_last_close() {
     let flags = ["demo", "--respect-locks=none", "--allow-unseen-writers"];
     let mount = Mount::under(&["unshare", "--pid", "--fork", "--kill-child", TOPOFS], &flags);

@@ -222,7 +222,7 @@ impl Tree {
                         // One that went on being shown for `rm -r` here is gone now, too.
                         let place = (cell.name.clone(), dir.clone());
                         self.overlay.end_linger(&place);
-                        self.overlay.keep_dir(&place, self.options.uid);
+                        self.overlay.linger_if_used(&place, self.options.uid);
                         self.tell_dir(cell, &dir, Happened::DirRemoved);
                     }
                 }

@@ -229,15 +229,11 @@ impl Overlay {
         Ok(())
     }
 
-    /// A directory that nothing is stored in any more, and in which something is of this mount, is of this mount, too: until rmdir.
-    pub fn keep_dir(&self, place: &Place, uid: u32) {
-        let mut state = self.state.lock();
-        if state.below(place).next().is_none() || state.get(place).is_some() {
-            return;
-        }
-        // Where there is no room for it, it goes with what is in it.
-        if self.charge(&mut state, uid, OVERHEAD).is_ok() {
-            state.put(place.clone(), Local::Dir { until: None, uid });
+    /// A directory that nothing is stored in any more goes on for a while if something in it is of this mount only: whoever removes that
+    /// comes back to it.
+    pub fn linger_if_used(&self, place: &Place, uid: u32) {
+        if self.has_children(place) {
+            self.linger(place.clone(), uid);
         }
     }
 

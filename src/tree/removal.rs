@@ -138,7 +138,6 @@ impl Tree {
         }
         for dir in self.emptied_dirs(cell, path).await? {
             let place: Place = (cell.clone(), dir);
-            self.overlay.keep_dir(&place, saver.uid);
             self.overlay.linger(place.clone(), saver.uid);
             self.forget_dir_after(place, LINGER);
         }

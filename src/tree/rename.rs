@@ -341,7 +341,7 @@ impl Tree {
         for dir in self.emptied_dirs(cell, from).await? {
             let place = (cell.clone(), dir);
             self.overlay.end_linger(&place);
-            self.overlay.keep_dir(&place, caller.uid);
+            self.overlay.linger_if_used(&place, caller.uid);
             if self.overlay.has_dir(&place) || is_virtual(cell, &place.1) {
                 continue;
             }

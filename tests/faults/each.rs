@@ -203,6 +203,7 @@ on_each_server! {
     }
 
     fn what_was_refused_while_the_service_was_away_stays_refused(rig) {
+        let mut rig = rig;
         let mount = rig.mount(SHORT);
         assert_eq!(mount.read(OWNER), "the shop team");
         // The first by fsync, the second at a close, while a child keeps the file open: its end is the last close.
@@ -233,9 +234,10 @@ print("done", flush=True); sys.stdin.readline()
         let mut said = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
         loop {
             match said.next().expect("the program goes on").unwrap().as_str() {
-                "away" => rig.server.pause(),
+                // Nothing that was asked of it is carried out later.
+                "away" => rig.server.kill(),
                 "back" => {
-                    rig.server.resume();
+                    rig.server.restart();
                     wait_for_state(&mount, "global", "live");
                 }
                 "done" => break,

@@ -12,6 +12,9 @@ use super::token::Token;
 use crate::backend::{BackendError, Failure};
 use crate::name::CellName;
 
+/// Connections of a cell that wait for the next question. An agent takes 200 from one address (limits.http_max_conns_per_client), for all cells and
+/// mounts of a host together.
+const IDLE: usize = 2;
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -174,6 +177,7 @@ impl Client {
         let redirect = reqwest::redirect::Policy::none();
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(IDLE)
             .tcp_nodelay(true)
             .no_proxy()
             .redirect(redirect)

@@ -17,7 +17,7 @@ use crate::backend::{BackendError, Failure, KeySpace};
 /// Places below a root where rules may begin that take rights away: the directories of Vitess's records.
 const PLACES: [&str; 7] = ["", "cells/", "cells_aliases/", "keyspaces/", "tablets/", "elections/", "internal/"];
 /// Questions under way at the same time.
-const PIPELINE: usize = 8;
+const PIPELINE: usize = 4;
 
 /// The rights of a token to the keys of a cell, as far as they have been seen.
 #[derive(Debug)]

@@ -4,6 +4,8 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 
+use topofs::backend::Implementation;
+
 use crate::common::mount::Mount;
 use crate::common::{eventually, signal};
 use crate::{DIR, LOCK, events, is_free, py};
@@ -104,7 +106,9 @@ on_each_service! {
             // Whoever had it last through the other mount may be on its way out.
             eventually("free", || is_free(mount, LOCK).then_some(()));
             // Each at another point of a save; nobody else wants it.
-            mount.sh(&format!("for i in $(seq 12); do flock -n {LOCK} true || exit 1; sleep 0.02; flock -w 20 {LOCK} true || exit 1; done"));
+            // (Consul has no line: who does not wait may find one save after the other.)
+            let how = if service.implementation == Implementation::Consul { "-w 20" } else { "-n" };
+            mount.sh(&format!("for i in $(seq 12); do flock {how} {LOCK} true || exit 1; sleep 0.02; flock -w 20 {LOCK} true || exit 1; done"));
         }
         drop(saver);
         eventually("free", || (is_free(&one, LOCK) && is_free(&two, LOCK)).then_some(()));

@@ -110,11 +110,12 @@ fn zk_cli() {
     drop(client);
     eventually("flock is next", || (order_of(&order) == "flock\n").then_some(()));
     waiter.end();
+    eventually("it is given back", || report(&mount, LOCK).is_empty().then_some(()));
     // An empty directory of locks, which Vitess takes for a lock as soon as it has had children.
     let mut client = ZkCli::new(&service.server);
     client.say(&format!("create {line}"));
     client.say(&format!("create -e -s {line}/ by-hand"));
-    eventually("it is locked", || (!report(&mount, LOCK).is_empty()).then_some(()));
+    eventually("it is locked", || (mount.read(LOCK) == "by-hand\n").then_some(()));
     let output = mount.bash(&format!("{} unlock --force --yes {LOCK}", crate::common::mount::TOPOFS));
     assert!(output.status.success(), "{}", text(&output));
     assert!(is_free(&mount, LOCK));

@@ -187,8 +187,8 @@ fn many_who_wait_cost_nothing() {
     let looking = begin.elapsed().as_secs_f64();
     eprintln!("200 waiters cost {share} of a core, reading their states {looking}");
     assert!(
-        share < 0.04_f64.max(4.0 * looking),
-        "{share} of a core, 2 % for each hundred; reading their states takes {looking}"
+        share < 0.1_f64.max(4.0 * looking),
+        "{share} of a core, 5 % for each hundred; reading their states takes {looking}"
     );
     // Waiting does not keep a session thread: looking is as fast as before, give or take what the machine does.
     let during = look();

@@ -62,6 +62,18 @@ impl Caller {
         }
     }
 
+    /// Whether the kernel would let the caller at a file of a user, group and mode, as far as can be told: of the caller's groups only one
+    /// is known. For whom the others may matter, a descriptor is the proof.
+    pub fn may(&self, access: u32, (uid, gid, mode): (u32, u32, u32)) -> bool {
+        let bits = match () {
+            () if self.uid == 0 => return true,
+            () if self.uid == uid => access << 6,
+            () if self.gid == gid => access << 3,
+            () => access << 3 | access,
+        };
+        mode & bits == bits
+    }
+
     /// Whether it is a call that reads, as far as can be told.
     pub fn reads(&self) -> bool {
         process::call(self.thread) == Some(process::Call::Read)

@@ -381,7 +381,7 @@ async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Ar
 }
 
 /// The directories above a path, the nearest first, without the cell's root.
-fn ancestors(path: &TopoPath) -> impl Iterator<Item = TopoPath> {
+pub(super) fn ancestors(path: &TopoPath) -> impl Iterator<Item = TopoPath> {
     std::iter::successors(path.parent(), TopoPath::parent).take_while(|dir| !dir.is_root())
 }
 

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::caller::{Reading, Removal};
 use super::jobs::{Happened, Job};
+use super::news::ancestors;
 use super::overlay::{LINGER, Place};
 use super::{Caller, Node, Tree};
 use crate::backend::{Action, Change, Guard};
@@ -148,8 +149,7 @@ impl Tree {
     /// The directories above a path that nothing is stored in, the nearest first.
     pub(super) async fn emptied_dirs(&self, cell: &CellName, path: &TopoPath) -> Result<Vec<TopoPath>> {
         let snapshot = self.cell(cell)?.snapshot().await?;
-        let dirs = std::iter::successors(path.parent(), TopoPath::parent);
-        Ok(dirs.take_while(|dir| !dir.is_root() && !snapshot.has_children(dir)).collect())
+        Ok(ancestors(path).take_while(|dir| !snapshot.has_children(dir)).collect())
     }
 
     /// Removes a record in a moment, unless the process that has removed one of its names makes that again.

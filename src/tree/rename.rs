@@ -88,7 +88,10 @@ impl Tree {
             return Err(error);
         }
         self.refuse_unseen(caller)?;
-        if !may_read(caller, &file.state.lock()) {
+        /// As access(2) counts.
+        const READ: u32 = 0o4;
+        let ScratchState { uid, gid, mode, .. } = *file.state.lock();
+        if !caller.may(READ, (uid, gid, mode)) {
             return Err(Error::new(
                 Kind::Denied,
                 "the file is another user's, who lets nobody read it: it is not stored for all",
@@ -424,15 +427,4 @@ impl Tree {
         }
         self.overlay.rename_dir(from, &to)
     }
-}
-
-/// Whether a caller may read a scratch file, as far as its user and first group say.
-fn may_read(caller: &Caller, file: &ScratchState) -> bool {
-    const READ: u32 = 0o4;
-    let shift = match (caller.uid == file.uid, caller.gid == file.gid) {
-        (true, _) => 6,
-        (false, true) => 3,
-        (false, false) => 0,
-    };
-    caller.uid == 0 || file.mode >> shift & READ != 0
 }

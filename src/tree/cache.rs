@@ -22,12 +22,11 @@ use super::handles::Reader;
 use super::inodes::State;
 use super::jobs::{Happened, Job};
 use super::letting::{Asked, Letting, drop_inode};
-use super::lockfile::LOCK;
 use super::{Attr, Caller, Node, Opened, Tree};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Update};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, LOCK_FILE, TopoPath};
 
 /// Largest content that goes through the kernel's page cache, in bytes: one page, which is of one state whoever reads it in whatever
 /// steps. Larger files are read from one state to their end.
@@ -143,7 +142,7 @@ impl Tree {
 
     /// Whether the kernel may keep for a moment that there is no such name: not if it could be a record's, or a cell's.
     pub(super) fn absence_lasts(&self, parent: u64, name: &str) -> bool {
-        if self.caches.get().is_none() || name == LOCK {
+        if self.caches.get().is_none() || name == LOCK_FILE {
             return false;
         }
         match self.inodes.node(parent) {

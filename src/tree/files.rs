@@ -12,13 +12,12 @@ use super::claim::{Claim, Claimed};
 use super::draft::{Base, Draft, Start};
 use super::handles::{Handle, OpenControl, OpenScratch, Reader};
 use super::jobs::Happened;
-use super::lockfile::LOCK;
 use super::overlay::Scratch;
 use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, LOCK_FILE, TopoPath};
 use crate::record::Form;
 
 /// How a file is opened.
@@ -291,7 +290,7 @@ impl Tree {
         }
         let (cell, dir) = self.writable_dir(parent)?;
         let name = new_name(name)?;
-        if name == LOCK {
+        if name == LOCK_FILE {
             return self.create_lock(caller, (cell, dir), mode).await;
         }
         let connected = self.cell(&cell)?;

@@ -10,10 +10,8 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::Node;
-use super::lockfile::LOCK;
-use super::node::DATA;
 use crate::mirror::Record;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, DATA_FILE, LOCK_FILE, TopoPath};
 
 /// The number that the kernel gives to the root.
 pub const ROOT: u64 = 1;
@@ -244,9 +242,9 @@ impl Inodes {
             Node::Dir(cell, path) if is_in(cell, path) => {
                 Some(if path.is_root() { cell.to_string() } else { path.name().to_owned() })
             }
-            Node::Record(cell, path, form) if is_dir(cell, path) => Some(format!("{DATA}{}", form.suffix())),
+            Node::Record(cell, path, form) if is_dir(cell, path) => Some(format!("{DATA_FILE}{}", form.suffix())),
             Node::Record(cell, path, form) if is_in(cell, path) => Some(format!("{}{}", path.name(), form.suffix())),
-            Node::Lock(cell, path) if is_dir(cell, path) => Some(LOCK.to_owned()),
+            Node::Lock(cell, path) if is_dir(cell, path) => Some(LOCK_FILE.to_owned()),
             _ => None,
         });
         names.collect()

@@ -13,7 +13,6 @@ use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process::{self, Locking};
 
-pub(super) use crate::name::LOCK_FILE as LOCK;
 /// Longest text that may say what a lock is for, in bytes.
 const ACTION_LIMIT: usize = 4096;
 

@@ -11,13 +11,13 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use super::echo::{Followed, OwnCommit, Told};
 use super::jobs::{Happened, Job};
 use super::letting::LONGEST;
-use super::lockfile::{LOCK, is_virtual};
+use super::lockfile::is_virtual;
 use super::overlay::Place;
 use super::view::name_of;
 use super::{Node, Tree};
 use crate::cells::{Cell, HolderChange, Holders};
 use crate::mirror::{News, Record, Snapshot, Update};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, LOCK_FILE, TopoPath};
 use crate::record::Form;
 
 type Updates = broadcast::Receiver<Arc<News>>;
@@ -361,7 +361,7 @@ impl Tree {
                 }
                 let node = Node::Lock(cell.name.clone(), dir.clone());
                 let parent = Some((cell.name.clone(), dir));
-                self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK.to_owned() });
+                self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK_FILE.to_owned() });
             }
         }
     }

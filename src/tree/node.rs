@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::control::ControlFile;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CONTROL_DIR, CellName, LOCK_FILE, TopoPath};
 use crate::record::Form;
 
 /// What an inode stands for. Equal nodes are the same file.
@@ -29,20 +29,17 @@ pub enum Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScratchId(pub u64);
 
-/// The name that a record has inside the directory of the same name (ZooKeeper nodes with data and children).
-pub(super) const DATA: &str = ".data";
-
 impl fmt::Display for Node {
     /// The path below the mount, as people see it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Node::Root => f.write_str("/"),
-            Node::Control => f.write_str(crate::control::DIR_NAME),
-            Node::ControlFile(file) => write!(f, "{}/{}", crate::control::DIR_NAME, file.name()),
+            Node::Control => f.write_str(CONTROL_DIR),
+            Node::ControlFile(file) => write!(f, "{}/{}", CONTROL_DIR, file.name()),
             Node::Dir(cell, path) if path.is_root() => write!(f, "{cell}"),
             Node::Dir(cell, path) => write!(f, "{cell}/{path}"),
-            Node::Lock(cell, dir) if dir.is_root() => write!(f, "{cell}/.lock"),
-            Node::Lock(cell, dir) => write!(f, "{cell}/{dir}/.lock"),
+            Node::Lock(cell, dir) if dir.is_root() => write!(f, "{cell}/{LOCK_FILE}"),
+            Node::Lock(cell, dir) => write!(f, "{cell}/{dir}/{LOCK_FILE}"),
             Node::Record(cell, path, form) => write!(f, "{cell}/{path}{}", form.suffix()),
             Node::Scratch(id) => write!(f, "scratch file {}", id.0),
         }

@@ -11,7 +11,7 @@ use super::draft::{Base, Draft, Start};
 use super::files::moved_on;
 use super::handles::Reader;
 use super::jobs::{Happened, Job};
-use super::lockfile::{LOCK, is_virtual};
+use super::lockfile::is_virtual;
 use super::overlay::{Local, Place, Scratch, ScratchState};
 use super::removal::deletion;
 use super::save::as_conflict;
@@ -20,7 +20,7 @@ use super::{Caller, Node, Tree, known_name, new_name};
 use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, LOCK_FILE, TopoPath};
 use crate::process::{Life, Process};
 use crate::record::Form;
 
@@ -43,7 +43,7 @@ impl Tree {
         }
         let connected = self.cell(&cell)?;
         let snapshot = connected.snapshot().await?;
-        if to_name == LOCK {
+        if to_name == LOCK_FILE {
             return self.rename_over_lock(caller, (from_dir, from_name), &source, Node::Lock(cell, to_path)).await;
         }
         if let Some(moved) = self.has_moved_along(caller, &source, &to_path.join(to_name)?, &snapshot) {

@@ -4,15 +4,13 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::caller::Removal;
-use super::lockfile::{LOCK, is_listed, is_virtual};
-use super::node::DATA;
+use super::lockfile::{is_listed, is_virtual};
 use super::overlay::Local;
 use super::{Attr, Caller, ControlFile, Node, Tree, known_name};
 use crate::cells::Cell;
-use crate::control;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CONTROL_DIR, CellName, DATA_FILE, LOCK_FILE, TopoPath};
 use crate::record::Form;
 
 /// One entry of a directory.
@@ -67,7 +65,7 @@ impl Tree {
     /// What a name in a directory stands for. A record that comes back need not be stored (any more).
     pub(super) async fn find(&self, caller: &Caller, parent: u64, name: &str) -> Result<Node> {
         match self.node(parent)? {
-            Node::Root if name == control::DIR_NAME => Ok(Node::Control),
+            Node::Root if name == CONTROL_DIR => Ok(Node::Control),
             Node::Root => {
                 let cell = CellName::new(name).map_err(|_| Error::not_found())?;
                 self.cell(&cell)?;
@@ -133,7 +131,7 @@ impl Tree {
         dir: &TopoPath,
         name: &str,
     ) -> Result<Option<Node>> {
-        if name == LOCK {
+        if name == LOCK_FILE {
             return Ok(Some(Node::Lock(cell.clone(), dir.clone())));
         }
         let child = dir.join(name)?;
@@ -173,7 +171,8 @@ impl Tree {
             return Ok(());
         }
         let suffix = form.suffix();
-        let reason = format!("keys are stored below {cell}/{base}: the record is the directory's {DATA}{suffix} now");
+        let reason =
+            format!("keys are stored below {cell}/{base}: the record is the directory's {DATA_FILE}{suffix} now");
         Err(Error::new(Kind::IsDirectory, reason))
     }
 
@@ -186,7 +185,7 @@ impl Tree {
         name: &str,
     ) -> Result<Node> {
         let stored = |path: &TopoPath| snapshot.records.contains_key(path);
-        if let Some(suffix) = name.strip_prefix(DATA)
+        if let Some(suffix) = name.strip_prefix(DATA_FILE)
             && stored(dir)
             && let Some(form) = self.forms(cell, dir).find(|form| form.suffix() == suffix)
         {
@@ -287,7 +286,7 @@ impl Tree {
         let stored = snapshot.entries(dir);
         let own = |name: &str, form: Form| (format!("{name}{}", form.suffix()), Some(form));
         if snapshot.records.contains_key(dir) {
-            names.extend(self.listed_forms(cell, dir).map(|form| own(DATA, form)));
+            names.extend(self.listed_forms(cell, dir).map(|form| own(DATA_FILE, form)));
         }
         names.extend(stored.iter().map(|entry| (entry.name.clone(), None)));
         for entry in stored.iter().filter(|entry| !entry.is_directory) {
@@ -303,7 +302,7 @@ impl Tree {
         }));
         // The last, so that `rm -r` comes to it when everything else is gone.
         if is_listed(cell, snapshot, dir) {
-            names.push((LOCK.to_owned(), None));
+            names.push((LOCK_FILE.to_owned(), None));
         }
         let mut seen = std::collections::HashSet::new();
         let mut entries = Vec::new();
@@ -336,7 +335,7 @@ impl Tree {
 pub(super) fn name_of(snapshot: &Snapshot, path: &TopoPath, form: Form) -> (Option<TopoPath>, String) {
     let suffix = form.suffix();
     match snapshot.has_children(path) {
-        true => (Some(path.clone()), format!("{DATA}{suffix}")),
+        true => (Some(path.clone()), format!("{DATA_FILE}{suffix}")),
         false => (path.parent(), format!("{}{suffix}", path.name())),
     }
 }

@@ -219,6 +219,41 @@ impl fmt::Debug for TopoPath {
     }
 }
 
+/// A path in a cell: what a record, a directory or a lock is known by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CellPath {
+    /// The cell.
+    pub cell: CellName,
+    /// The path in it; the empty one is the cell itself.
+    pub path: TopoPath,
+}
+
+impl CellPath {
+    /// Puts the two together.
+    pub fn new(cell: &CellName, path: &TopoPath) -> Self {
+        Self { cell: cell.clone(), path: path.clone() }
+    }
+
+    /// The path of the entry `name` of this directory.
+    pub fn join(&self, name: &str) -> Result<Self, NameError> {
+        Ok(Self { cell: self.cell.clone(), path: self.path.join(name)? })
+    }
+
+    /// The directory that holds it; `None` for the cell itself.
+    pub fn parent(&self) -> Option<Self> {
+        Some(Self { cell: self.cell.clone(), path: self.path.parent()? })
+    }
+}
+
+impl fmt::Display for CellPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path.is_root() {
+            true => fmt::Display::fmt(&self.cell, f),
+            false => write!(f, "{}/{}", self.cell, self.path),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

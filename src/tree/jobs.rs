@@ -287,7 +287,7 @@ mod tests {
     use crate::record::Form;
 
     fn job(name: &str, happened: Happened) -> Job {
-        let (cell, path) = CellPath { cell: CellName::global(), path: TopoPath::parse(name).unwrap() };
+        let (cell, path) = (CellName::global(), TopoPath::parse(name).unwrap());
         let dir = path.parent().map(|dir| CellPath { cell: cell.clone(), path: dir });
         Job { happened, node: FileId::Record(CellPath { cell, path }, Form::Raw), dir, name: name.to_owned() }
     }

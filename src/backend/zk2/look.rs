@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use zookeeper_client::{Client, Error as ZkError, MultiReadResult, Stat};
 
-use super::ancestors;
 use super::roles::{Judged, by_acl, judge};
 use super::session::{CallError, Sessions};
+use super::znode::ancestors;
 use crate::backend::{BackendError, Failure, KeySpace, Revision, Role};
 
 /// Which session a request goes through.

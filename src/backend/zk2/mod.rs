@@ -25,12 +25,14 @@ mod session;
 mod size;
 mod view;
 mod write;
+mod znode;
 
 use lock::Lines;
 use look::{Access, look};
 use session::Sessions;
 pub use session::ZkOptions;
-use view::{Ended, Nodes, View, version};
+use view::{Ended, Nodes, View};
+use znode::{version, znode_path};
 
 /// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
 const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
@@ -100,7 +102,7 @@ impl Zk {
     }
 
     async fn look_at(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
-        let key = znode(&self.keys, path);
+        let key = znode_path(&self.keys, path);
         let seen = look(&Access::any(&self.voters), &self.keys, &[key]).await;
         let seen = seen.map_err(|error| self.voters.explain(&error))?;
         let node = seen.nodes.into_iter().next().flatten().and_then(|znode| {
@@ -127,7 +129,7 @@ impl Zk {
     }
 
     async fn ask_for(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
-        let key = znode(&self.keys, path);
+        let key = znode_path(&self.keys, path);
         let (acls, stat) = self
             .voters
             .try_call(async |client| client.get_acl(&key).await)
@@ -170,29 +172,6 @@ fn letters(permission: Permission) -> String {
         ('a', Permission::ADMIN),
     ];
     all.into_iter().filter(|(_, right)| permission.has(*right)).map(|(letter, _)| letter).collect()
-}
-
-/// The znode of a path.
-fn znode(keys: &KeySpace, path: &TopoPath) -> String {
-    let key = keys.key(path);
-    match key.trim_end_matches('/') {
-        "" => "/".to_owned(),
-        key => key.to_owned(),
-    }
-}
-
-/// The znodes above, the nearest first, `/` last.
-fn ancestors(path: &str) -> Vec<String> {
-    std::iter::successors(parent(path), |path| parent(path)).map(ToOwned::to_owned).collect()
-}
-
-/// The znode above; `None` for `/`.
-fn parent(path: &str) -> Option<&str> {
-    match path.rsplit_once('/')? {
-        ("", "") => None,
-        ("", _) => Some("/"),
-        (parent, _) => Some(parent),
-    }
 }
 
 #[async_trait]
@@ -242,7 +221,7 @@ impl Backend for Zk {
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
-        lock::locked_dir(node)
+        roles::locked_dir(node)
     }
 
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {

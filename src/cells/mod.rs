@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
 use crate::name::{CellName, TopoPath};
 
+mod failure;
 mod lock;
 
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};

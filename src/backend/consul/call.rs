@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::client::Client;
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 
 /// Longest reason of the server that is passed on, in bytes.
 const REASON_LIMIT: usize = 500;

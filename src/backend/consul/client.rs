@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::call::{Call, MEDIUM, SMALL, causes};
 use super::token::Token;
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 use crate::name::CellName;
 
 /// Connections of a cell that wait for the next question. An agent takes 200 from one address (limits.http_max_conns_per_client), for all cells and

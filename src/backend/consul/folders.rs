@@ -4,8 +4,8 @@
 use super::call::MEDIUM;
 use super::client::{KvOperation, Operation};
 use super::{Consul, LIMITS, Pair, client};
+use crate::backend::contract::{Action, BackendError, Change};
 use crate::backend::lock::LOCK;
-use crate::backend::{Action, BackendError, Change};
 use crate::name::TopoPath;
 
 impl Consul {

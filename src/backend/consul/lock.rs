@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::client::{Client, ConsulOptions, KvOperation, Operation, Pair, SessionRequest, Transacted};
 use super::{Consul, LOCK_FLAGS, version};
-use crate::backend::lock::{Keeper, Owner, Place, gone};
-use crate::backend::{BackendError, Failure, KeySpace, Node, Revision, Role};
+use crate::backend::contract::{BackendError, Failure, Node, Owner, Place, Revision, Role};
+use crate::backend::keys::KeySpace;
+use crate::backend::lock::{Keeper, gone};
 use crate::name::TopoPath;
 
 /// What Consul's own locks call their sessions.

@@ -3,6 +3,7 @@
 //! `client` speaks the HTTP API, `changes` finds out what has changed; this file translates the contract.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -10,11 +11,13 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::lock::{SharedPlace, is_election, needs_no_records, removal};
-use super::{
-    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
-    Location, Node, Revision, Role, Version, WatchStream, check_limits,
+use super::contract::{
+    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Revision, Role,
+    SharedPlace, Version, WatchStream, check_limits,
 };
+use super::keys::KeySpace;
+use super::location::Location;
+use super::lock::{is_election, needs_no_records, removal};
 use crate::name::{CellName, TopoPath};
 
 mod call;
@@ -48,7 +51,12 @@ pub struct Consul {
 
 impl Consul {
     /// Prepares the client; nothing is sent yet.
-    pub fn new(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
+    pub fn new(
+        cell: &CellName,
+        location: &Location,
+        timeout: Duration,
+        options: &ConsulOptions,
+    ) -> Result<Self, BackendError> {
         // Consul refuses locks on keys that begin with a slash.
         let keys = KeySpace::relative(&location.root);
         if client::has_dots(keys.prefix()) {
@@ -57,8 +65,8 @@ impl Consul {
                 format!("{:?} cannot be the root of a topology", location.root),
             ));
         }
-        let client = Arc::new(Client::new(&location.server, cell, options.timeout, &options.consul)?);
-        let terms = Arc::new(lock::Terms::new(&options.consul));
+        let client = Arc::new(Client::new(&location.server, cell, timeout, options)?);
+        let terms = Arc::new(lock::Terms::new(options));
         let rights = Arc::new(Rights::new(client.clone(), keys.clone()));
         Ok(Self { client, keys, terms, rights })
     }

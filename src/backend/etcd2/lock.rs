@@ -10,8 +10,9 @@ use tokio::time::Instant;
 
 use super::connection::{self, Connection};
 use super::{header_revision, node, version};
-use crate::backend::lock::{self, Keeper, LOCKS, Owner, Place};
-use crate::backend::{BackendError, Failure, KeySpace, Node, Revision, Role};
+use crate::backend::contract::{BackendError, Failure, Node, Owner, Place, Revision, Role};
+use crate::backend::keys::KeySpace;
+use crate::backend::lock::{self, Keeper, LOCKS};
 use crate::name::TopoPath;
 
 /// A place in the line.

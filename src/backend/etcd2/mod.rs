@@ -10,11 +10,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
-use super::lock::{LOCKS, Owner, SharedPlace, dir_of_queued, is_locked_by_vitess, needs_no_records, removal};
-use super::{
-    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
-    Location, Node, Revision, Role, Version, WatchStream, check_limits,
+use super::contract::{
+    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Revision,
+    Role, SharedPlace, Version, WatchStream, check_limits,
 };
+use super::keys::KeySpace;
+use super::location::Location;
+use super::lock::{LOCKS, dir_of_queued, is_locked_by_vitess, needs_no_records, removal};
 use crate::name::TopoPath;
 
 mod connection;
@@ -50,10 +52,10 @@ pub struct Etcd {
 
 impl Etcd {
     /// Prepares the connection; nothing is sent yet.
-    pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
-        let connection = Connection::new(&location.server, options.timeout, &options.etcd)?;
-        let lease_ttl = options.etcd.lease_ttl;
-        let value = options.etcd.max_request_bytes.saturating_sub(BESIDE_VALUE);
+    pub fn new(location: &Location, timeout: Duration, options: &EtcdOptions) -> Result<Self, BackendError> {
+        let connection = Connection::new(&location.server, timeout, options)?;
+        let lease_ttl = options.lease_ttl;
+        let value = options.max_request_bytes.saturating_sub(BESIDE_VALUE);
         let limits = Limits { value, changes: CHANGE_LIMIT };
         Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl, limits })
     }

@@ -10,7 +10,7 @@ use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use parking_lot::Mutex;
 
 use super::KEEP_ALIVE;
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 
 /// How long a connection attempt may take, so that the next server gets its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

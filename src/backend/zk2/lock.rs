@@ -14,8 +14,9 @@ use super::roles::is_number;
 use super::session::{CallError, SILENCE_LIMIT, Sessions};
 use super::write::{self, FILE_ACL};
 use super::znode::{owner, version, znode_path};
-use crate::backend::lock::{self, LOCKS, Owner, Place, is_election, removal};
-use crate::backend::{BackendError, Failure, Guard, KeySpace, Node, Revision, Role};
+use crate::backend::contract::{BackendError, Failure, Guard, Node, Owner, Place, Revision, Role};
+use crate::backend::keys::KeySpace;
+use crate::backend::lock::{self, LOCKS, is_election, removal};
 use crate::name::TopoPath;
 
 /// How often a place is tried for while somebody else collects the empty directory.

@@ -7,7 +7,8 @@ use zookeeper_client::{Client, Error as ZkError, MultiReadResult, Stat};
 use super::roles::{Judged, by_acl, judge};
 use super::session::{CallError, Sessions};
 use super::znode::ancestors;
-use crate::backend::{BackendError, Failure, KeySpace, Revision, Role};
+use crate::backend::contract::{BackendError, Failure, Revision, Role};
+use crate::backend::keys::KeySpace;
 
 /// Which session a request goes through.
 pub(super) struct Access<'a> {

@@ -4,6 +4,7 @@
 //! `roles` says what a node is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,11 +12,13 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use zookeeper_client::Permission;
 
-use super::lock::{LOCKS, SharedPlace, removal};
-use super::{
-    Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
-    Location, Node, SIGN_OF_LIFE, WatchStream, check_limits,
+use super::contract::{
+    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, SIGN_OF_LIFE, SharedPlace,
+    WatchStream, check_limits,
 };
+use super::keys::KeySpace;
+use super::location::Location;
+use super::lock::{LOCKS, removal};
 use crate::name::TopoPath;
 
 mod lock;
@@ -58,15 +61,15 @@ pub struct Zk {
 
 impl Zk {
     /// Prepares the connections; nothing is sent yet. The server address is a comma list; what stands after `|` are observers.
-    pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
+    pub fn new(location: &Location, timeout: Duration, options: &ZkOptions) -> Result<Self, BackendError> {
         let (voters, observers) = match location.server.split_once('|') {
             Some((voters, observers)) => (voters, Some(observers)),
             None => (location.server.as_str(), None),
         };
-        let lasting = Sessions::lasting(voters, options.timeout, &options.zk)?;
-        let voters = Sessions::new(voters, options.timeout, &options.zk)?;
+        let lasting = Sessions::lasting(voters, timeout, options)?;
+        let voters = Sessions::new(voters, timeout, options)?;
         let readers = match observers {
-            Some(servers) => Sessions::new(servers, options.timeout, &options.zk)?,
+            Some(servers) => Sessions::new(servers, timeout, options)?,
             None => voters.clone(),
         };
         // Paths of ZooKeeper are absolute.

@@ -4,8 +4,8 @@ use zookeeper_client::{Acl, Error as ZkError, Permission, Stat};
 
 use super::session::CallError;
 use super::znode::owner;
-use crate::backend::Role;
-use crate::backend::lock::{self, Owner, is_election};
+use crate::backend::contract::{Owner, Role};
+use crate::backend::lock::{self, is_election};
 use crate::name::TopoPath;
 
 /// What Vitess calls its records, wherever they stand.

@@ -14,7 +14,8 @@ use zookeeper_client::{AddWatchMode, Client, Error as ZkError, EventType, MultiR
 use super::roles::{Judged, by_acl, is_shown, judge};
 use super::session::{CallError, Sessions};
 use super::znode::{Znode, ancestors, newest, node, znode_path};
-use crate::backend::{KeySpace, Listing, Revision, Role, WatchBatch, WatchEvent};
+use crate::backend::contract::{Listing, Revision, Role, WatchBatch, WatchEvent};
+use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 
 /// Nodes read in one request.

@@ -15,7 +15,8 @@ use super::look::{Access, Found, Look, look};
 use super::roles::is_named_as_record;
 use super::session::CallError;
 use super::znode::{ancestors, parent, version, znode_path};
-use crate::backend::{Action, Applied, BackendError, Change, Failure, Guard, KeySpace, Revision, Role, Version};
+use crate::backend::contract::{Action, Applied, BackendError, Change, Failure, Guard, Revision, Role, Version};
+use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 
 /// How often a change begins again because parents come and go beside it.

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use zookeeper_client::Stat;
 
-use crate::backend::lock::Owner;
-use crate::backend::{KeySpace, Node, Revision, Role, Version};
+use crate::backend::contract::{Node, Owner, Revision, Role, Version};
+use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 
 /// A znode as it was read.

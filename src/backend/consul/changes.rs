@@ -12,8 +12,8 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::time::{Instant, timeout};
 
 use super::call::MEDIUM;
-use super::client::{Client, Pair};
-use super::node;
+use super::client::Client;
+use super::pair::{Pair, node};
 use super::rights::Rights;
 use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent};
 use crate::backend::keys::KeySpace;

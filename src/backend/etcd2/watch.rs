@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{self, Connection, watch_client};
 use super::errors::classify;
-use super::node;
+use super::key::node;
 use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
 use crate::backend::keys::KeySpace;
 

@@ -21,6 +21,7 @@ use super::location::Location;
 use super::lock::{LOCKS, removal};
 use crate::name::TopoPath;
 
+mod admit;
 mod lock;
 mod look;
 mod roles;

@@ -18,6 +18,7 @@ mod one_line;
 mod options;
 mod settings;
 mod unlock;
+mod values;
 
 pub use options::{OptionError, normalize};
 

@@ -262,6 +262,8 @@ impl Handles {
 
 #[cfg(test)]
 mod tests {
+    use super::super::draft::tests::{draft, draft_of};
+    use super::super::overlay::Overlay;
     use super::*;
 
     #[test]
@@ -279,5 +281,106 @@ mod tests {
         (3..7).for_each(|uid| (0..PER_USER).for_each(|_| drop(open(uid))));
         assert_eq!(handles.count(), IN_ALL);
         assert_eq!(open(9).unwrap_err().kind, Kind::TooManyOpen);
+    }
+
+    fn events() -> Handle {
+        Handle::Events(Arc::default())
+    }
+
+    fn scratch_file() -> Arc<Scratch> {
+        let place = (CellName::global(), TopoPath::parse("swap").unwrap());
+        Overlay::new(1 << 20).replace(place, Arc::default(), (1, 1, 0o600)).unwrap()
+    }
+
+    fn open_scratch(file: &Arc<Scratch>, writes: bool) -> Handle {
+        Handle::Scratch(Arc::new(OpenScratch { file: file.clone(), append: false, writes, opener: (None, 1) }))
+    }
+
+    fn reader(content: &'static str, cached: bool) -> Reader {
+        let (cell, path) = (CellName::global(), TopoPath::parse("x").unwrap());
+        Reader { cached, ..Reader::new(&cell, &path, Form::Raw, content.into()) }
+    }
+
+    #[test]
+    fn a_number_stands_for_one_opening_and_never_for_a_later_one() {
+        let handles = Handles::default();
+        let first = handles.add(1, 5, events()).unwrap();
+        let second = handles.add(1, 5, events()).unwrap();
+        handles.remove(first).unwrap();
+        assert!(handles.is_open(5) && handles.inode(second).unwrap() == 5);
+        let third = handles.add(1, 6, events()).unwrap();
+        assert!(third != first && third != second);
+        for gone in [first, third + 1] {
+            let kinds = [handles.get(gone).err(), handles.inode(gone).err(), handles.remove(gone).err()];
+            assert!(kinds.into_iter().all(|error| error.unwrap().kind == Kind::BadDescriptor));
+        }
+        handles.remove(second).unwrap();
+        assert!(!handles.is_open(5) && handles.is_open(6) && handles.count() == 1);
+        handles.remove(third).unwrap();
+        let table = handles.0.lock();
+        assert!(table.by_inode.is_empty() && table.by_user.is_empty() && table.drafts.is_empty());
+    }
+
+    #[test]
+    fn the_drafts_of_a_file_are_found_by_it_and_by_their_process() {
+        let handles = Handles::default();
+        let me = Process::of(std::process::id());
+        let draft = |opener| Arc::new(draft_of(opener));
+        let (mine, other, again) = (draft(me), draft(None), draft(me));
+        let numbers = [&mine, &other, &again].map(|draft| handles.add(1, 5, Handle::Draft(draft.clone())).unwrap());
+        let elsewhere = handles.add(1, 6, Handle::Draft(draft(me))).unwrap();
+        let reading = handles.add(1, 5, events()).unwrap();
+        let found = handles.drafts(5);
+        assert!(found.len() == 3 && [&mine, &other, &again].into_iter().zip(&found).all(|(a, b)| Arc::ptr_eq(a, b)));
+        assert!(handles.draft(numbers[1]).is_some_and(|draft| Arc::ptr_eq(&draft, &other)));
+        assert!(handles.draft(reading).is_none() && handles.draft(99).is_none());
+        let process = me.unwrap();
+        assert_eq!(handles.other_drafts(numbers[0], process), Some((5, 1)));
+        assert_eq!(handles.other_drafts(numbers[1], process), Some((5, 2)));
+        assert_eq!(handles.other_drafts(elsewhere, process), Some((6, 0)));
+        assert_eq!(handles.other_drafts(99, process), None);
+        numbers.into_iter().for_each(|number| drop(handles.remove(number).unwrap()));
+        assert!(handles.drafts(5).is_empty() && handles.is_open(5) && handles.drafts(6).len() == 1);
+    }
+
+    #[test]
+    fn who_has_a_scratch_file_open_goes_on_with_the_record_that_it_becomes() {
+        let handles = Handles::default();
+        let (file, other) = (scratch_file(), scratch_file());
+        let reads = handles.add(1, 5, open_scratch(&file, false)).unwrap();
+        let writes = handles.add(1, 5, open_scratch(&file, true)).unwrap();
+        let of_another = handles.add(1, 5, open_scratch(&other, true)).unwrap();
+        assert!(handles.writer_of(5, &file).is_some_and(|open| Arc::ptr_eq(&open.file, &file) && open.writes));
+        assert!(handles.writer_of(6, &file).is_none() && handles.writer_of(5, &scratch_file()).is_none());
+        let record = Arc::new(draft(b"", false));
+        assert_eq!(handles.adopt(5, &file, Some(&record), || reader("shown", false)), 2);
+        assert!(matches!(handles.get(reads), Ok(Handle::Reader(_))));
+        assert!(handles.draft(writes).is_some_and(|draft| Arc::ptr_eq(&draft, &record)));
+        assert!(matches!(handles.get(of_another), Ok(Handle::Scratch(_))));
+        assert!(handles.drafts(5).len() == 1 && handles.writer_of(5, &file).is_none());
+        // Without a draft, who could write reads.
+        assert_eq!(handles.adopt(5, &other, None, || reader("shown", false)), 1);
+        assert!(matches!(handles.get(of_another), Ok(Handle::Reader(_))));
+        handles.remove(writes).unwrap();
+        assert!(handles.drafts(5).is_empty());
+    }
+
+    #[test]
+    fn a_record_that_is_gone_goes_on_showing_its_last_state_to_those_who_read_pages() {
+        let handles = Handles::default();
+        let then = SystemTime::UNIX_EPOCH;
+        assert_eq!(handles.pinned(5), None);
+        handles.add(1, 5, events()).unwrap();
+        assert_eq!(handles.pinned(5), None, "no reader");
+        let cached = handles.add(1, 5, Handle::Reader(Arc::new(reader("before", true)))).unwrap();
+        let own = handles.add(1, 5, Handle::Reader(Arc::new(reader("own", false)))).unwrap();
+        let elsewhere = handles.add(1, 6, Handle::Reader(Arc::new(reader("elsewhere", true)))).unwrap();
+        handles.pin(5, &Bytes::from("last state"), then);
+        let shown = |number| match handles.get(number) {
+            Ok(Handle::Reader(reader)) => reader.shown.lock().0.clone(),
+            _ => Bytes::new(),
+        };
+        assert_eq!([cached, own, elsewhere].map(shown), ["last state", "own", "elsewhere"]);
+        assert_eq!(handles.pinned(5), Some(("last state".len(), then)));
     }
 }

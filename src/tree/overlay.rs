@@ -466,39 +466,4 @@ fn exists() -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn place(name: &str) -> Place {
-        (CellName::global(), TopoPath::parse(name).unwrap())
-    }
-
-    #[test]
-    fn only_the_newest_scratch_files_keep_a_state_of_the_cell() {
-        let scratch = Overlay::new(1 << 20);
-        let record = TopoPath::parse("metadata/a").unwrap();
-        let make =
-            |number: usize| scratch.replace(place(&format!("t{number}")), Arc::default(), (0, 0, 0o600)).unwrap();
-        let first = make(0);
-        assert_eq!(first.version_then(&record), Ok(None), "there was no such record");
-        (1..=SEEN).map(make).for_each(drop);
-        assert_eq!(first.version_then(&record), Err(()), "that is not known any more");
-    }
-
-    #[test]
-    fn what_is_charged_to_a_user_is_given_back_to_him() {
-        let scratch = Overlay::new(8 * 1024);
-        let file = scratch.replace(place("big"), Arc::default(), (1, 1, 0o600)).unwrap();
-        scratch.edit(&file, |_| 6 * 1024, |content| content.resize(6 * 1024, 0)).unwrap();
-        // The owner may change; who is charged does not.
-        file.state.lock().uid = 2;
-        let full = scratch.make_dir(place("dir"), 1).and_then(|()| scratch.make_dir(place("dir2"), 1));
-        assert_eq!(full.unwrap_err().kind, Kind::NoSpace);
-        scratch.make_dir(place("others"), 2).unwrap();
-        for name in ["big", "dir", "dir2", "others"] {
-            scratch.unlink(&place(name));
-            scratch.remove_dir(&place(name));
-        }
-        assert!(scratch.usage().1 == 0 && scratch.state.lock().used_by.is_empty());
-    }
-}
+mod tests;

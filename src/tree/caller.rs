@@ -407,3 +407,6 @@ impl Recent {
         Some(refusals.swap_remove(index).error)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -473,4 +473,66 @@ mod tests {
         inodes.forget(ROOT, 99);
         assert_eq!(inodes.node(ROOT), Some(Node::Root));
     }
+
+    #[test]
+    fn a_number_that_something_else_has_is_passed_over() {
+        let inodes = Inodes::default();
+        let (first, second) = (Node::Scratch(ScratchId(1)), Node::Scratch(ScratchId(2)));
+        // As if their hashes were the same.
+        let taken = natural_number(&second);
+        inodes.table.lock().by_number.insert(taken, Slot { lookups: 1, ..Slot::new(first.clone()) });
+        let number = inodes.told(&second);
+        assert_eq!(number, taken + 1);
+        inodes.forget(taken, 1);
+        assert_eq!((inodes.number(&second), inodes.node(taken)), (number, None), "it keeps its number");
+        inodes.forget(number, 1);
+        assert_eq!(inodes.number(&second), taken);
+        assert!(inodes.table.lock().exceptions.len() == 1, "only that of the root");
+    }
+
+    #[test]
+    fn the_inodes_of_a_cell_are_those_of_its_directories_records_and_locks() {
+        let inodes = Inodes::default();
+        let (cell, other) = (CellName::new("zone1").unwrap(), CellName::global());
+        let (root, path) = (TopoPath::root(), TopoPath::parse("a").unwrap());
+        let form = crate::record::Form::Raw;
+        let record = Node::Record(cell.clone(), path.clone(), form);
+        let nodes = [Node::Dir(cell.clone(), root.clone()), record, Node::Lock(cell.clone(), root.clone())];
+        let mut own = nodes.map(|node| inodes.told(&node)).to_vec();
+        for foreign in [Node::Dir(other.clone(), root), Node::Record(other, path, form), Node::Control] {
+            inodes.told(&foreign);
+        }
+        let mut shown = inodes.of_cell(&cell);
+        own.sort_unstable();
+        shown.sort_unstable();
+        assert_eq!(shown, own);
+        assert_eq!((inodes.all().len(), inodes.count()), (7, 7));
+    }
+
+    #[test]
+    fn the_global_topology_comes_first_and_no_number_is_one_of_the_kernels() {
+        let global = Node::Dir(CellName::global(), TopoPath::root());
+        assert_eq!(natural_number(&global), GLOBAL);
+        assert!((0..10_000).all(|id| natural_number(&Node::Scratch(ScratchId(id))) > GLOBAL));
+    }
+
+    #[test]
+    fn who_drops_a_content_waits_until_it_has_been_given() {
+        let inodes = Inodes::default();
+        inodes.table.lock().giving.extend([7, 8]);
+        assert!(!inodes.wait_until_given(9));
+        let (about_to, waits) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                about_to.send(()).unwrap();
+                inodes.wait_until_given(7);
+                !inodes.table.lock().giving.contains(&7)
+            });
+            waits.recv().unwrap();
+            inodes.end_giving(8);
+            inodes.end_giving(7);
+            assert!(waiter.join().unwrap());
+        });
+        assert!(inodes.table.lock().giving.is_empty() && !inodes.wait_until_given(7));
+    }
 }

@@ -167,14 +167,18 @@ impl Tree {
     }
 
     fn open_scratch(&self, caller: &Caller, ino: u64, file: Arc<Scratch>, mode: OpenMode) -> Result<Opened> {
-        if mode.write && mode.truncate {
-            self.overlay.edit(&file, |_| 0, Vec::clear)?;
-            file.renew(self.cell(&file.cell)?.mirror.snapshot());
-        }
-        let opener = (caller.process(), caller.uid);
-        let open = OpenScratch { file: file.clone(), append: mode.append, writes: mode.write, opener };
-        let handle = self.handles.add(caller.uid, ino, Handle::Scratch(Arc::new(open)))?;
-        self.overlay.opened(&file);
+        // From here on it stays, also if its name is removed.
+        self.overlay.opened(&file)?;
+        let open = || {
+            if mode.write && mode.truncate {
+                self.overlay.edit(&file, |_| 0, Vec::clear)?;
+                file.renew(self.cell(&file.cell)?.mirror.snapshot());
+            }
+            let opener = (caller.process(), caller.uid);
+            let open = OpenScratch { file: file.clone(), append: mode.append, writes: mode.write, opener };
+            self.handles.add(caller.uid, ino, Handle::Scratch(Arc::new(open)))
+        };
+        let handle = open().inspect_err(|_| self.overlay.closed(&file))?;
         Ok(Opened { handle, cached: true, kept: false, flushed: true })
     }
 

@@ -160,6 +160,11 @@ impl State {
         }
     }
 
+    /// A file that has lost its name and its last handle is gone: what it was charged with then would never be given back.
+    fn require(&self, id: ScratchId) -> Result<()> {
+        if self.files.contains_key(&id) { Ok(()) } else { Err(Error::not_found()) }
+    }
+
     fn drop_file(&mut self, id: ScratchId) {
         if let Some(file) = self.files.remove(&id) {
             let content = file.state.lock().content.len() as u64;
@@ -399,6 +404,7 @@ impl Overlay {
         if let Some(draft) = &inner.adopted {
             return Ok(Some(draft.clone()));
         }
+        state.require(file.id)?;
         let (before, after) = (inner.content.len(), length(inner.content.len()));
         if after > before {
             self.charge(&mut state, file.charged, (after - before) as u64)?;
@@ -412,9 +418,12 @@ impl Overlay {
         Ok(None)
     }
 
-    /// Counts an open handle.
-    pub fn opened(&self, file: &Scratch) {
+    /// Counts an open handle. Fails if the file has lost its name meanwhile, and is charged to nobody any more.
+    pub fn opened(&self, file: &Scratch) -> Result<()> {
+        let state = self.state.lock();
+        state.require(file.id)?;
         file.state.lock().handles += 1;
+        Ok(())
     }
 
     /// Ends an open handle.

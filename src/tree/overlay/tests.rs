@@ -147,7 +147,13 @@ fn take(step: &Step, scratch: &Overlay, plain: &mut Plain) -> std::result::Resul
             prop_assert_eq!(made.as_ref().err().map(|error| error.kind), no_room(plain, uid, OVERHEAD));
             made.into_iter().for_each(|file| plain.new_file(PATHS[path], uid, file));
         }
-        Step::Edit { file, length } if file < plain.files.len() && plain.lives(file) => {
+        Step::Edit { file, .. } | Step::Opened { file } if file < plain.files.len() && !plain.lives(file) => {
+            // Somebody came with it when it had just lost its name: it must not be charged with anything again.
+            let real = &plain.files[file].real;
+            let edited = scratch.edit(real, |_| 9, |content| content.resize(9, 0));
+            prop_assert_eq!((kind(edited), kind(scratch.opened(real))), (Some(Kind::NotFound), Some(Kind::NotFound)));
+        }
+        Step::Edit { file, length } if file < plain.files.len() => {
             let PlainFile { uid, length: before, ref real, .. } = plain.files[file];
             let more = (length as u64).saturating_sub(before);
             let refused = if more > 0 { no_room(plain, uid, more) } else { None };
@@ -156,8 +162,8 @@ fn take(step: &Step, scratch: &Overlay, plain: &mut Plain) -> std::result::Resul
                 plain.files[file].length = length as u64;
             }
         }
-        Step::Opened { file } if file < plain.files.len() && plain.lives(file) => {
-            scratch.opened(&plain.files[file].real);
+        Step::Opened { file } if file < plain.files.len() => {
+            scratch.opened(&plain.files[file].real).unwrap();
             plain.files[file].handles += 1;
         }
         Step::Closed { file } if plain.files.get(file).is_some_and(|file| file.handles > 0) => {

@@ -265,6 +265,7 @@ mod tests {
     use super::super::draft::tests::{draft, draft_of};
     use super::super::overlay::Overlay;
     use super::*;
+    use crate::name::CellPath;
 
     #[test]
     fn one_user_cannot_open_all_files_that_may_be_open() {
@@ -288,7 +289,7 @@ mod tests {
     }
 
     fn scratch_file() -> Arc<Scratch> {
-        let place = (CellName::global(), TopoPath::parse("swap").unwrap());
+        let place = CellPath { cell: CellName::global(), path: TopoPath::parse("swap").unwrap() };
         Overlay::new(1 << 20).replace(place, Arc::default(), (1, 1, 0o600)).unwrap()
     }
 

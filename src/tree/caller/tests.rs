@@ -41,9 +41,9 @@ fn record_of(value: &'static str) -> Record {
     Record { value: value.into(), version: version(1), modified: SystemTime::UNIX_EPOCH }
 }
 
-fn names() -> (CellName, TopoPath, Node) {
+fn names() -> (CellName, TopoPath, FileId) {
     let (cell, path) = (CellName::global(), TopoPath::parse("keyspaces/ks/Keyspace").unwrap());
-    (cell.clone(), path.clone(), Node::Record(cell, path, Form::Text))
+    (cell.clone(), path.clone(), FileId::Record(CellPath { cell, path }, Form::Text))
 }
 
 fn too_old() -> Instant {
@@ -169,7 +169,7 @@ fn a_refusal_is_repeated_once_to_the_same_thread_and_user() {
     for other in [Caller::new(2, 1, 7), Caller::new(1, 1, 8)] {
         assert!(recent.repeated(&other, &node).is_none());
     }
-    assert!(recent.repeated(&Caller::new(1, 1, 7), &Node::Root).is_none());
+    assert!(recent.repeated(&Caller::new(1, 1, 7), &FileId::Root).is_none());
     assert_eq!(recent.repeated(&Caller::new(1, 1, 7), &node).unwrap().to_string(), stale("second").to_string());
     assert!(recent.repeated(&Caller::new(1, 1, 7), &node).is_none());
     recent.refused(&Caller::new(1, 1, 7), &node, &stale("old"));
@@ -185,7 +185,7 @@ fn what_is_remembered_of_callers_is_bounded() {
         let path = path.join(&number.to_string()).unwrap();
         recent.read(me.process(), (&cell, &path), version(1), Reading::Apart);
         if number < 2 * REMOVALS {
-            let node = Node::Dir(cell.clone(), path.clone());
+            let node = FileId::Dir(CellPath { cell: cell.clone(), path: path.clone() });
             recent.removed(me.process(), node.clone(), Removal::Ghost(Instant::now()));
             recent.not_saved(me.process(), &node);
             recent.deleted(me.process(), &cell, &path, &record_of("x"));

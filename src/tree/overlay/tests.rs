@@ -111,8 +111,8 @@ impl Plain {
     }
 }
 
-fn place(path: &str) -> Place {
-    (CellName::global(), TopoPath::parse(path).unwrap())
+fn place(path: &str) -> CellPath {
+    CellPath { cell: CellName::global(), path: TopoPath::parse(path).unwrap() }
 }
 
 fn is_within(path: &str, dir: &str) -> bool {
@@ -270,9 +270,9 @@ fn compare(scratch: &Overlay, plain: &Plain) -> std::result::Result<(), TestCase
         prop_assert_eq!((state.content.len() as u64, state.handles), (file.length, file.handles));
     }
     let files = plain.places.iter().filter(|(_, thing)| matches!(thing, Thing::File(_)));
-    let files: Vec<Place> = files.map(|(path, _)| place(path)).collect();
+    let files: Vec<CellPath> = files.map(|(path, _)| place(path)).collect();
     let (mut shown, dirs) = scratch.survey();
-    shown.sort_by_key(|(_, path)| path.to_string());
+    shown.sort_by_key(|place| place.path.to_string());
     prop_assert_eq!(dirs, plain.places.len() - files.len());
     prop_assert_eq!(shown, files);
     Ok(())

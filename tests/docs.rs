@@ -97,7 +97,8 @@ fn run(page: &str) {
             format!("{}\necho {separator}\n", command.replace(SHOWN, &root).replace("/tmp/before", &before))
         })
         .collect();
-    let output = Command::new("timeout").args(["60", "bash", "-c", &format!("exec 2>&1\n{script}")]).output().unwrap();
+    let script = format!("exec 2>&1\n{script}");
+    let output = Command::new("timeout").args(["60", "bash", "-c", &script]).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap().replace(&root, SHOWN).replace(&before, "/tmp/before");
     let outputs: Vec<&str> = printed.split(&format!("{separator}\n")).collect();
     assert_eq!(outputs.len(), examples.len() + 1, "{printed}");

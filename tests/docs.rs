@@ -1,5 +1,5 @@
-//! What README.md and docs/ say: each command of an example is run, and prints what the page says; flags exist; links lead
-//! somewhere.
+//! What README.md and docs/ say: each command of an example is run, and prints what the page says; flags exist; links
+//! lead somewhere.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Map, Value, json};
 
-use super::{Control, timestamp};
+use super::Control;
 use crate::cells::{Cell, Cells};
+use crate::journal::timestamp;
 use crate::mirror::Health;
 
 /// What the tree counts.

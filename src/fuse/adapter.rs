@@ -13,8 +13,9 @@ use tokio_util::task::TaskTracker;
 
 use super::UNOPENED;
 use super::pollers::{Poller, Pollers};
-use crate::control::{DIR_NAME, Op, Refusal};
+use crate::control::DIR_NAME;
 use crate::error::Result;
+use crate::journal::{Op, Refusal};
 use crate::tree::{Caller, Tree};
 
 /// Serves a tree to the kernel.

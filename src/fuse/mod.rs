@@ -13,7 +13,7 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
-use crate::control::Op;
+use crate::journal::Op;
 use crate::locks::Range;
 use crate::tree::{LockCall, OpenMode, SetAttr};
 

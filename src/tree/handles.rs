@@ -23,7 +23,7 @@ pub(super) enum Handle {
     Reader(Arc<Reader>),
     Draft(Arc<Draft>),
     Lock(Arc<LockFile>),
-    Events(Arc<Mutex<crate::control::Reader>>),
+    Events(Arc<Mutex<crate::journal::Reader>>),
     Scratch(Arc<OpenScratch>),
     /// Shows one state, like a reader.
     Control(Arc<OpenControl>),

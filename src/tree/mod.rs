@@ -18,11 +18,11 @@ use tokio_util::task::TaskTracker;
 use crate::cells::{Cell, Cells};
 use crate::control::{Control, ControlFile};
 use crate::error::{Error, Kind, Result};
+use crate::in_flight::InFlight;
 use crate::locks::{Locks, Patience};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::record::{Form, Records};
-use crate::under_way::UnderWay;
 
 mod attr;
 mod cache;
@@ -133,12 +133,12 @@ pub struct Tree {
     /// Records that are to be removed unless whoever has removed one of their names makes it again.
     removals: removal::Removals,
     /// Saves of closed files.
-    saving: UnderWay<Place>,
+    saving: InFlight<Place>,
     claims: claim::Claims,
     locks: Arc<Locks>,
     echo: echo::Echo,
     /// Commits of this mount that have not come back yet.
-    committing: UnderWay<Place>,
+    committing: InFlight<Place>,
     caches: OnceLock<cache::Caches>,
     /// The kernel opens files without asking.
     unasked: AtomicBool,
@@ -172,11 +172,11 @@ impl Tree {
             recent: Recent::default(),
             room: room::Room::default(),
             removals: removal::Removals::default(),
-            saving: UnderWay::default(),
+            saving: InFlight::default(),
             claims: claim::Claims::default(),
             locks,
             echo: echo::Echo::default(),
-            committing: UnderWay::default(),
+            committing: InFlight::default(),
             caches: OnceLock::new(),
             unasked: AtomicBool::new(false),
             shadowed: counts::Shadowed::default(),

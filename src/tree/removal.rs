@@ -18,14 +18,14 @@ use super::news::ancestors;
 use super::overlay::{LINGER, Place};
 use super::{Caller, Node, Tree};
 use crate::backend::{Action, Change, Guard};
-use crate::control::{Op, Refusal};
 use crate::error::{Error, Kind, Result};
+use crate::in_flight::InFlight;
+use crate::journal::{Op, Refusal};
 use crate::locks::Saver;
 use crate::mirror::Record;
 use crate::name::{CellName, TopoPath};
 use crate::process::{Life, Process};
 use crate::record::Form;
-use crate::under_way::UnderWay;
 
 /// How long a process has to make a name that it has removed: tools do so with their next call.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub(super) struct Removals {
     by_place: Mutex<HashMap<Place, Process>>,
-    under_way: UnderWay<Place>,
+    under_way: InFlight<Place>,
 }
 
 impl Removals {

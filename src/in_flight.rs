@@ -1,5 +1,6 @@
-//! Work that goes on although nobody waits for it, and that the next who comes must wait for: close(2) does not wait for the
-//! last descriptor's release, so what a release saves or unlocks may still be under way when the same file is used again.
+//! Work in flight: it goes on although nobody waits for it, and whoever uses the same thing next must wait for it. close(2)
+//! does not wait until the last descriptor is released, so the save or unlock of a release may still be in flight when the same
+//! file is used again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,17 +9,17 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// What is under way, by what it concerns.
+/// Work in flight, by what it concerns.
 #[derive(Debug)]
-pub(crate) struct UnderWay<K>(Mutex<HashMap<K, (usize, Arc<Notify>)>>);
+pub(crate) struct InFlight<K>(Mutex<HashMap<K, (usize, Arc<Notify>)>>);
 
-impl<K> Default for UnderWay<K> {
+impl<K> Default for InFlight<K> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: Hash + Eq> UnderWay<K> {
+impl<K: Hash + Eq> InFlight<K> {
     /// Work begins.
     pub fn begin(&self, key: K) {
         self.0.lock().entry(key).or_default().0 += 1;
@@ -26,22 +27,22 @@ impl<K: Hash + Eq> UnderWay<K> {
 
     /// Work that was begun has ended.
     pub fn end(&self, key: &K) {
-        let mut under_way = self.0.lock();
-        if let Some((count, notify)) = under_way.get_mut(key) {
+        let mut in_flight = self.0.lock();
+        if let Some((count, notify)) = in_flight.get_mut(key) {
             *count -= 1;
             if *count == 0 {
                 notify.notify_waiters();
-                under_way.remove(key);
+                in_flight.remove(key);
             }
         }
     }
 
-    /// Whether work is under way.
+    /// Whether work is in flight.
     pub fn contains(&self, key: &K) -> bool {
         self.0.lock().contains_key(key)
     }
 
-    /// Waits until what is under way now has ended.
+    /// Waits until the work that is in flight now has ended.
     pub async fn wait(&self, key: &K) {
         let Some(notify) = self.0.lock().get(key).map(|(_, notify)| notify.clone()) else { return };
         let notified = notify.notified();

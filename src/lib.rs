@@ -1,5 +1,6 @@
 //! topofs shows a Vitess Topology Service as a file system. See README.md and docs/architecture.md.
 
+pub mod alive;
 pub mod backend;
 pub mod cells;
 pub mod cli;

@@ -164,9 +164,14 @@ impl Tree {
             // It is being waited for already.
             return;
         }
-        self.removals.under_way.begin(place.clone());
+        let in_flight = self.removals.under_way.begin(place.clone());
         let (tree, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
+            // Also after a panic: nobody waits for ever, and the next removal is not taken for one that is being waited for.
+            let _ended = scopeguard::guard((tree.clone(), place.clone(), in_flight), |(tree, place, in_flight)| {
+                tree.removals.by_place.lock().remove(&place);
+                drop(in_flight);
+            });
             let (cell, path) = &place;
             let node = |form| Node::Record(cell.clone(), path.clone(), form);
             let is_freed = || tree.forms(cell, path).any(|form| tree.recent.is_freed(process, &node(form)));
@@ -200,8 +205,6 @@ impl Tree {
                     tree.control.errors.record(&refusal);
                 }
             }
-            tree.removals.by_place.lock().remove(&place);
-            tree.removals.under_way.end(&place);
         });
     }
 

@@ -88,10 +88,8 @@ impl Tree {
     /// Saves what is left when the last descriptor is gone. Nobody hears an error any more but the log.
     pub(super) async fn save_released(&self, draft: &Draft) -> Result<()> {
         let place = (draft.cell.clone(), draft.path.clone());
-        self.saving.begin(place.clone());
-        let outcome = self.save(draft, Occasion::Release).await;
-        self.saving.end(&place);
-        outcome
+        let _in_flight = self.saving.begin(place);
+        self.save(draft, Occasion::Release).await
     }
 
     /// A tool that removes a record and makes it anew (`mv` and `install` from another file system, `tar x`) must not leave
@@ -115,9 +113,9 @@ impl Tree {
     ) -> Option<Base> {
         let value = self.recent.take_deleted(process, cell, path)?;
         let place = (cell.clone(), path.clone());
-        self.saving.begin(place.clone());
+        let in_flight = self.saving.begin(place);
         let outcome = self.replace(saver, cell, path, Form::Raw, &value, None).await;
-        self.saving.end(&place);
+        drop(in_flight);
         match outcome {
             Ok(base) => {
                 tracing::warn!(%cell, %path, "nothing took its place: the record that was removed is put back");
@@ -262,7 +260,7 @@ impl Tree {
         taken: &[Temporary],
     ) -> Result<Option<Applied>> {
         let place = |change: &Change| (cell.name.clone(), change.path.clone());
-        changes.iter().for_each(|change| self.committing.begin(place(change)));
+        let in_flight: Vec<_> = changes.iter().map(|change| self.committing.begin(place(change))).collect();
         let outcome = self.apply_fenced(saver, cell, changes, taken).await;
         // Whoever has saved reads what was saved, under every name.
         if let Some((files, dirs)) =
@@ -270,7 +268,7 @@ impl Tree {
         {
             tokio::join!(files.done(), dirs.done());
         }
-        for (index, change) in changes.iter().enumerate() {
+        for (index, (change, in_flight)) in changes.iter().zip(in_flight).enumerate() {
             let applied = outcome.as_ref().ok().and_then(Option::as_ref);
             let stored = applied.and_then(|applied| applied.versions.get(index).copied().flatten());
             let revision = match (&change.action, stored, change.guard) {
@@ -287,7 +285,7 @@ impl Tree {
                 let command = crate::process::name(saver.process);
                 self.echo.note_own(&place(change), OwnCommit { revision, form, saver, command });
             }
-            self.committing.end(&place(change));
+            drop(in_flight);
         }
         outcome
     }

@@ -112,18 +112,21 @@ pub fn panics() -> Panics {
 /// From now on every panic of this process goes to the log with its place, and is counted. Only while there is no log yet, it goes
 /// to standard error.
 pub fn note_panics() {
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        let panic = Panic::new(current_task(), info.payload(), info.location());
-        if tracing::dispatcher::has_been_set() {
-            log(&panic)
-        } else {
-            usual(info)
-        }
-        PANICS.lock().add(panic.clone());
-        // A thread that is ending has no place for it any more, and catches nothing.
-        let _ = CAUGHT.try_with(|caught| caught.try_borrow_mut().map(|mut caught| *caught = Some(panic)));
-    }));
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let panic = Panic::new(current_task(), info.payload(), info.location());
+            if tracing::dispatcher::has_been_set() {
+                log(&panic)
+            } else {
+                usual(info)
+            }
+            PANICS.lock().add(panic.clone());
+            // A thread that is ending has no place for it any more, and catches nothing.
+            let _ = CAUGHT.try_with(|caught| caught.try_borrow_mut().map(|mut caught| *caught = Some(panic)));
+        }));
+    });
 }
 
 fn log(Panic { task, at, message, .. }: &Panic) {

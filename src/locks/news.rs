@@ -10,7 +10,7 @@ use super::held::Held;
 use super::{Locks, Standing};
 use crate::backend::Node;
 use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
-use crate::name::TopoPath;
+use crate::name::{LOCK_FILE, TopoPath};
 use crate::process;
 
 impl Locks {
@@ -108,5 +108,5 @@ pub(super) fn process_of_here(pid: u32) -> Value {
 
 /// The name of a directory's lock, relative to the cell.
 pub(super) fn lock_path(dir: &TopoPath) -> String {
-    if dir.is_root() { ".lock".to_owned() } else { format!("{dir}/.lock") }
+    if dir.is_root() { LOCK_FILE.to_owned() } else { format!("{dir}/{LOCK_FILE}") }
 }

@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Cell;
-use crate::backend::lock::{Owner, SharedPlace, guard};
+use crate::backend::lock::guard;
 use crate::backend::{Action, Change, Failure, Fetched, Node, Role};
+use crate::backend::{Owner, SharedPlace};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
 use crate::name::TopoPath;

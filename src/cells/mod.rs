@@ -9,13 +9,12 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{
-    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Fetched, Implementation, Limits, Location,
-};
+use crate::backend::{Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Fetched, Limits, Location};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
 use crate::name::{CellName, TopoPath};
 
+mod failure;
 mod lock;
 
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
@@ -472,14 +471,6 @@ async fn follow_cell_info(
         if concerned {
             cells.refresh();
         }
-    }
-}
-
-/// The services of a mount by the name that Vitess gives them.
-impl std::str::FromStr for Implementation {
-    type Err = String;
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        <Self as clap::ValueEnum>::from_str(text, true)
     }
 }
 

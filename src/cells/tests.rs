@@ -3,8 +3,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::backend::lock::SharedPlace;
 use crate::backend::{Failure, Listing, Node, WatchStream};
+use crate::backend::{Implementation, SharedPlace};
 
 /// A service whose first list never comes.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ mod one_line;
 mod options;
 mod settings;
 mod unlock;
+mod values;
 
 pub use options::{OptionError, normalize};
 

@@ -13,7 +13,7 @@ use super::contents::shown;
 use super::news::{lock_path, process_of_here};
 use super::{Locks, Saver};
 use crate::backend::Node;
-use crate::backend::lock::Owner;
+use crate::backend::Owner;
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use topofs::backend::lock::SharedPlace;
+use topofs::backend::SharedPlace;
 use topofs::backend::{Action, Backend, Change, Guard, Implementation, Location, Node};
 use topofs::cells::{CellOptions, Cells};
 use topofs::control::Control;

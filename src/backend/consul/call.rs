@@ -1,6 +1,7 @@
 //! One call to Consul: sent within its time, again while it is certainly refused for the moment, with the token as it is now,
 //! and its answer read up to a bound.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::BackoffBuilder;
@@ -10,8 +11,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::client::Client;
-use crate::backend::{BackendError, Failure};
+use super::token::Token;
+use crate::backend::contract::{BackendError, Failure};
 
 /// Longest reason of the server that is passed on, in bytes.
 const REASON_LIMIT: usize = 500;
@@ -82,7 +83,13 @@ struct What {
     what: String,
 }
 
-impl Client {
+/// Who sends: as which server it is named in errors, and with whose token.
+pub(super) struct Caller {
+    pub shown: String,
+    pub token: Arc<Token>,
+}
+
+impl Caller {
     /// Sends; anything but success, 404 and a conflict is an error.
     pub(super) async fn send(&self, call: Call) -> Result<Answer, BackendError> {
         let deadline = Instant::now() + call.time;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::errors::{classify, is_of_old_token, is_refusal};
 use super::secrets::{EtcdOptions, Secrets};
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 
 /// Largest answer that we accept: a page of values at the request limit of any sane server fits.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;

@@ -200,6 +200,11 @@ impl Error {
     pub fn not_found() -> Self {
         Self::new(Kind::NotFound, "no such record or directory")
     }
+
+    /// Nothing can be changed here.
+    pub fn read_only() -> Self {
+        Self::new(Kind::ReadOnly, "the mount is read-only")
+    }
 }
 
 impl From<NameError> for Error {

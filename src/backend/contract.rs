@@ -197,6 +197,9 @@ pub enum Failure {
     Other,
 }
 
+/// What the error of a change says at its end if no answer has told whether it was carried out.
+const UNCERTAIN: &str = " (it may have been carried out)";
+
 /// A failed call. The text names the cause and never a secret.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -211,6 +214,19 @@ impl BackendError {
     /// An error with its text.
     pub fn new(failure: Failure, message: impl Into<String>) -> Self {
         Self { failure, message: message.into() }
+    }
+
+    /// The same error, which says if needed that the change may have been carried out all the same. It says so once.
+    pub fn uncertain_if(mut self, uncertain: bool) -> Self {
+        if uncertain && !self.is_uncertain() {
+            self.message.push_str(UNCERTAIN);
+        }
+        self
+    }
+
+    /// Whether the change may have been carried out all the same.
+    pub fn is_uncertain(&self) -> bool {
+        self.message.ends_with(UNCERTAIN)
     }
 
     /// The error of an unmet guard.

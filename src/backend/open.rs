@@ -14,10 +14,11 @@ use crate::name::CellName;
 pub fn open(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Arc<dyn Backend>, BackendError> {
     options.refuse_clear(location)?;
     let location = &location.with_lower_schemes();
-    Ok(match location.implementation {
+    let backend: Arc<dyn Backend> = match location.implementation {
         Implementation::Etcd2 => Arc::new(Etcd::new(location, options.timeout, &options.etcd)?),
         Implementation::Consul => Arc::new(Consul::new(cell, location, options.timeout, &options.consul)?),
         Implementation::Zk2 => Arc::new(Zk::new(location, options.timeout, &options.zk)?),
         Implementation::Memory => Arc::new(options.memory.open(location)?),
-    })
+    };
+    Ok(options.wrap.put_around(cell, backend))
 }

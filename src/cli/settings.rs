@@ -84,7 +84,7 @@ impl TopoArgs {
                 etcd: self.etcd_options()?,
                 zk: self.zk_options()?,
                 consul: self.consul_options()?,
-                memory: MemoryServers::default(),
+                ..ConnectOptions::default()
             },
             servers: self.cell_servers.clone(),
             mirror: MirrorOptions {

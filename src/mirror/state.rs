@@ -127,6 +127,8 @@ pub(super) struct State {
     pub snapshot: Snapshot,
     /// When paths were deleted: news from before must not bring them back.
     deleted: HashMap<TopoPath, Revision>,
+    /// A list has shown everything up to here: what is not in the snapshot was gone by then.
+    complete: Revision,
     /// What this mount's own calls have told of since a list was begun, while one is: it may be newer than the list.
     own: Option<HashSet<TopoPath>>,
     /// Locks have come, gone or changed since this was last looked at.
@@ -154,6 +156,16 @@ impl State {
         self.snapshot.at = self.snapshot.at.max(version.written);
         self.deleted.remove(&path);
         self.insert(Node { path, value, version, role, modified }, now)
+    }
+
+    /// Merges what one of this mount's own calls has told of a node. Its answer may be so late that the node has been deleted since and
+    /// a list has taken the place of what was known of deletions.
+    pub fn put_own(&mut self, node: Node, now: SystemTime) -> Option<Update> {
+        let shown = self.snapshot.records.contains_key(&node.path) || self.snapshot.locks.contains_key(&node.path);
+        if !shown && node.version.written <= self.complete {
+            return None;
+        }
+        self.put(node, now)
     }
 
     fn insert(&mut self, node: Node, now: SystemTime) -> Option<Update> {
@@ -232,9 +244,14 @@ impl State {
     pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
         let own = self.own.take().unwrap_or_default();
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
-        let known = self.snapshot.records.keys().chain(self.snapshot.locks.keys());
-        let vanished: Vec<TopoPath> =
-            known.filter(|path| !listed.contains(*path) && !own.contains(*path)).cloned().collect();
+        let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
+        let locks = self.snapshot.locks.iter().map(|(path, lock)| (path, lock.version));
+        let newer = |path: &TopoPath, version: Version| own.contains(path) && version.written > listing.at;
+        let vanished: Vec<TopoPath> = records
+            .chain(locks)
+            .filter(|(path, version)| !listed.contains(*path) && !newer(path, *version))
+            .map(|(path, _)| path.clone())
+            .collect();
         let mut updates = Vec::new();
         for path in vanished {
             self.remove_lock(&path);
@@ -257,12 +274,14 @@ impl State {
             }
         }
         self.snapshot.at = listing.at;
+        self.complete = listing.at;
         updates
     }
 
-    /// Forgets deletions up to a revision that everything under way is known to have passed.
+    /// Forgets deletions up to a revision that a list has shown and the watch has passed.
     pub fn forget_deletions(&mut self, passed: Revision) {
         self.deleted.retain(|_, at| *at > passed);
+        self.complete = self.complete.max(passed);
     }
 }
 
@@ -332,6 +351,35 @@ mod tests {
         state.note_own(&TopoPath::parse("mine").unwrap());
         state.restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), skipped: 0 }, now);
         assert_eq!(state.snapshot.records[&TopoPath::parse("mine").unwrap()].value, "saved");
+    }
+
+    #[test]
+    fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
+        let (mut state, now) = (State::default(), SystemTime::now());
+        let gone = TopoPath::parse("gone").unwrap();
+        // After a list that begins a watch.
+        state.begin_list();
+        state.restart(Listing { nodes: vec![], at: Revision(3), skipped: 0 }, now);
+        assert!(state.put_own(node("gone", "saved", 1), now).is_none());
+        // After a comparison, which forgets the deletions that it has passed.
+        state.put(node("gone", "again", 4), now);
+        state.delete(&gone, Revision(6));
+        state.reconcile(Listing { nodes: vec![], at: Revision(7), skipped: 0 }, now);
+        state.forget_deletions(Revision(7));
+        assert!(state.put_own(node("gone", "saved", 5), now).is_none());
+        assert!(state.put_own(node("gone", "new", 8), now).is_some());
+        assert!(state.put_own(node("gone", "newer", 9), now).is_some());
+        // While a list is under way that does not show it any more.
+        state.begin_list();
+        assert!(state.put_own(node("brief", "saved", 10), now).is_some());
+        state.note_own(&TopoPath::parse("brief").unwrap());
+        let updates =
+            state.restart(Listing { nodes: vec![node("gone", "newer", 9)], at: Revision(11), skipped: 0 }, now);
+        assert_eq!(updates.len(), 1, "what was saved and deleted before the list is gone");
+        // A restored service begins again lower, and is believed.
+        state.begin_list();
+        state.restart(Listing { nodes: vec![], at: Revision(2), skipped: 0 }, now);
+        assert!(state.put_own(node("gone", "saved", 3), now).is_some());
     }
 
     #[test]

@@ -68,6 +68,7 @@ impl Within {
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         let tree = Tree::new(cells, records, control, options);
+        topofs::notify::follow(&tree);
         let global = tree.lookup(&caller(), ROOT, OsStr::new("global")).await.unwrap().ino;
         let dir = tree.lookup(&caller(), global, OsStr::new(DIR)).await.unwrap().ino;
         Self { tree, backend, dir }

@@ -24,8 +24,6 @@ pub(super) const MEDIUM: usize = 32 << 20;
 pub(super) const LARGE: usize = 256 << 20;
 /// First and longest pause before a call is repeated that was refused for the moment.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// What is added to the error of a change of which nobody knows.
-const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// A request that may be sent more than once.
 pub(super) struct Call {
@@ -138,11 +136,7 @@ impl Caller {
             None => request,
         };
         let lost = |error: &reqwest::Error| {
-            let mut lost = self.failed(error);
-            if call.writes && !error.is_connect() && !error.is_builder() {
-                lost.message.push_str(UNCERTAIN);
-            }
-            certain(lost)
+            certain(self.failed(error).uncertain_if(call.writes && !error.is_connect() && !error.is_builder()))
         };
         let mut response = request.timeout(left).send().await.map_err(|error| lost(&error))?;
         let status = response.status();
@@ -154,9 +148,8 @@ impl Caller {
         }
         let (body, whole) = read(&mut response, call.limit).await.map_err(|error| lost(&error))?;
         if !whole {
-            let uncertain = if call.writes { UNCERTAIN } else { "" };
-            let message = format!("{}: an answer of more than {} MiB{uncertain}", self.shown, call.limit >> 20);
-            return Err(certain(BackendError::new(Failure::Other, message)));
+            let message = format!("{}: an answer of more than {} MiB", self.shown, call.limit >> 20);
+            return Err(certain(BackendError::new(Failure::Other, message).uncertain_if(call.writes)));
         }
         if let Some(reason) = (status == StatusCode::CONFLICT).then(|| denial(&body)).flatten() {
             return Err(certain(BackendError::new(Failure::Denied, format!("{}: {reason}", self.shown))));
@@ -195,10 +188,8 @@ impl Caller {
             );
         }
         let certain = failure != Failure::Unreachable || is_rate || no_leader || says("invalid session");
-        if writes && !certain {
-            message.push_str(UNCERTAIN);
-        }
-        Refusal { error: BackendError::new(failure, message), again: is_rate || (no_leader && writes) }
+        let error = BackendError::new(failure, message).uncertain_if(writes && !certain);
+        Refusal { error, again: is_rate || (no_leader && writes) }
     }
 
     pub(super) fn failed(&self, error: &reqwest::Error) -> BackendError {

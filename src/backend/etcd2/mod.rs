@@ -26,7 +26,7 @@ mod lock;
 mod secrets;
 mod watch;
 
-use connection::{Connection, UNCERTAIN};
+use connection::Connection;
 use key::{header_revision, locked_dir, node, version};
 pub use secrets::{EtcdOptions, read_password};
 
@@ -152,10 +152,7 @@ impl Etcd {
         });
         match look.await.and_then(|response| self.outcome(changes, &response, true)) {
             Ok(applied) => Ok(applied),
-            Err(error) if error.message.ends_with(UNCERTAIN) => {
-                Err(BackendError { message: format!("{}{UNCERTAIN}", refusal.message), ..refusal })
-            }
-            Err(_) => Err(refusal),
+            Err(error) => Err(refusal.uncertain_if(error.is_uncertain())),
         }
     }
 
@@ -195,14 +192,11 @@ impl Etcd {
                 Guard::Held(holding) => found.is_some_and(|f| f.created == holding.version.created),
             };
             if !met {
-                let mut error = BackendError::unmet(change.guard, &change.path, found);
+                let error = BackendError::unmet(change.guard, &change.path, found);
                 // It may be what the first attempt has made, or somebody else's: creation is exclusive, so it is not taken for ours.
-                if repeated
-                    && matches!(&change.action, Action::Put(value) if kv.as_ref().is_some_and(|kv| kv.value() == value))
-                {
-                    error.message.push_str(UNCERTAIN);
-                }
-                return Err(error);
+                let is_there = |value: &Bytes| kv.as_ref().is_some_and(|kv| kv.value() == value);
+                let perhaps_ours = repeated && matches!(&change.action, Action::Put(value) if is_there(value));
+                return Err(error.uncertain_if(perhaps_ours));
             }
         }
         Err(BackendError::new(Failure::Other, "etcd refused the transaction without a reason"))

@@ -47,13 +47,10 @@ pub(super) async fn apply(access: &Access<'_>, keys: &KeySpace, changes: &[Chang
     // Whether a request is on its way, or was lost: what nobody has answered may have been carried out.
     let open = AtomicBool::new(false);
     let outcome = timeout(access.sessions.timeout(), try_apply(access, keys, changes, &open)).await;
-    outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer))).map_err(|mut error| {
+    outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer))).map_err(|error| {
         let certain =
             matches!(error.failure, Failure::Denied | Failure::TooLarge | Failure::NoSpace | Failure::LockLost);
-        if open.load(Ordering::Relaxed) && !certain {
-            error.message.push_str(" (it may have been carried out)");
-        }
-        error
+        error.uncertain_if(open.load(Ordering::Relaxed) && !certain)
     })
 }
 

@@ -9,7 +9,10 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Fetched, Limits, Location};
+use crate::alive;
+use crate::backend::{
+    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location,
+};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -36,6 +39,9 @@ pub struct CellOptions {
     /// If given: these cells are connected at once and no others are shown.
     pub only: Option<Vec<CellName>>,
 }
+
+/// What a change leaves open that has panicked on its way.
+const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// One cell: its place, its backend, its mirror.
 #[derive(Debug)]
@@ -112,7 +118,7 @@ impl Cell {
     /// One record as the service has it now.
     pub async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
         self.refuse_if_down()?;
-        let fetched = self.backend.get(path).await.map_err(|e| self.explain(e))?;
+        let fetched = self.call(("get", ""), self.backend.get(path)).await?;
         self.mirror.observe(path, &fetched);
         Ok(fetched)
     }
@@ -120,7 +126,7 @@ impl Cell {
     /// Applies changes whole or not at all; the mirror shows them at once.
     pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
         self.refuse_if_down()?;
-        let applied = self.backend.apply(changes).await.map_err(|e| self.explain(e))?;
+        let applied = self.call(("apply", UNCERTAIN), self.backend.apply(changes)).await?;
         self.mirror.wrote(changes, &applied);
         Ok(applied)
     }
@@ -133,7 +139,7 @@ impl Cell {
     /// One of [`Cell::attributes`], as the service has it now.
     pub async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>> {
         self.refuse_if_down()?;
-        self.backend.attribute(path, name).await.map_err(|e| self.explain(e))
+        self.call(("attribute", ""), self.backend.attribute(path, name)).await
     }
 
     /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
@@ -150,6 +156,18 @@ impl Cell {
     /// What the service takes.
     pub fn limits(&self) -> Limits {
         self.backend.limits()
+    }
+
+    /// Calls the service. A panic is an error of this call, and of no other; `after` is what it leaves open.
+    async fn call<T>(
+        &self,
+        (what, after): (&str, &str),
+        call: impl Future<Output = std::result::Result<T, BackendError>>,
+    ) -> Result<T> {
+        let called = alive::guarded(format!("{what} in cell {}", self.name), call)
+            .await
+            .unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, format!("{panic}{after}"))));
+        called.map_err(|error| self.explain(error))
     }
 
     fn refuse_if_down(&self) -> Result<()> {
@@ -233,7 +251,13 @@ impl Cells {
         });
         let updates = cells.global.mirror.subscribe();
         cells.refresh();
-        cells.tasks.spawn(follow_cell_info(Arc::downgrade(&cells), updates, cells.stop.clone()));
+        // A panic in it leaves the cells as they were. Whoever uses one looks for newer records first; the task is begun again.
+        let (weak, global, stop) = (Arc::downgrade(&cells), Arc::downgrade(&cells.global), cells.stop.clone());
+        let mut first = Some(updates);
+        cells.tasks.spawn(alive::restarted("the cells", move || {
+            let updates = first.take().or_else(|| Some(global.upgrade()?.mirror.subscribe()));
+            follow_cell_info(weak.clone(), updates, stop.clone())
+        }));
         Ok(cells)
     }
 
@@ -437,7 +461,7 @@ fn open_cell(
     let mirror = Mirror::new(backend.clone(), options.mirror);
     let stop = stop.child_token();
     let span = tracing::info_span!("cell", name = %name);
-    tasks.spawn(tracing::Instrument::instrument(mirror.clone().run(stop.clone()), span));
+    tasks.spawn(tracing::Instrument::instrument(mirror.clone().run(format!("mirror of {name}"), stop.clone()), span));
     Ok(Arc::new(Cell {
         name,
         untold_port: location.untold_port(&options.connect),
@@ -454,10 +478,15 @@ fn open_cell(
 
 async fn follow_cell_info(
     cells: std::sync::Weak<Cells>,
-    mut updates: tokio::sync::broadcast::Receiver<Arc<crate::mirror::News>>,
+    updates: Option<tokio::sync::broadcast::Receiver<Arc<crate::mirror::News>>>,
     stop: CancellationToken,
 ) {
     use tokio::sync::broadcast::error::RecvError;
+    let Some(mut updates) = updates else { return };
+    // After a panic: what has happened meanwhile.
+    if let Some(cells) = cells.upgrade() {
+        cells.follow_news();
+    }
     loop {
         let concerned = tokio::select! {
             () = stop.cancelled() => return,

@@ -49,7 +49,7 @@ async fn a_cell_that_loads_for_ever_is_not_waited_for_for_ever() {
         };
         let mirror = Mirror::new(backend.clone(), options);
         let stop = CancellationToken::new();
-        tokio::spawn(mirror.clone().run(stop.clone()));
+        tokio::spawn(mirror.clone().run("the mirror", stop.clone()));
         let cell = Cell {
             name: CellName::global(),
             location: Location {

@@ -404,12 +404,12 @@ impl Locks {
 
     /// Leaves a place, and waits for that as long as a call may take.
     pub(super) async fn give_back(self: &Arc<Self>, ino: u64, place: Arc<LockPlace>) {
-        self.leaving.begin(ino);
+        let in_flight = self.leaving.begin(ino);
         let (tell, told) = oneshot::channel::<()>();
         let locks = self.clone();
         self.tasks.spawn(async move {
             let left = place.leave().await;
-            locks.leaving.end(&ino);
+            drop(in_flight);
             drop(tell);
             match left {
                 Ok(()) => drop(locks.places.lock().remove(&(Arc::as_ptr(&place) as u64))),

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::cells::LockPlace;
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::under_way::UnderWay;
+use crate::in_flight::InFlight;
 
 mod bounds;
 mod contents;
@@ -104,7 +104,7 @@ pub struct Locks {
     saves: saving::Saves,
     times_left: report::TimesLeft,
     /// Locks of files that are being given back.
-    leaving: UnderWay<u64>,
+    leaving: InFlight<u64>,
     last: AtomicU64,
     /// Nobody waits any more.
     closing: CancellationToken,
@@ -131,7 +131,7 @@ impl Locks {
             standing: Bound::new("locks that are held or waited for", PLACES),
             saves: saving::Saves::default(),
             times_left: report::TimesLeft::default(),
-            leaving: UnderWay::default(),
+            leaving: InFlight::default(),
             last: AtomicU64::new(0),
             closing: CancellationToken::new(),
             patience,

@@ -14,8 +14,9 @@ use super::kernel::Kernel;
 use super::namespace::{At, Inode, Keep, Namespace, Open, OpenFile, Part, Rest};
 use super::records::room::{Charge, Room};
 use crate::cells::Cells;
-use crate::control::{Control, ControlFile, Reader, TreeCounts};
+use crate::control::{Control, ControlFile, TreeCounts};
 use crate::error::{Error, Kind, Result};
+use crate::journal::Reader;
 use crate::locks::{Locks, Saver};
 use crate::store::own::OwnCommits;
 

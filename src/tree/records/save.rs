@@ -17,9 +17,9 @@ use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::Process;
 use crate::record::Form;
 use crate::store::own::OwnCommit;
-use crate::tree::RespectLocks;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
+use crate::tree::options::RespectLocks;
 
 /// How often, and how many times, it is looked whether another thread of a program has just stored what one could not.
 const LOOK: Duration = Duration::from_millis(10);

@@ -10,10 +10,9 @@ use parking_lot::Mutex;
 use super::Node;
 use crate::backend::Version;
 use crate::error::Error;
-use crate::locks::Saver;
 use crate::mirror::Record;
 use crate::name::{CellName, TopoPath};
-use crate::process::{self, Process};
+use crate::process::{self, Actor, Process};
 use crate::record::Form;
 
 /// Reads remembered, over all callers.
@@ -80,9 +79,9 @@ impl Caller {
     }
 }
 
-impl From<&Caller> for Saver {
+impl From<&Caller> for Actor {
     fn from(caller: &Caller) -> Self {
-        Saver { uid: caller.uid, process: caller.process().map_or(0, |process| process.pid) }
+        Actor { uid: caller.uid, process: caller.process().map_or(0, |process| process.pid) }
     }
 }
 

@@ -10,9 +10,8 @@ use super::claim::Claim;
 use super::room::Charge;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
-use crate::locks::Saver;
 use crate::name::{CellName, TopoPath};
-use crate::process::Process;
+use crate::process::{Actor, Process};
 use crate::record::Form;
 
 /// Largest content of one open file, in bytes: the text of the largest record that any service takes.
@@ -141,8 +140,8 @@ impl Draft {
     }
 
     /// Who saves it.
-    pub fn saver(&self) -> Saver {
-        Saver { uid: self.uid, process: self.opener.map_or(0, |opener| opener.pid) }
+    pub fn saver(&self) -> Actor {
+        Actor { uid: self.uid, process: self.opener.map_or(0, |opener| opener.pid) }
     }
 
     /// The file that is written to.

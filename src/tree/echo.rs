@@ -22,9 +22,9 @@ use super::{Attr, Caller, Node, Opened, Tree};
 use crate::backend::Revision;
 use crate::cells::{Cell, KnownLocks};
 use crate::error::{Error, Kind, Result};
-use crate::locks::Saver;
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
+use crate::process::Actor;
 use crate::record::Form;
 
 /// Own writes remembered for each record until the mirror has told of them, and records with such.
@@ -44,7 +44,7 @@ pub(super) struct OwnCommit {
     /// The form that it went through.
     pub form: Form,
     /// Who it was.
-    pub saver: Saver,
+    pub saver: Actor,
     /// The name of the program.
     pub command: Option<String>,
 }
@@ -401,7 +401,7 @@ mod tests {
     }
 
     fn commit(revision: u64) -> OwnCommit {
-        let saver = Saver { uid: 0, process: 1 };
+        let saver = Actor { uid: 0, process: 1 };
         OwnCommit { revision: Revision(revision), form: Form::Raw, saver, command: None }
     }
 

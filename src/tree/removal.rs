@@ -20,10 +20,9 @@ use super::{Caller, Node, Tree};
 use crate::backend::{Action, Change, Guard};
 use crate::control::{Op, Refusal};
 use crate::error::{Error, Kind, Result};
-use crate::locks::Saver;
 use crate::mirror::Record;
 use crate::name::{CellName, TopoPath};
-use crate::process::{Life, Process};
+use crate::process::{Actor, Life, Process};
 use crate::record::Form;
 use crate::under_way::UnderWay;
 
@@ -74,7 +73,7 @@ impl Tree {
             // It removes what its own refused save has left, not what is stored.
             own.iter().for_each(|draft| draft.abandon());
             self.recent.settle(caller, &node);
-            let saver = Saver::from(caller);
+            let saver = Actor::from(caller);
             if record.is_some() || self.put_back_deleted(caller.process(), saver, cell, path).await.is_some() {
                 self.is_still_there(&node);
             }
@@ -113,7 +112,7 @@ impl Tree {
 
     async fn remove(
         self: &Arc<Self>,
-        (process, saver): (Option<Process>, Saver),
+        (process, saver): (Option<Process>, Actor),
         (cell, path, form): (&CellName, &TopoPath, Form),
         record: &Record,
     ) -> Result<()> {
@@ -126,7 +125,7 @@ impl Tree {
     async fn keep_up_appearances(
         self: &Arc<Self>,
         process: Option<Process>,
-        saver: Saver,
+        saver: Actor,
         (cell, path, form): (&CellName, &TopoPath, Form),
     ) -> Result<()> {
         for other in self.forms(cell, path).filter(|other| *other != form) {
@@ -156,7 +155,7 @@ impl Tree {
     fn remove_unless_made(
         self: &Arc<Self>,
         process: Process,
-        saver: Saver,
+        saver: Actor,
         (cell, path, form): (&CellName, &TopoPath, Form),
     ) {
         let place = (cell.clone(), path.clone());

@@ -12,9 +12,9 @@ use super::{Caller, Node, RespectLocks, Tree};
 use crate::backend::{Action, Applied, Change, Guard, Version};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
-use crate::locks::{Fence, Saver, Temporary};
+use crate::locks::{Fence, Temporary};
 use crate::name::{CellName, TopoPath};
-use crate::process::Process;
+use crate::process::{Actor, Process};
 use crate::record::Form;
 
 /// How often, and how many times, it is looked whether another thread of a program has just stored what one could not.
@@ -109,7 +109,7 @@ impl Tree {
     pub(super) async fn put_back_deleted(
         &self,
         process: Option<Process>,
-        saver: Saver,
+        saver: Actor,
         cell: &CellName,
         path: &TopoPath,
     ) -> Option<Base> {
@@ -179,7 +179,7 @@ impl Tree {
     /// content as before makes no new version. Fails with ESTALE if somebody else was faster.
     pub(super) async fn replace(
         &self,
-        saver: Saver,
+        saver: Actor,
         cell: &CellName,
         path: &TopoPath,
         form: Form,
@@ -201,7 +201,7 @@ impl Tree {
     /// Applies changes whole or not at all, with the locks that concern them: those that this mount holds on directories above
     /// are guards of the same transaction, and those that a save must have are taken for its moment. `form` is the one that the
     /// caller sees the change in.
-    pub(super) async fn commit(&self, who: (Saver, Form), cell: &CellName, changes: &[Change]) -> Result<Applied> {
+    pub(super) async fn commit(&self, who: (Actor, Form), cell: &CellName, changes: &[Change]) -> Result<Applied> {
         for _ in 0..LOCK_CHANGES {
             if let Some(applied) = self.commit_once(who, cell, changes).await? {
                 return Ok(applied);
@@ -213,7 +213,7 @@ impl Tree {
     /// The same once; `None` if a lock that went along was given back meanwhile, and nothing was changed.
     async fn commit_once(
         &self,
-        (saver, form): (Saver, Form),
+        (saver, form): (Actor, Form),
         cell: &CellName,
         changes: &[Change],
     ) -> Result<Option<Applied>> {
@@ -255,7 +255,7 @@ impl Tree {
     /// Applies changes, and notes which events the kernel has raised for them itself.
     async fn apply_noted(
         &self,
-        saver: Saver,
+        saver: Actor,
         form: Form,
         cell: &Cell,
         changes: &[Change],
@@ -294,7 +294,7 @@ impl Tree {
 
     async fn apply_fenced(
         &self,
-        saver: Saver,
+        saver: Actor,
         cell: &Cell,
         changes: &[Change],
         taken: &[Temporary],
@@ -320,7 +320,7 @@ impl Tree {
     }
 
     /// Whether saving a record would be refused because of a lock: what is known at open, since shells ignore what close says.
-    pub(super) async fn refuse_early(&self, saver: Saver, cell: &CellName, path: &TopoPath) -> Result<()> {
+    pub(super) async fn refuse_early(&self, saver: Actor, cell: &CellName, path: &TopoPath) -> Result<()> {
         let connected = self.cell(cell)?;
         self.locks.fences(&connected, path, saver, &[])?;
         match self.needed_lock(cell, path) {
@@ -330,7 +330,7 @@ impl Tree {
     }
 
     /// Whether removing a record would be refused because of a lock.
-    pub(super) async fn refuse_removal(&self, saver: Saver, cell: &CellName, path: &TopoPath) -> Result<()> {
+    pub(super) async fn refuse_removal(&self, saver: Actor, cell: &CellName, path: &TopoPath) -> Result<()> {
         self.refuse_early(saver, cell, path).await?;
         match self.keyspace_of(cell, path) {
             Some(dir) => self.locks.refuse_if_foreign(&*self.cell(cell)?, &dir).await,

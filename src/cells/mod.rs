@@ -9,176 +9,19 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{
-    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Fetched, Implementation, Limits, Location,
-};
-use crate::error::{Error, Kind, Result};
-use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
+use crate::backend::{Implementation, Location};
+use crate::error::Result;
+use crate::mirror::Health;
 use crate::name::{CellName, TopoPath};
+use crate::record::{CellInfo, Records};
 
+mod cell;
 mod lock;
+pub mod lock_text;
+mod turns;
 
+pub use cell::{Cell, CellOptions};
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
-
-/// Reads a CellInfo record: server address and root. The codec is above this module, so it is handed in.
-pub type ReadCellInfo = Arc<dyn Fn(&[u8]) -> Option<(String, String)> + Send + Sync>;
-
-/// How cells are connected.
-#[derive(Clone)]
-pub struct CellOptions {
-    /// The global topology.
-    pub global: Location,
-    /// For all backends.
-    pub connect: ConnectOptions,
-    /// Which servers that CellInfo records name are connected.
-    pub servers: CellServers,
-    /// For all mirrors.
-    pub mirror: MirrorOptions,
-    /// If given: these cells are connected at once and no others are shown.
-    pub only: Option<Vec<CellName>>,
-}
-
-/// One cell: its place, its backend, its mirror.
-#[derive(Debug)]
-pub struct Cell {
-    /// Its name; the first level of the tree.
-    pub name: CellName,
-    /// Where its data is.
-    pub location: Location,
-    /// Its records.
-    pub mirror: Arc<Mirror>,
-    backend: Arc<dyn Backend>,
-    turns: lock::Turns,
-    timeout: std::time::Duration,
-    stop: CancellationToken,
-    serve_stale: bool,
-    /// What to say of an address without a port.
-    untold_port: Option<String>,
-    /// Whether its keys are those of the global topology.
-    holds_global: bool,
-}
-
-impl Cell {
-    /// The records, once the first list is there. Fails at once when the cell is known to be down.
-    pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
-        match self.mirror.health() {
-            Health::Live | Health::Shaky => return Ok(self.mirror.snapshot()),
-            Health::Down | Health::Denied => return self.down(),
-            Health::Idle | Health::Loading => {}
-        }
-        // A load that takes longer than a call may take goes on; only this caller stops waiting for it.
-        if tokio::time::timeout(self.timeout, self.mirror.settled()).await.is_err() {
-            let waited = humantime::format_duration(self.timeout);
-            return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
-        }
-        self.snapshot_now()
-    }
-
-    /// The records, if they are there already.
-    pub fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
-        match self.mirror.health() {
-            Health::Live | Health::Shaky => Ok(self.mirror.snapshot()),
-            Health::Down | Health::Denied | Health::Idle | Health::Loading => self.down(),
-        }
-    }
-
-    /// Ends when the cell is no longer shown, or is another place now.
-    pub async fn replaced(&self) {
-        self.stop.cancelled().await;
-    }
-
-    /// Whether old records are shown while the cell is down. What may not be read any more is not shown.
-    pub fn serves_stale(&self) -> bool {
-        self.serve_stale && self.mirror.is_loaded() && !self.mirror.is_denied()
-    }
-
-    fn down(&self) -> Result<Arc<Snapshot>> {
-        if self.serves_stale() {
-            return Ok(self.mirror.snapshot());
-        }
-        Err(self.unreachable())
-    }
-
-    fn unreachable(&self) -> Error {
-        let cause = self.mirror.trouble().map_or_else(String::new, |(cause, since)| match since.as_secs() {
-            0 => format!(": {cause}"),
-            seconds => format!(": {cause} (for {seconds} s)"),
-        });
-        match self.mirror.health() {
-            Health::Denied => Error::new(Kind::Denied, format!("{self} may not be read{cause}")),
-            _ => Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}")),
-        }
-    }
-
-    /// One record as the service has it now.
-    pub async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
-        self.refuse_if_down()?;
-        let fetched = self.backend.get(path).await.map_err(|e| self.explain(e))?;
-        self.mirror.observe(path, &fetched);
-        Ok(fetched)
-    }
-
-    /// Applies changes whole or not at all; the mirror shows them at once.
-    pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
-        self.refuse_if_down()?;
-        let applied = self.backend.apply(changes).await.map_err(|e| self.explain(e))?;
-        self.mirror.wrote(changes, &applied);
-        Ok(applied)
-    }
-
-    /// Names of what this kind of service can tell of a record beside its version.
-    pub fn attributes(&self) -> &'static [&'static str] {
-        self.backend.attributes()
-    }
-
-    /// One of [`Cell::attributes`], as the service has it now.
-    pub async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>> {
-        self.refuse_if_down()?;
-        self.backend.attribute(path, name).await.map_err(|e| self.explain(e))
-    }
-
-    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
-    /// server and root.
-    pub fn holds_global(&self) -> bool {
-        self.holds_global
-    }
-
-    /// Whether another cell shows the very same records, so that their locks are the same ones.
-    pub fn is_same_place(&self, other: &Cell) -> bool {
-        self.name == other.name || self.location.is_same_place(&other.location)
-    }
-
-    /// What the service takes.
-    pub fn limits(&self) -> Limits {
-        self.backend.limits()
-    }
-
-    fn refuse_if_down(&self) -> Result<()> {
-        match self.mirror.health() {
-            Health::Down | Health::Denied => Err(self.unreachable()),
-            Health::Idle | Health::Loading | Health::Live | Health::Shaky => Ok(()),
-        }
-    }
-
-    fn explain(&self, error: BackendError) -> Error {
-        let mut error = Error::from(error);
-        error.reason = format!("{self}: {}", error.reason);
-        error
-    }
-}
-
-impl std::fmt::Display for Cell {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let untold = self.untold_port.as_ref().map_or_else(String::new, |words| format!("; {words}"));
-        write!(f, "cell {} ({}{untold})", self.name, self.location)
-    }
-}
-
-impl Drop for Cell {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
 
 /// The name of the records that name cells.
 const CELL_INFO: &str = "CellInfo";
@@ -201,7 +44,7 @@ pub struct Cells {
     followed: AtomicU64,
     refreshing: Mutex<()>,
     options: CellOptions,
-    read_cell_info: ReadCellInfo,
+    records: Arc<Records>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -214,10 +57,10 @@ impl std::fmt::Debug for Cells {
 
 impl Cells {
     /// Connects the global topology and waits until it is loaded. The error names cell, implementation, server, root and cause.
-    pub async fn start(options: CellOptions, read_cell_info: ReadCellInfo) -> Result<Arc<Self>> {
+    pub async fn start(options: CellOptions, records: Arc<Records>) -> Result<Arc<Self>> {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
-        let global = open_cell(CellName::global(), options.global.clone(), &options, &tasks, &stop)?;
+        let global = Cell::open(CellName::global(), options.global.clone(), &options, &tasks, &stop)?;
         global.snapshot().await.inspect_err(|_| stop.cancel())?;
         let cells = Arc::new(Self {
             global,
@@ -228,7 +71,7 @@ impl Cells {
             followed: AtomicU64::default(),
             refreshing: Mutex::default(),
             options,
-            read_cell_info,
+            records,
             tasks,
             stop,
         });
@@ -316,7 +159,7 @@ impl Cells {
     }
 
     fn open(&self, name: CellName, location: Location) -> Result<Arc<Cell>> {
-        open_cell(name, location, &self.options, &self.tasks, &self.stop)
+        Cell::open(name, location, &self.options, &self.tasks, &self.stop)
     }
 
     /// Ends cells that are not shown any more. What was connected is connected again where it is now, by itself: whoever watches it
@@ -330,7 +173,7 @@ impl Cells {
             if cell.mirror.health() != Health::Idle && missed.len() < MISSED {
                 missed.insert(name.clone());
             }
-            cell.stop.cancel();
+            cell.end();
         }
         for (name, cell) in next {
             // Those that --cells names are connected at once, whenever they come.
@@ -393,8 +236,8 @@ impl Cells {
                 continue;
             }
             let implementation = self.options.global.implementation;
-            match (self.read_cell_info)(&record.value) {
-                Some((server, root)) => drop(known.insert(name, Location { implementation, server, root })),
+            match self.records.cell_info(&record.value) {
+                Some(CellInfo { server, root }) => drop(known.insert(name, Location { implementation, server, root })),
                 None => drop(hidden.insert(called.to_owned(), "its CellInfo record cannot be decoded".to_owned())),
             }
         }
@@ -418,39 +261,6 @@ fn twins(cells: &[&Cell]) -> Twins {
         }
     }
     twins
-}
-
-fn open_cell(
-    name: CellName,
-    location: Location,
-    options: &CellOptions,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Arc<Cell>> {
-    let holds_global = location.is_same_place(&options.global);
-    let allowed = options.servers.check(&location, &options.global, &options.connect);
-    let opened = allowed.and_then(|()| crate::backend::open(&name, &location, &options.connect));
-    let backend = opened.map_err(|error| {
-        let mut error = Error::from(error);
-        error.reason = format!("cell {name} ({location}): {}", error.reason);
-        error
-    })?;
-    let mirror = Mirror::new(backend.clone(), options.mirror);
-    let stop = stop.child_token();
-    let span = tracing::info_span!("cell", name = %name);
-    tasks.spawn(tracing::Instrument::instrument(mirror.clone().run(stop.clone()), span));
-    Ok(Arc::new(Cell {
-        name,
-        untold_port: location.untold_port(&options.connect),
-        holds_global,
-        location,
-        mirror,
-        backend,
-        turns: lock::Turns::default(),
-        timeout: options.connect.timeout,
-        stop,
-        serve_stale: options.mirror.serve_stale,
-    }))
 }
 
 async fn follow_cell_info(
@@ -482,6 +292,3 @@ impl std::str::FromStr for Implementation {
         <Self as clap::ValueEnum>::from_str(text, true)
     }
 }
-
-#[cfg(test)]
-mod tests;

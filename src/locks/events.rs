@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::contents::shown;
 use super::held::Locks;
 use super::names::process_of_here;
 use crate::backend::Node;
+use crate::cells::lock_text::shown;
 use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
 
 impl Locks {

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::bounds::{Bound, PLACES, Share, WAITERS};
-use super::contents::shown;
 use super::names::{lock_path, process_of_here};
 use super::patience::Patience;
 use super::save_turns::SaveTurns;
@@ -23,6 +22,7 @@ use super::staying::Staying;
 use super::table::{Range, Table};
 use super::times_left::TimesLeft;
 use crate::backend::Node;
+use crate::cells::lock_text::shown;
 use crate::cells::{Cell, KnownLocks, LockPlace};
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::contents::says_save;
 use super::held::{Entering, Locks, Standing, ending};
 use super::patience::SECOND_LOOK;
 use super::staying::GRACE;
 use crate::backend::Node;
+use crate::cells::lock_text::says_save;
 use crate::cells::{Cell, LockPlace};
 use crate::error::Result;
 use crate::name::TopoPath;

@@ -29,7 +29,6 @@ use crate::error::{Error, Kind, Result};
 
 mod acquire;
 mod bounds;
-mod contents;
 mod events;
 mod held;
 mod line;
@@ -43,8 +42,8 @@ mod table;
 mod times_left;
 mod users;
 
+pub use crate::cells::lock_text::{Reason, contents, host_name};
 pub use acquire::Request;
-pub use contents::{Reason, contents, host_name};
 pub use held::Locks;
 pub use patience::{Ended, Patience};
 pub use saving::{Fence, Temporary};

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::contents::shown;
 use super::held::Locks;
 use super::names::{lock_path, process_of_here};
 use super::times_left::is_abandoned;
 use crate::backend::Node;
 use crate::backend::lock::Owner;
+use crate::cells::lock_text::shown;
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};

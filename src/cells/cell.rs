@@ -91,7 +91,7 @@ impl Cell {
             Health::Idle | Health::Loading => {}
         }
         // A load that takes longer than a call may take goes on; only this caller stops waiting for it.
-        if tokio::time::timeout(self.timeout, self.mirror.settled()).await.is_err() {
+        if tokio::time::timeout(self.timeout, self.mirror.load()).await.is_err() {
             let waited = humantime::format_duration(self.timeout);
             return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
         }

@@ -1,6 +1,6 @@
 //! The global topology and the cells that it names: each with its own connection and its own failures.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,22 +11,22 @@ use tokio_util::task::TaskTracker;
 
 use crate::backend::{Implementation, Location};
 use crate::error::Result;
-use crate::mirror::Health;
+use crate::mirror::{Batch, Health};
 use crate::name::{CellName, TopoPath};
 use crate::record::{CellInfo, Records};
 
 mod cell;
 mod lock;
 pub mod lock_text;
+mod missed;
 mod turns;
 
 pub use cell::{Cell, CellOptions};
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
+use missed::Missed;
 
 /// The name of the records that name cells.
 const CELL_INFO: &str = "CellInfo";
-/// Cells at most that are remembered while they have no record.
-const MISSED: usize = 1_000;
 
 /// Cells that are the same place as others, and which.
 pub type Twins = BTreeMap<CellName, Vec<CellName>>;
@@ -37,8 +37,7 @@ pub struct Cells {
     local: ArcSwap<BTreeMap<CellName, Arc<Cell>>>,
     /// Cells that cannot be shown, by what their records call them, and why.
     hidden: ArcSwap<BTreeMap<String, String>>,
-    /// Cells that somebody has looked into and whose records are gone: if they come back, they are connected again.
-    missed: Mutex<BTreeSet<CellName>>,
+    missed: Missed,
     twins: ArcSwap<Twins>,
     /// The revision of the global topology that the set of cells follows.
     followed: AtomicU64,
@@ -66,7 +65,7 @@ impl Cells {
             global,
             local: ArcSwap::default(),
             hidden: ArcSwap::default(),
-            missed: Mutex::default(),
+            missed: Missed::default(),
             twins: ArcSwap::default(),
             followed: AtomicU64::default(),
             refreshing: Mutex::default(),
@@ -86,25 +85,25 @@ impl Cells {
         if name.is_global() {
             return Some(self.global.clone());
         }
-        self.follow_news();
+        self.follow_records();
         self.local.load().get(name).cloned()
     }
 
     /// All cells, the global topology first.
     pub fn all(&self) -> Vec<Arc<Cell>> {
-        self.follow_news();
+        self.follow_records();
         std::iter::once(self.global.clone()).chain(self.local.load().values().cloned()).collect()
     }
 
     /// Cells that cannot be shown, and why.
     pub fn hidden(&self) -> Arc<BTreeMap<String, String>> {
-        self.follow_news();
+        self.follow_records();
         self.hidden.load_full()
     }
 
     /// Cells that are the same place as others, and which.
     pub fn twins(&self) -> Arc<Twins> {
-        self.follow_news();
+        self.follow_records();
         self.twins.load_full()
     }
 
@@ -116,7 +115,7 @@ impl Cells {
     }
 
     /// Whoever has just stored a CellInfo record finds the cell at once, not when its event has come round.
-    fn follow_news(&self) {
+    fn follow_records(&self) {
         if self.followed.load(Ordering::Acquire) != self.global.mirror.revision().0 {
             self.refresh();
         }
@@ -165,19 +164,18 @@ impl Cells {
     /// Ends cells that are not shown any more. What was connected is connected again where it is now, by itself: whoever watches it
     /// looks at nothing that would do so.
     fn pass_on(&self, current: &BTreeMap<CellName, Arc<Cell>>, next: &BTreeMap<CellName, Arc<Cell>>) {
-        let mut missed = self.missed.lock();
         for (name, cell) in current {
             if next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {
                 continue;
             }
-            if cell.mirror.health() != Health::Idle && missed.len() < MISSED {
-                missed.insert(name.clone());
+            if cell.mirror.health() != Health::Idle {
+                self.missed.note(name);
             }
             cell.end();
         }
         for (name, cell) in next {
             // Those that --cells names are connected at once, whenever they come.
-            if missed.remove(name) || self.options.only.is_some() {
+            if self.missed.take(name) || self.options.only.is_some() {
                 cell.mirror.wake();
             }
         }
@@ -265,15 +263,15 @@ fn twins(cells: &[&Cell]) -> Twins {
 
 async fn follow_cell_info(
     cells: std::sync::Weak<Cells>,
-    mut updates: tokio::sync::broadcast::Receiver<Arc<crate::mirror::News>>,
+    mut updates: tokio::sync::broadcast::Receiver<Arc<Batch>>,
     stop: CancellationToken,
 ) {
     use tokio::sync::broadcast::error::RecvError;
     loop {
         let concerned = tokio::select! {
             () = stop.cancelled() => return,
-            news = updates.recv() => match news {
-                Ok(news) => news.updates.iter().any(|update| update.path.name() == CELL_INFO),
+            batch = updates.recv() => match batch {
+                Ok(batch) => batch.updates.iter().any(|update| update.path.name() == CELL_INFO),
                 Err(RecvError::Lagged(_)) => true,
                 Err(RecvError::Closed) => return,
             },
@@ -290,5 +288,58 @@ impl std::str::FromStr for Implementation {
     type Err = String;
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         <Self as clap::ValueEnum>::from_str(text, true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backend::{Action, Applied, Change, Guard, Revision, Version};
+    use crate::mirror::MirrorOptions;
+    use crate::record::{Codec, Kinds};
+
+    fn wrote(cells: &Cells, path: &str, value: &'static [u8], at: u64) {
+        let path = TopoPath::parse(path).unwrap();
+        let change = Change { path, guard: Guard::Any, action: Action::Put(value.into()) };
+        let version = Version { number: at, written: Revision(at), created: Revision(at) };
+        cells.global.mirror.wrote(&[change], &Applied { at: Revision(at), versions: vec![Some(version)] });
+    }
+
+    #[tokio::test]
+    async fn who_follows_the_records_of_cells_and_has_fallen_behind_looks_at_all_of_them() {
+        /// More than a mirror keeps for those who are slow.
+        const MANY: u64 = 2_000;
+        let global =
+            Location { implementation: Implementation::Memory, server: "behind".to_owned(), root: "/g".to_owned() };
+        let mirror = MirrorOptions {
+            resync_interval: Duration::from_secs(3600),
+            stale_after: Duration::from_secs(10),
+            serve_stale: false,
+        };
+        let connect = crate::backend::ConnectOptions {
+            timeout: Duration::from_secs(5),
+            etcd: Default::default(),
+            zk: Default::default(),
+            consul: Default::default(),
+            memory: Default::default(),
+        };
+        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+        let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
+        let cells = Cells::start(options, records).await.unwrap();
+        // This thread is the only one: nobody hears of anything before it waits.
+        wrote(&cells, "cells/zone1/CellInfo", b"\x0a\x06behind\x12\x02/z", 1_000);
+        for number in 0..MANY {
+            wrote(&cells, "other", b"x", 1_001 + number);
+        }
+        let zone = CellName::new("zone1").unwrap();
+        let found = async {
+            while !cells.local.load().contains_key(&zone) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), found).await.unwrap();
+        cells.shutdown().await;
     }
 }

@@ -32,7 +32,8 @@ const UNSEEN: Duration = Duration::from_secs(45);
 const MARGIN: f64 = 0.8;
 /// Longest /proc/PID/status that is read, in bytes: a process may have 65,536 groups, of up to 11 bytes each.
 const STATUS_LIMIT: usize = 1 << 20;
-/// Files kept open for waiters, all together: who waits must not use up the daemon's descriptors.
+/// Files that are kept open for all waiters together, so that those who wait do not use up the daemon's descriptors. The file of
+/// any further waiter is opened for each look.
 const KEPT: usize = 256;
 /// What it takes without groups.
 const STATUS_SIZE: usize = 4_096;
@@ -434,6 +435,28 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(waiting.await.unwrap(), Ended::Gone);
         assert!(patience.waiting.lock().threads.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_wait_beyond_the_files_that_are_kept_open_is_watched_without_one() {
+        let patience = Patience::new(None);
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let waits: Vec<_> = (0..KEPT + 10)
+            .map(|_| {
+                let (patience, id) = (patience.clone(), child.id());
+                tokio::spawn(async move { patience.ended(id).await })
+            })
+            .collect();
+        while patience.waiting.lock().threads.len() < waits.len() {
+            tokio::task::yield_now().await;
+        }
+        let kept = |(thread, _): &&(Thread, _)| thread.status.is_some();
+        assert_eq!(patience.waiting.lock().threads.values().filter(kept).count(), KEPT);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for wait in waits {
+            assert_eq!(wait.await.unwrap(), Ended::Gone);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,6 +39,13 @@ impl Answers {
         count < QUESTIONS
     }
 
+    fn note(&mut self, key: (CellName, Owner), left: Option<Duration>) {
+        if self.known.len() >= ANSWERS {
+            self.known.clear();
+        }
+        self.known.insert(key, (left, Instant::now()));
+    }
+
     fn fresh(&self, key: &(CellName, Owner)) -> Option<Option<Duration>> {
         let (left, when) = self.known.get(key)?;
         (when.elapsed() < FRESH).then(|| left.map(|left| left.saturating_sub(when.elapsed())))
@@ -64,11 +71,8 @@ impl TimesLeft {
             // It does not answer: nobody else need wait for that.
             answers.asked = Some((Instant::now(), QUESTIONS));
         }
-        if answers.known.len() >= ANSWERS {
-            answers.known.clear();
-        }
         let left = answer.ok().flatten();
-        answers.known.insert(key, (left, Instant::now()));
+        answers.note(key, left);
         left
     }
 }
@@ -95,5 +99,18 @@ mod tests {
         assert_eq!(answers.fresh(&key), Some(None));
         answers.known.insert(key.clone(), (None, Instant::now() - FRESH));
         assert_eq!(answers.fresh(&key), None);
+    }
+
+    #[test]
+    fn only_so_many_answers_are_kept() {
+        let mut answers = Answers::default();
+        let key = |number: u64| (CellName::global(), Owner(number.into()));
+        for number in 0..ANSWERS as u64 {
+            answers.note(key(number), None);
+        }
+        assert!(answers.fresh(&key(0)).is_some());
+        answers.note(key(ANSWERS as u64), None);
+        assert_eq!((answers.fresh(&key(0)), answers.known.len()), (None, 1), "they are asked for again");
+        assert!(answers.fresh(&key(ANSWERS as u64)).is_some());
     }
 }

@@ -1,9 +1,9 @@
-//! What a mirror holds: the records of one cell as a persistent map, and the rules by which news is merged into it.
+//! What a mirror holds: the records of one cell as a persistent map, and the rules by which reports are merged into it.
 //!
-//! News comes from three sides that may overtake each other: the watch, bulk lists, and this mount's own calls. Every piece
-//! of news carries a revision, and an older piece never replaces a newer one. Deletions are remembered while an older
-//! piece may still be on its way. One exception: a list that begins a new watch is the truth, whatever was known before,
-//! because the service may have been restored from a backup, and then its revisions begin again lower.
+//! Three sides report what a record is now, and may overtake each other: the watch, bulk lists, and this mount's own calls.
+//! Every report carries a revision, and an older report never replaces a newer one. Deletions are remembered while an older
+//! report may still be on its way. There is one exception: a list that begins a new watch is the truth, whatever was known
+//! before. The service may have been restored from a backup, and then its revisions begin again at a lower number.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -93,8 +93,8 @@ pub struct Entry {
 
 /// Changes that were published together.
 #[derive(Debug)]
-pub struct News {
-    /// Counted per mirror.
+pub struct Batch {
+    /// Each mirror counts its own.
     pub number: u64,
     /// In the order in which they happened.
     pub updates: Vec<Update>,
@@ -125,19 +125,23 @@ impl Update {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub snapshot: Snapshot,
-    /// When paths were deleted: news from before must not bring them back.
+    /// When paths were deleted: a report from before must not bring them back.
     deleted: HashMap<TopoPath, Revision>,
-    /// What this mount's own calls have told of since a list was begun, while one is: it may be newer than the list.
+    /// While a list is under way: what this mount's own calls have reported since it was begun. That may be newer than the list.
     own: Option<HashSet<TopoPath>>,
-    /// Locks have come, gone or changed since this was last looked at.
+    /// Locks have come, gone or changed since this was last reset.
     pub locks_changed: bool,
 }
 
-/// Deletions remembered at most. Reached only when tens of thousands of records are deleted while a list is under way.
+/// Deletions that are remembered. One more, and all before it are forgotten: a report that was overtaken may then bring a record
+/// back until the next comparison with a list. This needs as many deletions between two comparisons.
 const DELETIONS: usize = 100_000;
+/// Records that this mount's own calls may report while one list is under way. One more, and the list does not count: it is asked
+/// for again.
+const OWN: usize = 100_000;
 
 impl State {
-    /// Merges one node. Returns what changed, if it was news.
+    /// Merges one node. Returns what changed, if the report was newer than what is known.
     pub fn put(&mut self, node: Node, now: SystemTime) -> Option<Update> {
         let Node { path, value, version, role, modified } = node;
         let known = self.deleted.get(&path).is_some_and(|at| *at >= version.written)
@@ -195,7 +199,7 @@ impl State {
         self.locks_changed |= self.snapshot.locks.remove(path).is_some();
     }
 
-    /// Merges a bulk list: what it shows differently and is not overtaken by newer news is taken over.
+    /// Merges a bulk list. What it shows differently is taken over, unless a newer report has overtaken it.
     pub fn reconcile(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
         let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
@@ -216,16 +220,26 @@ impl State {
         self.own = Some(HashSet::new());
     }
 
-    /// This mount's own calls have told of a record.
+    /// One of this mount's own calls has reported a record.
     pub fn note_own(&mut self, path: &TopoPath) {
         if let Some(own) = &mut self.own {
             own.insert(path.clone());
+            if own.len() > OWN {
+                self.own = None;
+            }
         }
     }
 
-    /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have told more since.
-    pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
-        let own = self.own.take().unwrap_or_default();
+    /// Whether a list is under way that counts.
+    #[cfg(test)]
+    pub fn counts_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have reported more since. `None` if
+    /// they have reported too much: the list changes nothing then, and must be asked for again.
+    pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Option<Vec<Update>> {
+        let own = self.own.take()?;
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
         let known = self.snapshot.records.keys().chain(self.snapshot.locks.keys());
         let vanished: Vec<TopoPath> =
@@ -252,7 +266,7 @@ impl State {
             }
         }
         self.snapshot.at = listing.at;
-        updates
+        Some(updates)
     }
 
     /// Forgets deletions up to a revision that everything under way is known to have passed.
@@ -276,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn older_news_never_replaces_newer() {
+    fn an_older_report_never_replaces_a_newer_one() {
         let mut state = State::default();
         let now = SystemTime::now();
         assert!(state.put(node("a", "2", 2), now).is_some());
@@ -310,7 +324,7 @@ mod tests {
         state.delete(&TopoPath::parse("back").unwrap(), Revision(7));
         state.begin_list();
         let nodes = vec![node("a", "restored", 2), node("back", "restored", 3)];
-        let updates = state.restart(Listing { nodes, at: Revision(5), skipped: 0 }, now);
+        let updates = state.restart(Listing { nodes, at: Revision(5), skipped: 0 }, now).unwrap();
         assert_eq!(updates.len(), 3);
         let shown: Vec<_> =
             state.snapshot.records.iter().map(|(path, record)| (path.as_str(), &record.value[..])).collect();
@@ -325,7 +339,7 @@ mod tests {
         state.begin_list();
         state.put(node("mine", "saved", 9), now);
         state.note_own(&TopoPath::parse("mine").unwrap());
-        state.restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), skipped: 0 }, now);
+        state.restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), skipped: 0 }, now).unwrap();
         assert_eq!(state.snapshot.records[&TopoPath::parse("mine").unwrap()].value, "saved");
     }
 

@@ -16,11 +16,11 @@ use super::overlay::Place;
 use super::view::name_of;
 use super::{Node, Tree};
 use crate::cells::{Cell, HolderChange, Holders};
-use crate::mirror::{News, Record, Snapshot, Update};
+use crate::mirror::{Batch, Record, Snapshot, Update};
 use crate::name::{CellName, TopoPath};
 use crate::record::Form;
 
-type Updates = broadcast::Receiver<Arc<News>>;
+type Updates = broadcast::Receiver<Arc<Batch>>;
 
 impl Tree {
     /// Tells of what happens in a cell from now on. Who watches a cell that was elsewhere before, or was not shown for a while, is told
@@ -119,7 +119,7 @@ impl Tree {
         let told = own.insert(shared.clone().lock_owned().await);
         if told.is_some() {
             // It is watched: somebody has looked into it. Nobody may do so again before something happens there.
-            cell.mirror.settled().await;
+            cell.mirror.load().await;
         }
         cell.mirror.loaded().await;
         // What has come in between is in it already, and is passed over.
@@ -368,13 +368,13 @@ impl Tree {
 }
 
 /// The next changes of a cell. After too many at once: what is different now is what has happened, each record once.
-async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<News>> {
+async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<Batch>> {
     match updates.recv().await {
         Ok(news) => Some(news),
         Err(RecvError::Lagged(_)) => {
             *updates = updates.resubscribe();
             let number = cell.mirror.published();
-            Some(Arc::new(News { number, updates: differences(known, &cell.mirror.snapshot()) }))
+            Some(Arc::new(Batch { number, updates: differences(known, &cell.mirror.snapshot()) }))
         }
         Err(RecvError::Closed) => None,
     }

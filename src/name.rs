@@ -13,8 +13,15 @@ pub const PATH_MAX: usize = 4096 - 1;
 /// cost its length squared. Vitess has less than ten.
 pub const DEPTH_MAX: usize = 64;
 
+// The names that the tree keeps for itself.
+
+/// The name of the control directory in the root of a mount. It opens by name and is not listed, so that `grep -r`, `tar` and
+/// `cp -a` of a mount see the topology and nothing else.
+pub const CONTROL_DIR: &str = ".topofs";
 /// The name of a directory's lock: a key of this name is not shown.
 pub const LOCK_FILE: &str = ".lock";
+/// The name that a record has inside the directory of the same name (ZooKeeper nodes with data and children).
+pub const DATA_FILE: &str = ".data";
 
 /// Why a name cannot be shown as a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +62,7 @@ impl CellName {
     /// Checks a name. Names that collide with the tree's own (`.topofs`) are refused.
     pub fn new(name: &str) -> Result<Self, NameError> {
         check_component(name)?;
-        if name == crate::control::DIR_NAME {
+        if name == CONTROL_DIR {
             return Err(NameError::Invalid);
         }
         Ok(Self(name.into()))
@@ -209,6 +216,41 @@ impl fmt::Display for TopoPath {
 impl fmt::Debug for TopoPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// A path in a cell: what a record, a directory or a lock is known by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CellPath {
+    /// The cell.
+    pub cell: CellName,
+    /// The path in it; the empty one is the cell itself.
+    pub path: TopoPath,
+}
+
+impl CellPath {
+    /// Puts the two together.
+    pub fn new(cell: &CellName, path: &TopoPath) -> Self {
+        Self { cell: cell.clone(), path: path.clone() }
+    }
+
+    /// The path of the entry `name` of this directory.
+    pub fn join(&self, name: &str) -> Result<Self, NameError> {
+        Ok(Self { cell: self.cell.clone(), path: self.path.join(name)? })
+    }
+
+    /// The directory that holds it; `None` for the cell itself.
+    pub fn parent(&self) -> Option<Self> {
+        Some(Self { cell: self.cell.clone(), path: self.path.parent()? })
+    }
+}
+
+impl fmt::Display for CellPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path.is_root() {
+            true => fmt::Display::fmt(&self.cell, f),
+            false => write!(f, "{}/{}", self.cell, self.path),
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, major, minor};
 use serde_json::Value;
 
-use crate::control::{ControlFile, DIR_NAME};
+use crate::control::ControlFile;
+use crate::name::{CONTROL_DIR, LOCK_FILE};
 
 /// Flags of `topofs unlock`.
 #[derive(Debug, Args)]
@@ -38,14 +39,14 @@ impl UnlockArgs {
         let path = resolved(&std::path::absolute(&self.path)?);
         let mount = Mount::of(&path)?;
         let dir = path.strip_prefix(&mount.root)?;
-        let dir = if dir.ends_with(".lock") { dir.parent().unwrap_or(dir) } else { dir };
+        let dir = if dir.ends_with(LOCK_FILE) { dir.parent().unwrap_or(dir) } else { dir };
         let name = dir.to_str().filter(|name| !name.is_empty()).context("names no directory of a cell")?;
         let locks = mount.read(ControlFile::Locks)?;
         let lock = find(&locks, &format!("{name}/.lock"));
         // A name that is mistyped must not look like a lock that is free; but a lock may be left where nothing else is, also one
         // that holds nobody up but Vitess (an empty directory of ZooKeeper's).
         let is_there = mount.root.join(dir).is_dir();
-        if dir.starts_with(DIR_NAME) || lock.is_none() && !is_there && !self.force {
+        if dir.starts_with(CONTROL_DIR) || lock.is_none() && !is_there && !self.force {
             bail!("{name} is no directory of a cell");
         }
         let key = match &lock {
@@ -126,9 +127,9 @@ impl Mount {
             if stat.st_ino != ROOT_INODE || !is_ours(stat.st_dev)? {
                 continue;
             }
-            let control = openat(&root, DIR_NAME, flags, Mode::empty())?;
+            let control = openat(&root, CONTROL_DIR, flags, Mode::empty())?;
             if fstat(&control)?.st_dev != stat.st_dev {
-                bail!("something else is mounted at {}", dir.join(DIR_NAME).display());
+                bail!("something else is mounted at {}", dir.join(CONTROL_DIR).display());
             }
             return Ok(Self { root: dir.to_owned(), control });
         }
@@ -145,7 +146,7 @@ impl Mount {
     }
 
     fn path(&self, file: ControlFile) -> PathBuf {
-        self.root.join(DIR_NAME).join(file.name())
+        self.root.join(CONTROL_DIR).join(file.name())
     }
 
     fn read(&self, file: ControlFile) -> anyhow::Result<String> {

@@ -22,10 +22,6 @@ pub use helper::Helper;
 pub use requests::{Op, Requests};
 pub use status::TreeCounts;
 
-/// The name of the control directory in the root of a mount. It opens by name and is not listed, so that `grep -r`, `tar` and
-/// `cp -a` of a mount see the topology and nothing else.
-pub const DIR_NAME: &str = ".topofs";
-
 /// A file in the control directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ControlFile {

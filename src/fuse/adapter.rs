@@ -13,8 +13,9 @@ use tokio_util::task::TaskTracker;
 
 use super::UNOPENED;
 use super::pollers::{Poller, Pollers};
-use crate::control::{DIR_NAME, Op, Refusal};
+use crate::control::{Op, Refusal};
 use crate::error::Result;
+use crate::name::CONTROL_DIR;
 use crate::tree::{Caller, Tree};
 
 /// Serves a tree to the kernel.
@@ -55,7 +56,8 @@ impl Adapter {
 
     /// Counts a request; those about `.topofs` itself do not count, so that looking at the counts does not change them.
     pub(super) fn count(&self, op: Op, ino: INodeNo, name: Option<&OsStr>) {
-        let is_control = self.control.contains(&ino.0) || (ino == INodeNo::ROOT && name == Some(OsStr::new(DIR_NAME)));
+        let is_control =
+            self.control.contains(&ino.0) || (ino == INodeNo::ROOT && name == Some(OsStr::new(CONTROL_DIR)));
         if !is_control {
             self.tree.control().requests.count(op);
         }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::name::TopoPath;
+use crate::name::{LOCK_FILE, TopoPath};
 use crate::process;
 
 /// A process of this machine, as events name it; what is not known of it any more is null.
@@ -15,5 +15,5 @@ pub(super) fn process_of_here(pid: u32) -> Value {
 
 /// The name of a directory's lock, relative to the cell.
 pub(super) fn lock_path(dir: &TopoPath) -> String {
-    if dir.is_root() { ".lock".to_owned() } else { format!("{dir}/.lock") }
+    if dir.is_root() { LOCK_FILE.to_owned() } else { format!("{dir}/{LOCK_FILE}") }
 }

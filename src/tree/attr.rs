@@ -8,10 +8,10 @@ use super::caller::Removal;
 use super::draft::Draft;
 use super::lockfile::is_virtual;
 use super::overlay::ScratchState;
-use super::{Caller, ControlFile, Node, Tree};
+use super::{Caller, ControlFile, FileId, Tree};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::Form;
 
 /// Attributes of a file or directory.
@@ -72,9 +72,9 @@ impl Tree {
         }
         let node = self.node(ino)?;
         let attr = match &node {
-            Node::Record(cell, path, form) => self.record_attr(caller, ino, cell, path, *form).await?,
-            Node::Dir(..) if self.recent.is_ghost(caller, &node) => self.dir_attr(),
-            Node::ControlFile(file) if self.opens_unasked() && *file != ControlFile::Events => {
+            FileId::Record(CellPath { cell, path }, form) => self.record_attr(caller, ino, cell, path, *form).await?,
+            FileId::Dir(..) if self.recent.is_ghost(caller, &node) => self.dir_attr(),
+            FileId::ControlFile(file) if self.opens_unasked() && *file != ControlFile::Events => {
                 let (content, when) = self.rendered(*file).await;
                 self.file_attr_of(*file, content.len(), when)
             }
@@ -84,30 +84,32 @@ impl Tree {
     }
 
     /// Attributes of a node without a number.
-    pub(super) async fn attr(&self, node: &Node) -> Result<Attr> {
+    pub(super) async fn attr(&self, node: &FileId) -> Result<Attr> {
         match node {
-            Node::Dir(cell, path) => self.require_dir(cell, path).await?,
-            Node::Record(cell, ..) | Node::Lock(cell, _) => drop(self.cell(cell)?.snapshot().await?),
-            Node::Root | Node::Control | Node::ControlFile(_) | Node::Scratch(_) => {}
+            FileId::Dir(CellPath { cell, path }) => self.require_dir(cell, path).await?,
+            FileId::Record(CellPath { cell, .. }, _) | FileId::Lock(CellPath { cell, .. }) => {
+                drop(self.cell(cell)?.snapshot().await?)
+            }
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => {}
         }
         self.attr_now(node)
     }
 
     /// The same, of a cell that is loaded, and of a directory that is there.
-    pub(super) fn attr_now(&self, node: &Node) -> Result<Attr> {
+    pub(super) fn attr_now(&self, node: &FileId) -> Result<Attr> {
         match node {
-            Node::Root | Node::Control | Node::Dir(..) => Ok(self.dir_attr()),
-            Node::ControlFile(file) => {
+            FileId::Root | FileId::Control | FileId::Dir(..) => Ok(self.dir_attr()),
+            FileId::ControlFile(file) => {
                 let size = self.control.size(*file, &self.cells);
                 Ok(self.file_attr_of(*file, size, SystemTime::now()))
             }
-            Node::Record(cell, path, form) => {
+            FileId::Record(CellPath { cell, path }, form) => {
                 let snapshot = self.cell(cell)?.snapshot_now()?;
                 let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
                 Ok(self.shown_attr(cell, path, *form, record))
             }
-            Node::Lock(cell, dir) => self.lock_attr(cell, dir),
-            Node::Scratch(id) => {
+            FileId::Lock(CellPath { cell, path: dir }) => self.lock_attr(cell, dir),
+            FileId::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 let state = file.state.lock();
                 Ok(self.scratch_attr(&state))
@@ -118,7 +120,7 @@ impl Tree {
     /// Fails unless the directory exists. A cell itself exists without being reachable.
     pub(super) async fn require_dir(&self, cell: &CellName, path: &TopoPath) -> Result<()> {
         let connected = self.cell(cell)?;
-        if path.is_root() || is_virtual(cell, path) || self.overlay.has_dir(&(cell.clone(), path.clone())) {
+        if path.is_root() || is_virtual(cell, path) || self.overlay.has_dir(&CellPath::new(cell, path)) {
             return Ok(());
         }
         if connected.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
@@ -147,11 +149,11 @@ impl Tree {
         if let Some((size, modified)) = self.handles.pinned(ino) {
             return Ok(Attr { links: 0, ..self.file_attr(size, modified) });
         }
-        self.ghost_attr(caller, &Node::Record(cell.clone(), path.clone(), form)).ok_or_else(Error::not_found)
+        self.ghost_attr(caller, &FileId::Record(CellPath::new(cell, path), form)).ok_or_else(Error::not_found)
     }
 
     /// The attributes of a name that only answers to whoever has removed the record by another one.
-    pub(super) fn ghost_attr(&self, caller: &Caller, node: &Node) -> Option<Attr> {
+    pub(super) fn ghost_attr(&self, caller: &Caller, node: &FileId) -> Option<Attr> {
         let removal = self.recent.removal(caller, node)?;
         let shown = self.ghost_content(caller, node).filter(|_| !matches!(removal, Removal::MovedAway(..)));
         let (size, modified) = shown.map_or((0, self.mounted), |(content, modified)| (content.len(), modified));
@@ -159,8 +161,8 @@ impl Tree {
     }
 
     /// The content of such a name.
-    pub(super) fn ghost_content(&self, caller: &Caller, node: &Node) -> Option<(Bytes, SystemTime)> {
-        let Node::Record(cell, path, form) = node else { return None };
+    pub(super) fn ghost_content(&self, caller: &Caller, node: &FileId) -> Option<(Bytes, SystemTime)> {
+        let FileId::Record(CellPath { cell, path }, form) = node else { return None };
         let deleted = self.recent.ghost_of(caller, node)?;
         Some((self.records.show(cell, path, &deleted.value, *form).ok()?, deleted.modified))
     }
@@ -225,7 +227,7 @@ impl Tree {
         let node = self.node(ino)?;
         self.refuse_if_read_only()?;
         match &node {
-            Node::Scratch(id) => {
+            FileId::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 if let Some(size) = set.size {
                     let size = usize::try_from(size).map_err(|_| too_large())?;
@@ -243,7 +245,7 @@ impl Tree {
                 state.changed = now;
                 return Ok(Attr { ino, ..self.scratch_attr(&state) });
             }
-            Node::Record(cell, path, form) => {
+            FileId::Record(CellPath { cell, path }, form) => {
                 if let Some(size) = set.size {
                     let size = usize::try_from(size).map_err(|_| too_large())?;
                     match handle.and_then(|handle| self.handles.draft(handle)) {
@@ -252,7 +254,7 @@ impl Tree {
                     }
                 }
             }
-            Node::ControlFile(_) | Node::Root | Node::Control | Node::Dir(..) | Node::Lock(..) => {}
+            FileId::ControlFile(_) | FileId::Root | FileId::Control | FileId::Dir(..) | FileId::Lock(..) => {}
         }
         self.getattr(caller, ino).await
     }

@@ -22,12 +22,11 @@ use super::handles::Reader;
 use super::inodes::State;
 use super::jobs::{Happened, Job};
 use super::letting::{Asked, Letting, drop_inode};
-use super::lockfile::LOCK;
-use super::{Attr, Caller, Node, Opened, Tree};
+use super::{Attr, Caller, FileId, Opened, Tree};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Update};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 
 /// Largest content that goes through the kernel's page cache, in bytes: one page, which is of one state whoever reads it in whatever
 /// steps. Larger files are read from one state to their end.
@@ -69,21 +68,21 @@ impl Tree {
     }
 
     /// Whether somebody keeps the kernel from letting go of the directory of a node.
-    fn dir_is_held(&self, node: &Node) -> bool {
+    fn dir_is_held(&self, node: &FileId) -> bool {
         let parent = match node {
-            Node::Dir(_, path) if path.is_root() => Some(Node::Root),
-            Node::Dir(cell, path) | Node::Record(cell, path, _) => {
-                path.parent().map(|dir| Node::Dir(cell.clone(), dir))
+            FileId::Dir(CellPath { path, .. }) if path.is_root() => Some(FileId::Root),
+            FileId::Dir(CellPath { cell, path }) | FileId::Record(CellPath { cell, path }, _) => {
+                path.parent().map(|dir| FileId::Dir(CellPath { cell: cell.clone(), path: dir }))
             }
-            Node::Lock(cell, dir) => Some(Node::Dir(cell.clone(), dir.clone())),
-            Node::Root | Node::Control | Node::ControlFile(_) | Node::Scratch(_) => None,
+            FileId::Lock(CellPath { cell, path: dir }) => Some(FileId::Dir(CellPath::new(cell, dir))),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
         };
         let holds_any = self.caches.get().is_some_and(|caches| caches.letting.holds_any());
         holds_any && parent.and_then(|parent| self.inodes.known(&parent)).is_some_and(|ino| self.is_held(ino))
     }
 
     /// An answer about a node: notes what the kernel knows, and says whether it may keep it.
-    pub(super) fn answered(&self, node: &Node, ino: u64, attr: Attr) -> Attr {
+    pub(super) fn answered(&self, node: &FileId, ino: u64, attr: Attr) -> Attr {
         self.note_told(node, ino, &attr);
         let lasting = self.caches.get().is_some() && self.lasts(node, ino, &attr);
         // A listing that the kernel cannot be made to drop is one of another time than the directory's: so it asks for a new one.
@@ -93,9 +92,9 @@ impl Tree {
 
     /// Notes what the kernel is told of a node. An answer may be late: between its making and this note, a newer one may have been made
     /// and noted, and the kernel passes over what was asked for before it had to let go.
-    pub(super) fn note_told(&self, node: &Node, ino: u64, attr: &Attr) {
+    pub(super) fn note_told(&self, node: &FileId, ino: u64, attr: &Attr) {
         let connected = match node {
-            Node::Record(cell, path, _) => self.cells.get(cell).map(|cell| (cell, path)),
+            FileId::Record(CellPath { cell, path }, _) => self.cells.get(cell).map(|cell| (cell, path)),
             _ => None,
         };
         self.inodes.tell(ino, attr.record.as_ref(), |record| {
@@ -104,31 +103,33 @@ impl Tree {
         });
     }
 
-    fn lasts(&self, node: &Node, ino: u64, attr: &Attr) -> bool {
+    fn lasts(&self, node: &FileId, ino: u64, attr: &Attr) -> bool {
         let Some(caches) = self.caches.get() else { return false };
         if caches.letting.is_pending(ino) || self.dir_is_held(node) {
             return false;
         }
         let (cell, path) = match node {
-            Node::Root | Node::Control => return true,
-            Node::ControlFile(_) | Node::Scratch(_) => return false,
-            Node::Dir(_, path) if path.is_root() => return true,
-            Node::Dir(cell, path) | Node::Record(cell, path, _) | Node::Lock(cell, path) => (cell, path),
+            FileId::Root | FileId::Control => return true,
+            FileId::ControlFile(_) | FileId::Scratch(_) => return false,
+            FileId::Dir(CellPath { path, .. }) if path.is_root() => return true,
+            FileId::Dir(CellPath { cell, path })
+            | FileId::Record(CellPath { cell, path }, _)
+            | FileId::Lock(CellPath { cell, path }) => (cell, path),
         };
         let Some(connected) = self.cells.get(cell) else { return false };
         let is_stored = |dir: &TopoPath| dir.is_root() || connected.mirror.snapshot().has_children(dir);
         if self.echo.is_coming(node) || self.recent.is_disputed(node) {
             return false;
         }
-        let place = (cell.clone(), path.clone());
+        let place = CellPath::new(cell, path);
         // Noted before the last look at the watch: if that fails, it is known that this was given.
         self.gives_lasting(cell)
             && connected.mirror.is_fresh()
             && match node {
-                Node::Record(..) => {
+                FileId::Record(..) => {
                     attr.record.is_some() && !self.committing.contains(&place) && self.handles.drafts(ino).is_empty()
                 }
-                Node::Dir(..) => is_stored(path) && !self.overlay.has_dir(&place),
+                FileId::Dir(..) => is_stored(path) && !self.overlay.has_dir(&place),
                 _ => is_stored(path),
             }
     }
@@ -143,18 +144,20 @@ impl Tree {
 
     /// Whether the kernel may keep for a moment that there is no such name: not if it could be a record's, or a cell's.
     pub(super) fn absence_lasts(&self, parent: u64, name: &str) -> bool {
-        if self.caches.get().is_none() || name == LOCK {
+        if self.caches.get().is_none() || name == LOCK_FILE {
             return false;
         }
         match self.inodes.node(parent) {
-            Some(Node::Dir(cell, dir)) => {
+            Some(FileId::Dir(CellPath { cell, path: dir })) => {
                 let Some(connected) = self.cells.get(&cell).filter(|cell| cell.mirror.is_fresh()) else { return false };
                 let snapshot = connected.mirror.snapshot();
                 let (Ok(child), Err(_)) = (dir.join(name), self.record_of_name(&cell, &snapshot, &dir, name)) else {
                     return false;
                 };
-                let raw = Node::Record(cell.clone(), child.clone(), crate::record::Form::Raw);
-                !self.is_held(parent) && !self.echo.is_coming(&raw) && !self.echo.is_coming(&Node::Dir(cell, child))
+                let raw = FileId::Record(CellPath::new(&cell, &child), crate::record::Form::Raw);
+                !self.is_held(parent)
+                    && !self.echo.is_coming(&raw)
+                    && !self.echo.is_coming(&FileId::Dir(CellPath { cell, path: child }))
             }
             _ => false,
         }
@@ -222,11 +225,13 @@ impl Tree {
     ) -> Option<(Asked, Asked)> {
         let (mut files, mut dirs) = (Vec::new(), Vec::new());
         for (path, relists) in changes {
-            let forms = self.forms(cell, path).map(|form| Node::Record(cell.clone(), path.clone(), form));
+            let forms = self.forms(cell, path).map(|form| FileId::Record(CellPath::new(cell, path), form));
             files.extend(forms.filter_map(|node| self.inodes.known(&node)));
             if relists {
                 let above = std::iter::successors(path.parent(), TopoPath::parent);
-                let above = std::iter::once(path.clone()).chain(above).map(|dir| Node::Dir(cell.clone(), dir));
+                let above = std::iter::once(path.clone())
+                    .chain(above)
+                    .map(|dir| FileId::Dir(CellPath { cell: cell.clone(), path: dir }));
                 dirs.extend(above.filter_map(|node| self.inodes.known(&node)));
             }
         }
@@ -340,18 +345,22 @@ impl Tree {
         direct: bool,
     ) -> Result<Bytes> {
         let content = match self.node(ino)? {
-            Node::ControlFile(super::ControlFile::Events) => {
+            FileId::ControlFile(super::ControlFile::Events) => {
                 return Ok(self.control.events.read_at(offset, size as usize));
             }
-            Node::ControlFile(file) => self.rendered(file).await.0,
-            Node::Lock(cell, dir) => self.lock_content(&cell, &dir).await?,
-            Node::Record(cell, path, form) if direct => self.shown(caller, &cell, &path, form, true).await?.0,
-            Node::Record(cell, path, form) => {
+            FileId::ControlFile(file) => self.rendered(file).await.0,
+            FileId::Lock(CellPath { cell, path: dir }) => self.lock_content(&cell, &dir).await?,
+            FileId::Record(CellPath { cell, path }, form) if direct => {
+                self.shown(caller, &cell, &path, form, true).await?.0
+            }
+            FileId::Record(CellPath { cell, path }, form) => {
                 let reader = Reader::new(&cell, &path, form, Bytes::new());
                 self.page_content(caller, ino, &reader)?.ok_or_else(Error::not_found)?
             }
-            Node::Scratch(_) => return Err(Error::new(Kind::ReadOnly, "the mount is read-only")),
-            Node::Root | Node::Control | Node::Dir(..) => return Err(Error::new(Kind::IsDirectory, "is a directory")),
+            FileId::Scratch(_) => return Err(Error::new(Kind::ReadOnly, "the mount is read-only")),
+            FileId::Root | FileId::Control | FileId::Dir(..) => {
+                return Err(Error::new(Kind::IsDirectory, "is a directory"));
+            }
         };
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
         Ok(content.slice(start..start.saturating_add(size as usize).min(content.len())))
@@ -376,7 +385,7 @@ impl Tree {
     pub fn has_news(&self, ino: u64, waiter: u64) -> bool {
         /// Open files remembered.
         const WAITERS: usize = 1_000;
-        if !matches!(self.inodes.node(ino), Some(Node::ControlFile(super::ControlFile::Events))) {
+        if !matches!(self.inodes.node(ino), Some(FileId::ControlFile(super::ControlFile::Events))) {
             return true;
         }
         let end = self.control.events.size() as u64;

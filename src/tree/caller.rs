@@ -7,11 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::Node;
+use super::FileId;
 use crate::backend::Version;
 use crate::error::Error;
 use crate::mirror::Record;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{self, Actor, Process};
 use crate::record::Form;
 
@@ -92,13 +92,13 @@ type Concern = (Process, CellName, TopoPath);
 #[derive(Debug)]
 pub struct Recent {
     known: quick_cache::sync::Cache<Concern, Known>,
-    removals: quick_cache::sync::Cache<(Process, Node), Removal>,
+    removals: quick_cache::sync::Cache<(Process, FileId), Removal>,
     /// Names that some process sees otherwise than the rest.
-    disputed: quick_cache::sync::Cache<Node, Instant>,
+    disputed: quick_cache::sync::Cache<FileId, Instant>,
     made: quick_cache::sync::Cache<Concern, Made>,
     deleted: quick_cache::sync::Cache<Concern, Deleted>,
     /// Files of which a save was refused.
-    unsaved: quick_cache::sync::Cache<(Process, Node), Instant>,
+    unsaved: quick_cache::sync::Cache<(Process, FileId), Instant>,
     refusals: Mutex<Vec<Refusal>>,
 }
 
@@ -148,7 +148,7 @@ pub struct Deleted {
 #[derive(Debug)]
 struct Refusal {
     caller: (u32, u32),
-    node: Node,
+    node: FileId,
     when: Instant,
     error: Error,
 }
@@ -225,7 +225,7 @@ impl Recent {
         let key = concern(process, cell, path);
         let reading = self.known.get(&key).map_or(Reading::Not, |known| known.reading);
         if !self.unsaved.is_empty() {
-            let forms = Form::ALL.into_iter().map(|form| Node::Record(cell.clone(), path.clone(), form));
+            let forms = Form::ALL.into_iter().map(|form| FileId::Record(CellPath::new(cell, path), form));
             forms.for_each(|node| drop(self.unsaved.remove(&(process, node))));
         }
         if let Some(made) = self.made.get(&key) {
@@ -305,8 +305,8 @@ impl Recent {
 
     /// What a name shows that goes on answering to whoever has deleted the record by another one: `mv` to elsewhere copies and removes
     /// form after form.
-    pub fn ghost_of(&self, caller: &Caller, node: &Node) -> Option<Deleted> {
-        let Node::Record(cell, path, _) = node else { return None };
+    pub fn ghost_of(&self, caller: &Caller, node: &FileId) -> Option<Deleted> {
+        let FileId::Record(CellPath { cell, path }, _) = node else { return None };
         if !self.is_ghost(caller, node) {
             return None;
         }
@@ -314,32 +314,32 @@ impl Recent {
     }
 
     /// What a process has written to a file was refused.
-    pub fn not_saved(&self, process: Option<Process>, node: &Node) {
+    pub fn not_saved(&self, process: Option<Process>, node: &FileId) {
         if let Some(process) = process {
             self.unsaved.insert((process, node.clone()), Instant::now());
         }
     }
 
     /// Whether what a process has written to a file was refused just now; asked once.
-    pub fn take_unsaved(&self, caller: &Caller, node: &Node) -> bool {
+    pub fn take_unsaved(&self, caller: &Caller, node: &FileId) -> bool {
         let Some(process) = caller.process().filter(|_| !self.unsaved.is_empty()) else { return false };
         self.unsaved.remove(&(process, node.clone())).is_some_and(|(_, when)| when.elapsed() < REMOVAL_TIME)
     }
 
     /// A name is gone or free for one process.
-    pub fn removed(&self, process: Option<Process>, node: Node, removal: Removal) {
+    pub fn removed(&self, process: Option<Process>, node: FileId, removal: Removal) {
         let Some(process) = process else { return };
         self.disputed.insert(node.clone(), Instant::now());
         self.removals.insert((process, node), removal);
     }
 
     /// An editor has renamed a record to a backup: what it saves next replaces this version.
-    pub fn moved_away(&self, caller: &Caller, node: &Node, version: Version) {
+    pub fn moved_away(&self, caller: &Caller, node: &FileId, version: Version) {
         self.removed(caller.process(), node.clone(), Removal::MovedAway(Instant::now(), version));
     }
 
     /// What is known of a name.
-    pub fn removal(&self, caller: &Caller, node: &Node) -> Option<Removal> {
+    pub fn removal(&self, caller: &Caller, node: &FileId) -> Option<Removal> {
         if self.removals.is_empty() {
             return None;
         }
@@ -347,46 +347,46 @@ impl Recent {
     }
 
     /// Whether a name only goes on answering to the process that has removed it.
-    pub fn is_ghost(&self, caller: &Caller, node: &Node) -> bool {
+    pub fn is_ghost(&self, caller: &Caller, node: &FileId) -> bool {
         !self.removals.is_empty() && caller.process().is_some_and(|process| self.is_ghost_for(process, node))
     }
 
     /// The same, for a process.
-    pub fn is_ghost_for(&self, process: Process, node: &Node) -> bool {
+    pub fn is_ghost_for(&self, process: Process, node: &FileId) -> bool {
         let removal = self.removals.get(&(process, node.clone())).filter(|removal| removal.is_fresh());
         matches!(removal, Some(Removal::Ghost(_) | Removal::Moved(..)))
     }
 
     /// Whether a name may be another for one process than for the rest.
-    pub fn is_disputed(&self, node: &Node) -> bool {
+    pub fn is_disputed(&self, node: &FileId) -> bool {
         !self.disputed.is_empty() && self.disputed.get(node).is_some_and(|when| when.elapsed() < REMOVAL_TIME)
     }
 
     /// The name is an ordinary one again for a caller.
-    pub fn settle(&self, caller: &Caller, node: &Node) {
+    pub fn settle(&self, caller: &Caller, node: &FileId) {
         self.settle_for(caller.process(), node);
     }
 
     /// The name is an ordinary one again for a process.
-    pub fn settle_for(&self, process: Option<Process>, node: &Node) {
+    pub fn settle_for(&self, process: Option<Process>, node: &FileId) {
         if let Some(process) = process.filter(|_| !self.removals.is_empty()) {
             self.removals.remove(&(process, node.clone()));
         }
     }
 
     /// The same for a caller.
-    pub fn is_freed_for(&self, caller: &Caller, node: &Node) -> bool {
+    pub fn is_freed_for(&self, caller: &Caller, node: &FileId) -> bool {
         !self.removals.is_empty() && caller.process().is_some_and(|process| self.is_freed(process, node))
     }
 
     /// Whether a process has removed a name of a record that it has made, and has not made that name, too.
-    pub fn is_freed(&self, process: Process, node: &Node) -> bool {
+    pub fn is_freed(&self, process: Process, node: &FileId) -> bool {
         let removal = self.removals.get(&(process, node.clone())).filter(Removal::is_fresh);
         matches!(removal, Some(Removal::Freed(_)))
     }
 
     /// An operation was refused with ESTALE: the kernel will repeat it once.
-    pub fn refused(&self, caller: &Caller, node: &Node, error: &Error) {
+    pub fn refused(&self, caller: &Caller, node: &FileId, error: &Error) {
         let mut refusals = self.refusals.lock();
         refusals.retain(|refusal| refusal.when.elapsed() < REPEAT_TIME);
         if refusals.len() >= REPEATS {
@@ -398,7 +398,7 @@ impl Recent {
     }
 
     /// The answer to a repetition.
-    pub fn repeated(&self, caller: &Caller, node: &Node) -> Option<Error> {
+    pub fn repeated(&self, caller: &Caller, node: &FileId) -> Option<Error> {
         let mut refusals = self.refusals.lock();
         refusals.retain(|refusal| refusal.when.elapsed() < REPEAT_TIME);
         let caller = (caller.thread, caller.uid);

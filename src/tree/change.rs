@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::caller::Removal;
 use super::jobs::Happened;
 use super::lockfile::is_virtual;
-use super::{Caller, Node, Tree, known_name, new_name};
+use super::{Caller, FileId, Tree, known_name, new_name};
 use crate::error::{Error, Kind, Result};
+use crate::name::CellPath;
 
 impl Tree {
     /// Makes a directory that exists in this mount only, until a record is stored below it.
@@ -15,7 +16,7 @@ impl Tree {
         if self.echo.is_from(caller) {
             return self.echo_done(parent, new_name(name)?, Happened::DirMade);
         }
-        let (cell, dir) = self.writable_dir(parent)?;
+        let CellPath { cell, path: dir } = self.writable_dir(parent)?;
         let name = new_name(name)?;
         match self.find(caller, parent, name).await {
             Ok(_) => return Err(Error::new(Kind::Exists, "exists already")),
@@ -24,12 +25,12 @@ impl Tree {
         }
         let path = dir.join(name)?;
         self.refuse_hidden_form(&cell, &*self.cell(&cell)?.snapshot().await?, &dir, name)?;
-        self.overlay.make_dir((cell.clone(), path.clone()), caller.uid)?;
-        self.recent.settle(caller, &Node::Dir(cell.clone(), path.clone()));
+        self.overlay.make_dir(CellPath::new(&cell, &path), caller.uid)?;
+        self.recent.settle(caller, &FileId::Dir(CellPath::new(&cell, &path)));
         // Whoever copies a tree believes that what it has made is empty.
-        let lock = Node::Lock(cell.clone(), path.clone());
+        let lock = FileId::Lock(CellPath::new(&cell, &path));
         self.recent.removed(caller.process(), lock, Removal::Appeared(std::time::Instant::now()));
-        let node = Node::Dir(cell, path);
+        let node = FileId::Dir(CellPath { cell, path });
         Ok(super::Attr { ino: self.inodes.told(&node), ..self.dir_attr() })
     }
 
@@ -40,14 +41,14 @@ impl Tree {
         }
         self.writable_dir(parent)?;
         let name = known_name(name)?;
-        let Node::Dir(cell, path) = self.find(caller, parent, name).await? else {
+        let FileId::Dir(CellPath { cell, path }) = self.find(caller, parent, name).await? else {
             return Err(Error::new(Kind::NotDirectory, "not a directory"));
         };
-        let place = (cell.clone(), path.clone());
+        let place = CellPath::new(&cell, &path);
         if self.cell(&cell)?.snapshot().await?.has_children(&path) || self.overlay.has_children(&place) {
             return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
         }
-        let node = Node::Dir(cell, path);
+        let node = FileId::Dir(CellPath { cell, path });
         if !self.overlay.remove_dir(&place) && !self.recent.is_ghost(caller, &node) {
             return Err(Error::not_found());
         }
@@ -61,15 +62,15 @@ impl Tree {
         if self.echo.is_from(caller) {
             return self.echo_done(parent, known_name(name)?, Happened::Deleted).map(drop);
         }
-        let (cell, dir) = self.writable_dir(parent)?;
+        let CellPath { cell, path: dir } = self.writable_dir(parent)?;
         let name = known_name(name)?;
         let node = self.find(caller, parent, name).await?;
         match &node {
-            Node::Scratch(_) => {
-                self.overlay.unlink(&(cell, dir.join(name)?));
+            FileId::Scratch(_) => {
+                self.overlay.unlink(&CellPath { cell, path: dir.join(name)? });
                 Ok(())
             }
-            Node::Lock(cell, dir) => {
+            FileId::Lock(CellPath { cell, path: dir }) => {
                 let snapshot = self.cell(cell)?.snapshot().await?;
                 match snapshot.has_children(dir) || is_virtual(cell, dir) {
                     true => Err(Error::new(
@@ -80,7 +81,7 @@ impl Tree {
                     false => Ok(()),
                 }
             }
-            Node::Record(cell, path, form) => {
+            FileId::Record(CellPath { cell, path }, form) => {
                 if let Some(error) = self.recent.repeated(caller, &node) {
                     return Err(error);
                 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::overlay::Place;
+use crate::name::CellPath;
 use crate::process::Process;
 use crate::record::Form;
 
@@ -15,13 +15,13 @@ type Maker = (Option<Process>, Form);
 
 /// The records that are being made.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Claims(Arc<Mutex<HashMap<Place, Maker>>>);
+pub(super) struct Claims(Arc<Mutex<HashMap<CellPath, Maker>>>);
 
 /// The right to make a record, until dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
     claims: Claims,
-    place: Place,
+    place: CellPath,
 }
 
 /// What comes of asking for that right.
@@ -37,13 +37,13 @@ pub(super) enum Claimed {
 
 impl Claims {
     /// Whether a process is making a record under another form's name.
-    pub fn is_of(&self, place: &Place, process: Option<Process>, form: Form) -> bool {
+    pub fn is_of(&self, place: &CellPath, process: Option<Process>, form: Form) -> bool {
         let is_it = |(maker, through): &Maker| *maker == process && *through != form;
         process.is_some() && self.0.lock().get(place).is_some_and(is_it)
     }
 
     /// Asks for the right to make a record. Who cannot be seen is nobody else.
-    pub fn take(&self, place: Place, process: Option<Process>, form: Form) -> Claimed {
+    pub fn take(&self, place: CellPath, process: Option<Process>, form: Form) -> Claimed {
         let mut claims = self.0.lock();
         match claims.get(&place) {
             None => {

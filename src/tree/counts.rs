@@ -53,7 +53,7 @@ impl Tree {
             inodes: self.inodes.count(),
             handles: self.handles.count(),
             scratch_files: scratch.len(),
-            scratch: scratch.iter().take(NAMED_SCRATCH).map(|(cell, path)| format!("{cell}/{path}")).collect(),
+            scratch: scratch.iter().take(NAMED_SCRATCH).map(ToString::to_string).collect(),
             scratch_bytes: (used, quota),
             local_directories,
             shadowed_forms: self.shadowed_forms(),

@@ -5,12 +5,12 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::Node;
+use super::FileId;
 use super::claim::Claim;
 use super::room::Charge;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Process};
 use crate::record::Form;
 
@@ -145,8 +145,8 @@ impl Draft {
     }
 
     /// The file that is written to.
-    pub fn node(&self) -> Node {
-        Node::Record(self.cell.clone(), self.path.clone(), self.form)
+    pub fn node(&self) -> FileId {
+        FileId::Record(CellPath::new(&self.cell, &self.path), self.form)
     }
 
     /// Whether bytes were written since the last save.

@@ -17,13 +17,12 @@ use tokio::sync::{Notify, watch};
 
 use super::jobs::{Happened, Job, Jobs, Work};
 use super::letting::LONGEST;
-use super::overlay::Place;
-use super::{Attr, Caller, Node, Opened, Tree};
+use super::{Attr, Caller, FileId, Opened, Tree};
 use crate::backend::Revision;
 use crate::cells::{Cell, KnownLocks};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::Actor;
 use crate::record::Form;
 
@@ -60,7 +59,7 @@ pub(super) struct Echo {
     /// Events that nobody has been told of.
     pub(super) lost: AtomicU64,
     /// Which form this mount's own commits went through: of that one the kernel has told already.
-    own: Mutex<HashMap<Place, VecDeque<(Instant, OwnCommit)>>>,
+    own: Mutex<HashMap<CellPath, VecDeque<(Instant, OwnCommit)>>>,
     own_told: Notify,
     /// The cells that are followed.
     pub(super) followed: Mutex<BTreeMap<CellName, Arc<Followed>>>,
@@ -158,7 +157,7 @@ impl Echo {
     }
 
     /// Notes a commit of this mount's own.
-    pub fn note_own(&self, place: &Place, commit: OwnCommit) {
+    pub fn note_own(&self, place: &CellPath, commit: OwnCommit) {
         let mut own = self.own.lock();
         if own.len() >= OWN_PLACES {
             forget_old(&mut own);
@@ -193,13 +192,13 @@ impl Echo {
     }
 
     /// The commit of this mount's own that a change is, if it is one.
-    pub(super) fn own(&self, place: &Place, revision: Revision) -> Option<OwnCommit> {
+    pub(super) fn own(&self, place: &CellPath, revision: Revision) -> Option<OwnCommit> {
         let own = self.own.lock();
         own.get(place)?.iter().find(|(_, commit)| commit.revision == revision).map(|(_, commit)| commit.clone())
     }
 
     /// A change stands among the events. What came before it will not be asked for any more.
-    pub(super) fn told_own(&self, place: &Place, revision: Revision) {
+    pub(super) fn told_own(&self, place: &CellPath, revision: Revision) {
         let mut own = self.own.lock();
         let Some(known) = own.get_mut(place) else { return };
         known.retain(|(_, commit)| commit.revision >= revision);
@@ -222,7 +221,7 @@ impl Echo {
     }
 
     /// Whether a name is about to come or go for the kernel: until then it must ask.
-    pub fn is_coming(&self, node: &Node) -> bool {
+    pub fn is_coming(&self, node: &FileId) -> bool {
         self.jobs.is_coming(node)
     }
 
@@ -231,10 +230,10 @@ impl Echo {
         self.jobs.push(job);
     }
 
-    fn parent_matches(job: &Job, parent: &Node) -> bool {
+    fn parent_matches(job: &Job, parent: &FileId) -> bool {
         match (&job.dir, parent) {
-            (None, Node::Root) => true,
-            (Some((cell, dir)), Node::Dir(other, path)) => cell == other && dir == path,
+            (None, FileId::Root) => true,
+            (Some(dir), FileId::Dir(parent)) => dir == parent,
             _ => false,
         }
     }
@@ -295,12 +294,12 @@ impl Tree {
         Some((number, size))
     }
 
-    fn is_dir_now(&self, node: &Node) -> bool {
-        let Node::Dir(cell, path) = node else { return false };
+    fn is_dir_now(&self, node: &FileId) -> bool {
+        let FileId::Dir(CellPath { cell, path }) = node else { return false };
         let Some(connected) = self.cells.get(cell) else { return false };
         path.is_root()
             || connected.mirror.snapshot().has_children(path)
-            || self.overlay.has_dir(&(cell.clone(), path.clone()))
+            || self.overlay.has_dir(&CellPath::new(cell, path))
     }
 
     /// A call is made, or has failed.
@@ -324,13 +323,15 @@ impl Tree {
         }
         // A directory on the way, whether or not it is still there.
         let node = match (&parent, &now.job.dir) {
-            (Node::Root, Some((cell, _))) if cell.as_str() == name => Node::Dir(cell.clone(), TopoPath::root()),
-            (Node::Dir(cell, dir), Some((_, goal))) => {
+            (FileId::Root, Some(CellPath { cell, .. })) if cell.as_str() == name => {
+                FileId::Dir(CellPath { cell: cell.clone(), path: TopoPath::root() })
+            }
+            (FileId::Dir(CellPath { cell, path: dir }), Some(CellPath { path: goal, .. })) => {
                 let child = dir.join(name)?;
                 if goal.below(&child).is_none() {
                     return Err(Error::not_found());
                 }
-                Node::Dir(cell.clone(), child)
+                FileId::Dir(CellPath { cell: cell.clone(), path: child })
             }
             _ => return Err(Error::not_found()),
         };
@@ -385,7 +386,7 @@ impl Tree {
 }
 
 /// What the mirror has not told of by now, it is not going to.
-fn forget_old(own: &mut HashMap<Place, VecDeque<(Instant, OwnCommit)>>) {
+fn forget_old(own: &mut HashMap<CellPath, VecDeque<(Instant, OwnCommit)>>) {
     own.retain(|_, commits| {
         commits.retain(|(when, _)| when.elapsed() < OWN_TIME);
         !commits.is_empty()
@@ -396,8 +397,8 @@ fn forget_old(own: &mut HashMap<Place, VecDeque<(Instant, OwnCommit)>>) {
 mod tests {
     use super::*;
 
-    fn place(name: &str) -> Place {
-        (CellName::global(), TopoPath::parse(name).unwrap())
+    fn place(name: &str) -> CellPath {
+        CellPath { cell: CellName::global(), path: TopoPath::parse(name).unwrap() }
     }
 
     fn commit(revision: u64) -> OwnCommit {

@@ -12,13 +12,12 @@ use super::claim::{Claim, Claimed};
 use super::draft::{Base, Draft, Start};
 use super::handles::{Handle, OpenControl, OpenScratch, Reader};
 use super::jobs::Happened;
-use super::lockfile::LOCK;
 use super::overlay::Scratch;
-use super::{Attr, Caller, ControlFile, Node, Tree, new_name};
+use super::{Attr, Caller, ControlFile, FileId, Tree, new_name};
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::record::Form;
 
 /// How a file is opened.
@@ -74,14 +73,14 @@ impl Tree {
             self.refuse_if_read_only()?;
         }
         match &node {
-            Node::Root | Node::Control | Node::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
-            Node::ControlFile(file) => self.open_control(caller, ino, *file, mode).await,
-            Node::Lock(cell, dir) => self.open_lock(caller, ino, cell, dir, mode).await,
-            Node::Scratch(id) => {
+            FileId::Root | FileId::Control | FileId::Dir(..) => Err(Error::new(Kind::IsDirectory, "is a directory")),
+            FileId::ControlFile(file) => self.open_control(caller, ino, *file, mode).await,
+            FileId::Lock(CellPath { cell, path: dir }) => self.open_lock(caller, ino, cell, dir, mode).await,
+            FileId::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 self.open_scratch(caller, ino, file, mode)
             }
-            Node::Record(cell, path, form) => {
+            FileId::Record(CellPath { cell, path }, form) => {
                 self.save_under_way(cell, path).await;
                 if mode.write {
                     self.open_to_write(caller, ino, (cell, path, *form), mode).await
@@ -99,7 +98,7 @@ impl Tree {
         (cell, path, form): (&CellName, &TopoPath, Form),
         mode: OpenMode,
     ) -> Result<Opened> {
-        let node = Node::Record(cell.clone(), path.clone(), form);
+        let node = FileId::Record(CellPath::new(cell, path), form);
         if let Some(error) = self.recent.repeated(caller, &node) {
             return Err(error);
         }
@@ -125,8 +124,14 @@ impl Tree {
 
     /// Fails once, with ESTALE, if the caller's process has read a record, at least so, that somebody else has changed since. The kernel's
     /// repetition is to be told the same.
-    pub(super) fn refuse_outdated(&self, caller: &Caller, node: &Node, found: Version, reading: Reading) -> Result<()> {
-        let Node::Record(cell, path, _) = node else { return Ok(()) };
+    pub(super) fn refuse_outdated(
+        &self,
+        caller: &Caller,
+        node: &FileId,
+        found: Version,
+        reading: Reading,
+    ) -> Result<()> {
+        let FileId::Record(CellPath { cell, path }, _) = node else { return Ok(()) };
         let known = self.recent.last_read(caller, cell, path, reading);
         let Some(known) = known.filter(|known| *known != found) else { return Ok(()) };
         // It knows now.
@@ -138,7 +143,7 @@ impl Tree {
 
     /// The same for opening a record. A program that reads and writes through one descriptor reads again when it opens the next one, and
     /// where the record has gone nothing is overwritten.
-    fn refuse_outdated_open(&self, caller: &Caller, node: &Node, base: Option<&Base>, mode: OpenMode) -> Result<()> {
+    fn refuse_outdated_open(&self, caller: &Caller, node: &FileId, base: Option<&Base>, mode: OpenMode) -> Result<()> {
         let reading = if mode.read && !mode.truncate { Reading::Apart } else { Reading::ToWrite };
         base.map_or(Ok(()), |base| self.refuse_outdated(caller, node, base.version, reading))
     }
@@ -188,7 +193,7 @@ impl Tree {
     }
 
     /// Everything that the calling process writes to a file.
-    pub(super) fn own_drafts(&self, caller: &Caller, node: &Node) -> Vec<Arc<Draft>> {
+    pub(super) fn own_drafts(&self, caller: &Caller, node: &FileId) -> Vec<Arc<Draft>> {
         let Some(process) = caller.process() else { return Vec::new() };
         let mut drafts = self.handles.drafts(self.inodes.number(node));
         drafts.retain(|draft| draft.opener == Some(process));
@@ -204,7 +209,7 @@ impl Tree {
     ) -> Result<Opened> {
         let (shown, record) = match self.shown(caller, cell, path, form, direct).await {
             Err(error) if error.kind == Kind::NotFound => {
-                let node = Node::Record(cell.clone(), path.clone(), form);
+                let node = FileId::Record(CellPath::new(cell, path), form);
                 let draft = self.own_draft(caller, ino).map(|draft| draft.content());
                 let ghost = || self.ghost_content(caller, &node).map(|(content, _)| content);
                 (draft.or_else(ghost).ok_or(error)?, None)
@@ -289,10 +294,10 @@ impl Tree {
         if self.echo.is_from(caller) {
             return Ok((self.echo_done(parent, new_name(name)?, Happened::Created)?, self.echo_open()));
         }
-        let (cell, dir) = self.writable_dir(parent)?;
+        let CellPath { cell, path: dir } = self.writable_dir(parent)?;
         let name = new_name(name)?;
-        if name == LOCK {
-            return self.create_lock(caller, (cell, dir), mode).await;
+        if name == LOCK_FILE {
+            return self.create_lock(caller, CellPath { cell, path: dir }, mode).await;
         }
         let connected = self.cell(&cell)?;
         let snapshot = connected.snapshot().await?;
@@ -300,11 +305,11 @@ impl Tree {
             Ok(node) => node,
             Err(_) => {
                 self.refuse_hidden_form(&cell, &snapshot, &dir, name)?;
-                let place = (cell, dir.join(name)?);
+                let place = CellPath { cell, path: dir.join(name)? };
                 return self.create_scratch(caller, place, snapshot, permissions, mode);
             }
         };
-        let Node::Record(_, path, form) = &node else { return Err(Error::not_found()) };
+        let FileId::Record(CellPath { path, .. }, form) = &node else { return Err(Error::not_found()) };
         if let Some(error) = self.recent.repeated(caller, &node) {
             return Err(error);
         }
@@ -315,7 +320,7 @@ impl Tree {
         let made = self.recent.made_by(caller, &cell, path);
         // Made under another name by the same process, which makes all names one after the other, or at once.
         let is_own = |base: &Base| made.is_some_and(|made| base.version == made.version && made.form != *form);
-        let making = self.claims.is_of(&(cell.clone(), path.clone()), caller.process(), *form);
+        let making = self.claims.is_of(&CellPath::new(&cell, path), caller.process(), *form);
         let own = base.as_ref().is_some_and(|base| making || is_own(base));
         let mut mode = mode;
         let mut claim = None;
@@ -337,7 +342,7 @@ impl Tree {
             }
             (None, _) if mode.exclusive => {
                 let exists = || Error::new(Kind::Exists, "somebody else is making the record");
-                match self.claims.take((cell.clone(), path.clone()), caller.process(), *form) {
+                match self.claims.take(CellPath::new(&cell, path), caller.process(), *form) {
                     Claimed::Now(taken) => claim = Some(taken),
                     // It makes all forms at once.
                     Claimed::BySelf => mode.exclusive = false,
@@ -363,14 +368,14 @@ impl Tree {
     fn create_scratch(
         &self,
         caller: &Caller,
-        place: super::overlay::Place,
+        place: CellPath,
         seen: Arc<Snapshot>,
         permissions: u32,
         mode: OpenMode,
     ) -> Result<(Attr, Opened)> {
         let owner = (caller.uid, caller.gid, permissions);
         let file = self.overlay.open_or_create(place, seen, owner, mode.exclusive)?;
-        let node = Node::Scratch(file.id);
+        let node = FileId::Scratch(file.id);
         let ino = self.inodes.told(&node);
         let opened = self.open_scratch(caller, ino, file.clone(), mode).inspect_err(|_| self.inodes.forget(ino, 1))?;
         let attr = self.scratch_attr(&file.state.lock());

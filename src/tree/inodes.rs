@@ -9,11 +9,9 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
-use super::Node;
-use super::lockfile::LOCK;
-use super::node::DATA;
+use super::FileId;
 use crate::mirror::Record;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, DATA_FILE, LOCK_FILE, TopoPath};
 
 /// The number that the kernel gives to the root.
 pub const ROOT: u64 = 1;
@@ -34,14 +32,14 @@ pub struct Inodes {
 struct Table {
     by_number: HashMap<u64, Slot>,
     /// Nodes that have another number than their hash.
-    exceptions: HashMap<Node, u64>,
+    exceptions: HashMap<FileId, u64>,
     /// Files whose content is being given to the kernel.
     giving: Vec<u64>,
 }
 
 #[derive(Debug)]
 struct Slot {
-    node: Node,
+    node: FileId,
     lookups: u64,
     /// The name that led here leads to another inode now.
     replaced: bool,
@@ -81,10 +79,10 @@ impl State {
 
 impl Default for Inodes {
     fn default() -> Self {
-        let root = Slot { lookups: 1, ..Slot::new(Node::Root) };
+        let root = Slot { lookups: 1, ..Slot::new(FileId::Root) };
         let table = Table {
             by_number: HashMap::from([(ROOT, root)]),
-            exceptions: HashMap::from([(Node::Root, ROOT)]),
+            exceptions: HashMap::from([(FileId::Root, ROOT)]),
             giving: Vec::new(),
         };
         Self { table: Mutex::new(table), given: Condvar::new() }
@@ -92,13 +90,13 @@ impl Default for Inodes {
 }
 
 impl Slot {
-    fn new(node: Node) -> Self {
+    fn new(node: FileId) -> Self {
         Self { node, lookups: 0, replaced: false, told: None, unknown: false, pages: None }
     }
 }
 
-fn natural_number(node: &Node) -> u64 {
-    if matches!(node, Node::Dir(cell, path) if cell.is_global() && path.is_root()) {
+fn natural_number(node: &FileId) -> u64 {
+    if matches!(node, FileId::Dir(CellPath { cell, path }) if cell.is_global() && path.is_root()) {
         return GLOBAL;
     }
     let mut hasher = DefaultHasher::new();
@@ -111,7 +109,7 @@ fn natural_number(node: &Node) -> u64 {
 }
 
 impl Table {
-    fn number(&self, node: &Node) -> u64 {
+    fn number(&self, node: &FileId) -> u64 {
         if let Some(number) = self.exceptions.get(node) {
             return *number;
         }
@@ -123,12 +121,12 @@ impl Table {
         number
     }
 
-    fn known(&self, node: &Node) -> Option<u64> {
+    fn known(&self, node: &FileId) -> Option<u64> {
         let number = self.number(node);
         self.by_number.contains_key(&number).then_some(number)
     }
 
-    fn set_number(&mut self, node: &Node, number: u64) {
+    fn set_number(&mut self, node: &FileId, number: u64) {
         if number == natural_number(node) {
             self.exceptions.remove(node);
         } else {
@@ -136,7 +134,7 @@ impl Table {
         }
     }
 
-    fn retire(&mut self, node: &Node) {
+    fn retire(&mut self, node: &FileId) {
         if let Some(number) = self.known(node)
             && let Some(slot) = self.by_number.get_mut(&number)
         {
@@ -148,12 +146,12 @@ impl Table {
 
 impl Inodes {
     /// The number of a node, without the kernel's knowing it.
-    pub fn number(&self, node: &Node) -> u64 {
+    pub fn number(&self, node: &FileId) -> u64 {
         self.table.lock().number(node)
     }
 
     /// The number of a node that is told to the kernel: counts one lookup.
-    pub fn told(&self, node: &Node) -> u64 {
+    pub fn told(&self, node: &FileId) -> u64 {
         let mut table = self.table.lock();
         let number = table.number(node);
         if let Some(slot) = table.by_number.get_mut(&number) {
@@ -183,13 +181,13 @@ impl Inodes {
 
     /// A directory is removed. The kernel takes its inode for dead as long as anybody has something open below it, so what is made
     /// of the same name is another inode.
-    pub fn retire(&self, node: &Node) {
+    pub fn retire(&self, node: &FileId) {
         self.table.lock().retire(node);
     }
 
     /// A name has been renamed: the kernel goes on with the inode that it had, under the other name. What had that name before
     /// is another inode.
-    pub fn renamed(&self, from: &Node, to: &Node) {
+    pub fn renamed(&self, from: &FileId, to: &FileId) {
         let mut table = self.table.lock();
         let Some(number) = table.known(from).filter(|_| from != to) else { return };
         table.retire(to);
@@ -201,12 +199,12 @@ impl Inodes {
     }
 
     /// What a number stands for, if the kernel knows it.
-    pub fn node(&self, number: u64) -> Option<Node> {
+    pub fn node(&self, number: u64) -> Option<FileId> {
         self.table.lock().by_number.get(&number).map(|slot| slot.node.clone())
     }
 
     /// The number of a node that the kernel knows.
-    pub fn known(&self, node: &Node) -> Option<u64> {
+    pub fn known(&self, node: &FileId) -> Option<u64> {
         self.table.lock().known(node)
     }
 
@@ -214,8 +212,10 @@ impl Inodes {
     pub fn of_cell(&self, cell: &CellName) -> Vec<u64> {
         let table = self.table.lock();
         let numbers = table.by_number.iter().filter(|(_, slot)| match &slot.node {
-            Node::Dir(of, _) | Node::Record(of, ..) | Node::Lock(of, _) => of == cell,
-            Node::Root | Node::Control | Node::ControlFile(_) | Node::Scratch(_) => false,
+            FileId::Dir(CellPath { cell: of, .. })
+            | FileId::Record(CellPath { cell: of, .. }, _)
+            | FileId::Lock(CellPath { cell: of, .. }) => of == cell,
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => false,
         });
         numbers.map(|(number, _)| *number).collect()
     }
@@ -235,18 +235,22 @@ impl Inodes {
         let table = self.table.lock();
         let Some(dir) = table.by_number.get(&dir).map(|slot| &slot.node) else { return Vec::new() };
         let is_in = |cell: &CellName, path: &TopoPath| match (dir, path.parent()) {
-            (Node::Root, None) => true,
-            (Node::Dir(of, dir), Some(parent)) => of == cell && *dir == parent,
+            (FileId::Root, None) => true,
+            (FileId::Dir(CellPath { cell: of, path: dir }), Some(parent)) => of == cell && *dir == parent,
             _ => false,
         };
-        let is_dir = |cell: &CellName, path: &TopoPath| matches!(dir, Node::Dir(of, dir) if of == cell && dir == path);
+        let is_dir = |cell: &CellName, path: &TopoPath| matches!(dir, FileId::Dir(CellPath { cell: of, path: dir }) if of == cell && dir == path);
         let names = table.by_number.values().filter_map(|slot| match &slot.node {
-            Node::Dir(cell, path) if is_in(cell, path) => {
+            FileId::Dir(CellPath { cell, path }) if is_in(cell, path) => {
                 Some(if path.is_root() { cell.to_string() } else { path.name().to_owned() })
             }
-            Node::Record(cell, path, form) if is_dir(cell, path) => Some(format!("{DATA}{}", form.suffix())),
-            Node::Record(cell, path, form) if is_in(cell, path) => Some(format!("{}{}", path.name(), form.suffix())),
-            Node::Lock(cell, path) if is_dir(cell, path) => Some(LOCK.to_owned()),
+            FileId::Record(CellPath { cell, path }, form) if is_dir(cell, path) => {
+                Some(format!("{DATA_FILE}{}", form.suffix()))
+            }
+            FileId::Record(CellPath { cell, path }, form) if is_in(cell, path) => {
+                Some(format!("{}{}", path.name(), form.suffix()))
+            }
+            FileId::Lock(CellPath { cell, path }) if is_dir(cell, path) => Some(LOCK_FILE.to_owned()),
             _ => None,
         });
         names.collect()
@@ -351,7 +355,7 @@ mod tests {
     #[test]
     fn an_inode_lives_as_long_as_the_kernel_knows_it() {
         let inodes = Inodes::default();
-        let node = Node::Scratch(ScratchId(7));
+        let node = FileId::Scratch(ScratchId(7));
         let number = inodes.told(&node);
         assert_eq!(inodes.told(&node), number);
         inodes.forget(number, 1);
@@ -365,7 +369,7 @@ mod tests {
     #[test]
     fn what_was_removed_and_made_again_is_another_inode() {
         let inodes = Inodes::default();
-        let node = Node::Scratch(ScratchId(7));
+        let node = FileId::Scratch(ScratchId(7));
         let dead = inodes.told(&node);
         inodes.retire(&node);
         let living = inodes.told(&node);
@@ -380,7 +384,7 @@ mod tests {
     #[test]
     fn a_renamed_file_keeps_its_number() {
         let inodes = Inodes::default();
-        let (from, to) = (Node::Scratch(ScratchId(1)), Node::Scratch(ScratchId(2)));
+        let (from, to) = (FileId::Scratch(ScratchId(1)), FileId::Scratch(ScratchId(2)));
         let (moved, old) = (inodes.told(&from), inodes.told(&to));
         inodes.renamed(&from, &to);
         assert_eq!((inodes.known(&from), inodes.known(&to)), (None, Some(moved)));
@@ -401,7 +405,7 @@ mod tests {
         };
         let state = |number| State::of(&record(number));
         let inodes = Inodes::default();
-        let file = inodes.told(&Node::Scratch(ScratchId(1)));
+        let file = inodes.told(&FileId::Scratch(ScratchId(1)));
         assert!(!inodes.begin_giving(file, state(1), 1), "its size is not known to the kernel");
         inodes.tell(file, Some(&record(1)), |_| true);
         assert!(inodes.begin_giving(file, state(1), 1));
@@ -429,7 +433,7 @@ mod tests {
             Record { value: number.to_string().into(), version, modified }
         };
         let inodes = Inodes::default();
-        let file = inodes.told(&Node::Scratch(ScratchId(1)));
+        let file = inodes.told(&FileId::Scratch(ScratchId(1)));
         let shown = || inodes.told_of(file).map(|told| told.value);
         inodes.tell(file, Some(&record(1)), |_| true);
         inodes.let_go(file);
@@ -449,15 +453,15 @@ mod tests {
         let cell = CellName::global();
         let path = |text: &str| TopoPath::parse(text).unwrap();
         let form = crate::record::Form::Text;
-        let dir = inodes.told(&Node::Dir(cell.clone(), path("a")));
+        let dir = inodes.told(&FileId::Dir(CellPath { cell: cell.clone(), path: path("a") }));
         for node in [
-            Node::Dir(cell.clone(), TopoPath::root()),
-            Node::Dir(cell.clone(), path("a/b")),
-            Node::Dir(cell.clone(), path("a/b/c")),
-            Node::Record(cell.clone(), path("a/x"), form),
-            Node::Record(cell.clone(), path("a"), form),
-            Node::Record(cell.clone(), path("ab"), form),
-            Node::Lock(cell.clone(), path("a")),
+            FileId::Dir(CellPath { cell: cell.clone(), path: TopoPath::root() }),
+            FileId::Dir(CellPath { cell: cell.clone(), path: path("a/b") }),
+            FileId::Dir(CellPath { cell: cell.clone(), path: path("a/b/c") }),
+            FileId::Record(CellPath { cell: cell.clone(), path: path("a/x") }, form),
+            FileId::Record(CellPath { cell: cell.clone(), path: path("a") }, form),
+            FileId::Record(CellPath { cell: cell.clone(), path: path("ab") }, form),
+            FileId::Lock(CellPath { cell: cell.clone(), path: path("a") }),
         ] {
             inodes.told(&node);
         }
@@ -471,6 +475,6 @@ mod tests {
     fn the_root_is_never_forgotten() {
         let inodes = Inodes::default();
         inodes.forget(ROOT, 99);
-        assert_eq!(inodes.node(ROOT), Some(Node::Root));
+        assert_eq!(inodes.node(ROOT), Some(FileId::Root));
     }
 }

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Node;
-use super::overlay::Place;
-use crate::name::{CellName, TopoPath};
+use super::FileId;
+use crate::name::{CellName, CellPath, TopoPath};
 
 /// Calls that wait at most: several times what inotify keeps for one watcher (16,384 events), so that nobody but a watcher
 /// who has lost events already is concerned.
@@ -45,19 +44,24 @@ pub struct Job {
     /// What it tells.
     pub happened: Happened,
     /// Of what.
-    pub(super) node: Node,
+    pub(super) node: FileId,
     /// The directory, as cell and path; `None` is the root of the mount.
-    pub(super) dir: Option<Place>,
+    pub(super) dir: Option<CellPath>,
     pub(super) name: String,
 }
 
 impl Job {
     /// What has happened to a directory: also to one that nothing is stored below.
     pub(super) fn of_dir(cell: &CellName, dir: &TopoPath, happened: Happened) -> Self {
-        let node = Node::Dir(cell.clone(), dir.clone());
+        let node = FileId::Dir(CellPath::new(cell, dir));
         match dir.parent() {
             None => Self { happened, node, dir: None, name: cell.to_string() },
-            Some(parent) => Self { happened, node, dir: Some((cell.clone(), parent)), name: dir.name().to_owned() },
+            Some(parent) => Self {
+                happened,
+                node,
+                dir: Some(CellPath { cell: cell.clone(), path: parent }),
+                name: dir.name().to_owned(),
+            },
         }
     }
 
@@ -67,8 +71,8 @@ impl Job {
     }
 
     /// The directory that holds the name.
-    pub(super) fn parent(&self) -> Node {
-        self.dir.clone().map_or(Node::Root, |(cell, dir)| Node::Dir(cell, dir))
+    pub(super) fn parent(&self) -> FileId {
+        self.dir.clone().map_or(FileId::Root, FileId::Dir)
     }
 
     /// The name.
@@ -77,7 +81,7 @@ impl Job {
     }
 
     /// What the name stands for.
-    pub(super) fn node(&self) -> &Node {
+    pub(super) fn node(&self) -> &FileId {
         &self.node
     }
 
@@ -85,23 +89,24 @@ impl Job {
     pub fn path(&self) -> String {
         match &self.dir {
             None => self.name.clone(),
-            Some((cell, dir)) if dir.is_root() => format!("{cell}/{}", self.name),
-            Some((cell, dir)) => format!("{cell}/{dir}/{}", self.name),
+            Some(dir) => format!("{dir}/{}", self.name),
         }
     }
 
     /// What it takes of memory, about.
     fn bytes(&self) -> usize {
-        let path = self.dir.as_ref().map_or(0, |(_, dir)| dir.as_str().len());
+        let path = self.dir.as_ref().map_or(0, |dir| dir.path.as_str().len());
         OVERHEAD + 2 * (path + self.name.len())
     }
 }
 
 /// The cell that a node is part of.
-fn cell_of(node: &Node) -> Option<&CellName> {
+fn cell_of(node: &FileId) -> Option<&CellName> {
     match node {
-        Node::Dir(cell, _) | Node::Record(cell, ..) | Node::Lock(cell, _) => Some(cell),
-        Node::Root | Node::Control | Node::ControlFile(_) | Node::Scratch(_) => None,
+        FileId::Dir(CellPath { cell, .. })
+        | FileId::Record(CellPath { cell, .. }, _)
+        | FileId::Lock(CellPath { cell, .. }) => Some(cell),
+        FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
     }
 }
 
@@ -131,9 +136,9 @@ struct Line {
     jobs: VecDeque<Job>,
     bytes: usize,
     /// Changes that wait to be told: one telling is enough for all that happened before it.
-    pending: HashSet<Node>,
+    pending: HashSet<FileId>,
     /// Names that are about to come or go for the kernel, with how often.
-    coming: HashMap<Node, usize>,
+    coming: HashMap<FileId, usize>,
     /// What waits for a directory that is held, by its inode.
     deferred: HashMap<u64, Vec<Job>>,
     /// Cells of which calls have been lost.
@@ -163,7 +168,7 @@ impl Line {
         }
     }
 
-    fn no_longer_coming(&mut self, node: &Node) {
+    fn no_longer_coming(&mut self, node: &FileId) {
         if let Some(count) = self.coming.get_mut(node) {
             *count -= 1;
             if *count == 0 {
@@ -264,7 +269,7 @@ impl Jobs {
     }
 
     /// Whether a name is about to come or go for the kernel: until then it must ask.
-    pub fn is_coming(&self, node: &Node) -> bool {
+    pub fn is_coming(&self, node: &FileId) -> bool {
         let line = self.line.lock();
         line.coming.contains_key(node) || cell_of(node).is_some_and(|cell| line.lost.contains_key(cell))
     }
@@ -283,8 +288,8 @@ mod tests {
 
     fn job(name: &str, happened: Happened) -> Job {
         let (cell, path) = (CellName::global(), TopoPath::parse(name).unwrap());
-        let dir = path.parent().map(|dir| (cell.clone(), dir));
-        Job { happened, node: Node::Record(cell, path, Form::Raw), dir, name: name.to_owned() }
+        let dir = path.parent().map(|dir| CellPath { cell: cell.clone(), path: dir });
+        Job { happened, node: FileId::Record(CellPath { cell, path }, Form::Raw), dir, name: name.to_owned() }
     }
 
     fn next(jobs: &Jobs) -> Work {

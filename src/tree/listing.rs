@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Attr, Caller, DirEntry, Node, Tree};
+use super::{Attr, Caller, DirEntry, FileId, Tree};
 use crate::error::Result;
+use crate::name::CellPath;
 
 /// Bits of an offset that count entries; the rest names the listing.
 const INDEX_BITS: u32 = 24;
@@ -31,7 +32,7 @@ struct Kept {
 #[derive(Debug)]
 struct KeptListing {
     /// The directory that was listed: offsets are the callers', and one of another directory is none of this one.
-    node: Node,
+    node: FileId,
     /// Who has listed it.
     uid: u32,
     entries: Arc<Vec<DirEntry>>,
@@ -39,13 +40,13 @@ struct KeptListing {
 
 impl Listings {
     /// A listing that was handed out for a directory.
-    fn get(&self, number: u64, node: &Node) -> Option<Arc<Vec<DirEntry>>> {
+    fn get(&self, number: u64, node: &FileId) -> Option<Arc<Vec<DirEntry>>> {
         let kept = self.0.lock();
         kept.by_number.get(&number).filter(|listing| listing.node == *node).map(|listing| listing.entries.clone())
     }
 
     /// Keeps a listing, however large it is, and gives it a number. Those of the user who keeps the most give way, the oldest first.
-    fn keep(&self, node: &Node, uid: u32, entries: &Arc<Vec<DirEntry>>) -> u64 {
+    fn keep(&self, node: &FileId, uid: u32, entries: &Arc<Vec<DirEntry>>) -> u64 {
         let mut kept = self.0.lock();
         kept.last += 1;
         let number = kept.last;
@@ -113,7 +114,7 @@ impl Tree {
         {
             return Ok(Listing { number, entries, passed });
         }
-        if let Node::Dir(cell, path) = &node {
+        if let FileId::Dir(CellPath { cell, path }) = &node {
             self.cell(cell)?.snapshot().await?;
             if !self.recent.is_ghost(caller, &node) {
                 self.require_dir(cell, path).await?;
@@ -131,7 +132,7 @@ impl Tree {
         // Known first: whatever is published from now on is told to the kernel.
         let ino = self.inodes.told(&entry.node);
         let attr = match &entry.node {
-            Node::Dir(..) => Ok(self.dir_attr()),
+            FileId::Dir(..) => Ok(self.dir_attr()),
             node => self.attr_now(node),
         };
         match attr {
@@ -159,29 +160,29 @@ mod tests {
     use super::*;
 
     fn entries(count: usize) -> Arc<Vec<DirEntry>> {
-        Arc::new(vec![DirEntry { name: "x".to_owned(), node: Node::Root }; count])
+        Arc::new(vec![DirEntry { name: "x".to_owned(), node: FileId::Root }; count])
     }
 
     #[test]
     fn a_listing_is_of_the_directory_that_it_was_handed_out_for() {
         let listings = Listings::default();
-        let number = listings.keep(&Node::Root, 0, &entries(3));
-        assert!(listings.get(number, &Node::Root).is_some());
-        assert!(listings.get(number, &Node::Control).is_none());
-        assert!(listings.get(number + 1, &Node::Root).is_none(), "a number to come is nobody's");
+        let number = listings.keep(&FileId::Root, 0, &entries(3));
+        assert!(listings.get(number, &FileId::Root).is_some());
+        assert!(listings.get(number, &FileId::Control).is_none());
+        assert!(listings.get(number + 1, &FileId::Root).is_none(), "a number to come is nobody's");
     }
 
     #[test]
     fn who_lists_most_loses_its_own_listings() {
         let listings = Listings::default();
-        let other = listings.keep(&Node::Root, 1, &entries(10));
-        let first = listings.keep(&Node::Root, 2, &entries(1));
+        let other = listings.keep(&FileId::Root, 1, &entries(10));
+        let first = listings.keep(&FileId::Root, 2, &entries(1));
         for _ in 0..2 * LISTINGS {
-            listings.keep(&Node::Root, 2, &entries(1));
+            listings.keep(&FileId::Root, 2, &entries(1));
         }
-        assert!(listings.get(other, &Node::Root).is_some() && listings.get(first, &Node::Root).is_none());
-        let large = listings.keep(&Node::Root, 2, &entries(2 * ENTRIES));
-        assert!(listings.get(large, &Node::Root).is_some(), "however large it is");
+        assert!(listings.get(other, &FileId::Root).is_some() && listings.get(first, &FileId::Root).is_none());
+        let large = listings.keep(&FileId::Root, 2, &entries(2 * ENTRIES));
+        assert!(listings.get(large, &FileId::Root).is_some(), "however large it is");
         assert!(listings.0.lock().by_number.len() <= 2, "{:?}", listings.0.lock().by_number.len());
     }
 }

@@ -4,16 +4,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::handles::Handle;
-use super::overlay::Place;
-use super::{Attr, Caller, Node, OpenMode, Opened, Tree};
+use super::{Attr, Caller, FileId, OpenMode, Opened, Tree};
 use crate::backend::lock::{ELECTIONS, NAMED_LOCKS, is_election, needs_no_records};
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Range, Reason, Request, contents, host_name, user_name};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{self, Locking};
 
-pub(super) use crate::name::LOCK_FILE as LOCK;
 /// Longest text that may say what a lock is for, in bytes.
 const ACTION_LIMIT: usize = 4096;
 
@@ -103,9 +101,9 @@ impl Tree {
 
     /// A lock is there already. Only whoever has made the directory believes that it is empty (`cp -a`, `tar x`), and may bring
     /// a copy.
-    pub(super) async fn create_lock(&self, caller: &Caller, place: Place, mode: OpenMode) -> Result<(Attr, Opened)> {
-        let (cell, dir) = place;
-        let node = Node::Lock(cell.clone(), dir.clone());
+    pub(super) async fn create_lock(&self, caller: &Caller, place: CellPath, mode: OpenMode) -> Result<(Attr, Opened)> {
+        let CellPath { cell, path: dir } = place;
+        let node = FileId::Lock(CellPath::new(&cell, &dir));
         if self.recent.removal(caller, &node).is_none() && mode.exclusive {
             return Err(Error::new(Kind::Exists, ".lock is there as long as its directory"));
         }
@@ -148,10 +146,10 @@ impl Tree {
         let range = call.range(caller, exclusive, process::locking(caller.thread));
         let request = Request { ino, range, thread: caller.thread, wait };
         // Nobody tells of a close where nobody asks to open: such a lock would never end.
-        if self.opens_unasked() || matches!(node, Node::Lock(..)) {
+        if self.opens_unasked() || matches!(node, FileId::Lock(..)) {
             self.refuse_if_read_only()?;
         }
-        let Node::Lock(cell, dir) = &node else { return self.locks.lock_file(&request).await };
+        let FileId::Lock(CellPath { cell, path: dir }) = &node else { return self.locks.lock_file(&request).await };
         let Handle::Lock(file) = self.handles.get(call.handle)? else {
             return Err(Error::new(Kind::BadDescriptor, "not an open lock"));
         };
@@ -180,7 +178,7 @@ impl Tree {
     pub async fn conflict(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool) -> Result<Option<Range>> {
         let node = self.node(ino)?;
         let wanted = call.range(caller, exclusive, Some(Locking::Fcntl));
-        let Node::Lock(cell, dir) = &node else { return Ok(self.locks.conflict(ino, &wanted)) };
+        let FileId::Lock(CellPath { cell, path: dir }) = &node else { return Ok(self.locks.conflict(ino, &wanted)) };
         let connected = self.cell(cell)?;
         let all = Range { start: 0, end: i64::MAX.cast_unsigned(), exclusive: true, pid: 0, ..wanted };
         Ok(match self.locks.holder_here(&connected, dir, call.owner) {

@@ -20,7 +20,7 @@ use crate::control::{Control, ControlFile};
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Locks, Patience};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::{Form, Records};
 use crate::under_way::UnderWay;
 
@@ -59,13 +59,13 @@ pub use inodes::ROOT;
 pub use jobs::{Happened, Job, Work};
 pub use listing::Listing;
 pub use lockfile::LockCall;
-pub use node::{Node, ScratchId};
+pub use node::{FileId, ScratchId};
 pub use view::DirEntry;
 
 use caller::Recent;
 use handles::Handles;
 use inodes::Inodes;
-use overlay::{Overlay, Place};
+use overlay::Overlay;
 
 /// How the tree is shown and what may be done to it.
 #[derive(Debug, Clone)]
@@ -133,12 +133,12 @@ pub struct Tree {
     /// Records that are to be removed unless whoever has removed one of their names makes it again.
     removals: removal::Removals,
     /// Saves of closed files.
-    saving: UnderWay<Place>,
+    saving: UnderWay<CellPath>,
     claims: claim::Claims,
     locks: Arc<Locks>,
     echo: echo::Echo,
     /// Commits of this mount that have not come back yet.
-    committing: UnderWay<Place>,
+    committing: UnderWay<CellPath>,
     caches: OnceLock<cache::Caches>,
     /// The kernel opens files without asking.
     unasked: AtomicBool,
@@ -217,17 +217,17 @@ impl Tree {
 
     /// The inode numbers of `.topofs` and what is in it.
     pub fn control_inodes(&self) -> std::collections::HashSet<u64> {
-        let files = ControlFile::ALL.into_iter().map(Node::ControlFile);
-        files.chain([Node::Control]).map(|node| self.inodes.number(&node)).collect()
+        let files = ControlFile::ALL.into_iter().map(FileId::ControlFile);
+        files.chain([FileId::Control]).map(|node| self.inodes.number(&node)).collect()
     }
 
     /// The path of an inode, or of a name in it, as people see it.
     pub fn describe(&self, ino: u64, name: Option<&OsStr>) -> String {
         let base = match self.inodes.node(ino) {
             None => format!("inode {ino}"),
-            Some(Node::Scratch(id)) => match self.overlay.place(id) {
-                Some((cell, path)) => format!("{cell}/{path}"),
-                None => Node::Scratch(id).to_string(),
+            Some(FileId::Scratch(id)) => match self.overlay.place(id) {
+                Some(at) => at.to_string(),
+                None => FileId::Scratch(id).to_string(),
             },
             Some(node) => node.to_string(),
         };
@@ -239,7 +239,7 @@ impl Tree {
 
     /// Paths of all scratch files.
     pub fn scratch_files(&self) -> Vec<String> {
-        self.overlay.survey().0.into_iter().map(|(cell, path)| format!("{cell}/{path}")).collect()
+        self.overlay.survey().0.into_iter().map(|at| at.to_string()).collect()
     }
 
     /// What statfs tells.
@@ -256,7 +256,7 @@ impl Tree {
             .is_ok_and(|base| snapshot.records.contains_key(&base) && self.records.message(cell, &base).is_some())
     }
 
-    fn node(&self, ino: u64) -> Result<Node> {
+    fn node(&self, ino: u64) -> Result<FileId> {
         self.inodes.node(ino).ok_or_else(Error::not_found)
     }
 
@@ -265,17 +265,17 @@ impl Tree {
     }
 
     /// The directory of a cell in which names can be made and removed.
-    fn writable_dir(&self, ino: u64) -> Result<Place> {
+    fn writable_dir(&self, ino: u64) -> Result<CellPath> {
         self.refuse_if_read_only()?;
         match self.node(ino)? {
-            Node::Dir(cell, path) => Ok((cell, path)),
-            Node::Root => {
+            FileId::Dir(at) => Ok(at),
+            FileId::Root => {
                 Err(Error::new(Kind::NotPermitted, "the root holds the cells: a cell appears with its CellInfo record"))
             }
-            Node::Control | Node::ControlFile(_) => {
+            FileId::Control | FileId::ControlFile(_) => {
                 Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
             }
-            Node::Record(..) | Node::Scratch(_) | Node::Lock(..) => {
+            FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
                 Err(Error::new(Kind::NotDirectory, "not a directory"))
             }
         }

@@ -11,13 +11,12 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use super::echo::{Followed, OwnCommit, Told};
 use super::jobs::{Happened, Job};
 use super::letting::LONGEST;
-use super::lockfile::{LOCK, is_virtual};
-use super::overlay::Place;
+use super::lockfile::is_virtual;
 use super::view::name_of;
-use super::{Node, Tree};
+use super::{FileId, Tree};
 use crate::cells::{Cell, HolderChange, Holders};
 use crate::mirror::{Batch, Record, Snapshot, Update};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::record::Form;
 
 type Updates = broadcast::Receiver<Arc<Batch>>;
@@ -100,7 +99,7 @@ impl Tree {
     fn pin_last(&self, cell: &CellName, update: &Update) {
         let Update { path, old: Some(last), new: None } = update else { return };
         for form in self.forms(cell, path) {
-            if let Some(ino) = self.inodes.known(&Node::Record(cell.clone(), path.clone(), form))
+            if let Some(ino) = self.inodes.known(&FileId::Record(CellPath::new(cell, path), form))
                 && let Ok(content) = self.records.show(cell, path, &last.value, form)
             {
                 self.handles.pin(ino, &content, last.modified);
@@ -171,7 +170,7 @@ impl Tree {
             Some(record) => told.records.get(path).cloned().filter(|old| old.version.created == record.version.created),
             None => told.records.get(path).cloned(),
         };
-        let place = (cell.name.clone(), path.clone());
+        let place = CellPath::new(&cell.name, path);
         // Whether it was our own commit is known when that has come back.
         self.committing.wait(&place).await;
         let revision = new.as_ref().or(old.as_ref()).map(|record| record.version.written);
@@ -220,7 +219,7 @@ impl Tree {
                 if own.is_none() {
                     for dir in ancestors(path).filter(|dir| !told.has_children(dir)) {
                         // One that went on being shown for `rm -r` here is gone now, too.
-                        let place = (cell.name.clone(), dir.clone());
+                        let place = CellPath::new(&cell.name, &dir);
                         self.overlay.end_linger(&place);
                         self.overlay.linger_if_used(&place, self.options.uid);
                         self.tell_dir(cell, &dir, Happened::DirRemoved);
@@ -266,11 +265,16 @@ impl Tree {
                 (true, _) => Happened::Unnoticed,
             };
             let (Some(dir), name) = name_of(shown, path, form) else { continue };
-            let node = Node::Record(cell.name.clone(), path.clone(), form);
+            let node = FileId::Record(CellPath::new(&cell.name, path), form);
             // A stored key may have that name: then it is that one's, and nobody has seen this form.
             let named = self.named(&cell.name, shown, &dir, &name);
             if named.is_ok_and(|named| named.is_none_or(|named| named == node)) {
-                self.echo.push(Job { happened, node, dir: Some((cell.name.clone(), dir)), name });
+                self.echo.push(Job {
+                    happened,
+                    node,
+                    dir: Some(CellPath { cell: cell.name.clone(), path: dir }),
+                    name,
+                });
             }
         }
     }
@@ -279,14 +283,14 @@ impl Tree {
     fn forget_forms(&self, cell: &Cell, path: &TopoPath) {
         for form in self.forms(&cell.name, path).filter(|form| *form != Form::Raw) {
             let name = format!("{}{}", path.name(), form.suffix());
-            let node = Node::Record(cell.name.clone(), path.clone(), form);
-            let dir = path.parent().map(|dir| (cell.name.clone(), dir));
+            let node = FileId::Record(CellPath::new(&cell.name, path), form);
+            let dir = path.parent().map(|dir| CellPath { cell: cell.name.clone(), path: dir });
             self.echo.push(Job { happened: Happened::Unnoticed, node, dir, name });
         }
     }
 
     fn tell_dir(&self, cell: &Cell, dir: &TopoPath, happened: Happened) {
-        let place = (cell.name.clone(), dir.clone());
+        let place = CellPath::new(&cell.name, dir);
         // One that this mount has anyway neither comes nor goes.
         let stays = is_virtual(&cell.name, dir) || self.overlay.has_dir(&place);
         let happened = if stays { Happened::Unnoticed } else { happened };
@@ -301,7 +305,7 @@ impl Tree {
         let snapshot = connected.mirror.snapshot();
         for dir in ancestors(path).take_while(|dir| !snapshot.has_children(dir)) {
             let Some(above) = dir.parent() else { return };
-            let Some(ino) = self.inodes.known(&Node::Dir(cell.clone(), above.clone())) else { continue };
+            let Some(ino) = self.inodes.known(&FileId::Dir(CellPath::new(cell, &above))) else { continue };
             let asked = caches.letting.forget_name(ino, dir.name());
             if busy != Some(&above) {
                 asked.done().await;
@@ -310,13 +314,13 @@ impl Tree {
     }
 
     /// A directory of this mount disappears from the listing above by itself, after a time.
-    pub(super) fn forget_dir_after(self: &Arc<Self>, place: Place, time: Duration) {
+    pub(super) fn forget_dir_after(self: &Arc<Self>, place: CellPath, time: Duration) {
         let tree = self.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = tree.stop.cancelled() => {}
                 () = tokio::time::sleep(time) => {
-                    tree.echo.push(Job::of_dir(&place.0, &place.1, Happened::Unnoticed));
+                    tree.echo.push(Job::of_dir(&place.cell, &place.path, Happened::Unnoticed));
                 }
             }
         });
@@ -359,9 +363,9 @@ impl Tree {
                     let dirs = std::iter::once(dir.clone()).chain(ancestors(&dir));
                     dirs.for_each(|dir| self.echo.push(Job::of_dir(&cell.name, &dir, Happened::Unnoticed)));
                 }
-                let node = Node::Lock(cell.name.clone(), dir.clone());
-                let parent = Some((cell.name.clone(), dir));
-                self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK.to_owned() });
+                let node = FileId::Lock(CellPath::new(&cell.name, &dir));
+                let parent = Some(CellPath { cell: cell.name.clone(), path: dir });
+                self.echo.push(Job { happened: Happened::Changed, node, dir: parent, name: LOCK_FILE.to_owned() });
             }
         }
     }

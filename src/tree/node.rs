@@ -3,12 +3,12 @@
 use std::fmt;
 
 use crate::control::ControlFile;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CONTROL_DIR, CellPath, LOCK_FILE};
 use crate::record::Form;
 
 /// What an inode stands for. Equal nodes are the same file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Node {
+pub enum FileId {
     /// The root of the mount: the cells.
     Root,
     /// `.topofs`.
@@ -16,11 +16,11 @@ pub enum Node {
     /// A file in `.topofs`.
     ControlFile(ControlFile),
     /// A directory of a cell; the empty path is the cell itself.
-    Dir(CellName, TopoPath),
+    Dir(CellPath),
     /// One form of a record.
-    Record(CellName, TopoPath, Form),
+    Record(CellPath, Form),
     /// The lock of a directory.
-    Lock(CellName, TopoPath),
+    Lock(CellPath),
     /// A file that exists in this mount only.
     Scratch(ScratchId),
 }
@@ -29,22 +29,17 @@ pub enum Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScratchId(pub u64);
 
-/// The name that a record has inside the directory of the same name (ZooKeeper nodes with data and children).
-pub(super) const DATA: &str = ".data";
-
-impl fmt::Display for Node {
+impl fmt::Display for FileId {
     /// The path below the mount, as people see it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Node::Root => f.write_str("/"),
-            Node::Control => f.write_str(crate::control::DIR_NAME),
-            Node::ControlFile(file) => write!(f, "{}/{}", crate::control::DIR_NAME, file.name()),
-            Node::Dir(cell, path) if path.is_root() => write!(f, "{cell}"),
-            Node::Dir(cell, path) => write!(f, "{cell}/{path}"),
-            Node::Lock(cell, dir) if dir.is_root() => write!(f, "{cell}/.lock"),
-            Node::Lock(cell, dir) => write!(f, "{cell}/{dir}/.lock"),
-            Node::Record(cell, path, form) => write!(f, "{cell}/{path}{}", form.suffix()),
-            Node::Scratch(id) => write!(f, "scratch file {}", id.0),
+            FileId::Root => f.write_str("/"),
+            FileId::Control => f.write_str(CONTROL_DIR),
+            FileId::ControlFile(file) => write!(f, "{}/{}", CONTROL_DIR, file.name()),
+            FileId::Dir(at) => at.fmt(f),
+            FileId::Lock(dir) => write!(f, "{dir}/{LOCK_FILE}"),
+            FileId::Record(at, form) => write!(f, "{at}{}", form.suffix()),
+            FileId::Scratch(id) => write!(f, "scratch file {}", id.0),
         }
     }
 }

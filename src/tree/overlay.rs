@@ -11,7 +11,7 @@ use super::node::ScratchId;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 
 /// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to come
 /// back to it.
@@ -23,9 +23,6 @@ const PARTS: u64 = 8;
 const SEEN: usize = 256;
 /// What a scratch file or local directory costs beside its content, in bytes.
 const OVERHEAD: u64 = 512;
-
-/// Where something is.
-pub type Place = (CellName, TopoPath);
 
 /// A file that is never stored.
 #[derive(Debug)]
@@ -90,7 +87,7 @@ pub struct Overlay {
 
 #[derive(Debug, Default)]
 struct State {
-    places: BTreeMap<Place, Local>,
+    places: BTreeMap<CellPath, Local>,
     /// Scratch files with a name or an open handle.
     files: HashMap<ScratchId, Arc<Scratch>>,
     next: u64,
@@ -123,25 +120,25 @@ impl Local {
 }
 
 impl State {
-    fn get(&self, place: &Place) -> Option<&Local> {
+    fn get(&self, place: &CellPath) -> Option<&Local> {
         self.places.get(place).filter(|local| local.alive())
     }
 
-    fn below<'a>(&'a self, (cell, dir): &'a Place) -> impl Iterator<Item = (&'a Place, &'a Local)> {
+    fn below<'a>(&'a self, above: &'a CellPath) -> impl Iterator<Item = (&'a CellPath, &'a Local)> {
         self.places
-            .range((cell.clone(), dir.clone())..)
-            .take_while(move |((c, path), _)| c == cell && path.below(dir).is_some())
-            .filter(move |((_, path), local)| path != dir && local.alive())
+            .range(above.clone()..)
+            .take_while(move |(at, _)| at.cell == above.cell && at.path.below(&above.path).is_some())
+            .filter(move |(at, local)| *at != above && local.alive())
     }
 
     /// Puts something at a place; what was there before loses its name.
-    fn put(&mut self, place: Place, local: Local) {
+    fn put(&mut self, place: CellPath, local: Local) {
         self.vacate(&place);
         self.places.insert(place, local);
     }
 
     /// Takes away what is at a place, with what it is charged. The content of a scratch file goes with its last open handle.
-    fn vacate(&mut self, place: &Place) {
+    fn vacate(&mut self, place: &CellPath) {
         match self.places.remove(place) {
             Some(Local::Dir { until: None, uid }) => self.give_back(uid, OVERHEAD),
             Some(Local::Scratch(file)) => {
@@ -183,27 +180,27 @@ impl Overlay {
     }
 
     /// What is local at a place.
-    pub fn get(&self, place: &Place) -> Option<Local> {
+    pub fn get(&self, place: &CellPath) -> Option<Local> {
         self.state.lock().get(place).cloned()
     }
 
     /// Whether a place is a local directory, or something local is below it.
-    pub fn has_dir(&self, place: &Place) -> bool {
+    pub fn has_dir(&self, place: &CellPath) -> bool {
         let state = self.state.lock();
         matches!(state.get(place), Some(Local::Dir { .. })) || state.below(place).next().is_some()
     }
 
     /// Whether anything local is below a place.
-    pub fn has_children(&self, place: &Place) -> bool {
+    pub fn has_children(&self, place: &CellPath) -> bool {
         self.state.lock().below(place).next().is_some()
     }
 
     /// The local entries of a directory: name, and the scratch file unless it is a directory.
-    pub fn entries(&self, place: &Place) -> Vec<(String, Option<ScratchId>)> {
+    pub fn entries(&self, place: &CellPath) -> Vec<(String, Option<ScratchId>)> {
         let state = self.state.lock();
         let mut entries: Vec<(String, Option<ScratchId>)> = Vec::new();
-        for ((_, path), local) in state.below(place) {
-            let Some(rest) = path.below(&place.1) else { continue };
+        for (CellPath { path, .. }, local) in state.below(place) {
+            let Some(rest) = path.below(&place.path) else { continue };
             let (name, deeper) = rest.split_once('/').map_or((rest, false), |(name, _)| (name, true));
             if entries.last().is_some_and(|(last, _)| last == name) {
                 continue;
@@ -218,7 +215,7 @@ impl Overlay {
     }
 
     /// Makes a directory that stays until rmdir. One that only lingers becomes such a one.
-    pub fn make_dir(&self, place: Place, uid: u32) -> Result<()> {
+    pub fn make_dir(&self, place: CellPath, uid: u32) -> Result<()> {
         let mut state = self.state.lock();
         match state.get(&place) {
             None | Some(Local::Dir { until: Some(_), .. }) => {}
@@ -231,14 +228,14 @@ impl Overlay {
 
     /// A directory that nothing is stored in any more goes on for a while if something in it is of this mount only: whoever removes that
     /// comes back to it.
-    pub fn linger_if_used(&self, place: &Place, uid: u32) {
+    pub fn linger_if_used(&self, place: &CellPath, uid: u32) {
         if self.has_children(place) {
             self.linger(place.clone(), uid);
         }
     }
 
     /// Keeps showing a directory for a while.
-    pub fn linger(&self, place: Place, uid: u32) {
+    pub fn linger(&self, place: CellPath, uid: u32) {
         let mut state = self.state.lock();
         let now = Instant::now();
         state.places.retain(|_, local| !matches!(local, Local::Dir { until: Some(until), .. } if *until < now));
@@ -246,7 +243,7 @@ impl Overlay {
     }
 
     /// A directory that only lingers is gone. Says whether there was one.
-    pub fn end_linger(&self, place: &Place) -> bool {
+    pub fn end_linger(&self, place: &CellPath) -> bool {
         let mut state = self.state.lock();
         let lingers = matches!(state.places.get(place), Some(Local::Dir { until: Some(_), .. }));
         if lingers {
@@ -261,7 +258,7 @@ impl Overlay {
         let mut dir = path.parent();
         while let Some(path) = dir {
             dir = path.parent();
-            let place = (cell.clone(), path);
+            let place = CellPath { cell: cell.clone(), path };
             if matches!(state.places.get(&place), Some(Local::Dir { .. })) {
                 state.vacate(&place);
             }
@@ -269,7 +266,7 @@ impl Overlay {
     }
 
     /// Removes a directory. Says whether there was one.
-    pub fn remove_dir(&self, place: &Place) -> bool {
+    pub fn remove_dir(&self, place: &CellPath) -> bool {
         let mut state = self.state.lock();
         let there = matches!(state.places.get(place), Some(Local::Dir { .. }));
         if there {
@@ -281,7 +278,7 @@ impl Overlay {
     /// A scratch file to be opened: the one that is there, unless that must not be, or a new one.
     pub fn open_or_create(
         &self,
-        place: Place,
+        place: CellPath,
         seen: Arc<Snapshot>,
         owner: (u32, u32, u32),
         exclusive: bool,
@@ -296,14 +293,14 @@ impl Overlay {
     }
 
     /// A new scratch file in the place of whatever was there.
-    pub fn replace(&self, place: Place, seen: Arc<Snapshot>, owner: (u32, u32, u32)) -> Result<Arc<Scratch>> {
+    pub fn replace(&self, place: CellPath, seen: Arc<Snapshot>, owner: (u32, u32, u32)) -> Result<Arc<Scratch>> {
         self.create(&mut self.state.lock(), place, seen, owner)
     }
 
     fn create(
         &self,
         state: &mut State,
-        place: Place,
+        place: CellPath,
         seen: Arc<Snapshot>,
         (uid, gid, mode): (u32, u32, u32),
     ) -> Result<Arc<Scratch>> {
@@ -323,7 +320,7 @@ impl Overlay {
             handles: 0,
         };
         let (id, seen) = (ScratchId(state.next), Mutex::new(Some(seen)));
-        let cell = place.0.clone();
+        let cell = place.cell.clone();
         let file = Arc::new(Scratch { id, cell, charged: uid, seen, state: Mutex::new(inner) });
         state.newest.push_back(Arc::downgrade(&file));
         if state.newest.len() > SEEN
@@ -342,14 +339,14 @@ impl Overlay {
     }
 
     /// Where a scratch file is; `None` when it has lost its name.
-    pub fn place(&self, id: ScratchId) -> Option<Place> {
+    pub fn place(&self, id: ScratchId) -> Option<CellPath> {
         let state = self.state.lock();
         let found = state.places.iter().find(|(_, local)| matches!(local, Local::Scratch(file) if file.id == id));
         found.map(|(place, _)| place.clone())
     }
 
     /// Takes the name from a scratch file; its content goes with the last open handle.
-    pub fn unlink(&self, place: &Place) {
+    pub fn unlink(&self, place: &CellPath) {
         let mut state = self.state.lock();
         if matches!(state.places.get(place), Some(Local::Scratch(_))) {
             state.vacate(place);
@@ -357,7 +354,7 @@ impl Overlay {
     }
 
     /// Moves a scratch file to another name; what is there loses it.
-    pub fn rename(&self, from: &Place, to: Place) {
+    pub fn rename(&self, from: &CellPath, to: CellPath) {
         if *from == to {
             return;
         }
@@ -368,19 +365,19 @@ impl Overlay {
     }
 
     /// Moves a local directory with all that is local below it.
-    pub fn rename_dir(&self, from: &Place, to: &Place) -> Result<()> {
+    pub fn rename_dir(&self, from: &CellPath, to: &CellPath) -> Result<()> {
         let mut state = self.state.lock();
-        let mut moved = vec![from.1.clone()];
-        moved.extend(state.below(from).map(|((_, path), _)| path.clone()));
-        let target = |path: TopoPath| match path.below(&from.1) {
-            Some("") | None => Ok((path, to.1.clone())),
-            Some(rest) => TopoPath::parse(&format!("{}/{rest}", to.1)).map(|target| (path, target)),
+        let mut moved = vec![from.path.clone()];
+        moved.extend(state.below(from).map(|(at, _)| at.path.clone()));
+        let target = |path: TopoPath| match path.below(&from.path) {
+            Some("") | None => Ok((path, to.path.clone())),
+            Some(rest) => TopoPath::parse(&format!("{}/{rest}", to.path)).map(|target| (path, target)),
         };
         // All of it or nothing: a name may be too long there.
         let moved: Vec<_> = moved.into_iter().map(target).collect::<std::result::Result<_, _>>()?;
         for (path, target) in moved {
-            if let Some(local) = state.places.remove(&(from.0.clone(), path)) {
-                state.put((to.0.clone(), target), local);
+            if let Some(local) = state.places.remove(&CellPath { cell: from.cell.clone(), path }) {
+                state.put(CellPath { cell: to.cell.clone(), path: target }, local);
             }
         }
         Ok(())
@@ -453,7 +450,7 @@ impl Overlay {
     }
 
     /// All scratch files with their places, and the number of local directories.
-    pub fn survey(&self) -> (Vec<Place>, usize) {
+    pub fn survey(&self) -> (Vec<CellPath>, usize) {
         let state = self.state.lock();
         let alive = || state.places.iter().filter(|(_, local)| local.alive());
         let files = alive().filter(|(_, local)| matches!(local, Local::Scratch(_))).map(|(place, _)| place.clone());
@@ -469,8 +466,8 @@ fn exists() -> Error {
 mod tests {
     use super::*;
 
-    fn place(name: &str) -> Place {
-        (CellName::global(), TopoPath::parse(name).unwrap())
+    fn place(name: &str) -> CellPath {
+        CellPath { cell: CellName::global(), path: TopoPath::parse(name).unwrap() }
     }
 
     #[test]

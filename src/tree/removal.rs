@@ -15,13 +15,13 @@ use parking_lot::Mutex;
 use super::caller::{Reading, Removal};
 use super::jobs::{Happened, Job};
 use super::news::ancestors;
-use super::overlay::{LINGER, Place};
-use super::{Caller, Node, Tree};
+use super::overlay::LINGER;
+use super::{Caller, FileId, Tree};
 use crate::backend::{Action, Change, Guard};
 use crate::control::{Op, Refusal};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Record;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Life, Process};
 use crate::record::Form;
 use crate::under_way::UnderWay;
@@ -34,13 +34,13 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Records that will be removed unless their names are made again.
 #[derive(Debug, Default)]
 pub(super) struct Removals {
-    by_place: Mutex<HashMap<Place, Process>>,
-    under_way: UnderWay<Place>,
+    by_place: Mutex<HashMap<CellPath, Process>>,
+    under_way: UnderWay<CellPath>,
 }
 
 impl Removals {
     /// Waits for the removal of a record by a process that has ended: it will not make it again.
-    pub async fn settled(&self, place: &Place) {
+    pub async fn settled(&self, place: &CellPath) {
         let process = self.by_place.lock().get(place).copied();
         if process.is_some_and(|process| process.life() == Life::Ended) {
             self.under_way.wait(place).await;
@@ -48,9 +48,9 @@ impl Removals {
     }
 
     /// The same for all records of a directory.
-    pub async fn settled_below(&self, (cell, dir): &Place) {
-        let below = |(of, path): &&Place| of == cell && path.below(dir).is_some();
-        let places: Vec<Place> = self.by_place.lock().keys().filter(below).cloned().collect();
+    pub async fn settled_below(&self, dir: &CellPath) {
+        let below = |at: &&CellPath| at.cell == dir.cell && at.path.below(&dir.path).is_some();
+        let places: Vec<CellPath> = self.by_place.lock().keys().filter(below).cloned().collect();
         for place in places {
             self.settled(&place).await;
         }
@@ -66,7 +66,7 @@ impl Tree {
         path: &TopoPath,
         form: Form,
     ) -> Result<()> {
-        let node = Node::Record(cell.clone(), path.clone(), form);
+        let node = FileId::Record(CellPath::new(cell, path), form);
         let record = self.cell(cell)?.snapshot().await?.records.get(path).cloned();
         let own = self.own_drafts(caller, &node);
         if self.recent.take_unsaved(caller, &node) || own.iter().any(|draft| draft.is_refused()) {
@@ -129,7 +129,7 @@ impl Tree {
         (cell, path, form): (&CellName, &TopoPath, Form),
     ) -> Result<()> {
         for other in self.forms(cell, path).filter(|other| *other != form) {
-            let node = Node::Record(cell.clone(), path.clone(), other);
+            let node = FileId::Record(CellPath::new(cell, path), other);
             // One that it has removed before is gone.
             match process.is_some_and(|process| self.recent.is_freed(process, &node)) {
                 true => self.recent.settle_for(process, &node),
@@ -137,7 +137,7 @@ impl Tree {
             }
         }
         for dir in self.emptied_dirs(cell, path).await? {
-            let place: Place = (cell.clone(), dir);
+            let place = CellPath { cell: cell.clone(), path: dir };
             self.overlay.linger(place.clone(), saver.uid);
             self.forget_dir_after(place, LINGER);
         }
@@ -158,7 +158,7 @@ impl Tree {
         saver: Actor,
         (cell, path, form): (&CellName, &TopoPath, Form),
     ) {
-        let place = (cell.clone(), path.clone());
+        let place = CellPath::new(cell, path);
         if self.removals.by_place.lock().insert(place.clone(), process).is_some() {
             // It is being waited for already.
             return;
@@ -166,8 +166,8 @@ impl Tree {
         self.removals.under_way.begin(place.clone());
         let (tree, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            let (cell, path) = &place;
-            let node = |form| Node::Record(cell.clone(), path.clone(), form);
+            let CellPath { cell, path } = &place;
+            let node = |form| FileId::Record(CellPath::new(cell, path), form);
             let is_freed = || tree.forms(cell, path).any(|form| tree.recent.is_freed(process, &node(form)));
             let deadline = Instant::now() + MOMENT;
             while is_freed() && Instant::now() < deadline && process.life() != Life::Ended && !stop.is_cancelled() {
@@ -212,11 +212,11 @@ impl Tree {
     }
 
     /// The kernel takes a name for gone that is still there, and has told so.
-    fn is_still_there(&self, node: &Node) {
-        let Node::Record(cell, path, form) = node else { return };
+    fn is_still_there(&self, node: &FileId) {
+        let FileId::Record(CellPath { cell, path }, form) = node else { return };
         let Ok(connected) = self.cell(cell) else { return };
         let (dir, name) = super::view::name_of(&connected.mirror.snapshot(), path, *form);
-        let dir = dir.map(|dir| (cell.clone(), dir));
+        let dir = dir.map(|dir| CellPath { cell: cell.clone(), path: dir });
         self.echo.push(Job { happened: Happened::Created, node: node.clone(), dir, name });
     }
 }

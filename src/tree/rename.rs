@@ -11,16 +11,16 @@ use super::draft::{Base, Draft, Start};
 use super::files::moved_on;
 use super::handles::Reader;
 use super::jobs::{Happened, Job};
-use super::lockfile::{LOCK, is_virtual};
-use super::overlay::{Local, Place, Scratch, ScratchState};
+use super::lockfile::is_virtual;
+use super::overlay::{Local, Scratch, ScratchState};
 use super::removal::deletion;
 use super::save::as_conflict;
 use super::view::name_of;
-use super::{Caller, Node, Tree, known_name, new_name};
+use super::{Caller, FileId, Tree, known_name, new_name};
 use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::process::{Life, Process};
 use crate::record::Form;
 
@@ -34,8 +34,8 @@ impl Tree {
         (to_dir, to_name): (u64, &OsStr),
         no_replace: bool,
     ) -> Result<()> {
-        let (cell, from_path) = self.writable_dir(from_dir)?;
-        let (to_cell, to_path) = self.writable_dir(to_dir)?;
+        let CellPath { cell, path: from_path } = self.writable_dir(from_dir)?;
+        let CellPath { cell: to_cell, path: to_path } = self.writable_dir(to_dir)?;
         let (from_name, to_name) = (known_name(from_name)?, new_name(to_name)?);
         let source = self.find(caller, from_dir, from_name).await?;
         if cell != to_cell {
@@ -43,8 +43,15 @@ impl Tree {
         }
         let connected = self.cell(&cell)?;
         let snapshot = connected.snapshot().await?;
-        if to_name == LOCK {
-            return self.rename_over_lock(caller, (from_dir, from_name), &source, Node::Lock(cell, to_path)).await;
+        if to_name == LOCK_FILE {
+            return self
+                .rename_over_lock(
+                    caller,
+                    (from_dir, from_name),
+                    &source,
+                    FileId::Lock(CellPath { cell, path: to_path }),
+                )
+                .await;
         }
         if let Some(moved) = self.has_moved_along(caller, &source, &to_path.join(to_name)?, &snapshot) {
             return moved;
@@ -57,23 +64,23 @@ impl Tree {
         if target.is_some() && no_replace {
             return Err(Error::new(Kind::Exists, "exists already"));
         }
-        let from = (cell.clone(), from_path.join(from_name)?);
-        let to = (cell.clone(), to_path.join(to_name)?);
+        let from = CellPath { cell: cell.clone(), path: from_path.join(from_name)? };
+        let to = CellPath { cell: cell.clone(), path: to_path.join(to_name)? };
         let record = self.record_of_name(&cell, &snapshot, &to_path, to_name).ok();
         match (&source, target, record) {
-            (Node::Dir(..), target, _) => self.rename_dir(caller, &from, to, target.as_ref()).await,
-            (_, Some(Node::Dir(..)), _) => Err(Error::new(Kind::IsDirectory, "is a directory")),
-            (Node::Scratch(id), _, Some(record)) => {
+            (FileId::Dir(..), target, _) => self.rename_dir(caller, &from, to, target.as_ref()).await,
+            (_, Some(FileId::Dir(..)), _) => Err(Error::new(Kind::IsDirectory, "is a directory")),
+            (FileId::Scratch(id), _, Some(record)) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 self.save_by_rename(caller, &from, &file, &record).await
             }
-            (Node::Scratch(_), _, None) => {
+            (FileId::Scratch(_), _, None) => {
                 self.refuse_hidden_form(&cell, &snapshot, &to_path, to_name)?;
                 self.overlay.rename(&from, to);
                 Ok(())
             }
-            (Node::Record(..), _, Some(record)) => self.move_record(caller, &source, &record).await,
-            (Node::Record(..), _, None) => {
+            (FileId::Record(..), _, Some(record)) => self.move_record(caller, &source, &record).await,
+            (FileId::Record(..), _, None) => {
                 self.refuse_hidden_form(&cell, &snapshot, &to_path, to_name)?;
                 self.back_up(caller, &source, to).await
             }
@@ -82,8 +89,14 @@ impl Tree {
     }
 
     /// Saves a scratch file's content as a record, unless the record is newer than what the file can have been made from.
-    async fn save_by_rename(&self, caller: &Caller, from: &Place, file: &Arc<Scratch>, target: &Node) -> Result<()> {
-        let Node::Record(cell, path, form) = target else { return Err(Error::not_found()) };
+    async fn save_by_rename(
+        &self,
+        caller: &Caller,
+        from: &CellPath,
+        file: &Arc<Scratch>,
+        target: &FileId,
+    ) -> Result<()> {
+        let FileId::Record(CellPath { cell, path }, form) = target else { return Err(Error::not_found()) };
         if let Some(error) = self.recent.repeated(caller, target) {
             return Err(error);
         }
@@ -144,7 +157,7 @@ impl Tree {
                 self.recent.settle(caller, target);
                 let adopted = self.adopt(file, (cell, path, *form), stored, &content);
                 self.overlay.unlink(from);
-                self.inodes.renamed(&Node::Scratch(file.id), target);
+                self.inodes.renamed(&FileId::Scratch(file.id), target);
                 adopted
             }
             Err(error) => {
@@ -165,7 +178,7 @@ impl Tree {
         stored: Base,
         saved: &Bytes,
     ) -> Result<()> {
-        let ino = self.inodes.number(&Node::Scratch(file.id));
+        let ino = self.inodes.number(&FileId::Scratch(file.id));
         let value_limit = self.cell(cell)?.limits().value;
         let draft = match self.handles.writer_of(ino, file) {
             None => None,
@@ -200,19 +213,19 @@ impl Tree {
         self: &Arc<Self>,
         caller: &Caller,
         (from_dir, from_name): (u64, &str),
-        source: &Node,
-        lock: Node,
+        source: &FileId,
+        lock: FileId,
     ) -> Result<()> {
         let refused = || Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder");
-        let Node::Lock(cell, dir) = &lock else { return Err(refused()) };
+        let FileId::Lock(CellPath { cell, path: dir }) = &lock else { return Err(refused()) };
         let is_expected = self.recent.removal(caller, &lock).is_some();
         match source {
             // It goes with its directory.
-            Node::Lock(..) if is_expected => {
+            FileId::Lock(..) if is_expected => {
                 self.recent.settle(caller, &lock);
                 Ok(())
             }
-            Node::Scratch(id) => {
+            FileId::Scratch(id) => {
                 let file = self.overlay.file(*id).ok_or_else(Error::not_found)?;
                 let content = Bytes::copy_from_slice(&file.state.lock().content);
                 if !is_expected && !self.is_lock_content(cell, dir, &content).await? {
@@ -226,8 +239,8 @@ impl Tree {
     }
 
     /// An editor moves the record out of the way before it writes it anew. It is copied; the record stays until the save.
-    async fn back_up(&self, caller: &Caller, source: &Node, to: Place) -> Result<()> {
-        let Node::Record(cell, path, form) = source else { return Err(Error::not_found()) };
+    async fn back_up(&self, caller: &Caller, source: &FileId, to: CellPath) -> Result<()> {
+        let FileId::Record(CellPath { cell, path }, form) = source else { return Err(Error::not_found()) };
         let connected = self.cell(cell)?;
         let snapshot = connected.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
@@ -236,7 +249,7 @@ impl Tree {
         }
         // The save that follows is made of what it has read.
         self.refuse_outdated(caller, source, record.version, Reading::ToWrite)?;
-        if path.parent() != to.1.parent() {
+        if path.parent() != to.path.parent() {
             let reason =
                 "a record is backed up beside itself; elsewhere the file would only be in this mount's memory: copy it";
             return Err(Error::new(Kind::NotPermitted, reason));
@@ -247,7 +260,7 @@ impl Tree {
         self.overlay.edit(&copy, |_| shown.len(), |content| *content = shown.to_vec())?;
         copy.state.lock().modified = record.modified;
         self.recent.moved_away(caller, source, record.version);
-        self.inodes.renamed(source, &Node::Scratch(copy.id));
+        self.inodes.renamed(source, &FileId::Scratch(copy.id));
         Ok(())
     }
 
@@ -255,18 +268,18 @@ impl Tree {
     fn has_moved_along(
         &self,
         caller: &Caller,
-        source: &Node,
+        source: &FileId,
         to: &TopoPath,
         snapshot: &Snapshot,
     ) -> Option<Result<()>> {
-        let Node::Record(cell, from, form) = source else { return None };
+        let FileId::Record(CellPath { cell, path: from }, form) = source else { return None };
         let Some(Removal::Moved(_, moved_to)) = self.recent.removal(caller, source) else { return None };
         if snapshot.records.contains_key(from) {
             // It has been made again.
             return None;
         }
-        let target = Node::Record(cell.clone(), moved_to, *form);
-        let Node::Record(_, moved_to, _) = &target else { return None };
+        let target = FileId::Record(CellPath { cell: cell.clone(), path: moved_to }, *form);
+        let FileId::Record(CellPath { path: moved_to, .. }, _) = &target else { return None };
         let is_there = snapshot.records.get(moved_to).map(|record| record.version);
         let (_, name) = name_of(snapshot, moved_to, *form);
         let same_name = moved_to.parent().and_then(|dir| dir.join(&name).ok()).is_some_and(|place| place == *to);
@@ -279,8 +292,10 @@ impl Tree {
     }
 
     /// Moves a record to another record's name, in one transaction.
-    async fn move_record(self: &Arc<Self>, caller: &Caller, source: &Node, target: &Node) -> Result<()> {
-        let (Node::Record(cell, from, form), Node::Record(_, to, to_form)) = (source, target) else {
+    async fn move_record(self: &Arc<Self>, caller: &Caller, source: &FileId, target: &FileId) -> Result<()> {
+        let (FileId::Record(CellPath { cell, path: from }, form), FileId::Record(CellPath { path: to, .. }, to_form)) =
+            (source, target)
+        else {
             return Err(Error::not_found());
         };
         if from == to && form == to_form {
@@ -321,7 +336,7 @@ impl Tree {
                     self.recent.stored(caller.process(), cell, to, version);
                 }
                 for other in self.forms(cell, from).filter(|other| other != form) {
-                    let other = Node::Record(cell.clone(), from.clone(), other);
+                    let other = FileId::Record(CellPath::new(cell, from), other);
                     self.recent.removed(caller.process(), other, Removal::Moved(Instant::now(), to.clone()));
                 }
                 self.leave_dirs(caller, cell, (from, to)).await?;
@@ -342,17 +357,17 @@ impl Tree {
     ) -> Result<()> {
         let mut left = Vec::new();
         for dir in self.emptied_dirs(cell, from).await? {
-            let place = (cell.clone(), dir);
+            let place = CellPath { cell: cell.clone(), path: dir };
             self.overlay.end_linger(&place);
             self.overlay.linger_if_used(&place, caller.uid);
-            if self.overlay.has_dir(&place) || is_virtual(cell, &place.1) {
+            if self.overlay.has_dir(&place) || is_virtual(cell, &place.path) {
                 continue;
             }
-            if self.is_moved_by_files(caller, cell, &place.1) {
-                let node = Node::Dir(cell.clone(), place.1.clone());
+            if self.is_moved_by_files(caller, cell, &place.path) {
+                let node = FileId::Dir(CellPath::new(cell, &place.path));
                 self.recent.removed(caller.process(), node, Removal::Ghost(Instant::now()));
             }
-            left.push(place.1);
+            left.push(place.path);
         }
         self.forget_gone_dirs(cell, from, to.parent().as_ref()).await;
         if !left.is_empty() {
@@ -364,7 +379,7 @@ impl Tree {
     fn is_moved_by_files(&self, caller: &Caller, cell: &CellName, dir: &TopoPath) -> bool {
         let mut dirs = std::iter::successors(Some(dir.clone()), TopoPath::parent);
         dirs.any(|dir| {
-            let removal = self.recent.removal(caller, &Node::Dir(cell.clone(), dir));
+            let removal = self.recent.removal(caller, &FileId::Dir(CellPath { cell: cell.clone(), path: dir }));
             // The outermost one may be gone already.
             matches!(removal, Some(Removal::MovedByFiles(_) | Removal::Ghost(_)))
         })
@@ -375,7 +390,7 @@ impl Tree {
     async fn tell_when_left(self: Arc<Self>, process: Option<Process>, cell: CellName, dirs: Vec<TopoPath>) {
         /// How often it is looked at.
         const LOOK: Duration = Duration::from_millis(100);
-        let node = |dir: &TopoPath| Node::Dir(cell.clone(), dir.clone());
+        let node = |dir: &TopoPath| FileId::Dir(CellPath::new(&cell, dir));
         let is_used = || {
             process.is_some_and(|process| {
                 process.life() != Life::Ended && dirs.iter().any(|dir| self.recent.is_ghost_for(process, &node(dir)))
@@ -398,31 +413,31 @@ impl Tree {
         self.records.store(cell, path, Form::Raw, value, None).map(drop)
     }
 
-    async fn rename_dir(&self, caller: &Caller, from: &Place, to: Place, target: Option<&Node>) -> Result<()> {
-        let (cell, path) = from;
+    async fn rename_dir(&self, caller: &Caller, from: &CellPath, to: CellPath, target: Option<&FileId>) -> Result<()> {
+        let CellPath { cell, path } = from;
         let snapshot = self.cell(cell)?.snapshot().await?;
         if snapshot.has_children(path) {
-            let node = Node::Dir(cell.clone(), path.clone());
+            let node = FileId::Dir(CellPath::new(cell, path));
             self.recent.removed(caller.process(), node, Removal::MovedByFiles(Instant::now()));
             return Err(Error::new(Kind::CrossDevice, "a stored directory is many records: only a copy can move it"));
         }
-        if to.1.below(path).is_some_and(|rest| !rest.is_empty()) {
+        if to.path.below(path).is_some_and(|rest| !rest.is_empty()) {
             return Err(Error::new(Kind::Invalid, "a directory cannot move into itself"));
         }
         match target {
-            Some(Node::Dir(..)) if to == *from => return Ok(()),
-            Some(Node::Dir(..)) if snapshot.has_children(&to.1) || self.overlay.has_children(&to) => {
+            Some(FileId::Dir(..)) if to == *from => return Ok(()),
+            Some(FileId::Dir(..)) if snapshot.has_children(&to.path) || self.overlay.has_children(&to) => {
                 return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
             }
-            Some(Node::Dir(..)) => drop(self.overlay.remove_dir(&to)),
+            Some(FileId::Dir(..)) => drop(self.overlay.remove_dir(&to)),
             Some(_) => return Err(Error::new(Kind::NotDirectory, "not a directory")),
             None => {}
         }
-        let is_ghost = self.recent.is_ghost(caller, &Node::Dir(cell.clone(), path.clone()));
+        let is_ghost = self.recent.is_ghost(caller, &FileId::Dir(CellPath::new(cell, path)));
         if matches!(self.overlay.get(from), Some(Local::Dir { until: Some(_), .. })) || is_ghost {
             // It only lingers: nothing is there that could move.
             self.overlay.remove_dir(from);
-            self.recent.settle(caller, &Node::Dir(cell.clone(), path.clone()));
+            self.recent.settle(caller, &FileId::Dir(CellPath::new(cell, path)));
             return self.overlay.make_dir(to, caller.uid);
         }
         self.overlay.rename_dir(from, &to)

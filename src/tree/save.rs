@@ -8,12 +8,12 @@ use super::caller::Reading;
 use super::draft::{Base, Draft, Occasion};
 use super::echo::OwnCommit;
 use super::files::moved_on;
-use super::{Caller, Node, RespectLocks, Tree};
+use super::{Caller, FileId, RespectLocks, Tree};
 use crate::backend::{Action, Applied, Change, Guard, Version};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Fence, Temporary};
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Process};
 use crate::record::Form;
 
@@ -24,7 +24,7 @@ const LOOKS: usize = 10;
 impl Tree {
     /// Waits while a closed file is still being saved, or a record removed whose remover has ended.
     pub(super) async fn save_under_way(&self, cell: &CellName, path: &TopoPath) {
-        let place = (cell.clone(), path.clone());
+        let place = CellPath::new(cell, path);
         self.saving.wait(&place).await;
         self.removals.settled(&place).await;
     }
@@ -56,7 +56,7 @@ impl Tree {
     ) {
         let Some(process) = process else { return };
         let others = self.forms(cell, path).filter(|other| *other != form);
-        let others: Vec<Node> = others.map(|other| Node::Record(cell.clone(), path.clone(), other)).collect();
+        let others: Vec<FileId> = others.map(|other| FileId::Record(CellPath::new(cell, path), other)).collect();
         let replaces = others.iter().any(|other| self.recent.is_ghost_for(process, other));
         self.recent.made(process, (cell, path), (form, version), replaces);
         others.iter().for_each(|other| self.recent.settle_for(Some(process), other));
@@ -87,7 +87,7 @@ impl Tree {
 
     /// Saves what is left when the last descriptor is gone. Nobody hears an error any more but the log.
     pub(super) async fn save_released(&self, draft: &Draft) -> Result<()> {
-        let place = (draft.cell.clone(), draft.path.clone());
+        let place = CellPath::new(&draft.cell, &draft.path);
         self.saving.begin(place.clone());
         let outcome = self.save(draft, Occasion::Release).await;
         self.saving.end(&place);
@@ -114,7 +114,7 @@ impl Tree {
         path: &TopoPath,
     ) -> Option<Base> {
         let value = self.recent.take_deleted(process, cell, path)?;
-        let place = (cell.clone(), path.clone());
+        let place = CellPath::new(cell, path);
         self.saving.begin(place.clone());
         let outcome = self.replace(saver, cell, path, Form::Raw, &value, None).await;
         self.saving.end(&place);
@@ -157,7 +157,7 @@ impl Tree {
     fn writes_other_forms(&self, draft: &Draft) -> bool {
         let Draft { cell, path, form, opener, .. } = draft;
         self.forms(cell, path).filter(|other| other != form).any(|other| {
-            let ino = self.inodes.number(&Node::Record(cell.clone(), path.clone(), other));
+            let ino = self.inodes.number(&FileId::Record(CellPath::new(cell, path), other));
             opener.is_some() && self.handles.drafts(ino).iter().any(|other| other.opener == *opener)
         })
     }
@@ -261,7 +261,7 @@ impl Tree {
         changes: &[Change],
         taken: &[Temporary],
     ) -> Result<Option<Applied>> {
-        let place = |change: &Change| (cell.name.clone(), change.path.clone());
+        let place = |change: &Change| CellPath::new(&cell.name, &change.path);
         changes.iter().for_each(|change| self.committing.begin(place(change)));
         let outcome = self.apply_fenced(saver, cell, changes, taken).await;
         // Whoever has saved reads what was saved, under every name.
@@ -380,7 +380,7 @@ impl Tree {
         form: Form,
         size: usize,
     ) -> Result<()> {
-        let node = Node::Record(cell.clone(), path.clone(), form);
+        let node = FileId::Record(CellPath::new(cell, path), form);
         if let Some(error) = self.recent.repeated(caller, &node) {
             return Err(error);
         }

@@ -4,15 +4,13 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::caller::Removal;
-use super::lockfile::{LOCK, is_listed, is_virtual};
-use super::node::DATA;
+use super::lockfile::{is_listed, is_virtual};
 use super::overlay::Local;
-use super::{Attr, Caller, ControlFile, Node, Tree, known_name};
+use super::{Attr, Caller, ControlFile, FileId, Tree, known_name};
 use crate::cells::Cell;
-use crate::control;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CONTROL_DIR, CellName, CellPath, DATA_FILE, LOCK_FILE, TopoPath};
 use crate::record::Form;
 
 /// One entry of a directory.
@@ -21,13 +19,13 @@ pub struct DirEntry {
     /// Its name.
     pub name: String,
     /// What it stands for.
-    pub node: Node,
+    pub node: FileId,
 }
 
-impl Node {
+impl FileId {
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
-        matches!(self, Node::Root | Node::Control | Node::Dir(..))
+        matches!(self, FileId::Root | FileId::Control | FileId::Dir(..))
     }
 }
 
@@ -42,11 +40,11 @@ impl Tree {
         // Known first: whatever is published from now on is told to the kernel.
         let ino = self.inodes.told(&node);
         let attr = match &node {
-            Node::Record(cell, path, form) => {
+            FileId::Record(CellPath { cell, path }, form) => {
                 self.save_under_way(cell, path).await;
                 self.named_record_attr(caller, cell, path, *form).await
             }
-            Node::Dir(..) if self.recent.is_ghost(caller, &node) => Ok(self.dir_attr()),
+            FileId::Dir(..) if self.recent.is_ghost(caller, &node) => Ok(self.dir_attr()),
             _ => self.attr(&node).await,
         };
         let attr = attr.inspect_err(|_| self.inodes.forget(ino, 1))?;
@@ -65,22 +63,22 @@ impl Tree {
     }
 
     /// What a name in a directory stands for. A record that comes back need not be stored (any more).
-    pub(super) async fn find(&self, caller: &Caller, parent: u64, name: &str) -> Result<Node> {
+    pub(super) async fn find(&self, caller: &Caller, parent: u64, name: &str) -> Result<FileId> {
         match self.node(parent)? {
-            Node::Root if name == control::DIR_NAME => Ok(Node::Control),
-            Node::Root => {
+            FileId::Root if name == CONTROL_DIR => Ok(FileId::Control),
+            FileId::Root => {
                 let cell = CellName::new(name).map_err(|_| Error::not_found())?;
                 self.cell(&cell)?;
-                Ok(Node::Dir(cell, TopoPath::root()))
+                Ok(FileId::Dir(CellPath { cell, path: TopoPath::root() }))
             }
-            Node::Control => ControlFile::of_name(name).map(Node::ControlFile).ok_or_else(Error::not_found),
-            Node::Dir(cell, dir) => {
-                self.removals.settled_below(&(cell.clone(), dir.clone())).await;
+            FileId::Control => ControlFile::of_name(name).map(FileId::ControlFile).ok_or_else(Error::not_found),
+            FileId::Dir(CellPath { cell, path: dir }) => {
+                self.removals.settled_below(&CellPath::new(&cell, &dir)).await;
                 let cell = self.cell(&cell)?;
                 let snapshot = cell.snapshot().await?;
                 self.entry(caller, &cell, &snapshot, &dir, name)
             }
-            Node::ControlFile(_) | Node::Record(..) | Node::Scratch(_) | Node::Lock(..) => {
+            FileId::ControlFile(_) | FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
                 Err(Error::new(Kind::NotDirectory, "not a directory"))
             }
         }
@@ -88,13 +86,13 @@ impl Tree {
 
     /// What a name stands for, for this caller: some see what they have removed or are making, and do not see what they are about
     /// to make.
-    fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<Node> {
+    fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<FileId> {
         match self.named(&cell.name, snapshot, dir, name)? {
-            Some(node @ Node::Dir(..)) => return Ok(node),
+            Some(node @ FileId::Dir(..)) => return Ok(node),
             Some(node) => return self.unless_free(caller, node),
             None => {}
         }
-        let gone = Node::Dir(cell.name.clone(), dir.join(name)?);
+        let gone = FileId::Dir(CellPath { cell: cell.name.clone(), path: dir.join(name)? });
         if self.recent.is_ghost(caller, &gone) {
             return Ok(gone);
         }
@@ -115,9 +113,9 @@ impl Tree {
         snapshot: &Snapshot,
         dir: &TopoPath,
         name: &str,
-    ) -> Result<Node> {
+    ) -> Result<FileId> {
         let (base, form) = Form::of_name(name).unwrap_or((name, Form::Raw));
-        let ghost = dir.join(base).map(|path| Node::Record(cell.clone(), path, form));
+        let ghost = dir.join(base).map(|path| FileId::Record(CellPath { cell: cell.clone(), path }, form));
         match ghost {
             Ok(ghost) if self.recent.is_ghost(caller, &ghost) => Ok(ghost),
             _ => self.record_of_name(cell, snapshot, dir, name),
@@ -132,29 +130,33 @@ impl Tree {
         snapshot: &Snapshot,
         dir: &TopoPath,
         name: &str,
-    ) -> Result<Option<Node>> {
-        if name == LOCK {
-            return Ok(Some(Node::Lock(cell.clone(), dir.clone())));
+    ) -> Result<Option<FileId>> {
+        if name == LOCK_FILE {
+            return Ok(Some(FileId::Lock(CellPath::new(cell, dir))));
         }
         let child = dir.join(name)?;
         if snapshot.has_children(&child) {
-            return Ok(Some(Node::Dir(cell.clone(), child)));
+            return Ok(Some(FileId::Dir(CellPath { cell: cell.clone(), path: child })));
         }
         if self.shows_raw(cell, snapshot, &child) {
-            return Ok(Some(Node::Record(cell.clone(), child, Form::Raw)));
+            return Ok(Some(FileId::Record(CellPath { cell: cell.clone(), path: child }, Form::Raw)));
         }
-        let place = (cell.clone(), child);
+        let place = CellPath { cell: cell.clone(), path: child };
         match self.overlay.get(&place) {
-            Some(Local::Scratch(file)) => return Ok(Some(Node::Scratch(file.id))),
-            Some(Local::Dir { .. }) => return Ok(Some(Node::Dir(place.0, place.1))),
-            None if self.overlay.has_children(&place) => return Ok(Some(Node::Dir(place.0, place.1))),
+            Some(Local::Scratch(file)) => return Ok(Some(FileId::Scratch(file.id))),
+            Some(Local::Dir { .. }) => return Ok(Some(FileId::Dir(place))),
+            None if self.overlay.has_children(&place) => {
+                return Ok(Some(FileId::Dir(place)));
+            }
             None => {}
         }
-        if is_virtual(cell, &place.1) {
-            return Ok(Some(Node::Dir(place.0, place.1)));
+        if is_virtual(cell, &place.path) {
+            return Ok(Some(FileId::Dir(place)));
         }
         let record = self.record_of_name(cell, snapshot, dir, name).ok();
-        Ok(record.filter(|node| matches!(node, Node::Record(_, path, _) if snapshot.records.contains_key(path))))
+        Ok(record.filter(
+            |node| matches!(node, FileId::Record(CellPath { path, .. }, _) if snapshot.records.contains_key(path)),
+        ))
     }
 
     /// Refuses to make a name that would be a form of a record, were its key not a directory now: what is written there would not be
@@ -173,7 +175,8 @@ impl Tree {
             return Ok(());
         }
         let suffix = form.suffix();
-        let reason = format!("keys are stored below {cell}/{base}: the record is the directory's {DATA}{suffix} now");
+        let reason =
+            format!("keys are stored below {cell}/{base}: the record is the directory's {DATA_FILE}{suffix} now");
         Err(Error::new(Kind::IsDirectory, reason))
     }
 
@@ -184,27 +187,27 @@ impl Tree {
         snapshot: &Snapshot,
         dir: &TopoPath,
         name: &str,
-    ) -> Result<Node> {
+    ) -> Result<FileId> {
         let stored = |path: &TopoPath| snapshot.records.contains_key(path);
-        if let Some(suffix) = name.strip_prefix(DATA)
+        if let Some(suffix) = name.strip_prefix(DATA_FILE)
             && stored(dir)
             && let Some(form) = self.forms(cell, dir).find(|form| form.suffix() == suffix)
         {
-            return Ok(Node::Record(cell.clone(), dir.clone(), form));
+            return Ok(FileId::Record(CellPath::new(cell, dir), form));
         }
         let child = dir.join(name)?;
         if self.shows_raw(cell, snapshot, &child) {
-            return Ok(Node::Record(cell.clone(), child, Form::Raw));
+            return Ok(FileId::Record(CellPath { cell: cell.clone(), path: child }, Form::Raw));
         }
         if let Some((base, form)) = Form::of_name(name) {
             let base = dir.join(base)?;
             let known = stored(&base) || self.records.kinds.is_record(cell, &base);
             if known && !snapshot.has_children(&base) && self.forms(cell, &base).any(|known| known == form) {
-                return Ok(Node::Record(cell.clone(), base, form));
+                return Ok(FileId::Record(CellPath { cell: cell.clone(), path: base }, form));
             }
         }
         if self.records.kinds.is_record(cell, &child) && self.forms(cell, &child).any(|form| form == Form::Raw) {
-            return Ok(Node::Record(cell.clone(), child, Form::Raw));
+            return Ok(FileId::Record(CellPath { cell: cell.clone(), path: child }, Form::Raw));
         }
         Err(Error::not_found())
     }
@@ -217,16 +220,16 @@ impl Tree {
 
     /// A name that its caller expects to be free: an editor has renamed the record to a backup, or `cp` or `install` has just made it
     /// under another form's name and is about to make this one.
-    fn unless_free(&self, caller: &Caller, node: Node) -> Result<Node> {
+    fn unless_free(&self, caller: &Caller, node: FileId) -> Result<FileId> {
         match self.recent.removal(caller, &node) {
             Some(Removal::MovedAway(..) | Removal::Freed(_)) => return Err(Error::not_found()),
             Some(Removal::Appeared(_)) if caller.may_make_anew() => return Err(Error::not_found()),
             _ => {}
         }
         match &node {
-            Node::Record(cell, path, form)
+            FileId::Record(CellPath { cell, path }, form)
                 if (self.recent.made_by(caller, cell, path).is_some_and(|made| made.form != *form)
-                    || self.claims.is_of(&(cell.clone(), path.clone()), caller.process(), *form))
+                    || self.claims.is_of(&CellPath::new(cell, path), caller.process(), *form))
                     && caller.may_make_anew() =>
             {
                 Err(Error::not_found())
@@ -237,7 +240,7 @@ impl Tree {
 
     /// Attributes of a record found by name: stored, being made by this caller, or just removed by it.
     async fn named_record_attr(&self, caller: &Caller, cell: &CellName, path: &TopoPath, form: Form) -> Result<Attr> {
-        let node = Node::Record(cell.clone(), path.clone(), form);
+        let node = FileId::Record(CellPath::new(cell, path), form);
         let snapshot = self.cell(cell)?.snapshot().await?;
         if let Some(draft) = self.own_draft(caller, self.inodes.number(&node)) {
             return Ok(self.draft_attr(&draft, &snapshot));
@@ -256,25 +259,25 @@ impl Tree {
     }
 
     /// The entries of a directory now.
-    pub(super) async fn list(&self, node: &Node) -> Result<Vec<DirEntry>> {
+    pub(super) async fn list(&self, node: &FileId) -> Result<Vec<DirEntry>> {
         match node {
-            Node::Root => {
-                let dir = |cell: &Arc<Cell>| Node::Dir(cell.name.clone(), TopoPath::root());
+            FileId::Root => {
+                let dir = |cell: &Arc<Cell>| FileId::Dir(CellPath { cell: cell.name.clone(), path: TopoPath::root() });
                 let cells = self.cells.all();
                 Ok(cells.iter().map(|cell| DirEntry { name: cell.name.to_string(), node: dir(cell) }).collect())
             }
-            Node::Control => {
+            FileId::Control => {
                 let entry =
-                    |file: ControlFile| DirEntry { name: file.name().to_owned(), node: Node::ControlFile(file) };
+                    |file: ControlFile| DirEntry { name: file.name().to_owned(), node: FileId::ControlFile(file) };
                 Ok(ControlFile::ALL.into_iter().map(entry).collect())
             }
-            Node::Dir(cell, path) => {
-                self.removals.settled_below(&(cell.clone(), path.clone())).await;
+            FileId::Dir(CellPath { cell, path }) => {
+                self.removals.settled_below(&CellPath::new(cell, path)).await;
                 let connected = self.cell(cell)?;
                 let snapshot = connected.snapshot().await?;
                 Ok(self.entries(&connected, &snapshot, path))
             }
-            Node::ControlFile(_) | Node::Record(..) | Node::Scratch(_) | Node::Lock(..) => {
+            FileId::ControlFile(_) | FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
                 Err(Error::new(Kind::NotDirectory, "not a directory"))
             }
         }
@@ -287,14 +290,14 @@ impl Tree {
         let stored = snapshot.entries(dir);
         let own = |name: &str, form: Form| (format!("{name}{}", form.suffix()), Some(form));
         if snapshot.records.contains_key(dir) {
-            names.extend(self.listed_forms(cell, dir).map(|form| own(DATA, form)));
+            names.extend(self.listed_forms(cell, dir).map(|form| own(DATA_FILE, form)));
         }
         names.extend(stored.iter().map(|entry| (entry.name.clone(), None)));
         for entry in stored.iter().filter(|entry| !entry.is_directory) {
             let forms = self.listed_forms(cell, &entry.path).filter(|form| *form != Form::Raw);
             names.extend(forms.map(|form| own(&entry.name, form)));
         }
-        names.extend(self.overlay.entries(&(cell.clone(), dir.clone())).into_iter().map(|(name, _)| (name, None)));
+        names.extend(self.overlay.entries(&CellPath::new(cell, dir)).into_iter().map(|(name, _)| (name, None)));
         // Elections and named locks exist by being locked.
         let locked = connected.locked_dirs(snapshot);
         names.extend(locked.into_iter().filter_map(|locked| {
@@ -303,7 +306,7 @@ impl Tree {
         }));
         // The last, so that `rm -r` comes to it when everything else is gone.
         if is_listed(cell, snapshot, dir) {
-            names.push((LOCK.to_owned(), None));
+            names.push((LOCK_FILE.to_owned(), None));
         }
         let mut seen = std::collections::HashSet::new();
         let mut entries = Vec::new();
@@ -311,7 +314,7 @@ impl Tree {
             let Ok(Some(node)) = self.named(cell, snapshot, dir, &name) else { continue };
             let is_listed = match &node {
                 // Under its own name, unless it is hidden there.
-                Node::Record(_, path, known) if form.is_none() => {
+                FileId::Record(CellPath { path, .. }, known) if form.is_none() => {
                     self.listed_forms(cell, path).any(|form| form == *known) || self.shadows(cell, snapshot, path)
                 }
                 _ => true,
@@ -336,7 +339,7 @@ impl Tree {
 pub(super) fn name_of(snapshot: &Snapshot, path: &TopoPath, form: Form) -> (Option<TopoPath>, String) {
     let suffix = form.suffix();
     match snapshot.has_children(path) {
-        true => (Some(path.clone()), format!("{DATA}{suffix}")),
+        true => (Some(path.clone()), format!("{DATA_FILE}{suffix}")),
         false => (path.parent(), format!("{}{suffix}", path.name())),
     }
 }

@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 
-use super::{Node, Tree};
+use super::{FileId, Tree};
 use crate::error::{Error, Kind, Result};
+use crate::name::CellPath;
 
 /// The kind of attributes that there are.
 const USER: &str = "user.";
@@ -22,7 +23,7 @@ impl Tree {
         // Of other kinds (ACLs, labels, capabilities) there are none: `ls -l` asks for three of each file, unless it hears that.
         let unsupported = || Error::new(Kind::Unsupported, "there are only user attributes");
         let name = name.to_str().filter(|name| name.starts_with(USER)).ok_or_else(unsupported)?;
-        if let Node::Record(cell, path, _) = self.node(ino)? {
+        if let FileId::Record(CellPath { cell, path }, _) = self.node(ino)? {
             let cell = self.cell(&cell)?;
             let known = name.strip_prefix(PREFIX).filter(|name| cell.attributes().contains(name));
             if let Some(name) = known {
@@ -46,7 +47,7 @@ impl Tree {
     pub async fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
         let attributes = self.xattrs(ino).await?;
         let mut names: Vec<u8> = attributes.iter().flat_map(|(name, _)| name.bytes().chain([0])).collect();
-        if let Node::Record(cell, ..) = self.node(ino)? {
+        if let FileId::Record(CellPath { cell, .. }, _) = self.node(ino)? {
             let more = self.cell(&cell)?.attributes();
             names.extend(more.iter().flat_map(|name| PREFIX.bytes().chain(name.bytes()).chain([0])));
         }
@@ -55,10 +56,12 @@ impl Tree {
 
     async fn xattrs(&self, ino: u64) -> Result<Vec<(&'static str, String)>> {
         Ok(match self.node(ino)? {
-            Node::Root | Node::Control | Node::ControlFile(_) => Vec::new(),
-            Node::Dir(cell, path) | Node::Lock(cell, path) => vec![(CELL, cell.to_string()), (PATH, path.to_string())],
-            Node::Scratch(_) => vec![(SCRATCH, "1".to_owned())],
-            Node::Record(cell, path, _) => {
+            FileId::Root | FileId::Control | FileId::ControlFile(_) => Vec::new(),
+            FileId::Dir(CellPath { cell, path }) | FileId::Lock(CellPath { cell, path }) => {
+                vec![(CELL, cell.to_string()), (PATH, path.to_string())]
+            }
+            FileId::Scratch(_) => vec![(SCRATCH, "1".to_owned())],
+            FileId::Record(CellPath { cell, path }, _) => {
                 let snapshot = self.cell(&cell)?.snapshot().await?;
                 // Who reads the content after the version must not find an older one.
                 self.kernel_keeps_up(&cell).await;

@@ -1,6 +1,5 @@
 //! The one error of the file system: what the caller sees (an errno) and what a person needs to know (the reason).
 
-use crate::backend::{BackendError, Failure};
 use crate::name::NameError;
 
 /// What went wrong, in the terms of design section 9. Each kind has one errno.
@@ -201,6 +200,11 @@ impl Error {
     pub fn not_found() -> Self {
         Self::new(Kind::NotFound, "no such record or directory")
     }
+
+    /// Nothing can be changed here.
+    pub fn read_only() -> Self {
+        Self::new(Kind::ReadOnly, "the mount is read-only")
+    }
 }
 
 impl From<NameError> for Error {
@@ -208,24 +212,6 @@ impl From<NameError> for Error {
         let kind = match error {
             NameError::Invalid => Kind::Invalid,
             NameError::TooLong | NameError::PathTooLong | NameError::TooDeep => Kind::NameTooLong,
-        };
-        Self::new(kind, error.to_string())
-    }
-}
-
-impl From<BackendError> for Error {
-    fn from(error: BackendError) -> Self {
-        let kind = match error.failure {
-            Failure::NoNode => Kind::NotFound,
-            Failure::NodeExists => Kind::Exists,
-            Failure::BadVersion => Kind::Conflict,
-            Failure::Unreachable => Kind::Unreachable,
-            Failure::Denied => Kind::Denied,
-            Failure::TooLarge => Kind::TooLarge,
-            Failure::TooMany => Kind::TooMany,
-            Failure::NoSpace => Kind::NoSpace,
-            Failure::LockLost => Kind::LockLost,
-            Failure::Compacted | Failure::Other => Kind::Io,
         };
         Self::new(kind, error.to_string())
     }

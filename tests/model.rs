@@ -428,6 +428,7 @@ impl Real {
             allow_unseen_writers: false,
         };
         let tree = Tree::new(cells.clone(), records, control, options);
+        topofs::notify::follow(&tree);
         let global = tree.lookup(&caller(), ROOT, OsStr::new("global")).await.unwrap().ino;
         // A record of nobody's business keeps the directory there.
         let keep = Change {
@@ -701,8 +702,8 @@ mod known {
             let real = Real::new().await;
             let ino = real.lookup("keep").await.unwrap();
             let size = async || {
-                let by_number = real.tree.getattr(&caller(), ino).await.unwrap().size;
-                let by_name = real.tree.lookup(&caller(), real.dir, OsStr::new("keep")).await.unwrap().size;
+                let by_number = real.tree.getattr(&caller(), ino).await.unwrap().attr.size;
+                let by_name = real.tree.lookup(&caller(), real.dir, OsStr::new("keep")).await.unwrap().attr.size;
                 assert_eq!(by_number, by_name);
                 by_name
             };
@@ -713,7 +714,7 @@ mod known {
             let open = real.tree.open(&caller(), ino, mode).await.unwrap().handle;
             assert_eq!(size().await, 8);
             let set = SetAttr { size: Some(3), ..SetAttr::default() };
-            assert_eq!(real.tree.setattr(&caller(), ino, Some(open), set).await.unwrap().size, 3);
+            assert_eq!(real.tree.setattr(&caller(), ino, Some(open), set).await.unwrap().attr.size, 3);
             assert_eq!(size().await, 3);
             real.tree.close(closed).await.unwrap();
             assert_eq!(size().await, 3);

@@ -66,13 +66,7 @@ pub struct Topology {
 }
 
 pub fn connect_options() -> ConnectOptions {
-    ConnectOptions {
-        timeout: Duration::from_secs(15),
-        etcd: Default::default(),
-        zk: Default::default(),
-        consul: Default::default(),
-        memory: Default::default(),
-    }
+    ConnectOptions::default()
 }
 
 pub fn open_all(implementation: Implementation, server: &str, root: &str) -> Result<std::sync::Arc<dyn Backend>> {

@@ -1,17 +1,15 @@
 //! Locks and elections: what a service keeps of them, in the layout that Vitess gives it.
 //!
-//! A lock of a directory is taken by standing in line: [`super::Backend::enter`] returns a place, and who has no place before
+//! A lock of a directory is taken by standing in line: [`super::contract::Backend::enter`] returns a place, and who has no place before
 //! it holds the lock. A place lives as long as its lease or session, which is kept alive here until the place is left. Once
 //! lost, a place is never taken again by itself.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Action, BackendError, Change, Failure, Guard, Node, Revision, Version};
+use super::contract::{Action, BackendError, Change, Failure, Guard, Holding, Node};
 use crate::name::TopoPath;
 
 /// Leader elections are below here, one directory each.
@@ -22,45 +20,6 @@ pub const NAMED_LOCKS: &str = "internal/named_locks";
 pub(crate) const LOCKS: &str = "locks";
 /// The key of the lock of a directory, on Consul.
 pub(crate) const LOCK: &str = "Lock";
-
-/// The lease or session that a lock lives with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Owner(pub u128);
-
-impl Owner {
-    /// Nobody: what a lock of Consul's leaves behind. It keeps nobody waiting.
-    pub const NOBODY: Owner = Owner(0);
-    /// Neither a lease nor a session: a lock of etcd's or ZooKeeper's that was copied or restored. It keeps everybody waiting until
-    /// it is taken away, for it does not end by itself. No lease and no session has this number.
-    pub const UNBOUND: Owner = Owner(u128::MAX);
-}
-
-/// Proof that a lock is held: what a guarded change carries along.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holding {
-    /// The version of the lock's node.
-    pub version: Version,
-    /// The lease or session that it lives with.
-    pub owner: Owner,
-}
-
-/// A place in the line for a lock.
-#[async_trait]
-pub trait Place: Send + Sync + std::fmt::Debug {
-    /// The node that stands for this place; `None` before the lock is held where the service has no queue.
-    fn node(&self) -> Option<Node>;
-
-    /// Asks the service whether this place is the first, and takes the lock if the service has no queue. Fails with
-    /// [`Failure::LockLost`] if the place is gone.
-    async fn try_hold(&self) -> Result<Option<Node>, BackendError>;
-
-    /// Waits until the place is lost, and says why: the lease or session has ended, or may have.
-    async fn lost(&self) -> BackendError;
-
-    /// Leaves the line, or gives the lock back. A place that is gone already is no error. Keeping it alive ends here, also when
-    /// this fails: it is to be tried again until the place is lost.
-    async fn leave(&self) -> Result<Revision, BackendError>;
-}
 
 /// Whether a directory stands for an election.
 pub fn is_election(dir: &TopoPath) -> bool {
@@ -192,11 +151,9 @@ pub(crate) fn guard(node: &Node) -> Guard {
     Guard::Held(Holding { version: node.version, owner: node.owner() })
 }
 
-/// A place that somebody may share.
-pub type SharedPlace = Arc<dyn Place>;
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;

@@ -9,11 +9,13 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use super::lock::{self, Owner, Place, SharedPlace};
-use super::{
-    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, KeySpace, Limits, Listing, Location, Node,
-    Revision, Role, Version, WatchBatch, WatchEvent, WatchStream, check_limits,
+use super::contract::{
+    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Place,
+    Revision, Role, SharedPlace, Version, WatchBatch, WatchEvent, WatchStream, check_limits,
 };
+use super::keys::KeySpace;
+use super::location::Location;
+use super::lock::{self};
 use crate::name::TopoPath;
 
 /// Events that a slow watcher may be behind before its watch breaks (and its mirror compares everything).

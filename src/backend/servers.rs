@@ -3,7 +3,10 @@
 
 use std::fmt;
 
-use super::{BackendError, ConnectOptions, Failure, Implementation, Location};
+use super::contract::{BackendError, Failure};
+use super::keys::KeySpace;
+use super::location::{Implementation, Location};
+use super::options::ConnectOptions;
 
 /// Which servers that CellInfo records name are connected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -311,7 +314,7 @@ impl Location {
 
     /// The root as all spellings of it have it in common.
     pub fn clean_root(&self) -> String {
-        super::KeySpace::new(&format!("/{}", self.root)).prefix().to_owned()
+        KeySpace::new(&format!("/{}", self.root)).prefix().to_owned()
     }
 
     /// Whether two locations are the same keys of the same service.
@@ -340,20 +343,13 @@ impl Location {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn location(server: &str) -> Location {
         Location { implementation: Implementation::Consul, server: server.to_owned(), root: "/v/zone1".to_owned() }
     }
 
     fn options(secret: bool, ca: bool) -> ConnectOptions {
-        let mut options = ConnectOptions {
-            timeout: Duration::from_secs(1),
-            etcd: Default::default(),
-            zk: Default::default(),
-            consul: Default::default(),
-            memory: Default::default(),
-        };
+        let mut options = ConnectOptions::default();
         options.consul.auth_file = secret.then(|| "tokens".into());
         options.consul.ca = ca.then(|| "ca".into());
         options

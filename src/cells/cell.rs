@@ -216,8 +216,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::backend::lock::SharedPlace;
-    use crate::backend::{Failure, Implementation, Listing, Node, WatchStream};
+    use crate::backend::{Failure, Implementation, Listing, Node, SharedPlace, WatchStream};
 
     /// A service whose first list never comes.
     #[derive(Debug)]

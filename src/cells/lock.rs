@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::cell::Cell;
-use crate::backend::lock::{Owner, SharedPlace, guard};
-use crate::backend::{Action, Change, Failure, Fetched, Node, Role};
+use crate::backend::lock::guard;
+use crate::backend::{Action, Change, Failure, Fetched, Node, Owner, Role, SharedPlace};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
 use crate::name::TopoPath;

@@ -9,13 +9,14 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{Implementation, Location};
+use crate::backend::Location;
 use crate::error::Result;
 use crate::mirror::{Batch, Health};
 use crate::name::{CellName, TopoPath};
 use crate::record::{CellInfo, Records};
 
 mod cell;
+mod failure;
 mod lock;
 pub mod lock_text;
 mod missed;
@@ -283,20 +284,12 @@ async fn follow_cell_info(
     }
 }
 
-/// The services of a mount by the name that Vitess gives them.
-impl std::str::FromStr for Implementation {
-    type Err = String;
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        <Self as clap::ValueEnum>::from_str(text, true)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::backend::{Action, Applied, Change, Guard, Revision, Version};
+    use crate::backend::{Action, Applied, Change, ConnectOptions, Guard, Implementation, Revision, Version};
     use crate::mirror::MirrorOptions;
     use crate::record::{Codec, Kinds};
 
@@ -318,13 +311,7 @@ mod tests {
             stale_after: Duration::from_secs(10),
             serve_stale: false,
         };
-        let connect = crate::backend::ConnectOptions {
-            timeout: Duration::from_secs(5),
-            etcd: Default::default(),
-            zk: Default::default(),
-            consul: Default::default(),
-            memory: Default::default(),
-        };
+        let connect = ConnectOptions::default();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
         let cells = Cells::start(options, records).await.unwrap();

@@ -7,8 +7,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 
+use crate::confine;
 use crate::control::SetLogLevel;
 use crate::mount::{self, Readiness, Settings, Side};
+use crate::notify::helper;
 
 mod args;
 mod log;
@@ -16,6 +18,7 @@ mod one_line;
 mod options;
 mod settings;
 mod unlock;
+mod values;
 
 pub use options::{OptionError, normalize};
 
@@ -45,7 +48,7 @@ enum Command {
     /// Works for locks of any tool, and for what dead ones have left. Exit status: 0 the lock is free, 1 it is not, or an error.
     Unlock(unlock::UnlockArgs),
     /// What a mount runs beside itself, to raise inotify events
-    #[command(hide = true, name = mount::HELPER)]
+    #[command(hide = true, name = helper::HELPER)]
     Notifier {
         /// Where there is no clone of the mount as stderr
         #[arg(requires = "device")]
@@ -80,7 +83,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Demo(args) => (start(&args.process, |log| args.demo_settings(log)), USAGE),
         Command::Unlock(args) => (args.run().map(|free| if free { Ok(()) } else { Err(USAGE) }), USAGE),
         Command::Notifier { mountpoint, device } => {
-            (mount::help(mountpoint.clone().zip(*device)).map(Ok).map_err(anyhow::Error::from), USAGE)
+            (helper::help(mountpoint.clone().zip(*device)).map(Ok).map_err(anyhow::Error::from), USAGE)
         }
         Command::Completions { shell } => (completions(*shell).map(|()| Ok(())), USAGE),
         Command::Man => (man().map(|()| Ok(())), USAGE),
@@ -106,8 +109,8 @@ fn start(
     args: &args::ProcessArgs,
     settings: impl FnOnce(SetLogLevel) -> anyhow::Result<Settings>,
 ) -> anyhow::Result<Result<(), u8>> {
-    let inherited = mount::Inherited::note();
-    mount::confine().context("cannot keep passwords out of core dumps")?;
+    let inherited = confine::Inherited::note();
+    confine::daemon().context("cannot keep passwords out of core dumps")?;
     // All files are opened here: their names are relative to a directory that the daemon leaves.
     let settings = settings(log::start(args)?)?;
     inherited.close();

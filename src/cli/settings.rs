@@ -48,13 +48,7 @@ impl CommonArgs {
         }
         let cells = CellOptions {
             global: location(&format!("{}/{}", cluster.root, CellName::GLOBAL)),
-            connect: ConnectOptions {
-                timeout: Duration::from_secs(15),
-                etcd: EtcdOptions::default(),
-                zk: ZkOptions::default(),
-                consul: ConsulOptions::default(),
-                memory,
-            },
+            connect: ConnectOptions { memory, ..ConnectOptions::default() },
             servers: CellServers::default(),
             mirror: MirrorOptions {
                 resync_interval: Duration::from_secs(300),
@@ -90,7 +84,7 @@ impl TopoArgs {
                 etcd: self.etcd_options()?,
                 zk: self.zk_options()?,
                 consul: self.consul_options()?,
-                memory: MemoryServers::default(),
+                ..ConnectOptions::default()
             },
             servers: self.cell_servers.clone(),
             mirror: MirrorOptions {

@@ -1,6 +1,5 @@
 //! How a request is run and answered, and who is woken when there is more to read.
 
-use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -15,7 +14,6 @@ use super::UNOPENED;
 use super::pollers::{Poller, Pollers};
 use crate::control::{Op, Refusal};
 use crate::error::Result;
-use crate::name::CONTROL_DIR;
 use crate::tree::{Caller, Tree};
 
 /// Serves a tree to the kernel.
@@ -24,8 +22,6 @@ pub struct Adapter {
     pub(super) tree: Arc<Tree>,
     runtime: tokio::runtime::Handle,
     under_way: TaskTracker,
-    /// The inodes of `.topofs`.
-    control: HashSet<u64>,
     /// Who waits for more to read.
     pollers: Arc<Pollers>,
 }
@@ -45,8 +41,7 @@ impl Adapter {
     pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
         let pollers: Arc<Pollers> = Arc::default();
         runtime.spawn(wake(tree.control().events.growth(), Arc::downgrade(&pollers)));
-        let control = tree.control_inodes();
-        Self { tree, runtime, control, under_way: TaskTracker::new(), pollers }
+        Self { tree, runtime, under_way: TaskTracker::new(), pollers }
     }
 
     /// The requests that wait for a backend: what is to be waited for after the last one.
@@ -56,9 +51,7 @@ impl Adapter {
 
     /// Counts a request; those about `.topofs` itself do not count, so that looking at the counts does not change them.
     pub(super) fn count(&self, op: Op, ino: INodeNo, name: Option<&OsStr>) {
-        let is_control =
-            self.control.contains(&ino.0) || (ino == INodeNo::ROOT && name == Some(OsStr::new(CONTROL_DIR)));
-        if !is_control {
+        if !self.tree.is_control(ino.0, name) {
             self.tree.control().requests.count(op);
         }
     }

@@ -23,7 +23,7 @@ impl Caches {
     }
 }
 
-/// What the kernel does not have, it need not drop; a mount that is gone keeps nothing.
+/// What the kernel does not have, it need not forget; a mount that is gone keeps nothing.
 fn heard(what: &str, outcome: io::Result<()>) {
     if let Err(error) = outcome {
         tracing::debug!(%error, what, "the kernel's cache");
@@ -40,21 +40,21 @@ fn inval_inode(ino: u64) -> Vec<u8> {
 }
 
 impl KernelCaches for Caches {
-    fn drop_inode(&self, ino: u64) -> bool {
+    fn invalidate(&self, ino: u64) -> bool {
         let outcome = match &self.device {
             Some(device) => nix::unistd::write(device, &inval_inode(ino)).map(drop).map_err(io::Error::from),
             None => self.notifier.inval_inode(INodeNo(ino), 0, 0),
         };
         let known = !matches!(&outcome, Err(error) if error.kind() == ErrorKind::NotFound);
-        heard("drop an inode", outcome);
+        heard("invalidate an inode", outcome);
         known
     }
 
-    fn drop_name(&self, parent: u64, name: &str) {
-        heard("drop a name", self.notifier.inval_entry(INodeNo(parent), OsStr::new(name)));
+    fn forget_name(&self, parent: u64, name: &str) {
+        heard("forget a name", self.notifier.inval_entry(INodeNo(parent), OsStr::new(name)));
     }
 
-    fn give(&self, ino: u64, content: &[u8]) {
-        heard("give a content", self.notifier.store(INodeNo(ino), 0, content));
+    fn store_pages(&self, ino: u64, content: &[u8]) {
+        heard("store pages", self.notifier.store(INodeNo(ino), 0, content));
     }
 }

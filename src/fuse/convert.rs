@@ -5,20 +5,20 @@ use std::time::{Duration, SystemTime};
 use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow};
 
 use super::{ABSENT, BLOCK, GENERATION, LASTING, ROOT_LASTING};
-use crate::tree::{Attr, OpenMode, Opened, ROOT};
+use crate::tree::{Attr, Caching, Entry, FileKind, OpenMode, ROOT};
 
-pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+pub(super) fn file_attr(ino: u64, attr: &Attr) -> FileAttr {
     /// What st_blocks counts in, in bytes.
     const SECTOR: u64 = 512;
     FileAttr {
-        ino: INodeNo(attr.ino),
+        ino: INodeNo(ino),
         size: attr.size,
         blocks: attr.size.div_ceil(SECTOR),
         atime: attr.accessed,
         mtime: attr.modified,
         ctime: attr.changed,
         crtime: attr.changed,
-        kind: kind(attr.is_dir),
+        kind: kind(attr.kind),
         perm: u16::try_from(attr.mode).unwrap_or(0),
         nlink: attr.links,
         uid: attr.uid,
@@ -29,8 +29,11 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-pub(super) fn kind(is_dir: bool) -> FileType {
-    if is_dir { FileType::Directory } else { FileType::RegularFile }
+pub(super) fn kind(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Directory => FileType::Directory,
+        FileKind::Regular => FileType::RegularFile,
+    }
 }
 
 pub(super) fn open_mode(flags: i32) -> OpenMode {
@@ -45,11 +48,11 @@ pub(super) fn open_mode(flags: i32) -> OpenMode {
     }
 }
 
-pub(super) fn open_flags(opened: Opened) -> FopenFlags {
+pub(super) fn open_flags(caching: Caching) -> FopenFlags {
     let mut flags = FopenFlags::empty();
-    flags.set(FopenFlags::FOPEN_DIRECT_IO, !opened.cached);
-    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.kept);
-    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.flushed);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, !caching.cached);
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, caching.kept);
+    flags.set(FopenFlags::FOPEN_NOFLUSH, !caching.flushed);
     flags
 }
 
@@ -67,9 +70,9 @@ pub(super) fn reply_empty(reply: ReplyEmpty) -> impl FnOnce(std::result::Result<
     }
 }
 
-pub(super) fn reply_entry(reply: ReplyEntry) -> impl FnOnce(std::result::Result<Attr, Errno>) + Send {
+pub(super) fn reply_entry(reply: ReplyEntry) -> impl FnOnce(std::result::Result<Entry, Errno>) + Send {
     |result| match result {
-        Ok(attr) => reply.entry(&time_of(&attr), &file_attr(&attr), GENERATION),
+        Ok(entry) => reply.entry(&time_of(&entry), &file_attr(entry.ino, &entry.attr), GENERATION),
         Err(errno) => reply.error(errno),
     }
 }
@@ -78,26 +81,26 @@ pub(super) fn reply_entry(reply: ReplyEntry) -> impl FnOnce(std::result::Result<
 pub(super) fn reply_found(
     reply: ReplyEntry,
     none: Attr,
-) -> impl FnOnce(std::result::Result<Option<Attr>, Errno>) + Send {
+) -> impl FnOnce(std::result::Result<Option<Entry>, Errno>) + Send {
     move |result| match result {
-        Ok(Some(attr)) => reply.entry(&time_of(&attr), &file_attr(&attr), GENERATION),
-        Ok(None) => reply.entry(&ABSENT, &file_attr(&none), GENERATION),
+        Ok(Some(entry)) => reply.entry(&time_of(&entry), &file_attr(entry.ino, &entry.attr), GENERATION),
+        Ok(None) => reply.entry(&ABSENT, &file_attr(0, &none), GENERATION),
         Err(errno) => reply.error(errno),
     }
 }
 
 /// How long the kernel may keep what it is told of a file.
-pub(super) fn time_of(attr: &Attr) -> Duration {
-    match attr {
-        Attr { lasting: false, .. } => Duration::ZERO,
-        Attr { ino: ROOT, .. } => ROOT_LASTING,
+pub(super) fn time_of(entry: &Entry) -> Duration {
+    match entry {
+        Entry { lasting: false, .. } => Duration::ZERO,
+        Entry { ino: ROOT, .. } => ROOT_LASTING,
         _ => LASTING,
     }
 }
 
-pub(super) fn reply_attr(reply: ReplyAttr) -> impl FnOnce(std::result::Result<Attr, Errno>) + Send {
+pub(super) fn reply_attr(reply: ReplyAttr) -> impl FnOnce(std::result::Result<Entry, Errno>) + Send {
     |result| match result {
-        Ok(attr) => reply.attr(&time_of(&attr), &file_attr(&attr)),
+        Ok(entry) => reply.attr(&time_of(&entry), &file_attr(entry.ino, &entry.attr)),
         Err(errno) => reply.error(errno),
     }
 }

@@ -69,10 +69,10 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let wanted = name.to_owned();
-        let none = self.tree.listed_dir_attr(0);
+        let none = self.tree.dir_attr();
         self.answer(
             (Op::Lookup, request, parent, Some(name)),
-            |tree, caller| async move { tree.look_up(&caller, parent.0, &wanted).await },
+            |tree, caller| async move { tree.lookup_or_absent(&caller, parent.0, &wanted).await },
             reply_found(reply, none),
         );
     }
@@ -134,9 +134,9 @@ impl fuser::Filesystem for Adapter {
             (Op::Mknod, request, parent, Some(name)),
             |tree, caller| async move {
                 let how = OpenMode { write: true, exclusive: true, ..OpenMode::default() };
-                let (attr, opened) = tree.create(&caller, parent.0, &wanted, mode & !umask & 0o7777, how).await?;
-                tree.close(opened.handle).await.inspect_err(|_| tree.forget(attr.ino, 1))?;
-                Ok(attr)
+                let (entry, opened) = tree.create(&caller, parent.0, &wanted, mode & !umask & 0o7777, how).await?;
+                tree.close(opened.handle).await.inspect_err(|_| tree.forget(entry.ino, 1))?;
+                Ok(entry)
             },
             reply_entry(reply),
         );
@@ -203,7 +203,7 @@ impl fuser::Filesystem for Adapter {
             (Op::Open, request, ino, None),
             |tree, caller| async move { tree.open(&caller, ino.0, open_mode(flags.0)).await },
             |result| match result {
-                Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
+                Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.caching)),
                 Err(errno) => reply.error(errno),
             },
         );
@@ -226,9 +226,10 @@ impl fuser::Filesystem for Adapter {
                 tree.create(&caller, parent.0, &wanted, mode & !umask & 0o7777, open_mode(flags)).await
             },
             |result| match result {
-                Ok((attr, opened)) => {
+                Ok((entry, opened)) => {
                     let handle = FileHandle(opened.handle);
-                    reply.created(&time_of(&attr), &file_attr(&attr), GENERATION, handle, open_flags(opened));
+                    let (time, attr) = (time_of(&entry), file_attr(entry.ino, &entry.attr));
+                    reply.created(&time, &attr, GENERATION, handle, open_flags(opened.caching));
                 }
                 Err(errno) => reply.error(errno),
             },
@@ -279,7 +280,12 @@ impl fuser::Filesystem for Adapter {
         let outcome = self.tree.write(handle.0, offset, data);
         self.answer_file(
             (Op::Write, request, ino, handle),
-            |tree, caller| async move { tree.break_locks(&caller, outcome?).await },
+            |_, _| async move {
+                match outcome? {
+                    Some(rest) => rest.await,
+                    None => Ok(()),
+                }
+            },
             move |result| match result {
                 Ok(()) => reply.written(size),
                 Err(errno) => reply.error(errno),
@@ -416,7 +422,7 @@ impl fuser::Filesystem for Adapter {
                     }
                     for (entry, next) in listing.entries() {
                         let number = INodeNo(numbers.number(entry));
-                        if reply.add(number, next, kind(entry.node.is_dir()), &entry.name) {
+                        if reply.add(number, next, kind(entry.file.kind()), &entry.name) {
                             break;
                         }
                     }
@@ -441,18 +447,19 @@ impl fuser::Filesystem for Adapter {
             |tree, caller| async move { tree.listing(&caller, ino.0, offset).await },
             move |result| match result {
                 Ok(listing) => {
-                    let own = file_attr(&tree.listed_dir_attr(ino.0));
+                    let own = file_attr(ino.0, &tree.dir_attr());
                     for (name, next) in listing.dots() {
                         // The kernel takes nothing but the number from these.
                         let _ = reply.add(ino, next, name, &Duration::ZERO, &own, GENERATION);
                     }
                     for (entry, next) in listing.entries() {
                         // What has gone meanwhile is passed over.
-                        let Some(attr) = tree.entry_told(entry) else { continue };
-                        let (number, time) = (INodeNo(attr.ino), time_of(&attr));
-                        if reply.add(number, next, &entry.name, &time, &file_attr(&attr), GENERATION) {
+                        let Some(listed) = tree.listed(entry) else { continue };
+                        let (number, time) = (INodeNo(listed.ino), time_of(&listed));
+                        let attr = file_attr(listed.ino, &listed.attr);
+                        if reply.add(number, next, &entry.name, &time, &attr, GENERATION) {
                             // It did not fit: the kernel does not know of it.
-                            tree.forget(attr.ino, 1);
+                            tree.forget(listed.ino, 1);
                             break;
                         }
                     }

@@ -10,7 +10,7 @@ use super::held::Locks;
 use super::names::{lock_path, process_of_here};
 use super::times_left::is_abandoned;
 use crate::backend::Node;
-use crate::backend::lock::Owner;
+use crate::backend::Owner;
 use crate::cells::lock_text::shown;
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::backend::lock::Owner;
+use crate::backend::Owner;
 use crate::cells::Cell;
 use crate::name::CellName;
 

@@ -261,7 +261,7 @@ impl Mirror {
             // Under the same lock: a list that is taken over in between would undo it.
             state.note_own(path);
             match &fetched.node {
-                Some(node) => state.put(node.clone(), SystemTime::now()),
+                Some(node) => state.put_own(node.clone(), SystemTime::now()),
                 None => state.delete(path, fetched.at),
             }
         };
@@ -283,7 +283,7 @@ impl Mirror {
                             role: crate::backend::Role::Record,
                             modified: None,
                         };
-                        state.put(node, SystemTime::now())
+                        state.put_own(node, SystemTime::now())
                     }
                     (crate::backend::Action::Delete, _) => state.delete(&change.path, applied.at),
                     _ => None,

@@ -127,6 +127,8 @@ pub(super) struct State {
     pub snapshot: Snapshot,
     /// When paths were deleted: a report from before must not bring them back.
     deleted: HashMap<TopoPath, Revision>,
+    /// A list has shown everything up to here: what is not in the snapshot was gone by then.
+    complete: Revision,
     /// While a list is under way: what this mount's own calls have reported since it was begun. That may be newer than the list.
     own: Option<HashSet<TopoPath>>,
     /// Locks have come, gone or changed since this was last reset.
@@ -153,6 +155,16 @@ impl State {
         self.snapshot.at = self.snapshot.at.max(version.written);
         self.deleted.remove(&path);
         self.insert(Node { path, value, version, role, modified }, now)
+    }
+
+    /// Merges what one of this mount's own calls has reported of a node. Its answer may be so late that the node has been deleted since and
+    /// a list has taken the place of what was known of deletions.
+    pub fn put_own(&mut self, node: Node, now: SystemTime) -> Option<Update> {
+        let shown = self.snapshot.records.contains_key(&node.path) || self.snapshot.locks.contains_key(&node.path);
+        if !shown && node.version.written <= self.complete {
+            return None;
+        }
+        self.put(node, now)
     }
 
     fn insert(&mut self, node: Node, now: SystemTime) -> Option<Update> {
@@ -241,9 +253,14 @@ impl State {
     pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Option<Vec<Update>> {
         let own = self.own.take()?;
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
-        let known = self.snapshot.records.keys().chain(self.snapshot.locks.keys());
-        let vanished: Vec<TopoPath> =
-            known.filter(|path| !listed.contains(*path) && !own.contains(*path)).cloned().collect();
+        let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
+        let locks = self.snapshot.locks.iter().map(|(path, lock)| (path, lock.version));
+        let newer = |path: &TopoPath, version: Version| own.contains(path) && version.written > listing.at;
+        let vanished: Vec<TopoPath> = records
+            .chain(locks)
+            .filter(|(path, version)| !listed.contains(*path) && !newer(path, *version))
+            .map(|(path, _)| path.clone())
+            .collect();
         let mut updates = Vec::new();
         for path in vanished {
             self.remove_lock(&path);
@@ -266,12 +283,14 @@ impl State {
             }
         }
         self.snapshot.at = listing.at;
+        self.complete = listing.at;
         Some(updates)
     }
 
-    /// Forgets deletions up to a revision that everything under way is known to have passed.
+    /// Forgets deletions up to a revision that a list has shown and the watch has passed.
     pub fn forget_deletions(&mut self, passed: Revision) {
         self.deleted.retain(|_, at| *at > passed);
+        self.complete = self.complete.max(passed);
     }
 }
 

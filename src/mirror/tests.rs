@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
-use crate::backend::lock::SharedPlace;
+use crate::backend::SharedPlace;
 use crate::backend::{Action, Guard, Limits, Role, Version, WatchEvent};
 
 type Watch = mpsc::UnboundedSender<Result<WatchBatch, BackendError>>;

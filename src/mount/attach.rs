@@ -17,8 +17,8 @@ use rustix::mount::{
 };
 
 use super::kernel::MountSpec;
-use super::point::{KIND, MountPoint, device_of};
-use super::table::Device;
+use super::point::{KIND, MountPoint};
+use crate::device::{Device, device_of};
 
 /// Nothing in a topology is a device or a program.
 const FLAGS: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);

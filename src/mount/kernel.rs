@@ -13,11 +13,12 @@ use tokio::sync::watch;
 
 use super::attach::Attached;
 use super::fusermount;
-use super::notifier::{Helpers, Way};
 use super::point::MountPoint;
-use super::table::{Device, Table};
-use super::teller;
+use super::table::Table;
+use crate::device::Device;
 use crate::fuse::{Adapter, Caches};
+use crate::notify;
+use crate::notify::helper::{Helpers, Way};
 use crate::tree::Tree;
 
 /// How to mount.
@@ -77,9 +78,9 @@ impl KernelMount {
             let session = Session::from_fd(adapter, device, config.acl, config)?;
             let way = match hidden {
                 Some(hidden) => Way::Clone(hidden),
-                None => Way::into(&point, number)?,
+                None => way_into(&point, number)?,
             };
-            Ok((Helpers::new(way, tree.clone()), run(session, own, spec, tree)?))
+            Ok((Helpers::new(way, tree.control().clone()), run(session, own, spec, tree)?))
         })();
         match answering {
             Ok((helpers, ended)) => Ok((Self { point, number, own: true, helpers, ended }, unseen)),
@@ -110,7 +111,7 @@ impl KernelMount {
             let config = config(spec);
             let own = device.try_clone()?;
             let session = Session::from_fd(adapter, device, config.acl, config)?;
-            let helpers = Helpers::new(Way::into(&point, number)?, tree.clone());
+            let helpers = Helpers::new(way_into(&point, number)?, tree.control().clone());
             Ok((number, helpers, run(session, own, spec, tree)?))
         })();
         match answering {
@@ -125,7 +126,7 @@ impl KernelMount {
 
     /// Starts telling of what happens elsewhere, and shows the mount where it has not been seen yet.
     fn start_notifier(&mut self, tree: &Arc<Tree>, unseen: Option<OwnedFd>) -> io::Result<()> {
-        teller::serve(self.helpers.clone(), tree.clone(), tokio::runtime::Handle::current())?;
+        notify::serve(self.helpers.clone(), tree, tokio::runtime::Handle::current())?;
         let mut table = Table::open()?;
         if let Some(unseen) = unseen {
             Attached::show(&unseen, self.number, &mut self.point)?;
@@ -188,6 +189,12 @@ impl KernelMount {
         }
         if left || self.point.holds_dead(self.number) { self.unmount() } else { Ok(()) }
     }
+}
+
+/// By way of the mount point.
+fn way_into(point: &MountPoint, device: Device) -> io::Result<Way> {
+    let (dir, name) = point.dir_and_name();
+    Ok(Way::Path { dir: dir.try_clone_to_owned()?, name: name.to_owned(), device })
 }
 
 fn config(spec: &MountSpec) -> Config {

@@ -11,23 +11,19 @@ use crate::control::{Control, SetLogLevel};
 use crate::error::{Error, Kind, Result};
 use crate::fuse::Adapter;
 use crate::name::CellName;
+use crate::notify;
 use crate::record::Records;
 use crate::tree::{Tree, TreeOptions};
 
 mod attach;
-mod confine;
 mod daemon;
 mod fusermount;
 mod kernel;
-mod notifier;
 mod point;
 mod table;
-mod teller;
 
-pub use confine::{Inherited, daemon as confine};
 pub use daemon::{Readiness, Side, detach};
 use kernel::{KernelMount, MountSpec};
-pub use notifier::{HELPER, help};
 pub use point::MountPoint;
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.
@@ -94,6 +90,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     }
     let control = Arc::new(Control::new(settings.config, settings.set_log_level));
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
+    notify::follow(&tree);
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
     let under_way = adapter.under_way();
     let mut mount = KernelMount::start(adapter, &spec, settings.mountpoint, &tree)
@@ -137,7 +134,7 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
                 tracing::info!("told to end");
                 // Whoever still has something open is not to take the kernel's copy for what there is. Nobody who holds a page is in
                 // the way of the end.
-                let _ = tokio::time::timeout(BUSY_GRACE, tree.let_go_of_all()).await;
+                let _ = tokio::time::timeout(BUSY_GRACE, tree.invalidate_all()).await;
                 mount.unmount()?;
                 // Open files keep a busy mount alive; they fail when the process ends.
                 let _ = tokio::time::timeout(BUSY_GRACE, mount.ended()).await;

@@ -11,7 +11,8 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode;
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
-use super::table::{Device, Table};
+use super::table::Table;
+use crate::device::{Device, device_of};
 
 /// The type of a mount in the mount table.
 pub(super) const KIND: &str = "fuse.topofs";
@@ -167,14 +168,6 @@ fn detach(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// What a descriptor is open on, as a path.
 pub(super) fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
-}
-
-/// The device of what a name in a directory leads to, or of the descriptor itself where there is no name. Nobody is asked for it.
-pub(super) fn device_of(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Device> {
-    let empty = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::empty() };
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC | empty;
-    let found = statx(dir, name, flags, StatxFlags::empty())?;
-    Ok((found.stx_dev_major, found.stx_dev_minor))
 }
 
 /// Device and number.

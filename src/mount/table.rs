@@ -11,10 +11,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use crate::device::Device;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-/// The device of a mounted file system: major and minor number.
-pub(super) type Device = (u32, u32);
 
 /// The table, open: reading it again needs no other descriptor.
 #[derive(Debug)]

@@ -5,20 +5,14 @@ use std::path::Path;
 use bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
-use super::{Form, early, encode, json, parse_json, parse_text, text, unknown, wire};
-use crate::error::{Error, Kind, Position, Result};
+use super::parse::parse;
+use super::{Form, early, encode, json, text, unknown, wire};
+use crate::error::{Error, Kind, Result};
 
 /// The messages that can be decoded.
 #[derive(Debug)]
 pub struct Codec {
     pool: DescriptorPool,
-}
-
-/// Why an input cannot be parsed, and where.
-pub(super) struct Flaw {
-    pub reason: String,
-    /// Byte range in the input; empty at its end if the input is incomplete.
-    pub span: std::ops::Range<usize>,
 }
 
 impl Codec {
@@ -104,44 +98,4 @@ impl Codec {
             Some(flaw) => Err(flaw.explain(message, form, input)),
         }
     }
-}
-
-impl Flaw {
-    fn explain(self, message: &str, form: Form, input: &[u8]) -> Error {
-        if form == Form::Raw {
-            let at = self.span.start;
-            let reason = format!("cannot be decoded as {message}: {} at byte {at}", self.reason);
-            return Error::new(Kind::BadMessage, reason);
-        }
-        let position = position(input, self.span.start);
-        let Position { line, column } = position;
-        let reason = format!("not valid {form} of {message}: line {line}, column {column}: {}", self.reason);
-        Error { kind: Kind::BadMessage, reason, position: Some(position) }
-    }
-}
-
-/// Parses a text or JSON form.
-pub(super) fn parse(
-    message: &MessageDescriptor,
-    form: Form,
-    input: &[u8],
-) -> std::result::Result<DynamicMessage, Flaw> {
-    let text = std::str::from_utf8(input).map_err(|error| {
-        let at = error.valid_up_to();
-        let end = error.error_len().map_or(input.len(), |len| at + len);
-        Flaw { reason: "not valid UTF-8".to_owned(), span: at..end }
-    })?;
-    match form {
-        Form::Json => parse_json::parse(message, text),
-        Form::Raw | Form::Text => parse_text::parse(message, text),
-    }
-}
-
-/// Line and column of a byte offset, counted from 1, columns in characters.
-fn position(input: &[u8], at: usize) -> Position {
-    let before = input.get(..at.min(input.len())).unwrap_or_default();
-    let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let column = String::from_utf8_lossy(before.get(line_start..).unwrap_or_default()).chars().count() + 1;
-    Position { line, column }
 }

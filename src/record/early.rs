@@ -4,7 +4,8 @@
 
 use prost_reflect::{DynamicMessage, MessageDescriptor};
 
-use super::codec::{Flaw, parse};
+use super::flaw::Flaw;
+use super::parse::parse;
 use super::{Form, wire};
 
 /// The flaw that makes every continuation of this input invalid.

@@ -12,8 +12,10 @@ mod cell_info;
 mod codec;
 mod early;
 mod encode;
+mod flaw;
 mod json;
 mod kind;
+mod parse;
 mod parse_json;
 mod parse_text;
 mod scalar;
@@ -34,13 +36,12 @@ const CACHE_SHARDS: usize = 4;
 const CACHE_ENTRIES: usize = 100_000;
 
 /// How a record is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
     /// The stored bytes.
     Raw,
     /// Protobuf text format.
-    #[value(name = "txt")]
     #[serde(rename = "txt")]
     Text,
     /// Proto3 JSON.
@@ -50,6 +51,15 @@ pub enum Form {
 impl Form {
     /// All forms, in the order in which they are listed.
     pub const ALL: [Form; 3] = [Form::Raw, Form::Text, Form::Json];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Raw => "raw",
+            Form::Text => "txt",
+            Form::Json => "json",
+        }
+    }
 
     /// What a file name of this form ends with.
     pub fn suffix(self) -> &'static str {
@@ -70,11 +80,7 @@ impl Form {
 
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Form::Raw => "raw",
-            Form::Text => "txt",
-            Form::Json => "json",
-        })
+        f.write_str(self.name())
     }
 }
 

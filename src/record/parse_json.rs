@@ -12,7 +12,7 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescri
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::codec::Flaw;
+use super::flaw::Flaw;
 use super::scalar;
 
 /// The messages that have a JSON of their own; no record of Vitess has any, another descriptor set might.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use miette::Diagnostic;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor};
 
-use super::codec::Flaw;
+use super::flaw::Flaw;
 
 /// Deepest nesting of an input. The library has no limit of its own and would overflow the stack; protobuf's own is 100.
 const DEPTH_LIMIT: usize = 100;

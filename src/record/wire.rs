@@ -5,7 +5,7 @@ use prost::bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use prost_reflect::{Kind, MessageDescriptor};
 
-use super::codec::Flaw;
+use super::flaw::Flaw;
 
 /// Messages in messages that are looked into; prost refuses deeper ones.
 const DEPTH: usize = 100;

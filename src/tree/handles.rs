@@ -1,124 +1,67 @@
-//! Open files and directories.
+//! The table of what is open. Knows no kind of open file.
 
+use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::ControlFile;
-use super::draft::Draft;
-use super::lockfile::LockFile;
-use super::overlay::Scratch;
-use super::room::Charge;
+use super::namespace::OpenFile;
 use crate::error::{Error, Kind, Result};
-use crate::name::{CellName, TopoPath};
-use crate::process::Process;
-use crate::record::Form;
-
-/// Something open.
-#[derive(Debug, Clone)]
-pub(super) enum Handle {
-    Reader(Arc<Reader>),
-    Draft(Arc<Draft>),
-    Lock(Arc<LockFile>),
-    Events(Arc<Mutex<crate::control::Reader>>),
-    Scratch(Arc<OpenScratch>),
-    /// Shows one state, like a reader.
-    Control(Arc<OpenControl>),
-}
-
-/// An open file of `.topofs`: what it shows is charged to its user.
-#[derive(Debug)]
-pub(super) struct OpenControl {
-    pub file: ControlFile,
-    pub content: Mutex<(Bytes, Charge)>,
-}
-
-/// An open scratch file.
-#[derive(Debug)]
-pub(super) struct OpenScratch {
-    pub file: Arc<Scratch>,
-    /// O_APPEND.
-    pub append: bool,
-    /// O_WRONLY or O_RDWR.
-    pub writes: bool,
-    /// Who has opened it.
-    pub opener: (Option<Process>, u32),
-}
-
-/// A record open for reading: shows one state of it until it is read from the beginning again.
-#[derive(Debug)]
-pub(super) struct Reader {
-    pub cell: CellName,
-    pub path: TopoPath,
-    pub form: Form,
-    /// O_DIRECT: asks the backend.
-    pub direct: bool,
-    pub shown: Mutex<(Bytes, SystemTime)>,
-    /// Read through the kernel's page cache, which is of one state for everybody.
-    pub cached: bool,
-    /// The end of it has been read.
-    pub ended: std::sync::atomic::AtomicBool,
-}
-
-impl Handle {
-    /// What is open, if it is a certain scratch file.
-    fn scratch(&self, file: &Arc<Scratch>) -> Option<&Arc<OpenScratch>> {
-        match self {
-            Handle::Scratch(open) if Arc::ptr_eq(&open.file, file) => Some(open),
-            _ => None,
-        }
-    }
-}
-
-impl Reader {
-    pub fn new(cell: &CellName, path: &TopoPath, form: Form, content: Bytes) -> Self {
-        Self {
-            cell: cell.clone(),
-            path: path.clone(),
-            form,
-            direct: false,
-            shown: Mutex::new((content, SystemTime::now())),
-            cached: false,
-            ended: false.into(),
-        }
-    }
-}
 
 /// Files that may be open at once, in all and for one user: each costs memory here, and none of the daemon's descriptors.
 const IN_ALL: usize = 131_072;
 const PER_USER: usize = 32_768;
 
-/// The table of what is open.
+/// What is open.
 #[derive(Debug, Default)]
-pub(super) struct Handles(Mutex<Table>);
+pub(crate) struct Handles(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
     last: u64,
-    open: HashMap<u64, Open>,
+    open: HashMap<u64, Handle>,
     by_inode: HashMap<u64, BTreeSet<u64>>,
-    /// Those of them that write to a record: they are looked for at each opening.
+    /// Those of them that are drafts: they are looked for at each opening.
     drafts: HashMap<u64, BTreeSet<u64>>,
     by_user: HashMap<u32, usize>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct Handle {
     ino: u64,
     uid: u32,
-    handle: Handle,
+    file: Arc<dyn OpenFile>,
 }
 
 fn bad_handle() -> Error {
     Error::new(Kind::BadDescriptor, "no such open file")
 }
 
+/// An open file as what it is, if it is of that kind.
+pub(crate) fn as_kind<T: OpenFile>(file: Arc<dyn OpenFile>) -> Option<Arc<T>> {
+    let file: Arc<dyn Any + Send + Sync> = file;
+    file.downcast().ok()
+}
+
+impl Table {
+    fn note_draft(&mut self, number: u64) {
+        if let Some(Handle { ino, file, .. }) = self.open.get(&number)
+            && file.is_draft()
+        {
+            self.drafts.entry(*ino).or_default().insert(number);
+        }
+    }
+
+    fn of<'a, T: OpenFile>(&'a self, numbers: Option<&'a BTreeSet<u64>>) -> impl Iterator<Item = (u64, Arc<T>)> {
+        let open = numbers.into_iter().flatten();
+        open.filter_map(|number| Some((*number, as_kind(self.open.get(number)?.file.clone())?)))
+    }
+}
+
 impl Handles {
     /// Notes what a user has opened. Fails with EMFILE if there is too much of it.
-    pub fn add(&self, uid: u32, ino: u64, handle: Handle) -> Result<u64> {
+    pub fn add(&self, uid: u32, ino: u64, file: Arc<dyn OpenFile>) -> Result<u64> {
         let mut table = self.0.lock();
         let own = table.by_user.get(&uid).copied().unwrap_or(0);
         if table.open.len() >= IN_ALL || own >= PER_USER {
@@ -128,11 +71,9 @@ impl Handles {
         table.last += 1;
         let number = table.last;
         table.by_user.insert(uid, own + 1);
-        if let Handle::Draft(_) = &handle {
-            table.drafts.entry(ino).or_default().insert(number);
-        }
-        table.open.insert(number, Open { ino, uid, handle });
+        table.open.insert(number, Handle { ino, uid, file });
         table.by_inode.entry(ino).or_default().insert(number);
+        table.note_draft(number);
         Ok(number)
     }
 
@@ -141,18 +82,20 @@ impl Handles {
         self.0.lock().by_inode.contains_key(&ino)
     }
 
-    pub fn get(&self, number: u64) -> Result<Handle> {
-        self.0.lock().open.get(&number).map(|open| open.handle.clone()).ok_or_else(bad_handle)
+    /// What is open.
+    pub fn get(&self, number: u64) -> Result<Arc<dyn OpenFile>> {
+        self.0.lock().open.get(&number).map(|handle| handle.file.clone()).ok_or_else(bad_handle)
     }
 
-    /// The file that is open.
+    /// The inode that is open.
     pub fn inode(&self, number: u64) -> Result<u64> {
-        self.0.lock().open.get(&number).map(|open| open.ino).ok_or_else(bad_handle)
+        self.0.lock().open.get(&number).map(|handle| handle.ino).ok_or_else(bad_handle)
     }
 
-    pub fn remove(&self, number: u64) -> Result<Handle> {
+    /// What was open is not any more.
+    pub fn remove(&self, number: u64) -> Result<Arc<dyn OpenFile>> {
         let mut table = self.0.lock();
-        let Open { ino, uid, handle } = table.open.remove(&number).ok_or_else(bad_handle)?;
+        let Handle { ino, uid, file } = table.open.remove(&number).ok_or_else(bad_handle)?;
         match table.by_user.get_mut(&uid) {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(table.by_user.remove(&uid)),
@@ -166,95 +109,36 @@ impl Handles {
                 }
             }
         }
-        Ok(handle)
+        Ok(file)
     }
 
-    pub fn draft(&self, number: u64) -> Option<Arc<Draft>> {
-        match self.get(number) {
-            Ok(Handle::Draft(draft)) => Some(draft),
-            _ => None,
-        }
-    }
-
-    /// Everything that is being written to an inode, oldest first.
-    pub fn drafts(&self, ino: u64) -> Vec<Arc<Draft>> {
+    /// The drafts of an inode, oldest first.
+    pub fn drafts<T: OpenFile>(&self, ino: u64) -> Vec<(u64, Arc<T>)> {
         let table = self.0.lock();
-        let Some(numbers) = table.drafts.get(&ino) else { return Vec::new() };
-        let drafts = numbers.iter().filter_map(|number| match table.open.get(number) {
-            Some(Open { handle: Handle::Draft(draft), .. }) => Some(draft.clone()),
-            _ => None,
-        });
-        drafts.collect()
+        table.of(table.drafts.get(&ino)).collect()
     }
 
-    /// The inode of a draft, and how many other drafts of it the same process has open.
-    pub fn other_drafts(&self, number: u64, process: Process) -> Option<(u64, usize)> {
+    /// Whether an inode has drafts.
+    pub fn has_drafts(&self, ino: u64) -> bool {
+        self.0.lock().drafts.contains_key(&ino)
+    }
+
+    /// What is open of an inode, if it is of a kind, oldest first.
+    pub fn of_inode<T: OpenFile>(&self, ino: u64) -> Vec<(u64, Arc<T>)> {
         let table = self.0.lock();
-        let ino = table.open.get(&number)?.ino;
-        let same = |other: &&u64| {
-            let handle = table.open.get(other).map(|open| &open.handle);
-            **other != number && matches!(handle, Some(Handle::Draft(draft)) if draft.opener == Some(process))
-        };
-        Some((ino, table.drafts.get(&ino)?.iter().filter(same).count()))
+        table.of(table.by_inode.get(&ino)).collect()
     }
 
-    /// Whoever has opened a scratch file for writing first: who it is, and whether it appends.
-    pub fn writer_of(&self, ino: u64, file: &Arc<Scratch>) -> Option<Arc<OpenScratch>> {
-        let table = self.0.lock();
-        let open = table.by_inode.get(&ino)?.iter().filter_map(|number| table.open.get(number)?.handle.scratch(file));
-        open.into_iter().find(|open| open.writes).cloned()
-    }
-
-    /// A scratch file has become a record: who has it open goes on with that. Says how many they are.
-    pub fn adopt(
-        &self,
-        ino: u64,
-        file: &Arc<Scratch>,
-        draft: Option<&Arc<Draft>>,
-        reader: impl Fn() -> Reader,
-    ) -> usize {
+    /// Who has something open goes on with something else. False if it is open no more.
+    pub fn replace(&self, number: u64, file: Arc<dyn OpenFile>) -> bool {
         let mut table = self.0.lock();
-        let Table { open, by_inode, drafts, .. } = &mut *table;
-        let mut adopted = 0;
-        for number in by_inode.get(&ino).into_iter().flatten() {
-            let Some(Open { handle, .. }) = open.get_mut(number) else { continue };
-            let Some(writes) = handle.scratch(file).map(|open| open.writes) else { continue };
-            *handle = match draft.filter(|_| writes) {
-                Some(draft) => {
-                    drafts.entry(ino).or_default().insert(*number);
-                    Handle::Draft(draft.clone())
-                }
-                None => Handle::Reader(Arc::new(reader())),
-            };
-            adopted += 1;
-        }
-        adopted
+        let Some(handle) = table.open.get_mut(&number) else { return false };
+        handle.file = file;
+        table.note_draft(number);
+        true
     }
 
-    /// A record is gone: who has it open goes on showing its last state, of which the kernel may have had pages.
-    pub fn pin(&self, ino: u64, content: &Bytes, modified: SystemTime) {
-        let table = self.0.lock();
-        for number in table.by_inode.get(&ino).into_iter().flatten() {
-            if let Some(Open { handle: Handle::Reader(reader), .. }) = table.open.get(number)
-                && reader.cached
-            {
-                *reader.shown.lock() = (content.clone(), modified);
-            }
-        }
-    }
-
-    /// Size and time of what a reader of an inode still shows.
-    pub fn pinned(&self, ino: u64) -> Option<(usize, SystemTime)> {
-        let table = self.0.lock();
-        table.by_inode.get(&ino)?.iter().find_map(|number| match table.open.get(number) {
-            Some(Open { handle: Handle::Reader(reader), .. }) => {
-                let shown = reader.shown.lock();
-                Some((shown.0.len(), shown.1))
-            }
-            _ => None,
-        })
-    }
-
+    /// How much is open.
     pub fn count(&self) -> usize {
         self.0.lock().open.len()
     }
@@ -262,12 +146,40 @@ impl Handles {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+    use bytes::Bytes;
+
     use super::*;
+    use crate::tree::Caller;
+    use crate::tree::namespace::{At, Part};
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    #[derive(Debug)]
+    struct Draft(u64);
+
+    #[async_trait]
+    impl OpenFile for Nothing {
+        async fn read(&self, _: &Caller, _: At, _: Part) -> Result<Bytes> {
+            Ok(Bytes::new())
+        }
+    }
+
+    #[async_trait]
+    impl OpenFile for Draft {
+        async fn read(&self, _: &Caller, _: At, _: Part) -> Result<Bytes> {
+            Ok(Bytes::new())
+        }
+        fn is_draft(&self) -> bool {
+            true
+        }
+    }
 
     #[test]
     fn one_user_cannot_open_all_files_that_may_be_open() {
         let handles = Handles::default();
-        let open = |uid| handles.add(uid, 1, Handle::Events(Arc::default()));
+        let open = |uid| handles.add(uid, 1, Arc::new(Nothing));
         let first = open(1).unwrap();
         (1..PER_USER).for_each(|_| assert!(open(1).is_ok()));
         assert_eq!(open(1).unwrap_err().kind, Kind::TooManyOpen);
@@ -279,5 +191,28 @@ mod tests {
         (3..7).for_each(|uid| (0..PER_USER).for_each(|_| drop(open(uid))));
         assert_eq!(handles.count(), IN_ALL);
         assert_eq!(open(9).unwrap_err().kind, Kind::TooManyOpen);
+    }
+
+    #[test]
+    fn drafts_are_found_by_their_inode_oldest_first_and_whatever_else_is_open() {
+        let handles = Handles::default();
+        let other = handles.add(0, 1, Arc::new(Nothing)).unwrap();
+        let (first, second) =
+            (handles.add(0, 1, Arc::new(Draft(1))).unwrap(), handles.add(0, 1, Arc::new(Draft(2))).unwrap());
+        handles.add(0, 2, Arc::new(Draft(3))).unwrap();
+        let drafts =
+            || handles.drafts::<Draft>(1).into_iter().map(|(number, draft)| (number, draft.0)).collect::<Vec<_>>();
+        assert_eq!(drafts(), [(first, 1), (second, 2)]);
+        assert_eq!(handles.of_inode::<Nothing>(1).len(), 1);
+        // What was open as something else becomes one.
+        assert!(handles.replace(other, Arc::new(Draft(4))));
+        assert_eq!(drafts(), [(other, 4), (first, 1), (second, 2)]);
+        for number in [first, second, other] {
+            assert!(handles.has_drafts(1));
+            handles.remove(number).unwrap();
+        }
+        assert!(!handles.has_drafts(1) && !handles.is_open(1) && handles.is_open(2));
+        assert!(!handles.replace(first, Arc::new(Nothing)), "it is open no more");
+        assert_eq!(handles.get(first).unwrap_err().kind, Kind::BadDescriptor);
     }
 }

@@ -1,71 +1,54 @@
-//! The tree: names, inodes, forms, open files. It decides what every file operation means; it knows neither fuser nor any
-//! backend by name.
+//! The tree: the door through which every file operation comes. It alone knows inode numbers, counts lookups and hands out
+//! handles. It turns a number into a [`FileId`], asks the namespace that the file belongs to (or the helper's, if the helper
+//! calls), and has the kernel's room (`kernel/`) note the answer. It knows neither fuser nor any backend by name.
+//!
+//! Rooms: `records/` (records as files), `control.rs` (`.topofs`), `kernel/` (what the kernel knows), `handles.rs` (what is
+//! open), `caller.rs` (who calls), `file.rs` and `namespace.rs` (the words and the seams).
 //!
 //! Every operation is a future. Those that only look at mirrors and buffers are ready at the first poll; the others wait for
-//! a backend, bounded by its time-out. No lock is held across such a wait.
+//! a backend, bounded by its time-out. Of our own locks, only the turn of a draft is held across such a wait: one save of it
+//! follows the other.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cells::{Cell, Cells};
-use crate::control::{Control, ControlFile};
+use crate::cells::Cells;
+use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::locks::{Locks, Patience};
-use crate::mirror::Snapshot;
-use crate::name::{CellName, CellPath, TopoPath};
+use crate::locks::{Locks, Patience, Range};
+use crate::name::{CONTROL_DIR, CellName};
 use crate::record::{Form, Records};
-use crate::under_way::UnderWay;
 
-mod attr;
-mod cache;
-mod caller;
-mod change;
-mod claim;
-mod counts;
-mod draft;
-mod echo;
-mod files;
+pub(crate) mod caller;
+#[cfg(test)]
+pub(crate) mod conformance;
+mod control;
+pub(crate) mod file;
 mod handles;
-mod inodes;
-mod io;
-mod jobs;
-mod letting;
-mod listing;
-mod lockfile;
-mod news;
-mod node;
-mod overlay;
-mod removal;
-mod rename;
-mod room;
-mod save;
-mod view;
-mod xattr;
+pub(crate) mod kernel;
+pub(crate) mod namespace;
+pub(crate) mod records;
 
-pub use attr::{Attr, SetAttr};
-pub use cache::KernelCaches;
 pub use caller::Caller;
-pub use echo::HELPERS;
-pub use files::{OpenMode, Opened};
-pub use inodes::ROOT;
-pub use jobs::{Happened, Job, Work};
-pub use listing::Listing;
-pub use lockfile::LockCall;
-pub use node::{FileId, ScratchId};
-pub use view::DirEntry;
+pub use file::{Attr, Caching, DirEntry, Entry, FileId, FileKind, OpenMode, Opened, ScratchId, SetAttr};
+pub use kernel::KernelCaches;
+pub use kernel::inodes::ROOT;
+pub use kernel::listings::Listing;
+pub use namespace::Rest;
+pub use records::lockfile::LockCall;
 
-use caller::Recent;
+use control::ControlFiles;
+use file::Defaults;
 use handles::Handles;
-use inodes::Inodes;
-use overlay::Overlay;
+use kernel::Kernel;
+use kernel::listings::Listings;
+use namespace::{At, Inode, Keep, Name, Namespace, Open, Part};
+use records::RecordFiles;
 
 /// How the tree is shown and what may be done to it.
 #[derive(Debug, Clone)]
@@ -117,120 +100,128 @@ pub struct Usage {
     pub records: u64,
 }
 
+/// Work that nobody waits for, until the mount ends.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Background {
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+}
+
+/// What the helper process sees: a namespace of its own.
+pub(crate) trait Helper: Namespace {
+    /// Whether a request comes from a helper.
+    fn asks(&self, caller: &Caller) -> bool;
+}
+
+/// The handle of a file with which nothing can be done.
+const NOTHING: u64 = u64::MAX;
+
+/// The kind of extended attributes that there are.
+const USER_XATTR: &str = "user.";
+
 /// The tree of one mount.
 #[derive(Debug)]
 pub struct Tree {
-    cells: Arc<Cells>,
-    records: Arc<Records>,
-    control: Arc<Control>,
-    options: TreeOptions,
-    inodes: Arc<Inodes>,
-    listings: listing::Listings,
-    handles: Handles,
-    overlay: Overlay,
-    recent: Recent,
-    room: room::Room,
-    /// Records that are to be removed unless whoever has removed one of their names makes it again.
-    removals: removal::Removals,
-    /// Saves of closed files.
-    saving: UnderWay<CellPath>,
-    claims: claim::Claims,
-    locks: Arc<Locks>,
-    echo: echo::Echo,
-    /// Commits of this mount that have not come back yet.
-    committing: UnderWay<CellPath>,
-    caches: OnceLock<cache::Caches>,
-    /// The kernel opens files without asking.
-    unasked: AtomicBool,
-    shadowed: counts::Shadowed,
-    /// What control files show, where they are not opened.
-    rendered: Mutex<HashMap<ControlFile, (Bytes, SystemTime)>>,
-    /// What those who wait for events without having opened them have been told of.
-    waiters: Mutex<HashMap<u64, u64>>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-    mounted: SystemTime,
+    records: Arc<RecordFiles>,
+    control: Arc<ControlFiles>,
+    helper: OnceLock<Arc<dyn Helper>>,
+    kernel: Arc<Kernel>,
+    handles: Arc<Handles>,
+    listings: Listings,
+    journal: Arc<Control>,
+    background: Background,
 }
 
 impl Tree {
     /// A tree over connected cells.
-    pub fn new(cells: Arc<Cells>, records: Arc<Records>, control: Arc<Control>, options: TreeOptions) -> Arc<Self> {
-        let overlay = Overlay::new(options.scratch_quota);
-        let locks = Locks::new(control.clone(), Patience::new(options.request_timeout));
+    pub fn new(cells: Arc<Cells>, codec: Arc<Records>, journal: Arc<Control>, options: TreeOptions) -> Arc<Self> {
+        let locks = Locks::new(journal.clone(), Patience::new(options.request_timeout));
         if let Some(global) = cells.get(&CellName::global()) {
             locks.follow(&global);
         }
-        let tree = Arc::new(Self {
-            cells,
-            records,
-            control,
-            options,
-            inodes: Arc::default(),
-            listings: listing::Listings::default(),
-            handles: Handles::default(),
-            overlay,
-            recent: Recent::default(),
-            room: room::Room::default(),
-            removals: removal::Removals::default(),
-            saving: UnderWay::default(),
-            claims: claim::Claims::default(),
-            locks,
-            echo: echo::Echo::default(),
-            committing: UnderWay::default(),
-            caches: OnceLock::new(),
-            unasked: AtomicBool::new(false),
-            shadowed: counts::Shadowed::default(),
-            rendered: Mutex::default(),
-            waiters: Mutex::default(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            mounted: SystemTime::now(),
-        });
-        for cell in tree.cells.all() {
-            tree.follow(&cell);
-        }
-        tree
+        let (kernel, handles, background) =
+            (Arc::<Kernel>::default(), Arc::<Handles>::default(), Background::default());
+        let TreeOptions { uid, gid, umask, .. } = options;
+        let defaults = Defaults { uid, gid, umask, mounted: SystemTime::now() };
+        let records = RecordFiles::new(
+            (cells.clone(), codec, journal.clone()),
+            (options, defaults),
+            (kernel.clone(), handles.clone(), locks.clone()),
+            background.clone(),
+        );
+        let counted = records.clone();
+        let control = ControlFiles::new(
+            (journal.clone(), cells, locks, records.own.clone()),
+            (kernel.clone(), defaults),
+            records.room.clone(),
+            Box::new(move || counted.counts()),
+        );
+        let (helper, listings) = (OnceLock::new(), Listings::default());
+        Arc::new(Self { records, control, helper, kernel, handles, listings, journal, background })
     }
 
     /// Ends all background work and waits for it.
     pub async fn shutdown(&self) {
-        self.stop.cancel();
-        self.echo_ends();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.background.stop.cancel();
+        self.kernel.outbox.close();
+        self.background.tasks.close();
+        self.background.tasks.wait().await;
     }
 
     /// What the control files show.
-    pub fn control(&self) -> &Control {
-        &self.control
+    pub fn control(&self) -> &Arc<Control> {
+        &self.journal
     }
 
     /// The locks of this mount.
     pub fn locks(&self) -> &Arc<Locks> {
-        &self.locks
+        &self.records.locks
     }
 
-    /// The kernel forgets lookups of an inode.
-    pub fn forget(&self, ino: u64, lookups: u64) {
-        self.inodes.forget(ino, lookups);
+    pub(crate) fn records(&self) -> &Arc<RecordFiles> {
+        &self.records
     }
 
-    /// The inode numbers of `.topofs` and what is in it.
-    pub fn control_inodes(&self) -> std::collections::HashSet<u64> {
-        let files = ControlFile::ALL.into_iter().map(FileId::ControlFile);
-        files.chain([FileId::Control]).map(|node| self.inodes.number(&node)).collect()
+    pub(crate) fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
+    /// From now on, helpers are answered by a namespace of their own. There is one for each mount.
+    pub(crate) fn answer_helpers(&self, helper: Arc<dyn Helper>) {
+        let _ = self.helper.set(helper);
+    }
+
+    /// Starts using the kernel's caches. `threads` is the number of those that answer requests.
+    pub fn use_caches(&self, caches: Arc<dyn KernelCaches>, threads: usize) {
+        self.kernel.use_caches(caches, threads);
+    }
+
+    /// Makes the kernel ask again about everything.
+    pub async fn invalidate_all(&self) {
+        self.kernel.invalidate_all().await;
+    }
+
+    /// The kernel refuses all writes from now on, so that it need not ask before it opens a file.
+    pub fn open_unasked(&self) {
+        self.kernel.open_unasked();
+    }
+
+    /// Whether the kernel opens files without asking.
+    pub fn opens_unasked(&self) -> bool {
+        self.kernel.opens_unasked()
+    }
+
+    /// Whether an inode, or a name in it, is `.topofs` or in it.
+    pub fn is_control(&self, ino: u64, name: Option<&OsStr>) -> bool {
+        let file = self.kernel.inodes.file(ino);
+        matches!(file, Some(FileId::Control | FileId::ControlFile(_)))
+            || (ino == ROOT && name == Some(OsStr::new(CONTROL_DIR)))
     }
 
     /// The path of an inode, or of a name in it, as people see it.
     pub fn describe(&self, ino: u64, name: Option<&OsStr>) -> String {
-        let base = match self.inodes.node(ino) {
-            None => format!("inode {ino}"),
-            Some(FileId::Scratch(id)) => match self.overlay.place(id) {
-                Some(at) => at.to_string(),
-                None => FileId::Scratch(id).to_string(),
-            },
-            Some(node) => node.to_string(),
-        };
+        let base =
+            self.kernel.inodes.file(ino).map_or_else(|| format!("inode {ino}"), |file| self.records.describe(&file));
         match name {
             None => base,
             Some(name) => format!("{}/{}", base.trim_end_matches('/'), name.to_string_lossy()),
@@ -239,51 +230,350 @@ impl Tree {
 
     /// Paths of all scratch files.
     pub fn scratch_files(&self) -> Vec<String> {
-        self.overlay.survey().0.into_iter().map(|at| at.to_string()).collect()
+        self.records.scratch.survey().0.into_iter().map(|at| at.to_string()).collect()
     }
 
     /// What statfs tells.
     pub fn usage(&self) -> Usage {
-        let (quota, used) = self.overlay.usage();
-        let records = self.cells.all().iter().map(|cell| cell.mirror.snapshot().records.len() as u64).sum();
+        let (quota, used) = self.records.scratch.usage();
+        let cells = self.records.cells.all();
+        let records = cells.iter().map(|cell| cell.mirror.snapshot().records.len() as u64).sum();
         Usage { quota, used, records }
     }
 
-    /// Whether a stored key has the name of a decoded form of another one.
-    fn shadows(&self, cell: &CellName, snapshot: &Snapshot, path: &TopoPath) -> bool {
-        let Some((base, _)) = Form::of_name(path.as_str()) else { return false };
-        TopoPath::parse(base)
-            .is_ok_and(|base| snapshot.records.contains_key(&base) && self.records.message(cell, &base).is_some())
+    /// What an inode stands for.
+    fn inode(&self, ino: u64) -> Result<Inode> {
+        Ok(Inode { ino, file: self.kernel.inodes.file(ino).ok_or_else(Error::not_found)? })
     }
 
-    fn node(&self, ino: u64) -> Result<FileId> {
-        self.inodes.node(ino).ok_or_else(Error::not_found)
+    /// The namespace of the helper, if it asks: the one place where that is decided.
+    fn helper(&self, caller: &Caller) -> Option<&dyn Namespace> {
+        let helper = self.helper.get().filter(|helper| helper.asks(caller))?;
+        Some(&**helper)
     }
 
-    fn cell(&self, name: &CellName) -> Result<Arc<Cell>> {
-        self.cells.get(name).ok_or_else(Error::not_found)
+    /// The namespace that answers a caller's question about a file.
+    fn space(&self, caller: &Caller, file: &FileId) -> &dyn Namespace {
+        self.helper(caller).unwrap_or_else(|| self.space_of(file))
     }
 
-    /// The directory of a cell in which names can be made and removed.
-    fn writable_dir(&self, ino: u64) -> Result<CellPath> {
-        self.refuse_if_read_only()?;
-        match self.node(ino)? {
-            FileId::Dir(at) => Ok(at),
-            FileId::Root => {
-                Err(Error::new(Kind::NotPermitted, "the root holds the cells: a cell appears with its CellInfo record"))
+    /// The namespace that a file belongs to.
+    fn space_of(&self, file: &FileId) -> &dyn Namespace {
+        match file {
+            FileId::Control | FileId::ControlFile(_) => &self.control,
+            FileId::Root | FileId::Dir(_) | FileId::Record(..) | FileId::Lock(_) | FileId::Scratch(_) => &self.records,
+        }
+    }
+
+    /// The same for a change. Helpers change nothing; nobody else may on a read-only mount.
+    fn space_to_change(&self, caller: &Caller, file: &FileId) -> Result<&dyn Namespace> {
+        match self.helper(caller) {
+            Some(helper) => Ok(helper),
+            None if self.records.options.read_only => Err(Error::read_only()),
+            None => Ok(self.space_of(file)),
+        }
+    }
+
+    /// An answer about a file: notes what the kernel is shown, and says whether it may keep it. An answer may be late: between its
+    /// making and this note, a newer one may have been made and noted, and the kernel passes over what was asked for before an
+    /// invalidation.
+    fn answered(&self, space: &dyn Namespace, inode: &Inode, attr: Attr) -> Entry {
+        let Inode { ino, file } = inode;
+        self.kernel.inodes.note_reply(*ino, attr.record.as_ref(), |record| space.is_current(file, record));
+        let keep = match space.keep(file) {
+            Keep::Never => None,
+            Keep::Always => Some(None),
+            Keep::WhileWatched(cell) => self.records.cells.get(&cell).map(Some),
+        };
+        self.kernel.answer((file, *ino), attr, keep, |attr| space.is_settled(inode, attr))
+    }
+
+    /// Counts a lookup of a file, before its attributes are looked at: whatever is published from now on is told to the kernel.
+    fn counted(&self, file: FileId) -> Inode {
+        Inode { ino: self.kernel.inodes.count_lookup(&file), file }
+    }
+
+    /// Finds a name in a directory; the kernel knows the inode from then on.
+    pub async fn lookup(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<Entry> {
+        let name = known_name(name)?;
+        let dir = self.inode(parent)?.file;
+        let (space, file) = match self.helper(caller) {
+            None if dir == FileId::Root && name == CONTROL_DIR => (self.space_of(&FileId::Control), FileId::Control),
+            _ => {
+                let space = self.space(caller, &dir);
+                (space, space.lookup(caller, &dir, name).await?)
             }
-            FileId::Control | FileId::ControlFile(_) => {
-                Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
-            }
-            FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
-                Err(Error::new(Kind::NotDirectory, "not a directory"))
+        };
+        let inode = self.counted(file);
+        match space.attr_of_name(caller, &inode).await {
+            Ok(attr) => Ok(self.answered(space, &inode, attr)),
+            Err(error) => {
+                self.forget(inode.ino, 1);
+                Err(error)
             }
         }
     }
 
-    fn refuse_if_read_only(&self) -> Result<()> {
-        if self.options.read_only { Err(Error::new(Kind::ReadOnly, "the mount is read-only")) } else { Ok(()) }
+    /// As [`Tree::lookup`]; `None` if there is no such name, and the kernel may keep that for a moment.
+    pub async fn lookup_or_absent(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
+        match self.lookup(caller, parent, name).await {
+            Err(error) if error.kind == Kind::NotFound && self.kernel.has_caches() => {
+                let lasts = match (self.inode(parent), name.to_str()) {
+                    (Ok(dir), Some(name)) => self.space(caller, &dir.file).absence_lasts(&dir, name),
+                    _ => false,
+                };
+                if lasts { Ok(None) } else { Err(error) }
+            }
+            outcome => outcome.map(Some),
+        }
     }
+
+    /// The kernel forgets lookups of an inode.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        self.kernel.inodes.forget(ino, lookups);
+    }
+
+    /// Attributes of an inode.
+    pub async fn getattr(&self, caller: &Caller, ino: u64) -> Result<Entry> {
+        let inode = self.inode(ino)?;
+        let space = self.space(caller, &inode.file);
+        let attr = space.attr(caller, &inode).await?;
+        Ok(self.answered(space, &inode, attr))
+    }
+
+    /// Changes attributes, as far as there are such that can be changed.
+    pub async fn setattr(&self, caller: &Caller, ino: u64, handle: Option<u64>, set: SetAttr) -> Result<Entry> {
+        let inode = self.inode(ino)?;
+        let open = handle.and_then(|handle| self.handles.get(handle).ok());
+        self.space_to_change(caller, &inode.file)?.set_attr(caller, &inode, open, &set).await?;
+        self.getattr(caller, ino).await
+    }
+
+    /// A directory from an offset on; 0 looks anew. Entries keep their offsets while they are read on, whatever comes
+    /// and goes meanwhile.
+    pub async fn listing(&self, caller: &Caller, ino: u64, offset: u64) -> Result<Listing> {
+        let dir = self.inode(ino)?.file;
+        let (number, passed) = Listing::place(offset);
+        if offset != 0
+            && let Some(entries) = self.listings.get(number, &dir)
+        {
+            return Ok(Listing::from(number, entries, passed));
+        }
+        let entries = Arc::new(self.space(caller, &dir).list(caller, &dir).await?);
+        // An offset of a listing that is not there (any more) is a position in this one.
+        let number = self.listings.keep(&dir, caller.uid, &entries);
+        Ok(Listing::from(number, entries, passed))
+    }
+
+    /// An entry of a listing with its attributes; the kernel knows the inode from then on. `None` if it has gone meanwhile.
+    pub fn listed(&self, entry: &DirEntry) -> Option<Entry> {
+        let space = self.space_of(&entry.file);
+        let inode = self.counted(entry.file.clone());
+        match space.attr_of_entry(&inode.file) {
+            Ok(attr) => Some(self.answered(space, &inode, attr)),
+            Err(_) => {
+                self.forget(inode.ino, 1);
+                None
+            }
+        }
+    }
+
+    /// Attributes of any directory.
+    pub fn dir_attr(&self) -> Attr {
+        self.records.defaults.dir()
+    }
+
+    /// The inode number of an entry of a listing.
+    pub fn number(&self, entry: &DirEntry) -> u64 {
+        self.kernel.inodes.number(&entry.file)
+    }
+
+    /// Opens a file.
+    pub async fn open(&self, caller: &Caller, ino: u64, mode: OpenMode) -> Result<Opened> {
+        let inode = self.inode(ino)?;
+        let space = match mode.write {
+            true => self.space_to_change(caller, &inode.file)?,
+            false => self.space(caller, &inode.file),
+        };
+        self.hand_out(caller, ino, space.open(caller, &inode, mode).await?)
+    }
+
+    /// Hands out a handle. Fails with EMFILE if too much is open.
+    fn hand_out(&self, caller: &Caller, ino: u64, open: Open) -> Result<Opened> {
+        let caching = open.caching;
+        let Some(file) = open.file else { return Ok(Opened { handle: NOTHING, caching }) };
+        let handle = self.handles.add(caller.uid, ino, file.clone())?;
+        file.opened();
+        Ok(Opened { handle, caching })
+    }
+
+    /// Makes a file and opens it.
+    pub async fn create(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        permissions: u32,
+        mode: OpenMode,
+    ) -> Result<(Entry, Opened)> {
+        let dir = self.inode(parent)?.file;
+        let space = self.space_to_change(caller, &dir)?;
+        let created = space.create(caller, Name { dir: &dir, name: new_name(name)? }, permissions, mode).await?;
+        let inode = self.counted(created.file);
+        let opened = self.hand_out(caller, inode.ino, created.open).inspect_err(|_| self.forget(inode.ino, 1))?;
+        Ok((self.answered(space, &inode, created.attr), opened))
+    }
+
+    /// Makes a directory.
+    pub async fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<Entry> {
+        let dir = self.inode(parent)?.file;
+        let space = self.space_to_change(caller, &dir)?;
+        let (file, attr) = space.mkdir(caller, Name { dir: &dir, name: new_name(name)? }).await?;
+        Ok(self.answered(space, &self.counted(file), attr))
+    }
+
+    /// Removes a directory.
+    pub async fn rmdir(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<()> {
+        let dir = self.inode(parent)?.file;
+        self.space_to_change(caller, &dir)?.rmdir(caller, Name { dir: &dir, name: known_name(name)? }).await
+    }
+
+    /// Removes a file.
+    pub async fn unlink(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<()> {
+        let dir = self.inode(parent)?.file;
+        self.space_to_change(caller, &dir)?.unlink(caller, Name { dir: &dir, name: known_name(name)? }).await
+    }
+
+    /// Renames.
+    pub async fn rename(
+        &self,
+        caller: &Caller,
+        (from_dir, from_name): (u64, &OsStr),
+        (to_dir, to_name): (u64, &OsStr),
+        no_replace: bool,
+    ) -> Result<()> {
+        let (from_dir, to_dir) = (self.inode(from_dir)?.file, self.inode(to_dir)?.file);
+        let space = self.space_to_change(caller, &from_dir)?;
+        let from = Name { dir: &from_dir, name: known_name(from_name)? };
+        space.rename(caller, from, Name { dir: &to_dir, name: new_name(to_name)? }, no_replace).await
+    }
+
+    /// Reads from an open file; fewer bytes than asked for mean its end.
+    pub async fn read(&self, caller: &Caller, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
+        self.handles.get(handle)?.read(caller, self.at(handle)?, part(offset, size)).await
+    }
+
+    /// Reads a file that the kernel has opened without asking.
+    pub async fn read_unopened(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        offset: u64,
+        size: u32,
+        direct: bool,
+    ) -> Result<Bytes> {
+        let inode = self.inode(ino)?;
+        self.space(caller, &inode.file).read_unopened(caller, &inode, part(offset, size), direct).await
+    }
+
+    /// Writes to an open file; what is left to be done waits for a service.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<Rest> {
+        let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
+        self.handles.get(handle)?.write(self.at(handle)?, offset, data)
+    }
+
+    fn at(&self, handle: u64) -> Result<At> {
+        Ok(At { ino: self.handles.inode(handle)?, handle })
+    }
+
+    /// A descriptor is closed: unlocks what `owner`, the process, has locked.
+    pub async fn flush(&self, caller: &Caller, handle: u64, owner: u64) -> Result<()> {
+        let at = self.at(handle)?;
+        self.locks().closed(at.ino, owner).await;
+        self.handles.get(handle)?.flush(caller, at).await
+    }
+
+    /// fsync(2): saves now.
+    pub async fn fsync(&self, handle: u64) -> Result<()> {
+        self.handles.get(handle)?.sync(self.at(handle)?).await
+    }
+
+    /// The last descriptor is gone: saves what was only truncated or made, and unlocks what was locked through it.
+    pub async fn release(&self, handle: u64, owner: Option<u64>) -> Result<()> {
+        if handle == NOTHING {
+            return Ok(());
+        }
+        let ino = self.handles.inode(handle)?;
+        let (saved, ()) = futures::join!(self.close(handle), self.locks().released(ino, handle, owner));
+        saved
+    }
+
+    /// Forgets an open file.
+    pub async fn close(&self, handle: u64) -> Result<()> {
+        let outcome = self.handles.get(handle)?.release().await;
+        // It may have become something else meanwhile.
+        self.handles.remove(handle)?.closed().await;
+        outcome
+    }
+
+    /// Whether reading from an open file gives something now. Only `.topofs/events` is waited for.
+    pub fn is_readable(&self, handle: u64) -> bool {
+        self.handles.get(handle).map_or(true, |file| file.is_readable())
+    }
+
+    /// The same for a file that the kernel has opened without asking. `poller` is the kernel's name of the open file.
+    pub fn has_news(&self, ino: u64, poller: u64) -> bool {
+        match self.kernel.inodes.file(ino) {
+            Some(FileId::ControlFile(file)) => self.control.has_news(file, poller),
+            _ => true,
+        }
+    }
+
+    /// Locks, or fails: ENOENT where nothing is stored, EROFS on a read-only mount, EBADF through a descriptor of somebody who
+    /// could not write, EWOULDBLOCK if it is held and nobody waits.
+    pub async fn lock(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool, wait: bool) -> Result<()> {
+        self.records.lock(caller, &self.inode(ino)?, call, exclusive, wait).await
+    }
+
+    /// Unlocks a range. What is not locked need not be.
+    pub async fn unlock(&self, caller: &Caller, ino: u64, call: LockCall) -> Result<()> {
+        self.records.unlock(caller, ino, call).await
+    }
+
+    /// The lock that is in the way of another of fcntl(2), if there is one. Its process is 0 if it is none of this mount's.
+    pub async fn conflict(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool) -> Result<Option<Range>> {
+        self.records.conflict(caller, &self.inode(ino)?, call, exclusive).await
+    }
+
+    /// One extended attribute; ENODATA if there is none of that name.
+    pub async fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
+        // Of other kinds (ACLs, labels, capabilities) there are none: `ls -l` asks for three of each file, unless it hears that.
+        let unsupported = || Error::new(Kind::Unsupported, "there are only user attributes");
+        let name = name.to_str().filter(|name| name.starts_with(USER_XATTR)).ok_or_else(unsupported)?;
+        let file = self.inode(ino)?.file;
+        self.space_of(&file).xattr(&file, name).await
+    }
+
+    /// The names of all extended attributes, each followed by NUL.
+    pub async fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
+        let file = self.inode(ino)?.file;
+        let names = self.space_of(&file).xattr_names(&file).await?;
+        Ok(names.iter().flat_map(|name| name.bytes().chain([0])).collect())
+    }
+
+    /// Attributes describe; they cannot be set or removed. Those that a backup brings back are passed over: what they describe is
+    /// brought back by itself.
+    pub fn setxattr(&self, ino: u64, name: &OsStr) -> Result<()> {
+        self.inode(ino)?;
+        if name.to_str().is_some_and(|name| name.starts_with(records::xattrs::PREFIX)) {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Unsupported, "extended attributes cannot be set"))
+    }
+}
+
+fn part(offset: u64, size: u32) -> Part {
+    Part { offset: usize::try_from(offset).unwrap_or(usize::MAX), size: size as usize }
 }
 
 /// A name given by the kernel, for looking up: what cannot be a name does not exist.

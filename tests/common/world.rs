@@ -254,13 +254,7 @@ pub fn runtime() -> &'static tokio::runtime::Runtime {
 }
 
 pub fn connect_options() -> ConnectOptions {
-    ConnectOptions {
-        timeout: std::time::Duration::from_secs(15),
-        etcd: Default::default(),
-        zk: Default::default(),
-        consul: Default::default(),
-        memory: Default::default(),
-    }
+    ConnectOptions::default()
 }
 
 /// A cell of a service, for looking at it without a mount.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use topofs::backend::lock::{Holding, Owner, SharedPlace};
 use topofs::backend::{Backend, Change, Failure, Guard, Implementation, Node, Role};
+use topofs::backend::{Holding, Owner, SharedPlace};
 use topofs::name::TopoPath;
 
 use crate::{Factory, apply_one, check, common, delete, failure, names, path, put, store, value};

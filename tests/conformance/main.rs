@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use common::world::connect_options;
+use topofs::backend::faulty::Faulty;
 use topofs::backend::{
     Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Guard, Implementation, Location, Version,
-    open,
+    Wrap, open,
 };
 use topofs::name::{CellName, TopoPath};
 
@@ -41,6 +42,13 @@ impl Factory {
     fn consul() -> Self {
         let server = common::consul::shared().endpoint();
         Self { implementation: Implementation::Consul, server, options: connect_options() }
+    }
+
+    /// The same cells behind a wrapper that does nothing as long as no fault is scripted.
+    fn faulty(mut self) -> Self {
+        let timeout = self.options.timeout;
+        self.options.wrap = Wrap::new(move |_, backend| Arc::new(Faulty::new(backend, timeout)));
+        self
     }
 
     fn cell(&self, root: &str) -> Arc<dyn Backend> {
@@ -86,6 +94,14 @@ macro_rules! factories {
         #[test]
         fn zk2() {
             crate::common::world::runtime().block_on($check(Factory::zk2()));
+        }
+        #[test]
+        fn faulty_memory() {
+            crate::common::world::runtime().block_on($check(Factory::memory().faulty()));
+        }
+        #[test]
+        fn faulty_etcd2() {
+            crate::common::world::runtime().block_on($check(Factory::etcd2().faulty()));
         }
         #[test]
         fn consul() {
@@ -134,5 +150,7 @@ fn failure<T: std::fmt::Debug>(result: Result<T, BackendError>) -> Failure {
     result.unwrap_err().failure
 }
 
+mod above;
+mod faults;
 mod locks;
 mod records;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use topofs::backend::lock::{Holding, Owner};
 use topofs::backend::{Action, Backend, BackendError, Change, Failure, Guard, Implementation, Role, Version};
+use topofs::backend::{Holding, Owner};
 use topofs::name::TopoPath;
 use zookeeper_client::{Acl, Acls, AuthId, CreateMode, Permission};
 

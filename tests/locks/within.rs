@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use topofs::backend::lock::SharedPlace;
+use topofs::backend::SharedPlace;
 use topofs::backend::{Action, Backend, Change, Guard, Implementation, Location, Node};
 use topofs::cells::{CellOptions, Cells};
 use topofs::control::Control;
@@ -68,6 +68,7 @@ impl Within {
         };
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         let tree = Tree::new(cells, records, control, options);
+        topofs::notify::follow(&tree);
         let global = tree.lookup(&caller(), ROOT, OsStr::new("global")).await.unwrap().ino;
         let dir = tree.lookup(&caller(), global, OsStr::new(DIR)).await.unwrap().ino;
         Self { tree, backend, dir }

@@ -1,6 +1,7 @@
 //! One call to Consul: sent within its time, again while it is certainly refused for the moment, with the token as it is now,
 //! and its answer read up to a bound.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::BackoffBuilder;
@@ -10,8 +11,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::client::Client;
-use crate::backend::{BackendError, Failure};
+use super::token::Token;
+use crate::backend::contract::{BackendError, Failure};
 
 /// Longest reason of the server that is passed on, in bytes.
 const REASON_LIMIT: usize = 500;
@@ -23,8 +24,6 @@ pub(super) const MEDIUM: usize = 32 << 20;
 pub(super) const LARGE: usize = 256 << 20;
 /// First and longest pause before a call is repeated that was refused for the moment.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// What is added to the error of a change of which nobody knows.
-const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// A request that may be sent more than once.
 pub(super) struct Call {
@@ -82,7 +81,13 @@ struct What {
     what: String,
 }
 
-impl Client {
+/// Who sends: as which server it is named in errors, and with whose token.
+pub(super) struct Caller {
+    pub shown: String,
+    pub token: Arc<Token>,
+}
+
+impl Caller {
     /// Sends; anything but success, 404 and a conflict is an error.
     pub(super) async fn send(&self, call: Call) -> Result<Answer, BackendError> {
         let deadline = Instant::now() + call.time;
@@ -131,11 +136,7 @@ impl Client {
             None => request,
         };
         let lost = |error: &reqwest::Error| {
-            let mut lost = self.failed(error);
-            if call.writes && !error.is_connect() && !error.is_builder() {
-                lost.message.push_str(UNCERTAIN);
-            }
-            certain(lost)
+            certain(self.failed(error).uncertain_if(call.writes && !error.is_connect() && !error.is_builder()))
         };
         let mut response = request.timeout(left).send().await.map_err(|error| lost(&error))?;
         let status = response.status();
@@ -147,9 +148,8 @@ impl Client {
         }
         let (body, whole) = read(&mut response, call.limit).await.map_err(|error| lost(&error))?;
         if !whole {
-            let uncertain = if call.writes { UNCERTAIN } else { "" };
-            let message = format!("{}: an answer of more than {} MiB{uncertain}", self.shown, call.limit >> 20);
-            return Err(certain(BackendError::new(Failure::Other, message)));
+            let message = format!("{}: an answer of more than {} MiB", self.shown, call.limit >> 20);
+            return Err(certain(BackendError::new(Failure::Other, message).uncertain_if(call.writes)));
         }
         if let Some(reason) = (status == StatusCode::CONFLICT).then(|| denial(&body)).flatten() {
             return Err(certain(BackendError::new(Failure::Denied, format!("{}: {reason}", self.shown))));
@@ -188,10 +188,8 @@ impl Client {
             );
         }
         let certain = failure != Failure::Unreachable || is_rate || no_leader || says("invalid session");
-        if writes && !certain {
-            message.push_str(UNCERTAIN);
-        }
-        Refusal { error: BackendError::new(failure, message), again: is_rate || (no_leader && writes) }
+        let error = BackendError::new(failure, message).uncertain_if(writes && !certain);
+        Refusal { error, again: is_rate || (no_leader && writes) }
     }
 
     pub(super) fn failed(&self, error: &reqwest::Error) -> BackendError {

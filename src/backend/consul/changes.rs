@@ -12,10 +12,11 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::time::{Instant, timeout};
 
 use super::call::MEDIUM;
-use super::client::{Client, Pair};
-use super::node;
+use super::client::Client;
+use super::pair::{Pair, node};
 use super::rights::Rights;
-use crate::backend::{BackendError, Failure, KeySpace, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent};
+use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent};
+use crate::backend::keys::KeySpace;
 
 /// So few keys are read with their values rather than searched further.
 const FEW: usize = 16;

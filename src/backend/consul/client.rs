@@ -7,9 +7,10 @@ use std::time::Duration;
 use reqwest::{Certificate, Identity, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::call::{Call, MEDIUM, SMALL, causes};
+use super::call::{Call, Caller, MEDIUM, SMALL, causes};
+use super::pair::Pair;
 use super::token::Token;
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 use crate::name::CellName;
 
 /// Connections of a cell that wait for the next question. An agent takes 200 from one address (limits.http_max_conns_per_client), for all cells and
@@ -68,9 +69,7 @@ impl std::fmt::Debug for ConsulOptions {
 pub(super) struct Client {
     http: reqwest::Client,
     base: String,
-    /// How errors name the server.
-    pub(super) shown: String,
-    pub(super) token: Arc<Token>,
+    caller: Caller,
     timeout: Duration,
     pub poll_duration: Duration,
 }
@@ -79,22 +78,6 @@ impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client").field("base", &self.base).finish_non_exhaustive()
     }
-}
-
-/// A stored key.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct Pair {
-    pub key: String,
-    /// Base64; nothing for an empty value.
-    #[serde(default)]
-    pub value: Option<String>,
-    #[serde(default)]
-    pub flags: u64,
-    #[serde(default)]
-    pub session: Option<String>,
-    pub create_index: u64,
-    pub modify_index: u64,
 }
 
 /// One operation of a transaction.
@@ -194,7 +177,13 @@ impl Client {
         let token = Arc::new(Token::new(options.auth_file.as_ref(), cell)?);
         // Consul takes whole seconds.
         let poll_duration = Duration::from_secs(options.poll_duration.as_secs().max(1));
-        Ok(Self { http, shown: base.clone(), base, token, timeout, poll_duration })
+        let caller = Caller { shown: base.clone(), token };
+        Ok(Self { http, base, caller, timeout, poll_duration })
+    }
+
+    /// Reads the token again, for the next call.
+    pub async fn reread_token(&self) {
+        self.caller.token.differs_from(None).await;
     }
 
     fn call(&self, method: reqwest::Method, path: &str) -> Call {
@@ -212,17 +201,17 @@ impl Client {
     }
 
     async fn json<T: serde::de::DeserializeOwned>(&self, call: Call) -> Result<T, BackendError> {
-        let answer = self.send(call).await?;
-        self.parse(&answer)
+        let answer = self.caller.send(call).await?;
+        self.caller.parse(&answer)
     }
 
     async fn indexed<T: serde::de::DeserializeOwned + Default>(&self, call: Call) -> Result<Indexed<T>, BackendError> {
-        let answer = self.send(call).await?;
+        let answer = self.caller.send(call).await?;
         let index = answer.index.ok_or_else(|| {
-            BackendError::new(Failure::Other, format!("{}: the answer has no X-Consul-Index", self.shown))
+            BackendError::new(Failure::Other, format!("{}: the answer has no X-Consul-Index", self.caller.shown))
         })?;
         let found = answer.status != StatusCode::NOT_FOUND;
-        Ok(Indexed { value: if found { self.parse(&answer)? } else { T::default() }, index })
+        Ok(Indexed { value: if found { self.caller.parse(&answer)? } else { T::default() }, index })
     }
 
     /// A read of what begins with a key, as the leader has it once it is sure of being the leader. A server that has just become it may not have
@@ -261,12 +250,12 @@ impl Client {
     /// Whether this token may read a key, whether or not there is one. Of a list it is never said that rights were missing, only
     /// of a single key.
     pub async fn may_read(&self, key: &str) -> Result<(), BackendError> {
-        self.send(self.sure(key, &[])).await.map(drop)
+        self.caller.send(self.sure(key, &[])).await.map(drop)
     }
 
     /// The same, as far as the leader knows without asking the others: that costs less, and refuses but proves nothing.
     pub async fn may_read_now(&self, key: &str) -> Result<(), BackendError> {
-        self.send(self.get(&kv(key))).await.map(drop)
+        self.caller.send(self.get(&kv(key))).await.map(drop)
     }
 
     /// Reads what no address can name. The index is that of everything: it may be newer than what was read is old, so what is
@@ -304,7 +293,7 @@ impl Client {
     pub async fn probe(&self) -> Result<(), BackendError> {
         let leader: String = self.json(self.get("status/leader")).await?;
         match leader.as_str() {
-            "" => Err(BackendError::new(Failure::Unreachable, format!("{}: Consul has no leader", self.shown))),
+            "" => Err(BackendError::new(Failure::Unreachable, format!("{}: Consul has no leader", self.caller.shown))),
             _ => Ok(()),
         }
     }
@@ -359,13 +348,13 @@ impl Client {
 
     /// Keeps a session alive; `false` if there is none of that id.
     pub async fn renew_session(&self, id: &str) -> Result<bool, BackendError> {
-        let answer = self.send(self.put_to(&format!("session/renew/{id}"))).await?;
+        let answer = self.caller.send(self.put_to(&format!("session/renew/{id}"))).await?;
         Ok(answer.status != StatusCode::NOT_FOUND)
     }
 
     /// Ends a session. One that has ended already is no error.
     pub async fn destroy_session(&self, id: &str) -> Result<(), BackendError> {
-        self.send(self.put_to(&format!("session/destroy/{id}"))).await.map(drop)
+        self.caller.send(self.put_to(&format!("session/destroy/{id}"))).await.map(drop)
     }
 
     /// Takes a key for a session, with a value; says whether it was free.

@@ -2,49 +2,54 @@
 //! takes their directories for something that is there.
 
 use super::call::MEDIUM;
-use super::client::{KvOperation, Operation};
-use super::{Consul, LIMITS, Pair, client};
+use super::client::{Client, KvOperation, Operation, has_dots};
+use super::pair::Pair;
+use super::rights::Rights;
+use crate::backend::contract::{Action, BackendError, Change};
+use crate::backend::keys::KeySpace;
 use crate::backend::lock::LOCK;
-use crate::backend::{Action, BackendError, Change};
 use crate::name::TopoPath;
 
-impl Consul {
-    /// Takes away what is left of the directories of removed records if that is nothing but such keys. What fails is tried again with the
-    /// next removal.
-    pub(super) async fn sweep_folders(&self, changes: &[Change]) {
-        let removed = changes.iter().filter(|change| change.action == Action::Delete);
-        let mut dirs: Vec<TopoPath> = removed.filter_map(|change| change.path.parent()).collect();
-        dirs.dedup();
-        for dir in dirs {
-            if let Err(error) = self.sweep_above(dir).await {
-                tracing::debug!(%error, "the keys of empty directories cannot be removed");
-            }
+/// Takes away what is left of the directories of removed records if that is nothing but such keys. What fails is tried again with the
+/// next removal. `most` is how many fit into one transaction.
+pub(super) async fn sweep_folders(client: &Client, keys: &KeySpace, rights: &Rights, changes: &[Change], most: usize) {
+    let removed = changes.iter().filter(|change| change.action == Action::Delete);
+    let mut dirs: Vec<TopoPath> = removed.filter_map(|change| change.path.parent()).collect();
+    dirs.dedup();
+    for dir in dirs {
+        if let Err(error) = sweep_above(client, keys, rights, dir, most).await {
+            tracing::debug!(%error, "the keys of empty directories cannot be removed");
         }
     }
+}
 
-    /// From the innermost directory to the cell's root, which stays.
-    async fn sweep_above(&self, dir: TopoPath) -> Result<(), BackendError> {
-        let dirs = std::iter::successors(Some(dir), TopoPath::parent).take_while(|dir| !dir.is_root());
-        for dir in dirs {
-            let prefix = self.keys.dir_prefix(&dir);
-            if !self.rights.has_folders(&prefix) || client::has_dots(&prefix) {
-                continue;
-            }
-            let pairs = self.client.pairs(&prefix, MEDIUM).await?.value;
-            // A lock that is there for this very moment is no reason to stay.
-            let counts = |pair: &&Pair| pair.key.rsplit('/').next() != Some(LOCK);
-            let (folders, others): (Vec<&Pair>, Vec<&Pair>) =
-                pairs.iter().filter(counts).partition(|pair| is_folder(pair));
-            if !others.is_empty() {
-                break;
-            }
-            for folders in folders.chunks(LIMITS.changes) {
-                let operations: Vec<Operation> = folders.iter().map(|pair| removal(pair)).collect();
-                self.client.transact(&operations).await?;
-            }
+/// From the innermost directory to the cell's root, which stays.
+async fn sweep_above(
+    client: &Client,
+    keys: &KeySpace,
+    rights: &Rights,
+    dir: TopoPath,
+    most: usize,
+) -> Result<(), BackendError> {
+    let dirs = std::iter::successors(Some(dir), TopoPath::parent).take_while(|dir| !dir.is_root());
+    for dir in dirs {
+        let prefix = keys.dir_prefix(&dir);
+        if !rights.has_folders(&prefix) || has_dots(&prefix) {
+            continue;
         }
-        Ok(())
+        let pairs = client.pairs(&prefix, MEDIUM).await?.value;
+        // A lock that is there for this very moment is no reason to stay.
+        let counts = |pair: &&Pair| pair.key.rsplit('/').next() != Some(LOCK);
+        let (folders, others): (Vec<&Pair>, Vec<&Pair>) = pairs.iter().filter(counts).partition(|pair| is_folder(pair));
+        if !others.is_empty() {
+            break;
+        }
+        for folders in folders.chunks(most) {
+            let operations: Vec<Operation> = folders.iter().map(|pair| removal(pair)).collect();
+            client.transact(&operations).await?;
+        }
     }
+    Ok(())
 }
 
 /// One with a value is somebody's record.

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::client::{Client, ConsulOptions, KvOperation, Operation, Pair, SessionRequest, Transacted};
-use super::{Consul, LOCK_FLAGS, version};
-use crate::backend::lock::{Keeper, Owner, Place, gone};
-use crate::backend::{BackendError, Failure, KeySpace, Node, Revision, Role};
+use super::client::{Client, ConsulOptions, KvOperation, Operation, SessionRequest, Transacted};
+use super::pair::{LOCK_FLAGS, Pair, owner, owner_of, version};
+use crate::backend::contract::{BackendError, Failure, Node, Owner, Place, Revision, Role};
+use crate::backend::keys::KeySpace;
+use crate::backend::lock::{Keeper, gone};
 use crate::name::TopoPath;
 
 /// What Consul's own locks call their sessions.
@@ -53,29 +54,12 @@ struct Session {
     keeper: Arc<Keeper>,
 }
 
-/// Whose session holds a key.
-pub(super) fn owner(pair: &Pair) -> Owner {
-    pair.session.as_deref().map_or(Owner::NOBODY, owner_of)
-}
-
-fn owner_of(session: &str) -> Owner {
-    let digits: String = session.chars().filter(|c| *c != '-').collect();
-    u128::from_str_radix(&digits, 16).map_or(Owner::NOBODY, Owner)
-}
-
-/// The id of a session: a UUID.
-pub(super) fn session_id(owner: Owner) -> String {
-    let digits = format!("{:032x}", owner.0);
-    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| digits.get(range).unwrap_or_default());
-    parts.join("-")
-}
-
 impl Waiting {
-    pub fn new(consul: &Consul, path: TopoPath, contents: Bytes) -> Self {
+    pub fn new(client: &Arc<Client>, keys: &KeySpace, terms: &Arc<Terms>, path: TopoPath, contents: Bytes) -> Self {
         Self {
-            client: consul.client.clone(),
-            keys: consul.keys.clone(),
-            terms: consul.terms.clone(),
+            client: client.clone(),
+            keys: keys.clone(),
+            terms: terms.clone(),
             path,
             contents,
             session: tokio::sync::Mutex::default(),
@@ -199,17 +183,5 @@ impl Place for Waiting {
         };
         self.client.destroy_session(id).await?;
         Ok(at)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn session_ids_are_told_apart_and_written_as_they_came() {
-        let id = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
-        assert_eq!(session_id(owner_of(id)), id);
-        assert_eq!(owner_of("nonsense"), Owner::NOBODY);
     }
 }

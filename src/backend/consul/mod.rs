@@ -3,6 +3,7 @@
 //! `client` speaks the HTTP API, `changes` finds out what has changed; this file translates the contract.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -10,11 +11,13 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::lock::{SharedPlace, is_election, needs_no_records, removal};
-use super::{
-    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
-    Location, Node, Revision, Role, Version, WatchStream, check_limits,
+use super::contract::{
+    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Revision,
+    SharedPlace, Version, WatchStream, check_limits,
 };
+use super::keys::KeySpace;
+use super::location::Location;
+use super::lock::{is_election, needs_no_records, removal};
 use crate::name::{CellName, TopoPath};
 
 mod call;
@@ -22,21 +25,21 @@ mod changes;
 mod client;
 mod folders;
 mod lock;
+mod pair;
 mod rights;
 mod token;
 
 use changes::Changes;
 pub use client::ConsulOptions;
-use client::{Client, KvOperation, Operation, Pair, Transacted};
+use client::{Client, KvOperation, Operation, Transacted};
+use folders::sweep_folders;
+use pair::{Pair, bytes, node, owner, session_id, version};
 use rights::Rights;
 
 /// Consul refuses values of more than 512 KiB, and transactions of more than 64 operations, of which a change may need two.
 const LIMITS: Limits = Limits { value: 512 * 1024, changes: 32 };
 /// Consul refuses transactions of more than 512 KiB; values are in base64 there.
 const TRANSACTION_BYTES: usize = 350 * 1024;
-/// Marks the keys of Consul's own locks (github.com/hashicorp/consul/api, LockFlagValue).
-const LOCK_FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
-
 /// One cell on Consul.
 #[derive(Debug)]
 pub struct Consul {
@@ -48,7 +51,12 @@ pub struct Consul {
 
 impl Consul {
     /// Prepares the client; nothing is sent yet.
-    pub fn new(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
+    pub fn new(
+        cell: &CellName,
+        location: &Location,
+        timeout: Duration,
+        options: &ConsulOptions,
+    ) -> Result<Self, BackendError> {
         // Consul refuses locks on keys that begin with a slash.
         let keys = KeySpace::relative(&location.root);
         if client::has_dots(keys.prefix()) {
@@ -57,8 +65,8 @@ impl Consul {
                 format!("{:?} cannot be the root of a topology", location.root),
             ));
         }
-        let client = Arc::new(Client::new(&location.server, cell, options.timeout, &options.consul)?);
-        let terms = Arc::new(lock::Terms::new(&options.consul));
+        let client = Arc::new(Client::new(&location.server, cell, timeout, options)?);
+        let terms = Arc::new(lock::Terms::new(options));
         let rights = Arc::new(Rights::new(client.clone(), keys.clone()));
         Ok(Self { client, keys, terms, rights })
     }
@@ -96,7 +104,7 @@ impl Consul {
                 vec![operation("get", None, None), operation("delete-cas", None, Some(version.number))]
             }
             (_, Guard::Held(holding)) => {
-                let session = Some(lock::session_id(holding.owner));
+                let session = Some(session_id(holding.owner));
                 let verb = "check-session";
                 vec![Operation { kv: KvOperation { verb, key: key.clone(), value: None, index: None, session } }]
             }
@@ -118,7 +126,7 @@ impl Consul {
                 Guard::Any => change.action != Action::Delete || found.is_some(),
                 Guard::Absent => found.is_none(),
                 Guard::Version(version) => found == Some(version),
-                Guard::Held(holding) => pair.is_some_and(|pair| lock::owner(&pair) == holding.owner),
+                Guard::Held(holding) => pair.is_some_and(|pair| owner(&pair) == holding.owner),
             };
             if !met {
                 return BackendError::unmet(change.guard, &change.path, found);
@@ -149,25 +157,6 @@ impl Consul {
         };
         Ok(Applied { at: version.written, versions: vec![Some(version)] })
     }
-}
-
-fn version(pair: &Pair) -> Version {
-    Version { number: pair.modify_index, written: Revision(pair.modify_index), created: Revision(pair.create_index) }
-}
-
-fn bytes(pair: &Pair) -> Result<Bytes, BackendError> {
-    let value = pair.value.as_deref().unwrap_or_default();
-    let decoded =
-        STANDARD.decode(value).map_err(|error| BackendError::new(Failure::Other, format!("{}: {error}", pair.key)))?;
-    Ok(decoded.into())
-}
-
-/// `None` for keys that cannot be file names.
-fn node(keys: &KeySpace, pair: &Pair) -> Result<Option<Node>, BackendError> {
-    let Some(path) = keys.path(pair.key.as_bytes()) else { return Ok(None) };
-    let role =
-        if pair.flags == LOCK_FLAGS || pair.session.is_some() { Role::Lock(lock::owner(pair)) } else { Role::Record };
-    Ok(Some(Node { path, value: bytes(pair)?, version: version(pair), role, modified: None }))
 }
 
 #[async_trait]
@@ -208,7 +197,7 @@ impl Backend for Consul {
         match self.client.transact(&operations).await? {
             Transacted::Refused(words) => Err(self.unmet(changes, &words).await),
             Transacted::Done(pairs) => {
-                self.sweep_folders(changes).await;
+                sweep_folders(&self.client, &self.keys, &self.rights, changes, LIMITS.changes).await;
                 // Only what was stored comes back changed; a deletion's index is that of everything.
                 let mut stored =
                     pairs.iter().filter(|pair| changes.iter().any(|change| self.keys.key(&change.path) == pair.key));
@@ -268,11 +257,11 @@ impl Backend for Consul {
                 dir.join(super::lock::LOCK).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?
             }
         };
-        Ok(Arc::new(lock::Waiting::new(self, path, contents.clone())))
+        Ok(Arc::new(lock::Waiting::new(&self.client, &self.keys, &self.terms, path, contents.clone())))
     }
 
     async fn reread_secrets(&self) {
-        self.client.token.differs_from(None).await;
+        self.client.reread_token().await;
     }
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {

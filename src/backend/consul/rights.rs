@@ -12,7 +12,8 @@ use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 
 use super::client::{Client, has_dots};
-use crate::backend::{BackendError, Failure, KeySpace};
+use crate::backend::contract::{BackendError, Failure};
+use crate::backend::keys::KeySpace;
 
 /// Places below a root where rules may begin that take rights away: the directories of Vitess's records.
 const PLACES: [&str; 7] = ["", "cells/", "cells_aliases/", "keyspaces/", "tablets/", "elections/", "internal/"];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 use crate::name::CellName;
 
 /// The token of one cell, and where it comes from.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::errors::{classify, is_of_old_token, is_refusal};
 use super::secrets::{EtcdOptions, Secrets};
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 
 /// Largest answer that we accept: a page of values at the request limit of any sane server fits.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
@@ -19,8 +19,6 @@ const MAX_ANSWER: usize = 256 * 1024 * 1024;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause before a read goes round the servers again.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
-/// What is said of a write of which nobody can know.
-pub(super) const UNCERTAIN: &str = " (it may have been carried out)";
 /// How often a read goes round the servers.
 const READ_ROUNDS: usize = 2;
 
@@ -100,13 +98,9 @@ impl Connection {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        self.round(&call, Instant::now() + self.timeout).await.map_err(|attempt| {
-            let mut error = attempt.error;
-            if attempt.uncertain {
-                error.message.push_str(UNCERTAIN);
-            }
-            error
-        })
+        self.round(&call, Instant::now() + self.timeout)
+            .await
+            .map_err(|attempt| attempt.error.uncertain_if(attempt.uncertain))
     }
 
     async fn round<T, F>(&self, call: &impl Fn(Client) -> F, deadline: Instant) -> Result<(T, bool), Attempt>

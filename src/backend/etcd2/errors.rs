@@ -1,6 +1,6 @@
 //! What etcd and its client say when a call fails, and what that means.
 
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 
 // tonic's numbers: https://grpc.io/docs/guides/status-codes
 const CANCELLED: i32 = 1;

@@ -9,9 +9,10 @@ use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTar
 use tokio::time::Instant;
 
 use super::connection::{self, Connection};
-use super::{header_revision, node, version};
-use crate::backend::lock::{self, Keeper, LOCKS, Owner, Place};
-use crate::backend::{BackendError, Failure, KeySpace, Node, Revision, Role};
+use super::key::{header_revision, lease_of, node, owner, version};
+use crate::backend::contract::{BackendError, Failure, Node, Owner, Place, Revision, Role};
+use crate::backend::keys::KeySpace;
+use crate::backend::lock::{self, Keeper, LOCKS};
 use crate::name::TopoPath;
 
 /// A place in the line.
@@ -87,14 +88,6 @@ async fn put(
     });
     let kv = kv.ok_or_else(|| BackendError::new(Failure::Other, format!("{path}: gone at revision {}", at.0)))?;
     Ok(Node { path, value: contents.clone(), version: version(&kv), role: Role::Lock(owner(lease)), modified: None })
-}
-
-pub(super) fn owner(lease: i64) -> Owner {
-    Owner(u128::from(lease.cast_unsigned()))
-}
-
-fn lease_of(owner: Owner) -> i64 {
-    u64::try_from(owner.0).unwrap_or(0).cast_signed()
 }
 
 /// `Ok(false)`: there is no such lease.

@@ -10,20 +10,24 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
-use super::lock::{LOCKS, Owner, SharedPlace, dir_of_queued, is_locked_by_vitess, needs_no_records, removal};
-use super::{
-    Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
-    Location, Node, Revision, Role, Version, WatchStream, check_limits,
+use super::contract::{
+    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Revision,
+    SharedPlace, WatchStream, check_limits,
 };
+use super::keys::KeySpace;
+use super::location::Location;
+use super::lock::{needs_no_records, removal};
 use crate::name::TopoPath;
 
 mod connection;
 mod errors;
+mod key;
 mod lock;
 mod secrets;
 mod watch;
 
-use connection::{Connection, UNCERTAIN};
+use connection::Connection;
+use key::{header_revision, locked_dir, node, version};
 pub use secrets::{EtcdOptions, read_password};
 
 /// Room in a request for what stands beside the value.
@@ -50,10 +54,10 @@ pub struct Etcd {
 
 impl Etcd {
     /// Prepares the connection; nothing is sent yet.
-    pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
-        let connection = Connection::new(&location.server, options.timeout, &options.etcd)?;
-        let lease_ttl = options.etcd.lease_ttl;
-        let value = options.etcd.max_request_bytes.saturating_sub(BESIDE_VALUE);
+    pub fn new(location: &Location, timeout: Duration, options: &EtcdOptions) -> Result<Self, BackendError> {
+        let connection = Connection::new(&location.server, timeout, options)?;
+        let lease_ttl = options.lease_ttl;
+        let value = options.max_request_bytes.saturating_sub(BESIDE_VALUE);
         let limits = Limits { value, changes: CHANGE_LIMIT };
         Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl, limits })
     }
@@ -148,10 +152,7 @@ impl Etcd {
         });
         match look.await.and_then(|response| self.outcome(changes, &response, true)) {
             Ok(applied) => Ok(applied),
-            Err(error) if error.message.ends_with(UNCERTAIN) => {
-                Err(BackendError { message: format!("{}{UNCERTAIN}", refusal.message), ..refusal })
-            }
-            Err(_) => Err(refusal),
+            Err(error) => Err(refusal.uncertain_if(error.is_uncertain())),
         }
     }
 
@@ -191,14 +192,11 @@ impl Etcd {
                 Guard::Held(holding) => found.is_some_and(|f| f.created == holding.version.created),
             };
             if !met {
-                let mut error = BackendError::unmet(change.guard, &change.path, found);
+                let error = BackendError::unmet(change.guard, &change.path, found);
                 // It may be what the first attempt has made, or somebody else's: creation is exclusive, so it is not taken for ours.
-                if repeated
-                    && matches!(&change.action, Action::Put(value) if kv.as_ref().is_some_and(|kv| kv.value() == value))
-                {
-                    error.message.push_str(UNCERTAIN);
-                }
-                return Err(error);
+                let is_there = |value: &Bytes| kv.as_ref().is_some_and(|kv| kv.value() == value);
+                let perhaps_ours = repeated && matches!(&change.action, Action::Put(value) if is_there(value));
+                return Err(error.uncertain_if(perhaps_ours));
             }
         }
         Err(BackendError::new(Failure::Other, "etcd refused the transaction without a reason"))
@@ -234,52 +232,6 @@ fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     }
     // All keys.
     vec![0]
-}
-
-fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Result<Revision, BackendError> {
-    let header = header.ok_or_else(|| BackendError::new(Failure::Other, "etcd's answer has no header"))?;
-    Ok(Revision(header.revision().cast_unsigned()))
-}
-
-fn version(kv: &KeyValue) -> Version {
-    Version {
-        number: kv.mod_revision().cast_unsigned(),
-        written: Revision(kv.mod_revision().cast_unsigned()),
-        created: Revision(kv.create_revision().cast_unsigned()),
-    }
-}
-
-/// `None` for keys that cannot be file names.
-fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
-    let path = keys.path(kv.key())?;
-    let role = role(&path, kv.lease());
-    let version = version(&kv);
-    let (_, value) = kv.into_key_value();
-    Some(Node { path, value: Bytes::from(value), version, role, modified: None })
-}
-
-/// The directory that a key is waited for in: whoever wants its lock waits for whatever is below `DIR/locks/`, however deep.
-fn locked_dir(path: &TopoPath) -> Option<TopoPath> {
-    // Most keys are none, and lists are long.
-    path.as_str().contains("locks/").then_some(())?;
-    let above = std::iter::successors(path.parent(), TopoPath::parent);
-    let lines = above.filter(|above| above.name() == LOCKS).filter_map(|line| line.parent());
-    dir_of_queued(path).or_else(|| lines.filter(is_locked_by_vitess).last())
-}
-
-/// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands there: a copy
-/// of a topology has the keys without the leases.
-fn role(path: &TopoPath, lease: i64) -> Role {
-    /// Its records may have any names.
-    const METADATA: &str = "metadata";
-    let Some(dir) = locked_dir(path) else { return Role::Record };
-    let is_number = path.name().bytes().all(|byte| byte.is_ascii_digit());
-    let named_like_one = is_number && dir.components().next() != Some(METADATA);
-    match lease {
-        0 if named_like_one || is_locked_by_vitess(&dir) => Role::Lock(Owner::UNBOUND),
-        0 => Role::Record,
-        lease => Role::Lock(lock::owner(lease)),
-    }
 }
 
 #[async_trait]
@@ -367,6 +319,3 @@ impl Backend for Etcd {
         self.connection.secrets_have_changed_since(self.connection.generation()).await;
     }
 }
-
-/// How long a request may be silent before the connection is checked. etcd punishes clients that check more often than every 5 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);

@@ -9,11 +9,13 @@ use std::time::Duration;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use parking_lot::Mutex;
 
-use super::KEEP_ALIVE;
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 
 /// How long a connection attempt may take, so that the next server gets its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a request may be silent before the connection is checked. etcd punishes clients that check more often than every 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Settings of etcd connections.
 #[derive(Clone)]

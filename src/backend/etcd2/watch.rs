@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{self, Connection, watch_client};
 use super::errors::classify;
-use super::node;
-use crate::backend::{BackendError, Failure, KeySpace, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
+use super::key::node;
+use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
+use crate::backend::keys::KeySpace;
 
 /// How long there may be no sign of life.
 const SILENCE_LIMIT: Duration = Duration::from_secs(6);

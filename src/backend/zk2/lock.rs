@@ -10,12 +10,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use zookeeper_client::{Acls, Client, CreateMode, Error as ZkError, MultiReadResult, SessionState};
 
 use super::look::Access;
+use super::roles::is_number;
 use super::session::{CallError, SILENCE_LIMIT, Sessions};
-use super::view::version;
 use super::write::{self, FILE_ACL};
-use super::znode;
-use crate::backend::lock::{self, LOCKS, Owner, Place, is_election, removal};
-use crate::backend::{BackendError, Failure, Guard, KeySpace, Node, Revision, Role};
+use super::znode::{owner, version, znode_path};
+use crate::backend::contract::{BackendError, Failure, Guard, Node, Owner, Place, Revision, Role};
+use crate::backend::keys::KeySpace;
+use crate::backend::lock::{self, LOCKS, is_election, removal};
 use crate::name::TopoPath;
 
 /// How often a place is tried for while somebody else collects the empty directory.
@@ -48,29 +49,11 @@ struct Waiting {
 
 /// The znode that holds the places of a directory's line.
 pub(super) fn line_of(keys: &KeySpace, dir: &TopoPath) -> String {
-    let dir_node = znode(keys, dir);
+    let dir_node = znode_path(keys, dir);
     match is_election(dir) {
         true => dir_node,
         false => format!("{}/{LOCKS}", dir_node.trim_end_matches('/')),
     }
-}
-
-/// A name that ZooKeeper has given: digits and nothing else.
-fn is_number(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// The directory whose lock a node is.
-pub(super) fn locked_dir(node: &TopoPath) -> Option<TopoPath> {
-    let parent = node.parent().filter(|_| is_number(node.name()))?;
-    match is_election(&parent) {
-        true => Some(parent),
-        false => lock::dir_of_queued(node),
-    }
-}
-
-pub(super) fn owner(session: i64) -> Owner {
-    Owner(u128::from(session.cast_unsigned()))
 }
 
 impl Lines {
@@ -83,7 +66,7 @@ impl Lines {
         let client = self.sessions.client().await.map_err(explain)?;
         if !lock::needs_no_records(dir) {
             // ZooKeeper would make the directory.
-            let children = self.sessions.bounded(client.list_children(&znode(&self.keys, dir))).await;
+            let children = self.sessions.bounded(client.list_children(&znode_path(&self.keys, dir))).await;
             match children {
                 Ok(names) if names.iter().any(|name| name != LOCKS) => {}
                 Ok(_) | Err(CallError::Client(ZkError::NoNode)) => {
@@ -263,7 +246,7 @@ impl Waiting {
     }
 
     fn made(&self) -> Made {
-        (znode(&self.lines.keys, &self.node.path), self.node.version.created.0.cast_signed())
+        (znode_path(&self.lines.keys, &self.node.path), self.node.version.created.0.cast_signed())
     }
 
     fn ended(&self, how: &str) -> BackendError {

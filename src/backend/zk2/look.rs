@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use zookeeper_client::{Client, Error as ZkError, MultiReadResult, Stat};
 
-use super::ancestors;
 use super::roles::{Judged, by_acl, judge};
 use super::session::{CallError, Sessions};
-use crate::backend::{BackendError, Failure, KeySpace, Revision, Role};
+use super::znode::ancestors;
+use crate::backend::contract::{BackendError, Failure, Revision, Role};
+use crate::backend::keys::KeySpace;
 
 /// Which session a request goes through.
 pub(super) struct Access<'a> {

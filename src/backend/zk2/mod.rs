@@ -4,6 +4,7 @@
 //! `roles` says what a node is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,13 +12,16 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use zookeeper_client::Permission;
 
-use super::lock::{LOCKS, SharedPlace, removal};
-use super::{
-    Applied, Backend, BackendError, Change, ConnectOptions, Failure, Fetched, Guard, KeySpace, Limits, Listing,
-    Location, Node, SIGN_OF_LIFE, WatchStream, check_limits,
+use super::contract::{
+    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, SIGN_OF_LIFE, SharedPlace,
+    WatchStream, check_limits,
 };
+use super::keys::KeySpace;
+use super::location::Location;
+use super::lock::{LOCKS, removal};
 use crate::name::TopoPath;
 
+mod admit;
 mod lock;
 mod look;
 mod roles;
@@ -25,12 +29,14 @@ mod session;
 mod size;
 mod view;
 mod write;
+mod znode;
 
 use lock::Lines;
 use look::{Access, look};
 use session::Sessions;
 pub use session::ZkOptions;
-use view::{Ended, Nodes, View, version};
+use view::{Ended, Nodes, View};
+use znode::{version, znode_path};
 
 /// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
 const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
@@ -56,15 +62,15 @@ pub struct Zk {
 
 impl Zk {
     /// Prepares the connections; nothing is sent yet. The server address is a comma list; what stands after `|` are observers.
-    pub fn new(location: &Location, options: &ConnectOptions) -> Result<Self, BackendError> {
+    pub fn new(location: &Location, timeout: Duration, options: &ZkOptions) -> Result<Self, BackendError> {
         let (voters, observers) = match location.server.split_once('|') {
             Some((voters, observers)) => (voters, Some(observers)),
             None => (location.server.as_str(), None),
         };
-        let lasting = Sessions::lasting(voters, options.timeout, &options.zk)?;
-        let voters = Sessions::new(voters, options.timeout, &options.zk)?;
+        let lasting = Sessions::lasting(voters, timeout, options)?;
+        let voters = Sessions::new(voters, timeout, options)?;
         let readers = match observers {
-            Some(servers) => Sessions::new(servers, options.timeout, &options.zk)?,
+            Some(servers) => Sessions::new(servers, timeout, options)?,
             None => voters.clone(),
         };
         // Paths of ZooKeeper are absolute.
@@ -100,7 +106,7 @@ impl Zk {
     }
 
     async fn look_at(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
-        let key = znode(&self.keys, path);
+        let key = znode_path(&self.keys, path);
         let seen = look(&Access::any(&self.voters), &self.keys, &[key]).await;
         let seen = seen.map_err(|error| self.voters.explain(&error))?;
         let node = seen.nodes.into_iter().next().flatten().and_then(|znode| {
@@ -127,7 +133,7 @@ impl Zk {
     }
 
     async fn ask_for(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
-        let key = znode(&self.keys, path);
+        let key = znode_path(&self.keys, path);
         let (acls, stat) = self
             .voters
             .try_call(async |client| client.get_acl(&key).await)
@@ -170,29 +176,6 @@ fn letters(permission: Permission) -> String {
         ('a', Permission::ADMIN),
     ];
     all.into_iter().filter(|(_, right)| permission.has(*right)).map(|(letter, _)| letter).collect()
-}
-
-/// The znode of a path.
-fn znode(keys: &KeySpace, path: &TopoPath) -> String {
-    let key = keys.key(path);
-    match key.trim_end_matches('/') {
-        "" => "/".to_owned(),
-        key => key.to_owned(),
-    }
-}
-
-/// The znodes above, the nearest first, `/` last.
-fn ancestors(path: &str) -> Vec<String> {
-    std::iter::successors(parent(path), |path| parent(path)).map(ToOwned::to_owned).collect()
-}
-
-/// The znode above; `None` for `/`.
-fn parent(path: &str) -> Option<&str> {
-    match path.rsplit_once('/')? {
-        ("", "") => None,
-        ("", _) => Some("/"),
-        (parent, _) => Some(parent),
-    }
 }
 
 #[async_trait]
@@ -242,7 +225,7 @@ impl Backend for Zk {
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
-        lock::locked_dir(node)
+        roles::locked_dir(node)
     }
 
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {

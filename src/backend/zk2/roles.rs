@@ -2,10 +2,10 @@
 
 use zookeeper_client::{Acl, Error as ZkError, Permission, Stat};
 
-use super::lock::{locked_dir, owner};
 use super::session::CallError;
-use crate::backend::Role;
-use crate::backend::lock::Owner;
+use super::znode::owner;
+use crate::backend::contract::{Owner, Role};
+use crate::backend::lock::{self, is_election};
 use crate::name::TopoPath;
 
 /// What Vitess calls its records, wherever they stand.
@@ -66,6 +66,20 @@ pub(super) fn by_acl<S>(answer: Result<(Vec<Acl>, S), CallError>) -> Result<Opti
         }
         Err(CallError::Client(ZkError::NoNode | ZkError::NoAuth)) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// A name that ZooKeeper has given: digits and nothing else.
+pub(super) fn is_number(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The directory whose lock a node is.
+pub(super) fn locked_dir(node: &TopoPath) -> Option<TopoPath> {
+    let parent = node.parent().filter(|_| is_number(node.name()))?;
+    match is_election(&parent) {
+        true => Some(parent),
+        false => lock::dir_of_queued(node),
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use zookeeper_client::{Client, Error as ZkError, SessionState, TlsOptions};
 
 use super::size::Sizes;
-use crate::backend::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure};
 
 /// How long a silent connection is trusted before another server is tried.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(4);

@@ -1,27 +1,15 @@
-//! How large a request the servers take.
-//!
-//! ZooKeeper's limit (jute.maxbuffer) cannot be asked for: a server closes the connection on which a larger request comes, and so
-//! ends what others wait for on it. So what is large is tried first on a connection of its own, by a question that changes nothing.
+//! How large a request the servers take, as far as that is known. What is not known is asked for in `admit`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use zookeeper_client::Error as ZkError;
-
-use super::session::{CallError, Sessions};
 
 /// Up to here nothing is tried: no server has so small a limit, unless a request was lost already.
 const SMALL: usize = 16 << 10;
-/// The limit of a server that says nothing else, in bytes. Tried first, so that most servers are asked once and never again.
-const DEFAULT: usize = 0xf_ffff;
 /// How long a refusal counts: the limit may have been raised.
 const REMEMBERED: Duration = Duration::from_secs(30);
-/// Bytes of the question beside the path in it: xid, operation, length of the path, no watch.
-const AROUND: usize = 4 + 4 + 4 + 1;
-/// Closed connections after which it is the size, if small requests are answered in between.
-const TRIES: usize = 2;
 
 /// What is known of the limit.
 #[derive(Debug, Default)]
@@ -30,59 +18,64 @@ pub(super) struct Sizes {
     refused: Mutex<Option<(usize, Instant)>>,
 }
 
-impl Sessions {
-    /// Fails with [`CallError::TooLarge`] if the servers take no request of so many bytes. `doubtful` if one was lost on the way.
-    pub async fn admit(&self, bytes: usize, doubtful: bool) -> Result<(), CallError> {
-        let sizes = &self.sizes;
+impl Sizes {
+    /// Whether the servers take a request of so many bytes; `None` if that must be tried. After a lost request (`doubtful`) nothing
+    /// counts that was accepted before.
+    pub fn admits(&self, bytes: usize, doubtful: bool) -> Option<bool> {
         if doubtful {
-            sizes.accepted.store(0, Ordering::Relaxed);
+            self.accepted.store(0, Ordering::Relaxed);
         } else if bytes <= SMALL {
-            return Ok(());
+            return Some(true);
         }
-        if bytes <= sizes.accepted.load(Ordering::Relaxed) {
-            return Ok(());
+        if bytes <= self.accepted.load(Ordering::Relaxed) {
+            return Some(true);
         }
-        let refused = *sizes.refused.lock();
-        if refused.is_some_and(|(limit, when)| bytes >= limit && when.elapsed() < REMEMBERED) {
-            return Err(CallError::TooLarge(bytes));
-        }
-        if bytes < DEFAULT && self.takes(DEFAULT).await? || self.takes(bytes).await? {
-            return Ok(());
-        }
-        tracing::warn!(
-            bytes,
-            "the servers close the connection on a request of this size: it is above their jute.maxbuffer"
-        );
-        Err(CallError::TooLarge(bytes))
+        lately(*self.refused.lock()).is_some_and(|limit| bytes >= limit).then_some(false)
     }
 
-    async fn takes(&self, bytes: usize) -> Result<bool, CallError> {
-        // A node of this name does not exist: the answer says so.
-        let question = format!("/{}", "x".repeat(bytes.saturating_sub(AROUND + 1)));
-        for _ in 0..TRIES {
-            let client = self.open().await?;
-            match self.bounded(client.check_stat(&question)).await {
-                Err(CallError::Client(error)) if is_closed(&error) => {}
-                Err(error @ (CallError::NoAnswer | CallError::Unreachable(_))) => return Err(error),
-                // Whatever was answered: it was read.
-                Ok(_) | Err(_) => {
-                    self.sizes.accepted.fetch_max(bytes, Ordering::Relaxed);
-                    return Ok(true);
-                }
-            }
-        }
-        // A server that has just died closes connections, too.
-        let client = self.open().await?;
-        self.bounded(client.check_stat("/")).await?;
-        let mut refused = self.sizes.refused.lock();
-        let smallest =
-            refused.filter(|(_, when)| when.elapsed() < REMEMBERED).map_or(bytes, |(limit, _)| limit.min(bytes));
+    /// A request of so many bytes was read.
+    pub fn accept(&self, bytes: usize) {
+        self.accepted.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// A request of so many bytes was not read.
+    pub fn refuse(&self, bytes: usize) {
+        let mut refused = self.refused.lock();
+        let smallest = lately(*refused).map_or(bytes, |limit| limit.min(bytes));
         *refused = Some((smallest, Instant::now()));
-        Ok(false)
     }
 }
 
-/// Whether the connection has ended before there was an answer.
-fn is_closed(error: &ZkError) -> bool {
-    matches!(error, ZkError::ConnectionLoss | ZkError::Custom(_) | ZkError::ClientClosed | ZkError::SessionExpired)
+/// The smallest request that was refused lately.
+fn lately(refused: Option<(usize, Instant)>) -> Option<usize> {
+    refused.filter(|(_, when)| when.elapsed() < REMEMBERED).map(|(limit, _)| limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGE: usize = 2 << 20;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_refused_is_tried_again_after_a_while() {
+        let sizes = Sizes::default();
+        assert_eq!(sizes.admits(SMALL, false), Some(true));
+        assert_eq!(sizes.admits(LARGE, false), None, "nobody knows");
+        sizes.refuse(LARGE);
+        sizes.refuse(2 * LARGE);
+        assert_eq!(sizes.admits(LARGE, false), Some(false), "the smallest refusal counts");
+        assert_eq!(sizes.admits(LARGE - 1, false), None);
+        tokio::time::advance(REMEMBERED).await;
+        assert_eq!(sizes.admits(LARGE, false), None, "the limit may have been raised");
+    }
+
+    #[test]
+    fn after_a_lost_request_nothing_counts_that_was_accepted() {
+        let sizes = Sizes::default();
+        sizes.accept(LARGE);
+        assert_eq!(sizes.admits(LARGE, false), Some(true));
+        assert_eq!(sizes.admits(1, true), None, "not even a small one");
+        assert_eq!(sizes.admits(LARGE, false), None);
+    }
 }

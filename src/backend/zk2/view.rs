@@ -6,17 +6,16 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use zookeeper_client::{AddWatchMode, Client, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, Stat};
 
 use super::roles::{Judged, by_acl, is_shown, judge};
 use super::session::{CallError, Sessions};
-use super::{ancestors, znode};
-use crate::backend::{KeySpace, Listing, Node, Revision, Role, Version, WatchBatch, WatchEvent};
+use super::znode::{Znode, ancestors, newest, node, znode_path};
+use crate::backend::contract::{Listing, Revision, Role, WatchBatch, WatchEvent};
+use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 
 /// Nodes read in one request.
@@ -51,12 +50,6 @@ pub(super) struct Known {
     role: Option<Role>,
 }
 
-/// A znode as it was read.
-struct Znode {
-    data: Vec<u8>,
-    stat: Stat,
-}
-
 /// Why a view ends.
 pub(super) enum Ended {
     /// A request failed.
@@ -80,7 +73,7 @@ impl View {
         before: Nodes,
     ) -> Result<(Listing, Self), Ended> {
         let client = sessions.open().await?;
-        let root = znode(keys, dir);
+        let root = znode_path(keys, dir);
         let watching = client.clone();
         let watcher = sessions.bounded(watching.watch(&root, AddWatchMode::PersistentRecursive)).await?;
         // A follower, or an observer, may not have heard of what this mount has just written.
@@ -330,12 +323,6 @@ impl Known {
     }
 }
 
-impl Znode {
-    fn copy(other: &Znode) -> Self {
-        Self { data: other.data.clone(), stat: other.stat }
-    }
-}
-
 /// Notes the path of an event; anything that happens to the session ends the view.
 fn note(changed: &mut BTreeSet<String>, event: zookeeper_client::WatchedEvent) -> Result<(), Ended> {
     if event.event_type == EventType::Session {
@@ -352,29 +339,4 @@ fn merge(listing: &mut Listing, batch: WatchBatch) {
     listing.at = listing.at.max(batch.at);
     listing.skipped += batch.skipped;
     listing.nodes.extend(batch.events.into_iter().filter_map(|event| event.node));
-}
-
-/// The newest change that a node shows: of itself, or of its children.
-fn newest(stat: &Stat) -> Revision {
-    Revision(stat.mzxid.max(stat.pzxid).cast_unsigned())
-}
-
-fn node(path: TopoPath, znode: Znode, role: Role) -> Node {
-    let millis = Duration::from_millis(u64::try_from(znode.stat.mtime).unwrap_or(0));
-    Node {
-        path,
-        version: version(&znode.stat),
-        value: Bytes::from(znode.data),
-        role,
-        modified: SystemTime::UNIX_EPOCH.checked_add(millis),
-    }
-}
-
-/// The version of a node.
-pub(super) fn version(stat: &Stat) -> Version {
-    Version {
-        number: u64::try_from(stat.version).unwrap_or(0),
-        written: Revision(stat.mzxid.cast_unsigned()),
-        created: Revision(stat.czxid.cast_unsigned()),
-    }
 }

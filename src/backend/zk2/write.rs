@@ -14,9 +14,9 @@ use zookeeper_client::{
 use super::look::{Access, Found, Look, look};
 use super::roles::is_named_as_record;
 use super::session::CallError;
-use super::view::version;
-use super::{ancestors, parent, znode};
-use crate::backend::{Action, Applied, BackendError, Change, Failure, Guard, KeySpace, Revision, Role, Version};
+use super::znode::{ancestors, parent, version, znode_path};
+use crate::backend::contract::{Action, Applied, BackendError, Change, Failure, Guard, Revision, Role, Version};
+use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 
 /// How often a change begins again because parents come and go beside it.
@@ -47,13 +47,10 @@ pub(super) async fn apply(access: &Access<'_>, keys: &KeySpace, changes: &[Chang
     // Whether a request is on its way, or was lost: what nobody has answered may have been carried out.
     let open = AtomicBool::new(false);
     let outcome = timeout(access.sessions.timeout(), try_apply(access, keys, changes, &open)).await;
-    outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer))).map_err(|mut error| {
+    outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer))).map_err(|error| {
         let certain =
             matches!(error.failure, Failure::Denied | Failure::TooLarge | Failure::NoSpace | Failure::LockLost);
-        if open.load(Ordering::Relaxed) && !certain {
-            error.message.push_str(" (it may have been carried out)");
-        }
-        error
+        error.uncertain_if(open.load(Ordering::Relaxed) && !certain)
     })
 }
 
@@ -63,7 +60,7 @@ async fn try_apply(
     changes: &[Change],
     open: &AtomicBool,
 ) -> Result<Applied, BackendError> {
-    let paths: Vec<String> = changes.iter().map(|change| znode(keys, &change.path)).collect();
+    let paths: Vec<String> = changes.iter().map(|change| znode_path(keys, &change.path)).collect();
     // A request whose answer was lost may have been carried out.
     let mut lost = None;
     for _ in 0..ATTEMPTS {
@@ -327,7 +324,7 @@ async fn collect_parents(access: &Access<'_>, keys: &KeySpace, changes: &[Change
 }
 
 async fn collect_above(access: &Access<'_>, keys: &KeySpace, path: &str) {
-    let root = znode(keys, &TopoPath::root());
+    let root = znode_path(keys, &TopoPath::root());
     for dir in ancestors(path) {
         // An empty node of such a name may be a record that somebody has put others below.
         let is_record = keys.path(dir.as_bytes()).is_some_and(|path| is_named_as_record(&path));
@@ -343,7 +340,7 @@ async fn collect_above(access: &Access<'_>, keys: &KeySpace, path: &str) {
 
 /// Removes a directory in which there is nothing, and those above that are left empty; says whether there was one.
 pub(super) async fn remove_empty(access: &Access<'_>, keys: &KeySpace, dir: &TopoPath) -> Result<bool, CallError> {
-    let dir = znode(keys, dir);
+    let dir = znode_path(keys, dir);
     match remove_if_empty(access, &dir).await {
         Ok(()) => {
             collect_above(access, keys, &dir).await;

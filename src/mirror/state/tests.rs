@@ -1,7 +1,7 @@
 //! The rules of merging, one by one.
 
 use super::*;
-use crate::backend::lock::Owner;
+use crate::backend::Owner;
 
 fn node(path: &str, value: &str, written: u64) -> Node {
     Node {
@@ -363,4 +363,33 @@ fn entries_seek_past_subtrees() {
     let foo = TopoPath::parse("foo").unwrap();
     assert_eq!(state.snapshot.entries(&foo).len(), 2);
     assert_eq!(state.snapshot.below(&foo).count(), 2);
+}
+
+#[test]
+fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
+    let (mut state, now) = (State::default(), SystemTime::now());
+    let gone = TopoPath::parse("gone").unwrap();
+    // After a list that begins a watch.
+    state.begin_list();
+    state.restart(Listing { nodes: vec![], at: Revision(3), skipped: 0 }, now).unwrap();
+    assert!(state.put_own(node("gone", "saved", 1), now).is_none());
+    // After a comparison, which forgets the deletions that it has passed.
+    state.put(node("gone", "again", 4), now);
+    state.delete(&gone, Revision(6));
+    state.reconcile(Listing { nodes: vec![], at: Revision(7), skipped: 0 }, now);
+    state.forget_deletions(Revision(7));
+    assert!(state.put_own(node("gone", "saved", 5), now).is_none());
+    assert!(state.put_own(node("gone", "new", 8), now).is_some());
+    assert!(state.put_own(node("gone", "newer", 9), now).is_some());
+    // While a list is under way that does not show it any more.
+    state.begin_list();
+    assert!(state.put_own(node("brief", "saved", 10), now).is_some());
+    state.note_own(&TopoPath::parse("brief").unwrap());
+    let updates =
+        state.restart(Listing { nodes: vec![node("gone", "newer", 9)], at: Revision(11), skipped: 0 }, now).unwrap();
+    assert_eq!(updates.len(), 1, "what was saved and deleted before the list is gone");
+    // A restored service begins again lower, and is believed.
+    state.begin_list();
+    state.restart(Listing { nodes: vec![], at: Revision(2), skipped: 0 }, now).unwrap();
+    assert!(state.put_own(node("gone", "saved", 3), now).is_some());
 }

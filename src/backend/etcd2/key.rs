@@ -1,0 +1,67 @@
+//! A stored key in the terms of the contract: its version, its node, and whether it is a lock. Sends nothing.
+
+use bytes::Bytes;
+use etcd_client::KeyValue;
+
+use crate::backend::contract::{BackendError, Failure, Node, Owner, Revision, Role, Version};
+use crate::backend::keys::KeySpace;
+use crate::backend::lock::{LOCKS, dir_of_queued, is_locked_by_vitess};
+use crate::name::TopoPath;
+
+/// The point that an answer shows.
+pub(super) fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Result<Revision, BackendError> {
+    let header = header.ok_or_else(|| BackendError::new(Failure::Other, "etcd's answer has no header"))?;
+    Ok(Revision(header.revision().cast_unsigned()))
+}
+
+/// The version of a key.
+pub(super) fn version(kv: &KeyValue) -> Version {
+    Version {
+        number: kv.mod_revision().cast_unsigned(),
+        written: Revision(kv.mod_revision().cast_unsigned()),
+        created: Revision(kv.create_revision().cast_unsigned()),
+    }
+}
+
+/// The node of a key; `None` for keys that cannot be file names.
+pub(super) fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
+    let path = keys.path(kv.key())?;
+    let role = role(&path, kv.lease());
+    let version = version(&kv);
+    let (_, value) = kv.into_key_value();
+    Some(Node { path, value: Bytes::from(value), version, role, modified: None })
+}
+
+/// The directory that a key is waited for in: whoever wants its lock waits for whatever is below `DIR/locks/`, however deep.
+pub(super) fn locked_dir(path: &TopoPath) -> Option<TopoPath> {
+    // Most keys are none, and lists are long.
+    path.as_str().contains("locks/").then_some(())?;
+    let above = std::iter::successors(path.parent(), TopoPath::parent);
+    let lines = above.filter(|above| above.name() == LOCKS).filter_map(|line| line.parent());
+    dir_of_queued(path).or_else(|| lines.filter(is_locked_by_vitess).last())
+}
+
+/// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands there: a copy
+/// of a topology has the keys without the leases.
+fn role(path: &TopoPath, lease: i64) -> Role {
+    /// Its records may have any names.
+    const METADATA: &str = "metadata";
+    let Some(dir) = locked_dir(path) else { return Role::Record };
+    let is_number = path.name().bytes().all(|byte| byte.is_ascii_digit());
+    let named_like_one = is_number && dir.components().next() != Some(METADATA);
+    match lease {
+        0 if named_like_one || is_locked_by_vitess(&dir) => Role::Lock(Owner::UNBOUND),
+        0 => Role::Record,
+        lease => Role::Lock(owner(lease)),
+    }
+}
+
+/// The lease that a lock lives with.
+pub(super) fn owner(lease: i64) -> Owner {
+    Owner(u128::from(lease.cast_unsigned()))
+}
+
+/// The number of that lease.
+pub(super) fn lease_of(owner: Owner) -> i64 {
+    u64::try_from(owner.0).unwrap_or(0).cast_signed()
+}

@@ -1,0 +1,342 @@
+//! Any service, with faults: calls that fail, hang, panic, are answered late or never, as a script says.
+//!
+//! It stands around another backend and keeps the contract as that one does: without a script nothing is different, and a call that
+//! hangs ends with the operation time-out. So what is built on backends can be tested where a service would have to be killed at
+//! the right moment. Nothing here waits for a time that a test must guess: [`Faulty::begun`] tells when a call has come.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::contract::{
+    Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Listing, Node, Owner, Place, Revision,
+    SharedPlace, WatchBatch, WatchStream,
+};
+use crate::name::TopoPath;
+
+/// A kind of call. Each has its own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Every call, whatever its kind.
+    Any,
+    /// [`Backend::list`].
+    List,
+    /// [`Backend::get`].
+    Get,
+    /// [`Backend::attribute`].
+    Attribute,
+    /// [`Backend::apply`].
+    Apply,
+    /// [`Backend::follow`]: the list, and the beginning of the watch.
+    Follow,
+    /// A batch that a watch delivers.
+    Watch,
+    /// [`Backend::enter`].
+    Enter,
+    /// [`Place::try_hold`].
+    TryHold,
+    /// [`Place::lost`]: what keeps a place alive.
+    Keep,
+    /// [`Place::leave`].
+    Leave,
+    /// [`Backend::break_lock`].
+    BreakLock,
+    /// [`Backend::sweep_locks`].
+    SweepLocks,
+    /// [`Backend::reread_secrets`].
+    RereadSecrets,
+    /// [`Backend::time_left`].
+    TimeLeft,
+}
+
+impl Call {
+    /// Whether a caller that gets no answer cannot know what has become of it.
+    fn changes_something(self) -> bool {
+        matches!(self, Call::Apply | Call::Enter | Call::TryHold | Call::Leave | Call::BreakLock | Call::SweepLocks)
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails, and the service never hears of it. A watch ends with that.
+    Fail(Failure),
+    /// It does not get to the service. It ends with the time-out, unless [`Faulty::release`] lets it go on.
+    Hang,
+    /// The service does it, and its answer comes so much later; with the time-out instead if that is earlier.
+    Late(Duration),
+    /// The service does it, and its answer does not come: it ends as [`Fault::Hang`] does. What a watch delivers is left out for good.
+    Lost,
+    /// The caller's task panics, before the service hears of it.
+    Panic,
+}
+
+/// A backend with faults. Clones share the script.
+#[derive(Debug, Clone)]
+pub struct Faulty(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    inner: Arc<dyn Backend>,
+    timeout: Duration,
+    script: Mutex<Vec<(Call, u64, Fault)>>,
+    /// How many calls of each kind have come.
+    begun: watch::Sender<HashMap<Call, u64>>,
+    /// Counts releases.
+    released: watch::Sender<u64>,
+}
+
+impl Faulty {
+    /// Without faults. `timeout` is the operation time-out of the inner backend: what hangs ends with it.
+    pub fn new(inner: Arc<dyn Backend>, timeout: Duration) -> Self {
+        Self(Arc::new(Shared {
+            inner,
+            timeout,
+            script: Mutex::default(),
+            begun: watch::Sender::default(),
+            released: watch::Sender::default(),
+        }))
+    }
+
+    /// The n-th call of a kind (from 1, counted from the beginning) meets this fault.
+    #[must_use]
+    pub fn on(self, call: Call, nth: u64, fault: Fault) -> Self {
+        self.0.script.lock().push((call, nth, fault));
+        self
+    }
+
+    /// The next call of a kind meets this fault.
+    pub fn next(&self, call: Call, fault: Fault) {
+        let mut script = self.0.script.lock();
+        let nth = self.count(call) + 1;
+        script.push((call, nth, fault));
+    }
+
+    /// How many calls of a kind have come.
+    pub fn count(&self, call: Call) -> u64 {
+        self.0.begun.borrow().get(&call).copied().unwrap_or(0)
+    }
+
+    /// Waits until so many calls of a kind have come.
+    pub async fn begun(&self, call: Call, calls: u64) {
+        let mut begun = self.0.begun.subscribe();
+        // The sender lives as long as self: waiting cannot fail.
+        let _ = begun.wait_for(|begun| begun.get(&call).is_some_and(|begun| *begun >= calls)).await;
+    }
+
+    /// Lets go on what hangs now, and gives the answers that were lost.
+    pub fn release(&self) {
+        self.0.released.send_modify(|releases| *releases += 1);
+    }
+
+    /// Counts a call, and says what happens to it.
+    fn begin(&self, call: Call) -> Option<Fault> {
+        let mut script = self.0.script.lock();
+        self.0.begun.send_modify(|begun| {
+            for kind in [call, Call::Any] {
+                *begun.entry(kind).or_default() += 1;
+            }
+        });
+        let counts = |kind: Call| (kind == call || kind == Call::Any).then(|| self.count(kind));
+        let at = script.iter().position(|(kind, nth, _)| counts(*kind) == Some(*nth))?;
+        Some(script.remove(at).2)
+    }
+
+    /// Waits for a release; fails with the time-out of a call that began then.
+    async fn hang(&self, call: Call, since: Instant) -> Result<(), BackendError> {
+        let mut released = self.0.released.subscribe();
+        match timeout_at(since + self.0.timeout, released.changed()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.no_answer(call)),
+        }
+    }
+
+    /// Waits for an answer that is late; fails with the time-out of a call that began then.
+    async fn delay(&self, call: Call, since: Instant, time: Duration) -> Result<(), BackendError> {
+        match timeout_at(since + self.0.timeout, sleep(time)).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.no_answer(call)),
+        }
+    }
+
+    fn no_answer(&self, call: Call) -> BackendError {
+        let waited = humantime::format_duration(self.0.timeout);
+        let error = BackendError::new(Failure::Unreachable, format!("{call}: no answer within {waited}"));
+        error.uncertain_if(call.changes_something())
+    }
+
+    /// A call of the inner backend, and what the script makes of it.
+    async fn pass<T>(
+        &self,
+        call: Call,
+        inner: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, BackendError> {
+        let since = Instant::now();
+        match self.begin(call) {
+            None => inner.await,
+            Some(Fault::Fail(failure)) => Err(failed(call, failure)),
+            Some(Fault::Panic) => panics(call),
+            Some(Fault::Hang) => {
+                self.hang(call, since).await?;
+                inner.await
+            }
+            Some(Fault::Late(time)) => {
+                let answer = inner.await;
+                self.delay(call, since, time).await?;
+                answer
+            }
+            Some(Fault::Lost) => {
+                let answer = inner.await;
+                self.hang(call, since).await?;
+                answer
+            }
+        }
+    }
+
+    /// What a watch delivers next, and what the script makes of it; `None` where the watch has ended.
+    async fn next_batch(&self, stream: &mut WatchStream) -> Option<Result<WatchBatch, BackendError>> {
+        loop {
+            let next = stream.next().await?;
+            let since = Instant::now();
+            let broken = match self.begin(Call::Watch) {
+                None => return Some(next),
+                Some(Fault::Lost) => continue,
+                Some(Fault::Panic) => panics(Call::Watch),
+                Some(Fault::Fail(failure)) => Err(failed(Call::Watch, failure)),
+                Some(Fault::Hang) => self.hang(Call::Watch, since).await,
+                Some(Fault::Late(time)) => self.delay(Call::Watch, since, time).await,
+            };
+            return Some(broken.and(next));
+        }
+    }
+}
+
+fn failed(call: Call, failure: Failure) -> BackendError {
+    BackendError::new(failure, format!("{call}: {failure:?}, as the script wants it"))
+}
+
+fn panics(call: Call) -> ! {
+    std::panic::panic_any(format!("{call}: a panic, as the script wants it"))
+}
+
+#[async_trait]
+impl Backend for Faulty {
+    fn limits(&self) -> Limits {
+        self.0.inner.limits()
+    }
+
+    fn gives_signs_of_life(&self) -> bool {
+        self.0.inner.gives_signs_of_life()
+    }
+
+    async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
+        self.pass(Call::List, self.0.inner.list(dir)).await
+    }
+
+    async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
+        self.pass(Call::Get, self.0.inner.get(path)).await
+    }
+
+    fn attributes(&self) -> &'static [&'static str] {
+        self.0.inner.attributes()
+    }
+
+    async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
+        self.pass(Call::Attribute, self.0.inner.attribute(path, name)).await
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        self.pass(Call::Apply, self.0.inner.apply(changes)).await
+    }
+
+    async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
+        let (listing, stream) = self.pass(Call::Follow, self.0.inner.follow()).await?;
+        let stream = futures::stream::unfold(Some((self.clone(), stream)), |state| async move {
+            let (faulty, mut stream) = state?;
+            let next = faulty.next_batch(&mut stream).await?;
+            let state = next.is_ok().then_some((faulty, stream));
+            Some((next, state))
+        });
+        Ok((listing, stream.boxed()))
+    }
+
+    fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
+        self.0.inner.locked_dir(node)
+    }
+
+    fn has_queue(&self) -> bool {
+        self.0.inner.has_queue()
+    }
+
+    async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
+        let entered = async {
+            let place = self.0.inner.enter(dir, contents).await?;
+            // Nobody would ever leave a place that nobody hears of.
+            Ok(scopeguard::guard(place, |place| drop(tokio::spawn(async move { place.leave().await }))))
+        };
+        let place = scopeguard::ScopeGuard::into_inner(self.pass(Call::Enter, entered).await?);
+        Ok(Arc::new(FaultyPlace { faulty: self.clone(), place }))
+    }
+
+    async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
+        self.pass(Call::BreakLock, self.0.inner.break_lock(node)).await
+    }
+
+    async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
+        self.pass(Call::SweepLocks, self.0.inner.sweep_locks(dir)).await
+    }
+
+    async fn reread_secrets(&self) {
+        let reread = async {
+            self.0.inner.reread_secrets().await;
+            Ok(())
+        };
+        // The contract has no failure for it.
+        let _ = self.pass(Call::RereadSecrets, reread).await;
+    }
+
+    async fn time_left(&self, owner: Owner) -> Result<Option<Duration>, BackendError> {
+        self.pass(Call::TimeLeft, self.0.inner.time_left(owner)).await
+    }
+}
+
+/// A place in a line of the inner backend.
+#[derive(Debug)]
+struct FaultyPlace {
+    faulty: Faulty,
+    place: SharedPlace,
+}
+
+#[async_trait]
+impl Place for FaultyPlace {
+    fn node(&self) -> Option<Node> {
+        self.place.node()
+    }
+
+    async fn try_hold(&self) -> Result<Option<Node>, BackendError> {
+        self.faulty.pass(Call::TryHold, self.place.try_hold()).await
+    }
+
+    async fn lost(&self) -> BackendError {
+        let lost = async { Ok(self.place.lost().await) };
+        self.faulty.pass(Call::Keep, lost).await.unwrap_or_else(|error| error)
+    }
+
+    async fn leave(&self) -> Result<Revision, BackendError> {
+        self.faulty.pass(Call::Leave, self.place.leave()).await
+    }
+}

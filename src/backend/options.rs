@@ -1,0 +1,67 @@
+//! How all services are talked to. Each service has settings of its own, and this is where they come together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::contract::Backend;
+use super::{consul::ConsulOptions, etcd2::EtcdOptions, memory::MemoryServers, zk2::ZkOptions};
+use crate::name::CellName;
+
+/// Vitess's default of --remote_operation_timeout.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How to talk to services. One for all cells, as in Vitess.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// Longest time for one call.
+    pub timeout: Duration,
+    /// Settings of etcd.
+    pub etcd: EtcdOptions,
+    /// Settings of ZooKeeper.
+    pub zk: ZkOptions,
+    /// Settings of Consul.
+    pub consul: ConsulOptions,
+    /// The services that live in this process.
+    pub memory: MemoryServers,
+    /// What each backend is opened within.
+    pub wrap: Wrap,
+}
+
+/// What is put around a backend when it is opened, such as [`super::faulty::Faulty`]; nothing by default.
+#[derive(Clone, Default)]
+pub struct Wrap(Option<Arc<Wrapper>>);
+
+type Wrapper = dyn Fn(&CellName, Arc<dyn Backend>) -> Arc<dyn Backend> + Send + Sync;
+
+impl Wrap {
+    /// By a function that is given the cell's name and its backend.
+    pub fn new(wrapper: impl Fn(&CellName, Arc<dyn Backend>) -> Arc<dyn Backend> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(wrapper)))
+    }
+
+    pub(super) fn put_around(&self, cell: &CellName, backend: Arc<dyn Backend>) -> Arc<dyn Backend> {
+        match &self.0 {
+            Some(wrapper) => wrapper(cell, backend),
+            None => backend,
+        }
+    }
+}
+
+impl std::fmt::Debug for Wrap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Wrap(..)" } else { "Wrap(None)" })
+    }
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            timeout: DEFAULT_TIMEOUT,
+            etcd: EtcdOptions::default(),
+            zk: ZkOptions::default(),
+            consul: ConsulOptions::default(),
+            memory: MemoryServers::default(),
+            wrap: Wrap::default(),
+        }
+    }
+}

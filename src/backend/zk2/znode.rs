@@ -1,0 +1,76 @@
+//! A znode: its path, what is read of it, and its stat in the terms of the contract. Knows no session and sends nothing.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use zookeeper_client::Stat;
+
+use crate::backend::contract::{Node, Owner, Revision, Role, Version};
+use crate::backend::keys::KeySpace;
+use crate::name::TopoPath;
+
+/// A znode as it was read.
+pub(super) struct Znode {
+    pub data: Vec<u8>,
+    pub stat: Stat,
+}
+
+impl Znode {
+    pub fn copy(other: &Znode) -> Self {
+        Self { data: other.data.clone(), stat: other.stat }
+    }
+}
+
+/// The znode of a path.
+pub(super) fn znode_path(keys: &KeySpace, path: &TopoPath) -> String {
+    let key = keys.key(path);
+    match key.trim_end_matches('/') {
+        "" => "/".to_owned(),
+        key => key.to_owned(),
+    }
+}
+
+/// The znodes above, the nearest first, `/` last.
+pub(super) fn ancestors(path: &str) -> Vec<String> {
+    std::iter::successors(parent(path), |path| parent(path)).map(ToOwned::to_owned).collect()
+}
+
+/// The znode above; `None` for `/`.
+pub(super) fn parent(path: &str) -> Option<&str> {
+    match path.rsplit_once('/')? {
+        ("", "") => None,
+        ("", _) => Some("/"),
+        (parent, _) => Some(parent),
+    }
+}
+
+/// The newest change that a node shows: of itself, or of its children.
+pub(super) fn newest(stat: &Stat) -> Revision {
+    Revision(stat.mzxid.max(stat.pzxid).cast_unsigned())
+}
+
+/// The node of a znode.
+pub(super) fn node(path: TopoPath, znode: Znode, role: Role) -> Node {
+    let millis = Duration::from_millis(u64::try_from(znode.stat.mtime).unwrap_or(0));
+    Node {
+        path,
+        version: version(&znode.stat),
+        value: Bytes::from(znode.data),
+        role,
+        modified: SystemTime::UNIX_EPOCH.checked_add(millis),
+    }
+}
+
+/// The version of a node.
+pub(super) fn version(stat: &Stat) -> Version {
+    Version {
+        number: u64::try_from(stat.version).unwrap_or(0),
+        written: Revision(stat.mzxid.cast_unsigned()),
+        created: Revision(stat.czxid.cast_unsigned()),
+    }
+}
+
+/// The session that a lock lives with.
+pub(super) fn owner(session: i64) -> Owner {
+    Owner(u128::from(session.cast_unsigned()))
+}

@@ -1,0 +1,22 @@
+//! What the failure of a service is to whoever uses a file.
+
+use crate::backend::{BackendError, Failure};
+use crate::error::{Error, Kind};
+
+impl From<BackendError> for Error {
+    fn from(error: BackendError) -> Self {
+        let kind = match error.failure {
+            Failure::NoNode => Kind::NotFound,
+            Failure::NodeExists => Kind::Exists,
+            Failure::BadVersion => Kind::Conflict,
+            Failure::Unreachable => Kind::Unreachable,
+            Failure::Denied => Kind::Denied,
+            Failure::TooLarge => Kind::TooLarge,
+            Failure::TooMany => Kind::TooMany,
+            Failure::NoSpace => Kind::NoSpace,
+            Failure::LockLost => Kind::LockLost,
+            Failure::Compacted | Failure::Other => Kind::Io,
+        };
+        Self::new(kind, error.to_string())
+    }
+}

@@ -1,0 +1,18 @@
+//! The device of a file: a mount is known by it.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
+/// The device of a mounted file system: major and minor number.
+pub(crate) type Device = (u32, u32);
+
+/// The device of what a name in a directory leads to, or of the descriptor itself where there is no name. Nobody is asked for it.
+pub(crate) fn device_of(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Device> {
+    let empty = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::empty() };
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC | empty;
+    let found = statx(dir, name, flags, StatxFlags::empty())?;
+    Ok((found.stx_dev_major, found.stx_dev_minor))
+}

@@ -1,0 +1,275 @@
+//! Which events a change is: for the record's forms, for the directories that come and go with it, for cells and for locks.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::sync::OwnedMutexGuard;
+
+use super::follow::{Follower, Shown, Updates, next};
+use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
+use crate::mirror::{Record, Snapshot, Update};
+use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
+use crate::record::Form;
+use crate::store::own::OwnCommit;
+use crate::tree::file::FileId;
+use crate::tree::kernel::invalidation::LONGEST;
+use crate::tree::kernel::outbox::{Announcement, Happened};
+use crate::tree::records::lockfile::is_virtual;
+use crate::tree::records::names::{ancestors, name_of};
+
+impl Follower {
+    /// Announces what happens in a cell. What its watchers were shown last is this task's own as long as it runs.
+    pub(super) async fn announce(
+        self: &Arc<Self>,
+        cell: &Cell,
+        mut updates: Updates,
+        shared: &Shown,
+        own: &mut Option<OwnedMutexGuard<Option<Snapshot>>>,
+    ) {
+        // Who has announced the cell when it was another place has come to an end then.
+        let shown = own.insert(shared.clone().lock_owned().await);
+        if shown.is_some() {
+            // It is watched: somebody has looked into it. Nobody may do so again before something happens there.
+            cell.mirror.load().await;
+        }
+        cell.mirror.loaded().await;
+        // What has come in between is in it already, and is passed over.
+        let now = Snapshot::clone(&cell.mirror.snapshot());
+        let shown = match shown.as_mut() {
+            None => shown.insert(now),
+            Some(shown) => {
+                self.announce_differences(cell, shown, &now).await;
+                shown
+            }
+        };
+        while let Some(batch) = next(cell, &mut updates, shown).await {
+            for update in &batch.updates {
+                self.announce_update(cell, update, shown).await;
+            }
+        }
+    }
+
+    /// A cell is no longer shown: nothing that was in it is there any more.
+    pub(super) async fn announce_end(self: &Arc<Self>, cell: &Cell, mut shown: OwnedMutexGuard<Option<Snapshot>>) {
+        if let Some(shown) = shown.as_mut() {
+            self.announce_differences(cell, shown, &Snapshot::default()).await;
+        }
+    }
+
+    /// Announces what is different where a cell is another place than before: what was written when and how often says nothing
+    /// then.
+    async fn announce_differences(self: &Arc<Self>, cell: &Cell, shown: &mut Snapshot, now: &Snapshot) {
+        for update in differences(shown, now) {
+            let old = shown.records.get(&update.path).cloned();
+            let same = matches!((&old, &update.new), (Some(old), Some(new)) if old.value == new.value);
+            if same {
+                update.apply(shown);
+            } else {
+                self.announce_change(cell, (&update, old), None, shown).await;
+            }
+        }
+    }
+
+    async fn announce_update(self: &Arc<Self>, cell: &Cell, update: &Update, shown: &mut Snapshot) {
+        let Update { path, new, .. } = update;
+        let old = match new {
+            Some(record) => {
+                shown.records.get(path).cloned().filter(|old| old.version.created == record.version.created)
+            }
+            None => shown.records.get(path).cloned(),
+        };
+        let place = CellPath::new(&cell.name, path);
+        // Whether it was our own commit is known when that has come back.
+        self.records.committing.wait(&place).await;
+        let revision = new.as_ref().or(old.as_ref()).map(|record| record.version.written);
+        let own = revision.and_then(|revision| self.records.own.find(&place, revision));
+        match (&old, new) {
+            (Some(old), Some(new)) if old.version == new.version => update.apply(shown),
+            _ => self.announce_change(cell, (update, old), own.as_ref(), shown).await,
+        }
+        // Not before it stands among the events.
+        revision.iter().for_each(|revision| self.records.own.is_announced(&place, *revision));
+    }
+
+    async fn announce_change(
+        self: &Arc<Self>,
+        cell: &Cell,
+        (update, old): (&Update, Option<Record>),
+        own: Option<&OwnCommit>,
+        shown: &mut Snapshot,
+    ) {
+        let Update { path, new, .. } = update;
+        self.record(cell, path, (old.as_ref(), new.as_ref()), own);
+        let own = own.map(|commit| commit.form);
+        let before = shown.clone();
+        update.apply(shown);
+        match (&old, new) {
+            (Some(_), Some(_)) => {
+                self.announce_forms(cell, shown, path, own, Happened::Changed);
+                // A cell may be another place now.
+                self.announce_cell(cell, path, Happened::Changed).await;
+            }
+            (None, Some(_)) => {
+                if own.is_none() {
+                    let new_dirs = ancestors(path).filter(|dir| !before.has_children(dir));
+                    for dir in new_dirs.collect::<Vec<_>>().into_iter().rev() {
+                        self.announce_dir(cell, &dir, Happened::DirMade);
+                    }
+                }
+                self.announce_forms(cell, shown, path, own, Happened::Created);
+                self.announce_cell(cell, path, Happened::DirMade).await;
+                // A record that has become a directory has other names now.
+                let ancestor = path.parent().filter(|dir| shown.records.contains_key(dir) && !before.has_children(dir));
+                ancestor.iter().for_each(|dir| self.forget_forms(cell, dir));
+            }
+            (Some(_), None) => {
+                self.announce_forms(cell, &before, path, own, Happened::Deleted);
+                if own.is_none() {
+                    for dir in ancestors(path).filter(|dir| !shown.has_children(dir)) {
+                        // One that went on being shown for `rm -r` here is gone now, too.
+                        let place = CellPath::new(&cell.name, &dir);
+                        self.records.scratch.end_linger(&place);
+                        self.records.scratch.linger_if_used(&place, self.records.options.uid);
+                        self.announce_dir(cell, &dir, Happened::DirRemoved);
+                    }
+                }
+                self.announce_cell(cell, path, Happened::DirRemoved).await;
+                let ancestor = path.parent().filter(|dir| shown.records.contains_key(dir) && !shown.has_children(dir));
+                ancestor.iter().for_each(|dir| self.forget_forms(cell, dir));
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Adds a line to `.topofs/events`.
+    fn record(
+        &self,
+        cell: &Cell,
+        path: &TopoPath,
+        (old, new): (Option<&Record>, Option<&Record>),
+        own: Option<&OwnCommit>,
+    ) {
+        let kind = match (old, new) {
+            (None, None) => return,
+            (None, Some(_)) => "created",
+            (Some(_), Some(_)) => "changed",
+            (Some(_), None) => "deleted",
+        };
+        let number = |record: Option<&Record>| json!(record.map(|record| record.version.number));
+        let by = own.map_or_else(
+            || json!("remote"),
+            |own| json!({ "uid": own.saver.uid, "pid": own.saver.process, "command": own.command }),
+        );
+        let more = [("version", number(new)), ("old_version", number(old)), ("by", by)];
+        self.control.events.record(&cell.name, path.as_str(), kind, &more);
+    }
+
+    fn announce_forms(&self, cell: &Cell, shown: &Snapshot, path: &TopoPath, own: Option<Form>, happened: Happened) {
+        for form in self.records.forms(&cell.name, path) {
+            // The kernel has shown of its own call already; only who was listing at that moment may have an old list.
+            let happened = match (Some(form) == own, happened) {
+                (false, happened) => happened,
+                (true, Happened::Changed) => continue,
+                (true, _) => Happened::InvalidateOnly,
+            };
+            let (Some(dir), name) = name_of(shown, path, form) else { continue };
+            let file = FileId::Record(CellPath::new(&cell.name, path), form);
+            // A stored key may have that name: then it is that one's, and nobody has seen this form.
+            let named = self.records.named(&cell.name, shown, &dir, &name);
+            if named.is_ok_and(|named| named.is_none_or(|named| named == file)) {
+                self.kernel.outbox.push(Announcement {
+                    happened,
+                    file,
+                    dir: Some(CellPath { cell: cell.name.clone(), path: dir }),
+                    name,
+                });
+            }
+        }
+    }
+
+    /// Names that a record has no more, or has again.
+    fn forget_forms(&self, cell: &Cell, path: &TopoPath) {
+        for form in self.records.forms(&cell.name, path).filter(|form| *form != Form::Raw) {
+            let name = format!("{}{}", path.name(), form.suffix());
+            let file = FileId::Record(CellPath::new(&cell.name, path), form);
+            let dir = path.parent().map(|dir| CellPath { cell: cell.name.clone(), path: dir });
+            self.kernel.outbox.push(Announcement { happened: Happened::InvalidateOnly, file, dir, name });
+        }
+    }
+
+    fn announce_dir(&self, cell: &Cell, dir: &TopoPath, happened: Happened) {
+        let place = CellPath::new(&cell.name, dir);
+        // One that this mount has anyway neither comes nor goes.
+        let stays = is_virtual(&cell.name, dir) || self.records.scratch.has_dir(&place);
+        let happened = if stays { Happened::InvalidateOnly } else { happened };
+        self.kernel.outbox.push(Announcement::of_dir(&cell.name, dir, happened));
+    }
+
+    /// A cell comes and goes with its CellInfo record.
+    async fn announce_cell(self: &Arc<Self>, cell: &Cell, path: &TopoPath, happened: Happened) {
+        let names: Vec<&str> = path.components().collect();
+        let (true, ["cells", name, "CellInfo"]) = (cell.name.is_global(), names.as_slice()) else { return };
+        let Ok(name) = CellName::new(name) else { return };
+        if name.is_global() {
+            return;
+        }
+        let shown = self.records.cells.get(&name);
+        match &shown {
+            Some(cell) => self.follow(cell),
+            None => {
+                // What was in it goes first.
+                let known = self.announced.lock().get(&name).map(|(shown, _)| shown.clone());
+                if let Some(known) = known {
+                    let _ = tokio::time::timeout(LONGEST, known.lock()).await;
+                }
+            }
+        }
+        let happened = match (happened, shown.is_some()) {
+            (Happened::DirMade, true) | (Happened::DirRemoved, false) => happened,
+            // Whether it can be shown may have changed with what its record says.
+            _ => Happened::InvalidateOnly,
+        };
+        self.kernel.outbox.push(Announcement::of_dir(&name, &TopoPath::root(), happened));
+    }
+
+    pub(super) async fn announce_locks(&self, cell: &Arc<Cell>, shared: &KnownLocks) {
+        let mut holders = Holders::of(cell.clone(), shared).await;
+        loop {
+            for HolderChange { dir, .. } in holders.changed().await {
+                // Some directories are listed as long as they are locked.
+                if is_virtual(&cell.name, &dir) {
+                    let dirs = std::iter::once(dir.clone()).chain(ancestors(&dir));
+                    dirs.for_each(|dir| {
+                        self.kernel.outbox.push(Announcement::of_dir(&cell.name, &dir, Happened::InvalidateOnly))
+                    });
+                }
+                let file = FileId::Lock(CellPath::new(&cell.name, &dir));
+                let parent = Some(CellPath { cell: cell.name.clone(), path: dir });
+                self.kernel.outbox.push(Announcement {
+                    happened: Happened::Changed,
+                    file,
+                    dir: parent,
+                    name: LOCK_FILE.to_owned(),
+                });
+            }
+        }
+    }
+}
+
+/// What is different, deletions first, then in the order in which it was written.
+pub(super) fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
+    use imbl::ordmap::DiffItem;
+    let mut updates: Vec<Update> = old
+        .records
+        .diff(&new.records)
+        .map(|item| match item {
+            DiffItem::Add(path, record) => Update { path: path.clone(), old: None, new: Some(record.clone()) },
+            DiffItem::Update { old: (path, old), new: (_, new) } => {
+                Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()) }
+            }
+            DiffItem::Remove(path, record) => Update { path: path.clone(), old: Some(record.clone()), new: None },
+        })
+        .collect();
+    updates.sort_by_key(|update| update.new.as_ref().map(|record| record.version.written));
+    updates
+}

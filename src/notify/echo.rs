@@ -1,0 +1,263 @@
+//! What the helper sees of the mount: the one call that it is about to make, and the directories on the way.
+//!
+//! The kernel raises events only for calls that local processes make. So for every remote change the helper makes the matching
+//! call through the mount, and is answered here, from the change itself, without touching anything. By the time of the call the
+//! new state is published: whoever wakes up reads it.
+//!
+//! A helper's call may hang in the kernel; then another helper goes on. What the first asks later, when its call is no longer
+//! the one that is being made, finds nothing and changes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Kind, Result};
+use crate::mirror::Record;
+use crate::name::{CellPath, TopoPath};
+use crate::tree::caller::Caller;
+use crate::tree::file::{Attr, Caching, DirEntry, FileId, OpenMode, SetAttr};
+use crate::tree::kernel::Kernel;
+use crate::tree::kernel::outbox::{Announcement, Happened};
+use crate::tree::namespace::{Created, Inode, Keep, Name, Namespace, Open, OpenFile, Part};
+use crate::tree::records::RecordFiles;
+use crate::tree::{Helper, Tree};
+
+/// Helpers at most: one makes calls, the others hang.
+pub(super) const HELPERS: usize = 4;
+
+/// The namespace of the helpers.
+#[derive(Debug)]
+pub(super) struct Echo {
+    records: Arc<RecordFiles>,
+    kernel: Arc<Kernel>,
+    /// The processes that make the calls; 0 is none.
+    helpers: [AtomicU32; HELPERS],
+    now: Mutex<Option<Call>>,
+    calls: AtomicU64,
+}
+
+/// The call that is being made.
+#[derive(Debug)]
+struct Call {
+    number: u64,
+    announcement: Announcement,
+    attr: Attr,
+    /// What is created is there, what is deleted is gone.
+    done: bool,
+}
+
+impl Call {
+    fn is_in(&self, dir: &FileId) -> bool {
+        match (&self.announcement.dir, dir) {
+            (None, FileId::Root) => true,
+            (Some(at), FileId::Dir(dir)) => at == dir,
+            _ => false,
+        }
+    }
+}
+
+impl Echo {
+    /// What helpers see of a tree from now on.
+    pub fn new(tree: &Tree) -> Arc<Self> {
+        let echo = Arc::new(Self {
+            records: tree.records().clone(),
+            kernel: tree.kernel().clone(),
+            helpers: Default::default(),
+            now: Mutex::default(),
+            calls: AtomicU64::new(0),
+        });
+        tree.answer_helpers(echo.clone());
+        echo
+    }
+
+    /// A process makes calls from now on. False if there are as many as can be.
+    pub fn add_helper(&self, process: u32) -> bool {
+        let free =
+            |helper: &&AtomicU32| helper.compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        self.helpers.iter().find(free).is_some()
+    }
+
+    /// A process that made calls is gone, but its number not free yet: what has that number next is somebody else.
+    pub fn remove_helper(&self, process: u32) {
+        for helper in &self.helpers {
+            let _ = helper.compare_exchange(process, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    fn is_helper(&self, thread: u32) -> bool {
+        thread != 0 && self.helpers.iter().any(|helper| helper.load(Ordering::Relaxed) == thread)
+    }
+
+    /// Prepares the answers for one call. Returns the number of the call, and the size of the file; `None` if nobody could
+    /// notice the call.
+    pub fn begin(&self, announcement: &Announcement) -> Option<(u64, u64)> {
+        let inodes = &self.kernel.inodes;
+        if inodes.known(&announcement.file).is_none() && inodes.known(&announcement.parent()).is_none() {
+            return None;
+        }
+        let records = &self.records;
+        let gone = || records.defaults.file(0, SystemTime::now());
+        // Of what is loaded: nothing is waited for here.
+        let attr = match announcement.happened {
+            // One that has come again meanwhile is not taken for dead: who is on the way through it would not arrive.
+            Happened::DirRemoved if records.is_dir_now(&announcement.file) => return None,
+            Happened::DirMade | Happened::DirRemoved => records.defaults.dir(),
+            Happened::InvalidateOnly => return None,
+            Happened::Deleted => gone(),
+            // What has gone again meanwhile is announced by what comes next.
+            Happened::Changed => records.attr_now(&announcement.file).ok()?,
+            Happened::Created => records.attr_now(&announcement.file).unwrap_or_else(|_| gone()),
+        };
+        let (size, number) = (attr.size, self.calls.fetch_add(1, Ordering::Relaxed));
+        *self.now.lock() = Some(Call { number, announcement: announcement.clone(), attr, done: false });
+        Some((number, size))
+    }
+
+    /// A call is made, or has failed.
+    pub fn end(&self, number: u64) {
+        // Another may have begun while this one hung.
+        self.now.lock().take_if(|now| now.number == number);
+    }
+
+    /// The attributes that a call is answered with. The kernel takes over what it hears, so a record that has changed once more
+    /// since the call was prepared is shown as it is now.
+    fn attr_of(&self, Call { announcement, attr, .. }: &Call) -> Attr {
+        let newer = attr.record.as_ref().and_then(|_| self.records.attr_now(&announcement.file).ok());
+        newer.unwrap_or_else(|| attr.clone())
+    }
+
+    /// A name is created or removed.
+    fn done(&self, at: Name<'_>, happened: Happened) -> Result<(FileId, Attr)> {
+        let mut now = self.now.lock();
+        let now = now.as_mut().ok_or_else(Error::not_found)?;
+        if now.announcement.happened != happened || now.announcement.name != at.name || !now.is_in(at.dir) {
+            return Err(Error::new(Kind::NotPermitted, "this is not what is to be announced"));
+        }
+        now.done = true;
+        let file = now.announcement.file.clone();
+        match happened {
+            Happened::Created | Happened::DirMade => Ok((file, self.attr_of(now))),
+            Happened::DirRemoved => {
+                self.kernel.inodes.retire(&file);
+                Ok((file, now.attr.clone()))
+            }
+            Happened::Changed | Happened::Deleted | Happened::InvalidateOnly => Ok((file, now.attr.clone())),
+        }
+    }
+
+    fn attr_of_known(&self, file: &FileId) -> Result<Attr> {
+        match self.now.lock().as_ref() {
+            Some(now) if now.announcement.file == *file => Ok(self.attr_of(now)),
+            _ if file.is_dir() => Ok(self.records.defaults.dir()),
+            _ => Err(Error::not_found()),
+        }
+    }
+}
+
+/// Nothing can be done with what a helper opens.
+fn opened() -> Open {
+    Open { file: None, caching: Caching { cached: false, kept: true, flushed: false } }
+}
+
+impl Helper for Echo {
+    fn asks(&self, caller: &Caller) -> bool {
+        self.is_helper(caller.thread)
+    }
+}
+
+#[async_trait]
+impl Namespace for Echo {
+    async fn lookup(&self, _: &Caller, dir: &FileId, name: &str) -> Result<FileId> {
+        let now = self.now.lock();
+        let now = now.as_ref().ok_or_else(Error::not_found)?;
+        if now.is_in(dir) && now.announcement.name == name {
+            let creates = matches!(now.announcement.happened, Happened::Created | Happened::DirMade);
+            return if creates == now.done { Ok(now.announcement.file.clone()) } else { Err(Error::not_found()) };
+        }
+        // A directory on the way, whether or not it is still there.
+        match (dir, &now.announcement.dir) {
+            (FileId::Root, Some(CellPath { cell, .. })) if cell.as_str() == name => {
+                Ok(FileId::Dir(CellPath { cell: cell.clone(), path: TopoPath::root() }))
+            }
+            (FileId::Dir(dir), Some(goal)) => {
+                let child = dir.join(name)?;
+                let is_on_the_way = child.cell == goal.cell && goal.path.below(&child.path).is_some();
+                if is_on_the_way { Ok(FileId::Dir(child)) } else { Err(Error::not_found()) }
+            }
+            _ => Err(Error::not_found()),
+        }
+    }
+
+    async fn attr(&self, _: &Caller, inode: &Inode) -> Result<Attr> {
+        self.attr_of_known(&inode.file)
+    }
+
+    fn attr_of_entry(&self, file: &FileId) -> Result<Attr> {
+        self.attr_of_known(file)
+    }
+
+    /// Nothing is changed.
+    async fn set_attr(&self, _: &Caller, _: &Inode, _: Option<Arc<dyn OpenFile>>, _: &SetAttr) -> Result<()> {
+        Ok(())
+    }
+
+    fn keep(&self, _: &FileId) -> Keep {
+        Keep::Never
+    }
+
+    fn is_current(&self, file: &FileId, record: &Record) -> bool {
+        self.records.is_current(file, record)
+    }
+
+    async fn list(&self, _: &Caller, _: &FileId) -> Result<Vec<DirEntry>> {
+        Err(Error::not_found())
+    }
+
+    async fn open(&self, _: &Caller, _: &Inode, _: OpenMode) -> Result<Open> {
+        Ok(opened())
+    }
+
+    async fn read_unopened(&self, _: &Caller, _: &Inode, _: Part, _: bool) -> Result<Bytes> {
+        Err(Error::not_found())
+    }
+
+    async fn create(&self, _: &Caller, at: Name<'_>, _: u32, _: OpenMode) -> Result<Created> {
+        self.done(at, Happened::Created).map(|(file, attr)| Created { file, attr, open: opened() })
+    }
+
+    async fn mkdir(&self, _: &Caller, at: Name<'_>) -> Result<(FileId, Attr)> {
+        self.done(at, Happened::DirMade)
+    }
+
+    async fn rmdir(&self, _: &Caller, at: Name<'_>) -> Result<()> {
+        self.done(at, Happened::DirRemoved).map(drop)
+    }
+
+    async fn unlink(&self, _: &Caller, at: Name<'_>) -> Result<()> {
+        self.done(at, Happened::Deleted).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::conformance;
+
+    #[tokio::test]
+    async fn a_process_is_a_helper_until_it_is_gone() {
+        let tree = conformance::tree().await;
+        let echo = Echo::new(&tree);
+        assert!(echo.add_helper(6) && echo.add_helper(7));
+        let is_helper = |thread| echo.asks(&Caller::new(0, 0, thread));
+        assert!(!is_helper(0), "a caller that cannot be seen is nobody");
+        assert!(is_helper(7) && !is_helper(8));
+        echo.remove_helper(7);
+        assert!(!is_helper(7) && is_helper(6));
+        let more = (100..).take_while(|process| echo.add_helper(*process)).count();
+        assert_eq!(more, HELPERS - 1, "there are as many as can be");
+    }
+}

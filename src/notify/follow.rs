@@ -1,0 +1,138 @@
+//! Follows the mirrors of all cells: the kernel must ask again about what has changed, and about everything as soon as a cell's
+//! watch is silent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::announce::differences;
+use crate::cells::{Cell, KnownLocks};
+use crate::control::Control;
+use crate::mirror::{Batch, Snapshot, Update};
+use crate::name::CellName;
+use crate::tree::Tree;
+use crate::tree::kernel::Kernel;
+use crate::tree::kernel::followed::Followed;
+use crate::tree::records::RecordFiles;
+
+pub(super) type Updates = broadcast::Receiver<Arc<Batch>>;
+
+/// The records of a cell that its watchers have been shown, wherever it was then; `None` if they have never been shown any of
+/// it. It outlives the cell. Whoever announces what happens there has it to itself.
+pub(super) type Shown = Arc<tokio::sync::Mutex<Option<Snapshot>>>;
+
+/// Follows the cells of a tree, those to come too.
+#[derive(Debug)]
+pub(super) struct Follower {
+    pub records: Arc<RecordFiles>,
+    pub kernel: Arc<Kernel>,
+    pub control: Arc<Control>,
+    /// What was announced of the cells of each name last: records, and who holds locks.
+    pub announced: Mutex<BTreeMap<CellName, (Shown, KnownLocks)>>,
+}
+
+/// Follows the cells of a tree from now on, and those that appear.
+pub fn follow(tree: &Tree) {
+    let follower = Arc::new(Follower {
+        records: tree.records().clone(),
+        kernel: tree.kernel().clone(),
+        control: tree.control().clone(),
+        announced: Mutex::default(),
+    });
+    for cell in follower.records.cells.all() {
+        follower.follow(&cell);
+    }
+}
+
+impl Follower {
+    /// Announces what happens in a cell from now on. Who watches a cell that was elsewhere before, or was not shown for a while,
+    /// hears of what is different.
+    pub fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
+        // Subscribed to before anything is answered that lasts.
+        let (first, updates) = (cell.mirror.subscribe(), cell.mirror.subscribe());
+        let Some(followed) = self.kernel.follow(cell) else { return };
+        let (records, locks) = self.announced.lock().entry(cell.name.clone()).or_default().clone();
+        self.records.locks.follow(cell);
+        let (all, cell) = (self.clone(), cell.clone());
+        let background = self.records.background.clone();
+        self.records.background.tasks.spawn(async move {
+            // One that is another place now has been shown with the records of the old one.
+            all.kernel.invalidate_cell(&cell.name).await;
+            let mut shown = None;
+            tokio::select! {
+                () = background.stop.cancelled() => return,
+                () = cell.replaced() => {}
+                () = all.invalidate_batches(&cell, &followed, first) => {}
+                () = all.announce(&cell, updates, &records, &mut shown) => {}
+                () = all.announce_locks(&cell, &locks) => {}
+                () = all.guard_freshness(&cell, &followed) => {}
+            }
+            all.kernel.invalidate_cell(&cell.name).await;
+            if let Some(shown) = shown.filter(|_| all.records.cells.get(&cell.name).is_none()) {
+                all.announce_end(&cell, shown).await;
+            }
+        });
+    }
+
+    /// Makes the kernel ask for everything as soon as a cell's watch is not delivering: what it keeps may be old by then, and must
+    /// be gone when the cell is no longer shown.
+    async fn guard_freshness(&self, cell: &Cell, followed: &Followed) {
+        /// How often the watch is looked at.
+        const LOOK: Duration = Duration::from_millis(250);
+        let mut dropped = 0;
+        loop {
+            if !cell.mirror.is_fresh() {
+                let given = followed.lasting();
+                if given != dropped {
+                    cell.mirror.counters.silences.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(cell = %cell.name, "the watch is silent: the kernel keeps nothing of the cell");
+                    self.kernel.invalidate_cell(&cell.name).await;
+                    dropped = given;
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Makes the kernel ask again about what has changed, as soon as it has. An announcement may have to wait for a commit of this
+    /// mount.
+    async fn invalidate_batches(&self, cell: &Cell, followed: &Followed, mut updates: Updates) {
+        cell.mirror.loaded().await;
+        let mut seen = Snapshot::clone(&cell.mirror.snapshot());
+        while let Some(batch) = next(cell, &mut updates, &seen).await {
+            // The first list is no change, and neither is what was in `seen` already.
+            let changes = batch.updates.iter().filter(|update| seen.records.get(&update.path) != update.new.as_ref());
+            changes.for_each(|update| followed.note_change(&update.path));
+            batch.updates.iter().for_each(|update| self.records.pin_last(&cell.name, update));
+            self.invalidate_updates(cell, &batch.updates).await;
+            followed.has_invalidated(batch.number);
+            batch.updates.iter().for_each(|update| update.apply(&mut seen));
+        }
+    }
+
+    /// Waits for the files only: who lists a directory is told when the event is raised.
+    async fn invalidate_updates(&self, cell: &Cell, updates: &[Update]) {
+        let relists = |update: &Update| update.old.is_none() || update.new.is_none();
+        let concerned = updates.iter().map(|update| (&update.path, relists(update)));
+        if let Some((files, _)) = self.records.invalidate(&cell.name, concerned) {
+            files.done().await;
+        }
+    }
+}
+
+/// The next changes of a cell. After too many at once: what is different now is what has happened, each record once.
+pub(super) async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<Batch>> {
+    match updates.recv().await {
+        Ok(batch) => Some(batch),
+        Err(RecvError::Lagged(_)) => {
+            *updates = updates.resubscribe();
+            let number = cell.mirror.published();
+            Some(Arc::new(Batch { number, updates: differences(known, &cell.mirror.snapshot()) }))
+        }
+        Err(RecvError::Closed) => None,
+    }
+}

@@ -1,0 +1,308 @@
+//! The process that makes the calls which let the kernel raise inotify events for what happens elsewhere: through a mount of the file
+//! system that nobody sees (root), or by path (others). How it is started, and what it does; `deliver.rs` says what it is told.
+//!
+//! A process of its own makes them. A thread of the daemon must not: when the daemon is killed while one of its threads waits
+//! for an answer of the daemon's own, that thread keeps the device open, the kernel goes on waiting for the answer, and neither the
+//! process nor the mount ever ends. A helper has no part in the device; it ends when the daemon does.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use backon::BackoffBuilder;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::confine;
+use crate::control::Control;
+use crate::device::{Device, device_of};
+use crate::tree::kernel::outbox::Happened;
+
+/// The hidden command that the helper runs as.
+pub const HELPER: &str = "notifier";
+
+/// What the daemon tells the helper, one JSON line each. The answer is a line with an errno, or 0.
+#[derive(Debug, Serialize, Deserialize)]
+struct Call {
+    happened: Happened,
+    /// Below the mount.
+    path: String,
+    /// The size of the file.
+    size: u64,
+}
+
+/// How calls get into the mount.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// A mount of the file system that is not attached anywhere.
+    Clone(OwnedFd),
+    /// The directory that holds the mount point, its name there, and the device that must be mounted on it. A descriptor inside
+    /// the mount would be in the way of whoever unmounts it.
+    Path { dir: OwnedFd, name: OsString, device: Device },
+}
+
+/// Starts helpers, for as long as the mount is there.
+pub(crate) struct Helpers {
+    control: Arc<Control>,
+    started: Mutex<Started>,
+}
+
+impl std::fmt::Debug for Helpers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Helpers").field("started", &self.started.lock()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Started {
+    /// `None` when the mount has gone.
+    way: Option<Arc<Way>>,
+    /// The processes that have not been reaped: their numbers are still their own.
+    processes: Vec<Pid>,
+    /// Before another one is started, where the last ones did not live long.
+    pauses: backon::ExponentialBackoff,
+}
+
+impl Helpers {
+    /// None yet.
+    pub fn new(way: Way, control: Arc<Control>) -> Arc<Self> {
+        let started = Started { way: Some(Arc::new(way)), processes: Vec::new(), pauses: pauses() };
+        Arc::new(Self { control, started: Mutex::new(started) })
+    }
+
+    /// Starts one, and waits until it has its way into the mount.
+    pub fn start(self: &Arc<Self>) -> io::Result<Notifier> {
+        let gone = || io::Error::other("the mount is gone");
+        let mut command = command(&*self.hold().ok_or_else(gone)?)?;
+        let mut child = command.spawn()?;
+        // It keeps a copy of the way.
+        drop(command);
+        let (orders, answers) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
+        let mut notifier = Notifier { child, orders, answers, since: Instant::now(), all: self.clone() };
+        {
+            let mut started = self.started.lock();
+            if started.way.is_none() {
+                drop(started);
+                return Err(gone());
+            }
+            started.processes.push(notifier.pid());
+        }
+        notifier.answer()?;
+        self.control.helper.pid.store(notifier.process(), Ordering::Relaxed);
+        Ok(notifier)
+    }
+
+    /// One has died, which is not its time while the mount is there. Returns how long to wait before the next is started.
+    pub fn died(&self, notifier: &Notifier) -> Duration {
+        /// One that has lived so long did not die of how it was started.
+        const STEADY: Duration = Duration::from_secs(10);
+        let mut started = self.started.lock();
+        if started.way.is_none() {
+            return Duration::ZERO;
+        }
+        let pause = if notifier.since.elapsed() > STEADY {
+            started.pauses = pauses();
+            Duration::ZERO
+        } else {
+            started.pauses.next().unwrap_or(PAUSE.1)
+        };
+        drop(started);
+        let helper = &self.control.helper;
+        helper.restarts.fetch_add(1, Ordering::Relaxed);
+        let _ = helper.pid.compare_exchange(notifier.process(), 0, Ordering::Relaxed, Ordering::Relaxed);
+        tracing::error!(pid = notifier.process(), "the helper that raises events has died: another one is started");
+        pause
+    }
+
+    /// The way into the mount; `None` when the mount is gone. While it is held, the device of the mount is nobody else's, where the
+    /// way is a mount of its own.
+    pub fn hold(&self) -> Option<Arc<Way>> {
+        self.started.lock().way.clone()
+    }
+
+    /// The mount is gone, or is to go: no helper must keep it alive.
+    pub fn end(&self) {
+        let mut started = self.started.lock();
+        started.way = None;
+        for process in &started.processes {
+            // One that has ended already is no error.
+            let _ = nix::sys::signal::kill(*process, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// Pauses between helpers that do not live long.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+fn pauses() -> backon::ExponentialBackoff {
+    backon::ExponentialBuilder::new().with_min_delay(PAUSE.0).with_max_delay(PAUSE.1).without_max_times().build()
+}
+
+/// The daemon's end of one helper, which ends with it.
+#[derive(Debug)]
+pub(crate) struct Notifier {
+    child: Child,
+    orders: Option<ChildStdin>,
+    answers: Option<BufReader<ChildStdout>>,
+    since: Instant,
+    all: Arc<Helpers>,
+}
+
+impl Notifier {
+    /// Makes a call. Returns its errno, or 0. May hang, as the call may; an error means that the helper is gone.
+    pub fn call(&mut self, happened: Happened, path: String, size: u64) -> io::Result<i32> {
+        let line = serde_json::to_string(&Call { happened, path, size })?;
+        let orders = self.orders.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        orders.write_all(format!("{line}\n").as_bytes())?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> io::Result<i32> {
+        let mut line = String::new();
+        let answers = self.answers.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        if answers.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        line.trim().parse().map_err(io::Error::other)
+    }
+
+    /// The process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Whether it is dead. Until it is dropped, nobody else has its number.
+    pub fn is_dead(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        !matches!(waitid(Id::Pid(self.pid()), flags), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        // One that has ended already is no error.
+        let _ = self.child.kill();
+        let number = self.pid();
+        self.all.started.lock().processes.retain(|process| *process != number);
+        let _ = self.child.wait();
+    }
+}
+
+/// The helper gets its way into the mount in the place of what it has no use for, standard error, and nothing else of ours: not our
+/// environment, not our directory.
+fn command(way: &Way) -> io::Result<Command> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("topofs").arg(HELPER).env_clear().current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+    match way {
+        Way::Clone(root) => command.stderr(root.try_clone()?),
+        Way::Path { dir, name, device: (major, minor) } => command
+            .stderr(dir.try_clone()?)
+            .arg(name)
+            .arg(nix::sys::stat::makedev((*major).into(), (*minor).into()).to_string()),
+    };
+    Ok(command)
+}
+
+/// What the helper does: calls as it is told, until the daemon is gone. What is open as standard error is the mount, or, with a name
+/// and a device, the directory where it is mounted.
+pub fn help(place: Option<(PathBuf, u64)>) -> io::Result<()> {
+    let start = io::stderr();
+    confine::helper()?;
+    let mut answers = io::stdout().lock();
+    writeln!(answers, "0")?;
+    answers.flush()?;
+    for line in io::stdin().lock().lines() {
+        let call: Call = serde_json::from_str(&line?)?;
+        let outcome = match &place {
+            None => make(start.as_fd(), &call),
+            Some((name, device)) => tell(start.as_fd(), name.as_os_str(), *device, &call),
+        };
+        let errno = outcome.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+        writeln!(answers, "{errno}")?;
+        answers.flush()?;
+    }
+    Ok(())
+}
+
+/// Makes a call by way of the mount point.
+fn tell(dir: BorrowedFd<'_>, name: &OsStr, device: u64, call: &Call) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let root = openat(dir, name, flags, Mode::empty())?;
+    // Where the mount is gone, this is somebody else's directory.
+    if !is_on(root.as_fd(), device)? {
+        return Ok(());
+    }
+    make(root.as_fd(), call)
+}
+
+fn is_on(fd: BorrowedFd<'_>, device: u64) -> io::Result<bool> {
+    let (major, minor) = device_of(fd, OsStr::new(""))?;
+    Ok(nix::sys::stat::makedev(major.into(), minor.into()) == device)
+}
+
+/// Makes a call in the mount. Something else may be mounted on a directory or a file in there: it must not get the call.
+fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Result<()> {
+    let write = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
+    let parent = within(root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    match happened {
+        Happened::Changed => {
+            let file = within(parent.as_fd(), name, write, Mode::empty())?;
+            nix::unistd::ftruncate(&file, size.cast_signed())?;
+        }
+        Happened::Created => {
+            drop(within(parent.as_fd(), name, write | OFlag::O_CREAT | OFlag::O_EXCL, Mode::S_IRUSR)?);
+        }
+        // The kernel neither removes nor makes what something is mounted on.
+        Happened::Deleted => unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)?,
+        Happened::DirMade => nix::sys::stat::mkdirat(&parent, name, Mode::S_IRWXU)?,
+        Happened::DirRemoved => unlinkat(&parent, name, UnlinkatFlags::RemoveDir)?,
+        Happened::InvalidateOnly => {}
+    }
+    Ok(())
+}
+
+/// Opens what is below a directory in the same mount.
+fn within(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    match openat2(dir, path, OpenHow::new().flags(flags).mode(mode).resolve(resolve)) {
+        // Kernels before 5.6.
+        Err(Errno::ENOSYS) => walk(dir, path, flags, mode),
+        result => Ok(result?),
+    }
+}
+
+/// The same, step by step: each must be on the same device.
+fn walk(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
+    let device = device_of(dir, OsStr::new(""))?;
+    let mut place = dir.try_clone_to_owned()?;
+    let mut steps = path.split('/').peekable();
+    while let Some(step) = steps.next() {
+        // A file is looked at before it is opened, so that nobody hears of what is not ours.
+        let same = device_of(place.as_fd(), OsStr::new(step));
+        let creates = steps.peek().is_none() && flags.contains(OFlag::O_CREAT);
+        if !creates && same? != device {
+            return Err(Errno::EXDEV.into());
+        }
+        let step_flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let (flags, mode) = if steps.peek().is_none() { (flags, mode) } else { (step_flags, Mode::empty()) };
+        place = openat(&place, step, flags | OFlag::O_NOFOLLOW, mode)?;
+    }
+    Ok(place)
+}

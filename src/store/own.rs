@@ -1,0 +1,145 @@
+//! What this mount has committed itself, until the mirror has told of it: who it was, and through which form, since the kernel has
+//! raised the event of that one already.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::backend::Revision;
+use crate::name::CellPath;
+use crate::process::Actor;
+use crate::record::Form;
+
+/// Commits remembered for each record until the mirror has told of them, and records with such.
+const COMMITS: usize = 64;
+const RECORDS: usize = 10_000;
+/// How long it may take until the mirror tells of a commit. After that it is not going to: somebody else was faster, or the
+/// cell is another one.
+const TIME: Duration = Duration::from_secs(10);
+
+/// A commit of this mount's own.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnCommit {
+    /// What was stored; for a deletion, what was deleted.
+    pub revision: Revision,
+    /// The form that it went through.
+    pub form: Form,
+    /// Who it was.
+    pub saver: Actor,
+    /// The name of the program.
+    pub command: Option<String>,
+}
+
+/// The commits of this mount that the mirror has not told of yet. Bounded: a commit that does not fit is announced as somebody
+/// else's.
+#[derive(Debug, Default)]
+pub(crate) struct OwnCommits {
+    by_record: Mutex<HashMap<CellPath, VecDeque<(Instant, OwnCommit)>>>,
+    announced: Notify,
+}
+
+impl OwnCommits {
+    /// Notes a commit of this mount's own.
+    pub fn note(&self, place: &CellPath, commit: OwnCommit) {
+        let mut own = self.by_record.lock();
+        if own.len() >= RECORDS {
+            forget_old(&mut own);
+        }
+        if own.len() >= RECORDS && !own.contains_key(place) {
+            return;
+        }
+        let known = own.entry(place.clone()).or_default();
+        if known.len() >= COMMITS {
+            known.pop_front();
+        }
+        known.push_back((Instant::now(), commit));
+    }
+
+    /// Waits until the commits of this mount's own so far stand among the events, but for no longer than a time.
+    pub async fn all_announced(&self, longest: Duration) {
+        let all = async {
+            loop {
+                let announced = self.announced.notified();
+                {
+                    let mut own = self.by_record.lock();
+                    forget_old(&mut own);
+                    if own.is_empty() {
+                        return;
+                    }
+                }
+                announced.await;
+            }
+        };
+        // The service may not tell of one, or of a newer one only.
+        let _ = tokio::time::timeout(longest, all).await;
+    }
+
+    /// The commit of this mount's own that a change is, if it is one.
+    pub fn find(&self, place: &CellPath, revision: Revision) -> Option<OwnCommit> {
+        let own = self.by_record.lock();
+        own.get(place)?.iter().find(|(_, commit)| commit.revision == revision).map(|(_, commit)| commit.clone())
+    }
+
+    /// A change stands among the events. What came before it will not be asked for any more.
+    pub fn is_announced(&self, place: &CellPath, revision: Revision) {
+        let mut own = self.by_record.lock();
+        let Some(known) = own.get_mut(place) else { return };
+        known.retain(|(_, commit)| commit.revision >= revision);
+        // One of them only: a record's deletion has the revision of what was deleted.
+        if let Some(index) = known.iter().position(|(_, commit)| commit.revision == revision) {
+            known.remove(index);
+        }
+        if known.is_empty() {
+            own.remove(place);
+        }
+        if own.is_empty() {
+            self.announced.notify_waiters();
+        }
+    }
+}
+
+/// What the mirror has not told of by now, it is not going to.
+fn forget_old(own: &mut HashMap<CellPath, VecDeque<(Instant, OwnCommit)>>) {
+    own.retain(|_, commits| {
+        commits.retain(|(when, _)| when.elapsed() < TIME);
+        !commits.is_empty()
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::{CellName, TopoPath};
+
+    fn place(name: &str) -> CellPath {
+        CellPath { cell: CellName::global(), path: TopoPath::parse(name).unwrap() }
+    }
+
+    fn commit(revision: u64) -> OwnCommit {
+        let saver = Actor { uid: 0, process: 1 };
+        OwnCommit { revision: Revision(revision), form: Form::Raw, saver, command: None }
+    }
+
+    #[tokio::test]
+    async fn an_own_change_that_is_never_told_keeps_nobody_waiting() {
+        let own = OwnCommits::default();
+        own.note(&place("a"), commit(1));
+        own.all_announced(Duration::from_millis(10)).await;
+        // The mirror has heard of a newer one only.
+        own.is_announced(&place("a"), Revision(2));
+        let begin = Instant::now();
+        own.all_announced(Duration::from_secs(60)).await;
+        assert!(begin.elapsed() < Duration::from_secs(60), "nothing is left to wait for");
+    }
+
+    #[test]
+    fn own_changes_that_are_never_told_do_not_add_up() {
+        let own = OwnCommits::default();
+        for number in 0..3 * RECORDS {
+            own.note(&place(&format!("key{number}")), commit(1));
+        }
+        assert!(own.by_record.lock().len() <= RECORDS);
+    }
+}

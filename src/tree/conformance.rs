@@ -1,0 +1,187 @@
+//! One test over every namespace: what is listed can be looked up, attributes are those of what is read, names that are not
+//! there are not found, and what refuses a change changes nothing.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::namespace::{At, Inode, Name, Namespace, Part};
+use super::{Caller, FileId, OpenMode, RespectLocks, SetAttr, Tree, TreeOptions};
+use crate::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
+use crate::cells::{CellOptions, Cells};
+use crate::control::{Control, ControlFile};
+use crate::error::Kind;
+use crate::mirror::MirrorOptions;
+use crate::name::{CellName, CellPath, TopoPath};
+use crate::record::{Codec, Form, Kinds, Records};
+
+/// What is stored in the topology of [`tree`].
+pub(crate) const RECORDS: [(&str, &[u8]); 4] = [
+    ("keyspaces/commerce/Keyspace", b""),
+    ("metadata/note", b"a note\n"),
+    // Both a record and a directory.
+    ("metadata/both", b"both\n"),
+    ("metadata/both/below", b"below\n"),
+];
+
+/// A tree over a topology in memory.
+pub(crate) async fn tree() -> Arc<Tree> {
+    tree_with(false).await
+}
+
+async fn tree_with(read_only: bool) -> Arc<Tree> {
+    let location =
+        Location { implementation: Implementation::Memory, server: "conformance".to_owned(), root: "/g".to_owned() };
+    let connect = ConnectOptions::default();
+    let backend = crate::backend::open(&CellName::global(), &location, &connect).unwrap();
+    let put = |(path, value): &(&str, &'static [u8])| Change {
+        path: TopoPath::parse(path).unwrap(),
+        guard: Guard::Any,
+        action: Action::Put((*value).into()),
+    };
+    backend.apply(&RECORDS.iter().map(put).collect::<Vec<_>>()).await.unwrap();
+    let mirror = MirrorOptions {
+        resync_interval: Duration::from_secs(3600),
+        stale_after: Duration::from_secs(10),
+        serve_stale: false,
+    };
+    let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+    let cells = CellOptions { global: location, connect, servers: Default::default(), mirror, only: None };
+    let cells = Cells::start(cells, records.clone()).await.unwrap();
+    let options = TreeOptions {
+        read_only,
+        no_delete: false,
+        forms: Form::ALL.to_vec(),
+        list: Form::ALL.to_vec(),
+        uid: 0,
+        gid: 0,
+        umask: 0o022,
+        scratch_quota: 1 << 20,
+        respect_locks: RespectLocks::Keyspace,
+        request_timeout: None,
+        allow_unseen_writers: true,
+    };
+    let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
+    Tree::new(cells, records, control, options)
+}
+
+fn caller() -> Caller {
+    Caller::new(0, 0, std::process::id())
+}
+
+/// What every namespace keeps to. `grows` says which files may have grown between a look at their size and their end.
+pub(crate) async fn check(space: &dyn Namespace, dir: FileId, grows: impl Fn(&FileId) -> bool) {
+    let caller = caller();
+    let (mut dirs, mut seen) = (vec![dir], 0);
+    while let Some(dir) = dirs.pop() {
+        assert!(dir.is_dir(), "{dir}");
+        for absent in ["no such name", "x.txt", "x.json"] {
+            let found = space.lookup(&caller, &dir, absent).await;
+            assert_eq!(found.unwrap_err().kind, Kind::NotFound, "{dir}/{absent}");
+        }
+        let refused = space.open(&caller, &known(&dir), OpenMode { read: true, ..OpenMode::default() }).await;
+        assert_eq!(refused.unwrap_err().kind, Kind::IsDirectory, "{dir}");
+        let entries = space.list(&caller, &dir).await.unwrap();
+        let names: HashSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names.len(), entries.len(), "a name of {dir} is listed twice");
+        for entry in entries {
+            seen += 1;
+            let file = space.lookup(&caller, &dir, &entry.name).await.unwrap();
+            assert_eq!(file, entry.file, "{dir}/{}", entry.name);
+            let (listed, named) =
+                (space.attr_of_entry(&file).unwrap(), space.attr_of_name(&caller, &known(&file)).await.unwrap());
+            assert_eq!((listed.kind, listed.mode, named.kind), (file.kind(), named.mode, file.kind()), "{file}");
+            for name in space.xattr_names(&file).await.unwrap() {
+                space.xattr(&file, &name).await.unwrap();
+            }
+            assert_eq!(space.xattr(&file, "user.none").await.unwrap_err().kind, Kind::NoAttribute, "{file}");
+            if file.is_dir() {
+                dirs.push(file);
+                continue;
+            }
+            let inside = space.lookup(&caller, &file, "x").await;
+            assert_eq!(inside.unwrap_err().kind, Kind::NotDirectory, "{file}");
+            let open =
+                space.open(&caller, &known(&file), OpenMode { read: true, ..OpenMode::default() }).await.unwrap();
+            let open = open.file.unwrap();
+            let at = At { ino: 7, handle: 7 };
+            let whole = open.read(&caller, at, Part { offset: 0, size: usize::MAX }).await.unwrap();
+            if !grows(&file) {
+                assert_eq!(named.size, whole.len() as u64, "{file}");
+                let middle = open.read(&caller, at, Part { offset: whole.len() / 2, size: 3 }).await.unwrap();
+                assert_eq!(middle, whole.slice(whole.len() / 2..(whole.len() / 2 + 3).min(whole.len())), "{file}");
+                let past = open.read(&caller, at, Part { offset: whole.len() + 1, size: 3 }).await.unwrap();
+                assert!(past.is_empty(), "{file}");
+            }
+            open.release().await.unwrap();
+            open.closed().await;
+        }
+    }
+    assert!(seen > 0, "nothing was looked at");
+}
+
+fn known(file: &FileId) -> Inode {
+    Inode { ino: 7, file: file.clone() }
+}
+
+#[tokio::test]
+async fn every_namespace_lists_what_can_be_looked_up_and_shows_what_is_read() {
+    let tree = tree().await;
+    check(&tree.records, FileId::Root, |_| false).await;
+    // Reading the status is an operation that it counts.
+    let grows = |file: &FileId| matches!(file, FileId::ControlFile(ControlFile::Status | ControlFile::Events));
+    check(&tree.control, FileId::Control, grows).await;
+}
+
+/// What can be done to names.
+async fn changes(tree: &Tree, dir: u64, existing: u64, name: &str) -> Vec<Kind> {
+    let (caller, name, new) = (caller(), OsStr::new(name), OsStr::new("new"));
+    let write = OpenMode { write: true, ..OpenMode::default() };
+    let outcomes = [
+        tree.create(&caller, dir, new, 0o600, write).await.map(drop),
+        tree.mkdir(&caller, dir, new).await.map(drop),
+        tree.unlink(&caller, dir, name).await,
+        tree.rmdir(&caller, dir, name).await,
+        tree.rename(&caller, (dir, name), (dir, new), false).await,
+        tree.setattr(&caller, existing, None, SetAttr { size: Some(0), ..SetAttr::default() }).await.map(drop),
+        tree.open(&caller, existing, write).await.map(drop),
+    ];
+    outcomes.into_iter().map(|outcome| outcome.expect_err("it is refused").kind).collect()
+}
+
+#[tokio::test]
+async fn read_only_means_erofs_in_every_namespace() {
+    let tree = tree_with(true).await;
+    let caller = caller();
+    let lookup = async |dir, name| tree.lookup(&caller, dir, OsStr::new(name)).await.unwrap().ino;
+    let global = lookup(super::ROOT, "global").await;
+    let (metadata, control) = (lookup(global, "metadata").await, lookup(super::ROOT, ".topofs").await);
+    let (note, status) = (lookup(metadata, "note").await, lookup(control, "control").await);
+    for (dir, existing, name) in [(metadata, note, "note"), (control, status, "control")] {
+        assert_eq!(changes(&tree, dir, existing, name).await, [Kind::ReadOnly; 7], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_can_be_made_or_removed_in_topofs() {
+    let tree = tree().await;
+    let (caller, control) = (caller(), FileId::Control);
+    let name = Name { dir: &control, name: "status" };
+    let space: &dyn Namespace = &tree.control;
+    let write = OpenMode { write: true, ..OpenMode::default() };
+    let outcomes = [
+        space.create(&caller, name, 0o600, write).await.map(drop),
+        space.mkdir(&caller, name).await.map(drop),
+        space.unlink(&caller, name).await,
+        space.rmdir(&caller, name).await,
+        space.rename(&caller, name, name, false).await,
+        space.open(&caller, &known(&FileId::ControlFile(ControlFile::Status)), write).await.map(drop),
+    ];
+    assert!(outcomes.into_iter().all(|outcome| outcome.is_err_and(|error| error.kind == Kind::NotPermitted)));
+}
+
+/// A record of the topology of [`tree`].
+pub(crate) fn record(path: &str, form: Form) -> FileId {
+    FileId::Record(CellPath { cell: CellName::global(), path: TopoPath::parse(path).unwrap() }, form)
+}

@@ -1,0 +1,242 @@
+//! `.topofs` as a namespace: a fixed directory of files that the mount says of itself. What they say, `control/` knows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::caller::Caller;
+use super::file::{Attr, Caching, Defaults, DirEntry, FileId, OpenMode};
+use super::kernel::Kernel;
+use super::namespace::{At, Inode, Keep, Namespace, Open, OpenFile, Part, Rest};
+use super::records::room::{Charge, Room};
+use crate::cells::Cells;
+use crate::control::{Control, ControlFile, Reader, TreeCounts};
+use crate::error::{Error, Kind, Result};
+use crate::locks::Locks;
+use crate::process::Actor;
+use crate::store::own::OwnCommits;
+
+/// Counts what there is.
+pub(crate) type Count = Box<dyn Fn() -> TreeCounts + Send + Sync>;
+
+/// Open files that poll(2) has been told of, where the kernel opens without asking.
+const POLLERS: usize = 1_000;
+
+/// The files of `.topofs`.
+pub(crate) struct ControlFiles {
+    control: Arc<Control>,
+    cells: Arc<Cells>,
+    locks: Arc<Locks>,
+    own: Arc<OwnCommits>,
+    kernel: Arc<Kernel>,
+    defaults: Defaults,
+    room: Room,
+    count: Count,
+    /// What files show, where they are not opened.
+    rendered: Mutex<HashMap<ControlFile, (Bytes, SystemTime)>>,
+    /// What those who wait for events without having opened them have been told of.
+    pollers: Mutex<HashMap<u64, u64>>,
+}
+
+impl std::fmt::Debug for ControlFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlFiles").field("control", &self.control).finish_non_exhaustive()
+    }
+}
+
+impl ControlFiles {
+    /// The files of one mount. `room` is what their open contents are charged to; `count` is asked only if its answer is shown.
+    pub fn new(
+        (control, cells, locks, own): (Arc<Control>, Arc<Cells>, Arc<Locks>, Arc<OwnCommits>),
+        (kernel, defaults): (Arc<Kernel>, Defaults),
+        room: Room,
+        count: Count,
+    ) -> Arc<Self> {
+        let (rendered, pollers) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { control, cells, locks, own, kernel, defaults, room, count, rendered, pollers })
+    }
+
+    async fn content(&self, file: ControlFile) -> Bytes {
+        match file {
+            ControlFile::Locks => self.locks.report(&self.cells).await,
+            _ => self.control.read(file, &self.cells, &*self.count),
+        }
+    }
+
+    fn attr_of(&self, file: ControlFile, size: usize, modified: SystemTime) -> Attr {
+        match file {
+            ControlFile::Control => self.defaults.file(size, modified),
+            _ => self.defaults.read_only_file(size, modified),
+        }
+    }
+
+    fn attr_now(&self, file: &FileId) -> Result<Attr> {
+        match file {
+            FileId::Control => Ok(self.defaults.dir()),
+            FileId::ControlFile(file) => {
+                Ok(self.attr_of(*file, self.control.size(*file, &self.cells), SystemTime::now()))
+            }
+            _ => Err(Error::not_found()),
+        }
+    }
+
+    /// What a file shows, where it is not opened: the kernel asks for its size and then for its content, perhaps in pieces, and
+    /// all of that must fit.
+    async fn rendered(&self, file: ControlFile) -> (Bytes, SystemTime) {
+        /// How long it shows the same.
+        const TIME: Duration = Duration::from_millis(200);
+        let known = self.rendered.lock().get(&file).cloned();
+        if let Some((content, when)) = known.filter(|(_, when)| when.elapsed().is_ok_and(|age| age < TIME)) {
+            return (content, when);
+        }
+        let shown = (self.content(file).await, SystemTime::now());
+        self.rendered.lock().insert(file, shown.clone());
+        shown
+    }
+
+    /// Whether an open file that the kernel has opened without asking has more to read: once for all that is new. `poller` is the
+    /// kernel's name of the open file.
+    pub fn has_news(&self, file: ControlFile, poller: u64) -> bool {
+        if file != ControlFile::Events {
+            return true;
+        }
+        let end = self.control.events.size() as u64;
+        let mut pollers = self.pollers.lock();
+        // Who is forgotten is told once more.
+        if pollers.len() >= POLLERS && !pollers.contains_key(&poller) {
+            pollers.clear();
+        }
+        pollers.insert(poller, end).unwrap_or(0) < end
+    }
+}
+
+#[async_trait]
+impl Namespace for Arc<ControlFiles> {
+    async fn lookup(&self, _: &Caller, dir: &FileId, name: &str) -> Result<FileId> {
+        match dir {
+            FileId::Control => ControlFile::of_name(name).map(FileId::ControlFile).ok_or_else(Error::not_found),
+            _ => Err(Error::new(Kind::NotDirectory, "not a directory")),
+        }
+    }
+
+    async fn attr(&self, _: &Caller, inode: &Inode) -> Result<Attr> {
+        match &inode.file {
+            FileId::ControlFile(file) if self.kernel.opens_unasked() && *file != ControlFile::Events => {
+                let (content, when) = self.rendered(*file).await;
+                Ok(self.attr_of(*file, content.len(), when))
+            }
+            file => self.attr_now(file),
+        }
+    }
+
+    fn attr_of_entry(&self, file: &FileId) -> Result<Attr> {
+        self.attr_now(file)
+    }
+
+    fn keep(&self, file: &FileId) -> Keep {
+        if file.is_dir() { Keep::Always } else { Keep::Never }
+    }
+
+    async fn list(&self, _: &Caller, dir: &FileId) -> Result<Vec<DirEntry>> {
+        match dir {
+            FileId::Control => {
+                let entry =
+                    |file: ControlFile| DirEntry { name: file.name().to_owned(), file: FileId::ControlFile(file) };
+                Ok(ControlFile::ALL.into_iter().map(entry).collect())
+            }
+            _ => Err(Error::new(Kind::NotDirectory, "not a directory")),
+        }
+    }
+
+    async fn open(&self, caller: &Caller, inode: &Inode, mode: OpenMode) -> Result<Open> {
+        let FileId::ControlFile(file) = inode.file else {
+            return Err(Error::new(Kind::IsDirectory, "is a directory"));
+        };
+        if mode.write && file != ControlFile::Control {
+            return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
+        }
+        let open: Arc<dyn OpenFile> = if file == ControlFile::Events {
+            /// No longer, if the service does not tell of it.
+            const LONGEST: Duration = Duration::from_millis(200);
+            // Who has just saved looks for that among the events.
+            self.own.all_announced(LONGEST).await;
+            Arc::new(OpenEvents { control: self.control.clone(), reader: Mutex::default() })
+        } else {
+            let content = self.content(file).await;
+            let mut room = self.room.charge(caller.uid);
+            room.resize(content.len())?;
+            let (files, opener) = (self.clone(), caller.into());
+            Arc::new(OpenControl { files, file, opener, content: Mutex::new((content, room)) })
+        };
+        Ok(Open { file: Some(open), caching: Caching::DIRECT })
+    }
+
+    async fn read_unopened(&self, _: &Caller, inode: &Inode, part: Part, _: bool) -> Result<Bytes> {
+        match inode.file {
+            FileId::ControlFile(ControlFile::Events) => Ok(self.control.events.read_at(part.offset as u64, part.size)),
+            FileId::ControlFile(file) => Ok(part.of(&self.rendered(file).await.0)),
+            _ => Err(Error::new(Kind::IsDirectory, "is a directory")),
+        }
+    }
+}
+
+/// A file that is open: it shows one state, which is charged to its user.
+#[derive(Debug)]
+struct OpenControl {
+    files: Arc<ControlFiles>,
+    file: ControlFile,
+    opener: Actor,
+    content: Mutex<(Bytes, Charge)>,
+}
+
+#[async_trait]
+impl OpenFile for OpenControl {
+    async fn read(&self, _: &Caller, _: At, part: Part) -> Result<Bytes> {
+        let mut shown = self.content.lock();
+        let (content, room) = &mut *shown;
+        // `tail -f` reads on at the end.
+        if self.file == ControlFile::Errors && part.offset >= content.len() {
+            *content = self.files.control.read(self.file, &self.files.cells, &*self.files.count);
+            room.resize(content.len())?;
+        }
+        Ok(part.of(content))
+    }
+
+    /// Does what the commands say. Locks to be broken are left: that waits for a service.
+    fn write(&self, _: At, _: usize, data: &[u8]) -> Result<Rest> {
+        let ControlFiles { control, cells, locks, .. } = &*self.files;
+        let orders = control.command(data, cells)?;
+        if orders.is_empty() {
+            return Ok(None);
+        }
+        let (cells, locks, opener) = (cells.clone(), locks.clone(), self.opener);
+        Ok(Some(Box::pin(async move {
+            for order in orders {
+                locks.break_lock(&cells, &order.path, &order.key, opener).await?;
+            }
+            Ok(())
+        })))
+    }
+}
+
+/// `.topofs/events`, open: it is read as it grows.
+#[derive(Debug)]
+struct OpenEvents {
+    control: Arc<Control>,
+    reader: Mutex<Reader>,
+}
+
+#[async_trait]
+impl OpenFile for OpenEvents {
+    async fn read(&self, _: &Caller, _: At, part: Part) -> Result<Bytes> {
+        Ok(self.control.events.read(&mut self.reader.lock(), part.offset as u64, part.size))
+    }
+
+    fn is_readable(&self) -> bool {
+        self.control.events.has_more(&self.reader.lock())
+    }
+}

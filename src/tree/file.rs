@@ -1,0 +1,230 @@
+//! The words of the tree: what an inode stands for, its attributes, and how it is opened. Decides nothing.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use crate::control::ControlFile;
+use crate::mirror::Record;
+use crate::name::{CONTROL_DIR, CellName, CellPath, LOCK_FILE};
+use crate::record::Form;
+
+/// What an inode stands for. Equal ones are the same file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum FileId {
+    /// The root of the mount: the cells.
+    Root,
+    /// `.topofs`.
+    Control,
+    /// A file in `.topofs`.
+    ControlFile(ControlFile),
+    /// A directory of a cell; the empty path is the cell itself.
+    Dir(CellPath),
+    /// One form of a record.
+    Record(CellPath, Form),
+    /// The lock of a directory.
+    Lock(CellPath),
+    /// A file that exists in this mount only.
+    Scratch(ScratchId),
+}
+
+/// Names a scratch file wherever it is renamed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScratchId(pub u64);
+
+impl FileId {
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        matches!(self, FileId::Root | FileId::Control | FileId::Dir(..))
+    }
+
+    /// What kind of file it is.
+    pub fn kind(&self) -> FileKind {
+        if self.is_dir() { FileKind::Directory } else { FileKind::Regular }
+    }
+
+    /// The cell that it is part of.
+    pub(crate) fn cell(&self) -> Option<&CellName> {
+        match self {
+            FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) => Some(&at.cell),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for FileId {
+    /// The path below the mount, as people see it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FileId::Root => f.write_str("/"),
+            FileId::Control => f.write_str(CONTROL_DIR),
+            FileId::ControlFile(file) => write!(f, "{CONTROL_DIR}/{}", file.name()),
+            FileId::Dir(at) => at.fmt(f),
+            FileId::Lock(dir) => write!(f, "{dir}/{LOCK_FILE}"),
+            FileId::Record(at, form) => write!(f, "{at}{}", form.suffix()),
+            FileId::Scratch(id) => write!(f, "scratch file {}", id.0),
+        }
+    }
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// The name.
+    pub name: String,
+    /// What it stands for.
+    pub file: FileId,
+}
+
+/// What kind of file something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    Regular,
+}
+
+/// Attributes of a file or directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attr {
+    /// A directory, or a regular file.
+    pub kind: FileKind,
+    /// Size in bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Links: 0 for a file that has lost its name.
+    pub links: u32,
+    /// Time of the last read, as far as it is kept.
+    pub accessed: SystemTime,
+    /// Time of the last write.
+    pub modified: SystemTime,
+    /// Time of the last change.
+    pub changed: SystemTime,
+    /// The state of the record that these are of, if they are of one.
+    pub(crate) record: Option<Record>,
+}
+
+/// A file as the kernel is shown it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Inode number.
+    pub ino: u64,
+    /// Attributes.
+    pub attr: Attr,
+    /// Whether the kernel may keep name and attributes until it is told otherwise.
+    pub lasting: bool,
+}
+
+/// Attributes to set.
+#[derive(Debug, Default)]
+pub struct SetAttr {
+    /// New size.
+    pub size: Option<u64>,
+    /// New permission bits.
+    pub mode: Option<u32>,
+    /// New owner.
+    pub uid: Option<u32>,
+    /// New group.
+    pub gid: Option<u32>,
+    /// New time of the last read.
+    pub accessed: Option<SystemTime>,
+    /// New time of the last write.
+    pub modified: Option<SystemTime>,
+}
+
+/// Permission bits of files and directories before the umask.
+const FILE_MODE: u32 = 0o666;
+const DIR_MODE: u32 = 0o777;
+/// The bits of those who may read.
+const READ_MODE: u32 = 0o444;
+
+/// What all files of a mount have in common that are not given anything else.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Defaults {
+    pub uid: u32,
+    pub gid: u32,
+    /// Permission bits that are taken away.
+    pub umask: u32,
+    /// When the mount was made.
+    pub mounted: SystemTime,
+}
+
+impl Defaults {
+    /// The attributes of a directory.
+    pub fn dir(&self) -> Attr {
+        Attr { kind: FileKind::Directory, mode: DIR_MODE & !self.umask, ..self.file(0, self.mounted) }
+    }
+
+    /// The attributes of a file.
+    pub fn file(&self, size: usize, modified: SystemTime) -> Attr {
+        Attr {
+            kind: FileKind::Regular,
+            size: size as u64,
+            mode: FILE_MODE & !self.umask,
+            uid: self.uid,
+            gid: self.gid,
+            links: 1,
+            accessed: modified,
+            modified,
+            changed: modified,
+            record: None,
+        }
+    }
+
+    /// The attributes of a file that nobody can write.
+    pub fn read_only_file(&self, size: usize, modified: SystemTime) -> Attr {
+        Attr { mode: READ_MODE & !self.umask, ..self.file(size, modified) }
+    }
+}
+
+/// How a file is to be opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenMode {
+    /// O_RDONLY or O_RDWR.
+    pub read: bool,
+    /// O_WRONLY or O_RDWR.
+    pub write: bool,
+    /// O_APPEND.
+    pub append: bool,
+    /// O_TRUNC.
+    pub truncate: bool,
+    /// O_EXCL.
+    pub exclusive: bool,
+    /// O_DIRECT: read from the backend.
+    pub direct: bool,
+}
+
+/// What the kernel does for an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caching {
+    /// It reads through its page cache.
+    pub cached: bool,
+    /// It may go on with the pages that it has.
+    pub kept: bool,
+    /// It must send FLUSH when a descriptor is closed.
+    pub flushed: bool,
+}
+
+impl Caching {
+    /// Reads and writes past the page cache.
+    pub(crate) const DIRECT: Self = Self { cached: false, kept: false, flushed: true };
+
+    /// Only reads, through the page cache.
+    pub(crate) fn reading(kept: bool) -> Self {
+        Self { cached: true, kept, flushed: false }
+    }
+}
+
+/// An open file.
+#[derive(Debug, Clone, Copy)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: u64,
+    /// What the kernel does for it.
+    pub caching: Caching,
+}

@@ -1,0 +1,311 @@
+//! The inode table: which number stands for which file, and how often the kernel has looked it up. `shown.rs` keeps in the
+//! same table what the kernel was shown of each.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::shown::{Fingerprint, Shown};
+use crate::name::{CellName, CellPath, DATA_FILE, LOCK_FILE, TopoPath};
+use crate::tree::file::FileId;
+
+/// The number that the kernel gives to the root.
+pub const ROOT: u64 = 1;
+/// The number of the global topology's directory: the smallest, since `cp` and `tar` walk a directory in the order of inode
+/// numbers, and a copy of a whole tree must make the CellInfo records before it comes to the cells.
+const GLOBAL: u64 = 2;
+
+/// Numbers and files. A file's number is a hash of what it stands for, so that it is the same when the kernel has
+/// forgotten the file and asks again (`tar`, `find` and `rsync` compare numbers over time).
+#[derive(Debug)]
+pub(crate) struct Inodes {
+    pub(super) table: Mutex<Table>,
+    /// Notified when a file's content has been stored in the kernel.
+    pub(super) stored: Condvar,
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) by_number: HashMap<u64, Slot>,
+    /// Files that have another number than their hash.
+    exceptions: HashMap<FileId, u64>,
+    /// Files whose content is being stored in the kernel.
+    pub(super) storing: Vec<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    file: FileId,
+    lookups: u64,
+    /// The name that led here leads to another inode now.
+    replaced: bool,
+    /// What the kernel was shown the attributes of last.
+    pub(super) shown: Option<Shown>,
+    /// The kernel knew nothing of it when it was to drop it: an answer may be on its way there.
+    pub(super) unknown: bool,
+    /// The state whose pages the kernel may hold: no others.
+    pub(super) pages: Option<Fingerprint>,
+}
+
+impl Default for Inodes {
+    fn default() -> Self {
+        let root = Slot { lookups: 1, ..Slot::new(FileId::Root) };
+        let table = Table {
+            by_number: HashMap::from([(ROOT, root)]),
+            exceptions: HashMap::from([(FileId::Root, ROOT)]),
+            storing: Vec::new(),
+        };
+        Self { table: Mutex::new(table), stored: Condvar::new() }
+    }
+}
+
+impl Slot {
+    fn new(file: FileId) -> Self {
+        Self { file, lookups: 0, replaced: false, shown: None, unknown: false, pages: None }
+    }
+}
+
+fn natural_number(file: &FileId) -> u64 {
+    if matches!(file, FileId::Dir(CellPath { cell, path }) if cell.is_global() && path.is_root()) {
+        return GLOBAL;
+    }
+    let mut hasher = DefaultHasher::new();
+    file.hash(&mut hasher);
+    // 0 means "no inode".
+    match hasher.finish() {
+        number if number <= GLOBAL => GLOBAL + 1,
+        number => number,
+    }
+}
+
+impl Table {
+    fn number(&self, file: &FileId) -> u64 {
+        if let Some(number) = self.exceptions.get(file) {
+            return *number;
+        }
+        let mut number = natural_number(file);
+        // A number that something else has is passed over.
+        while self.by_number.get(&number).is_some_and(|slot| slot.replaced || slot.file != *file) {
+            number = number.wrapping_add(1).max(GLOBAL + 1);
+        }
+        number
+    }
+
+    fn known(&self, file: &FileId) -> Option<u64> {
+        let number = self.number(file);
+        self.by_number.contains_key(&number).then_some(number)
+    }
+
+    fn set_number(&mut self, file: &FileId, number: u64) {
+        if number == natural_number(file) {
+            self.exceptions.remove(file);
+        } else {
+            self.exceptions.insert(file.clone(), number);
+        }
+    }
+
+    fn retire(&mut self, file: &FileId) {
+        if let Some(number) = self.known(file)
+            && let Some(slot) = self.by_number.get_mut(&number)
+        {
+            slot.replaced = true;
+            self.exceptions.remove(file);
+        }
+    }
+}
+
+impl Inodes {
+    /// The number of a file, without the kernel's knowing it.
+    pub fn number(&self, file: &FileId) -> u64 {
+        self.table.lock().number(file)
+    }
+
+    /// The number of a file that is shown to the kernel: counts one lookup.
+    pub fn count_lookup(&self, file: &FileId) -> u64 {
+        let mut table = self.table.lock();
+        let number = table.number(file);
+        if let Some(slot) = table.by_number.get_mut(&number) {
+            slot.lookups += 1;
+        } else {
+            table.set_number(file, number);
+            table.by_number.insert(number, Slot { lookups: 1, ..Slot::new(file.clone()) });
+        }
+        number
+    }
+
+    /// The kernel forgets a number of lookups.
+    pub fn forget(&self, number: u64, lookups: u64) {
+        if number == ROOT {
+            return;
+        }
+        let mut table = self.table.lock();
+        let Some(slot) = table.by_number.get_mut(&number) else { return };
+        slot.lookups = slot.lookups.saturating_sub(lookups);
+        if slot.lookups == 0
+            && let Some(slot) = table.by_number.remove(&number)
+            && table.exceptions.get(&slot.file) == Some(&number)
+        {
+            table.exceptions.remove(&slot.file);
+        }
+    }
+
+    /// A directory is removed. The kernel takes its inode for dead as long as anybody has something open below it, so what is made
+    /// of the same name is another inode.
+    pub fn retire(&self, file: &FileId) {
+        self.table.lock().retire(file);
+    }
+
+    /// A name has been renamed: the kernel goes on with the inode that it had, under the other name. What had that name before
+    /// is another inode.
+    pub fn renamed(&self, from: &FileId, to: &FileId) {
+        let mut table = self.table.lock();
+        let Some(number) = table.known(from).filter(|_| from != to) else { return };
+        table.retire(to);
+        table.exceptions.remove(from);
+        if let Some(slot) = table.by_number.get_mut(&number) {
+            *slot = Slot { lookups: slot.lookups, ..Slot::new(to.clone()) };
+            table.set_number(to, number);
+        }
+    }
+
+    /// What a number stands for, if the kernel knows it.
+    pub fn file(&self, number: u64) -> Option<FileId> {
+        self.table.lock().by_number.get(&number).map(|slot| slot.file.clone())
+    }
+
+    /// The number of a file that the kernel knows.
+    pub fn known(&self, file: &FileId) -> Option<u64> {
+        self.table.lock().known(file)
+    }
+
+    /// All numbers of a cell that the kernel knows.
+    pub fn of_cell(&self, cell: &CellName) -> Vec<u64> {
+        let table = self.table.lock();
+        let numbers = table.by_number.iter().filter(|(_, slot)| match &slot.file {
+            FileId::Dir(CellPath { cell: of, .. })
+            | FileId::Record(CellPath { cell: of, .. }, _)
+            | FileId::Lock(CellPath { cell: of, .. }) => of == cell,
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => false,
+        });
+        numbers.map(|(number, _)| *number).collect()
+    }
+
+    /// All numbers that the kernel knows.
+    pub fn all(&self) -> Vec<u64> {
+        self.table.lock().by_number.keys().copied().collect()
+    }
+
+    /// How many inodes the kernel knows.
+    pub fn count(&self) -> usize {
+        self.table.lock().by_number.len()
+    }
+
+    /// The names that the kernel may know in a directory.
+    pub(crate) fn names_in(&self, dir: u64) -> Vec<String> {
+        let table = self.table.lock();
+        let Some(dir) = table.by_number.get(&dir).map(|slot| &slot.file) else { return Vec::new() };
+        let is_in = |cell: &CellName, path: &TopoPath| match (dir, path.parent()) {
+            (FileId::Root, None) => true,
+            (FileId::Dir(CellPath { cell: of, path: dir }), Some(parent)) => of == cell && *dir == parent,
+            _ => false,
+        };
+        let is_dir = |cell: &CellName, path: &TopoPath| matches!(dir, FileId::Dir(CellPath { cell: of, path: dir }) if of == cell && dir == path);
+        let names = table.by_number.values().filter_map(|slot| match &slot.file {
+            FileId::Dir(CellPath { cell, path }) if is_in(cell, path) => {
+                Some(if path.is_root() { cell.to_string() } else { path.name().to_owned() })
+            }
+            FileId::Record(CellPath { cell, path }, form) if is_dir(cell, path) => {
+                Some(format!("{DATA_FILE}{}", form.suffix()))
+            }
+            FileId::Record(CellPath { cell, path }, form) if is_in(cell, path) => {
+                Some(format!("{}{}", path.name(), form.suffix()))
+            }
+            FileId::Lock(CellPath { cell, path }) if is_dir(cell, path) => Some(LOCK_FILE.to_owned()),
+            _ => None,
+        });
+        names.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::ScratchId;
+
+    #[test]
+    fn an_inode_lives_as_long_as_the_kernel_knows_it() {
+        let inodes = Inodes::default();
+        let file = FileId::Scratch(ScratchId(7));
+        let number = inodes.count_lookup(&file);
+        assert_eq!(inodes.count_lookup(&file), number);
+        inodes.forget(number, 1);
+        assert_eq!(inodes.file(number), Some(file.clone()));
+        inodes.forget(number, 1);
+        assert_eq!(inodes.file(number), None);
+        assert_eq!(inodes.count(), 1, "the root remains");
+        assert_eq!(inodes.count_lookup(&file), number, "the number is the same again");
+    }
+
+    #[test]
+    fn what_was_removed_and_made_again_is_another_inode() {
+        let inodes = Inodes::default();
+        let file = FileId::Scratch(ScratchId(7));
+        let dead = inodes.count_lookup(&file);
+        inodes.retire(&file);
+        let living = inodes.count_lookup(&file);
+        assert_ne!(living, dead);
+        assert_eq!((inodes.file(dead), inodes.file(living)), (Some(file.clone()), Some(file.clone())));
+        inodes.forget(dead, 1);
+        assert_eq!(inodes.count_lookup(&file), living, "the other is not concerned");
+        inodes.forget(living, 2);
+        assert_eq!(inodes.count_lookup(&file), dead, "when all are forgotten it is the first number again");
+    }
+
+    #[test]
+    fn a_renamed_file_keeps_its_number() {
+        let inodes = Inodes::default();
+        let (from, to) = (FileId::Scratch(ScratchId(1)), FileId::Scratch(ScratchId(2)));
+        let (moved, old) = (inodes.count_lookup(&from), inodes.count_lookup(&to));
+        inodes.renamed(&from, &to);
+        assert_eq!((inodes.known(&from), inodes.known(&to)), (None, Some(moved)));
+        assert_eq!(inodes.file(old), Some(to.clone()), "who has it open still has it");
+        assert_ne!(inodes.count_lookup(&from), moved, "what is made of the old name is another file");
+        inodes.forget(moved, 1);
+        assert_eq!(inodes.file(moved), None);
+        assert_ne!(inodes.number(&to), old, "that one was replaced");
+        inodes.forget(old, 1);
+        assert_eq!(inodes.number(&to), old);
+    }
+
+    #[test]
+    fn the_names_in_a_directory_are_known() {
+        let inodes = Inodes::default();
+        let cell = CellName::global();
+        let path = |text: &str| TopoPath::parse(text).unwrap();
+        let form = crate::record::Form::Text;
+        let dir = inodes.count_lookup(&FileId::Dir(CellPath { cell: cell.clone(), path: path("a") }));
+        for file in [
+            FileId::Dir(CellPath { cell: cell.clone(), path: TopoPath::root() }),
+            FileId::Dir(CellPath { cell: cell.clone(), path: path("a/b") }),
+            FileId::Dir(CellPath { cell: cell.clone(), path: path("a/b/c") }),
+            FileId::Record(CellPath { cell: cell.clone(), path: path("a/x") }, form),
+            FileId::Record(CellPath { cell: cell.clone(), path: path("a") }, form),
+            FileId::Record(CellPath { cell: cell.clone(), path: path("ab") }, form),
+            FileId::Lock(CellPath { cell: cell.clone(), path: path("a") }),
+        ] {
+            inodes.count_lookup(&file);
+        }
+        let mut names = inodes.names_in(dir);
+        names.sort();
+        assert_eq!(names, [".data.txt", ".lock", "b", "x.txt"]);
+        assert_eq!(inodes.names_in(ROOT), ["global"]);
+    }
+
+    #[test]
+    fn the_root_is_never_forgotten() {
+        let inodes = Inodes::default();
+        inodes.forget(ROOT, 99);
+        assert_eq!(inodes.file(ROOT), Some(FileId::Root));
+    }
+}

@@ -1,0 +1,362 @@
+//! Making the kernel let go of inodes, without waiting for it for ever.
+//!
+//! The kernel holds a directory, and the page of its listing, while it copies names to whoever lists it. If that one does not take
+//! them (its buffer is a mapping of a file whose own file system has stopped), every notification about the directory hangs for as long
+//! as it likes, in a system call that nothing can interrupt. So each directory is let go of in a thread of its own, of which there
+//! is a bounded number, and nobody waits for it longer than [`LONGEST`]. Until the kernel has let go, nothing that is answered about the
+//! inode lasts. Files are no such hostages: their pages are locked only while this daemon answers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+
+use super::KernelCaches;
+use super::inodes::Inodes;
+
+/// Longer than the kernel ever takes, unless somebody holds what is to be let go of: nobody is to hang for that.
+pub(crate) const LONGEST: Duration = Duration::from_secs(1);
+/// Threads that directories may hold. Beyond that, directories wait for each other.
+const DIRS: usize = 64;
+/// Threads that let go of files at once.
+const FILES: usize = 4;
+
+/// What the kernel has been asked to let go of, and has not yet.
+#[derive(Debug)]
+pub(crate) struct Invalidations {
+    kernel: Arc<dyn KernelCaches>,
+    inodes: Arc<Inodes>,
+    state: Mutex<State>,
+    /// How many there are, so that looking costs nothing where there are none.
+    count: AtomicUsize,
+    done: Notify,
+    dirs: Semaphore,
+    files: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last: u64,
+    pending: HashMap<u64, Pending>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    since: Instant,
+    /// The last time that it was asked for, and the last that has been done.
+    asked: u64,
+    done: u64,
+    /// A thread is at it.
+    has_worker: bool,
+    /// Calls that hang in the directory beside that.
+    hanging: usize,
+    /// Names in the directory that are to be forgotten as well.
+    names: Names,
+}
+
+/// Names that are to be forgotten.
+#[derive(Debug, Default)]
+enum Names {
+    #[default]
+    None,
+    Some(Vec<String>),
+    All,
+}
+
+impl Names {
+    /// More than these are all.
+    const MOST: usize = 100;
+
+    fn add(&mut self, name: String) {
+        match self {
+            Names::None => *self = Names::Some(vec![name]),
+            Names::Some(names) if names.contains(&name) => {}
+            Names::Some(names) if names.len() < Self::MOST => names.push(name),
+            Names::Some(_) | Names::All => *self = Names::All,
+        }
+    }
+}
+
+impl Invalidations {
+    pub fn new(kernel: Arc<dyn KernelCaches>, inodes: Arc<Inodes>) -> Arc<Self> {
+        Arc::new(Self {
+            kernel,
+            inodes,
+            state: Mutex::default(),
+            count: AtomicUsize::new(0),
+            done: Notify::new(),
+            dirs: Semaphore::new(DIRS),
+            files: Semaphore::new(FILES),
+        })
+    }
+
+    /// Whether the kernel has not let go of an inode yet.
+    pub fn is_pending(&self, ino: u64) -> bool {
+        self.count.load(Ordering::Acquire) > 0 && self.state.lock().pending.contains_key(&ino)
+    }
+
+    /// Whether somebody holds an inode.
+    pub fn is_held(&self, ino: u64) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+            && self
+                .state
+                .lock()
+                .pending
+                .get(&ino)
+                .is_some_and(|pending| pending.hanging > 0 || pending.since.elapsed() > LONGEST)
+    }
+
+    /// Whether somebody holds any.
+    pub fn holds_any(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
+    /// Asks for inodes to be let go of. What is returned waits until that is done, of files and of directories, but for none that
+    /// somebody holds, and no longer than [`LONGEST`].
+    pub fn invalidate(self: &Arc<Self>, files: Vec<u64>, dirs: Vec<u64>, names: bool) -> (Asked, Asked) {
+        let (files, new) = self.ask(files, |_| {});
+        if !new.is_empty() {
+            let all = self.clone();
+            tokio::spawn(async move {
+                // It is never closed.
+                let _turn = all.files.acquire().await;
+                let worker = all.clone();
+                let _ = tokio::task::spawn_blocking(move || new.iter().for_each(|ino| worker.work(*ino))).await;
+            });
+        }
+        let (dirs, new) = self.ask(dirs, |known| {
+            if names {
+                *known = Names::All
+            }
+        });
+        self.start_dirs(new);
+        (files, dirs)
+    }
+
+    fn start_dirs(self: &Arc<Self>, new: Vec<u64>) {
+        if new.is_empty() {
+            return;
+        }
+        let all = self.clone();
+        tokio::spawn(futures::stream::iter(new).for_each_concurrent(DIRS, move |ino| {
+            let all = all.clone();
+            async move {
+                let _turn = all.dirs.acquire().await;
+                let worker = all.clone();
+                let _ = tokio::task::spawn_blocking(move || worker.work(ino)).await;
+            }
+        }));
+    }
+
+    /// Asks for a name in a directory to be forgotten, and for its listing.
+    pub fn forget_name(self: &Arc<Self>, dir: u64, name: &str) -> Asked {
+        let (asked, new) = self.ask(vec![dir], |names| names.add(name.to_owned()));
+        self.start_dirs(new);
+        asked
+    }
+
+    /// The same, for a directory, in this thread; somebody else who is at it already goes on with it.
+    pub fn invalidate_dir_here(self: &Arc<Self>, ino: u64) {
+        let (_, new) = self.ask(vec![ino], |_| {});
+        new.iter().for_each(|ino| self.work(*ino));
+    }
+
+    fn ask(self: &Arc<Self>, numbers: Vec<u64>, names: impl Fn(&mut Names)) -> (Asked, Vec<u64>) {
+        let mut state = self.state.lock();
+        let mut asked = Asked { all: self.clone(), waited: Vec::new() };
+        let mut new = Vec::new();
+        for ino in numbers {
+            state.last += 1;
+            let last = state.last;
+            let pending = state.pending.entry(ino).or_insert_with(|| Pending::new(last));
+            pending.asked = last;
+            names(&mut pending.names);
+            if pending.hanging == 0 && pending.since.elapsed() < LONGEST {
+                asked.waited.push((ino, last));
+            }
+            if !std::mem::replace(&mut pending.has_worker, true) {
+                new.push(ino);
+            }
+        }
+        self.count.store(state.pending.len(), Ordering::Release);
+        (asked, new)
+    }
+
+    /// Makes the kernel let go of an inode as often as that is asked for.
+    fn work(&self, ino: u64) {
+        loop {
+            let Some((round, names)) = self.begin(ino) else { return };
+            invalidate_inode(&self.inodes, &*self.kernel, ino);
+            let names = match names {
+                Names::None => Vec::new(),
+                Names::Some(names) => names,
+                Names::All => self.inodes.names_in(ino),
+            };
+            names.iter().for_each(|name| self.kernel.forget_name(ino, name));
+            if self.end(ino, round) {
+                return;
+            }
+        }
+    }
+
+    fn begin(&self, ino: u64) -> Option<(u64, Names)> {
+        let mut state = self.state.lock();
+        let pending = state.pending.get_mut(&ino)?;
+        Some((pending.asked, std::mem::take(&mut pending.names)))
+    }
+
+    /// One round is done. Whether it was the last.
+    fn end(&self, ino: u64, round: u64) -> bool {
+        let mut state = self.state.lock();
+        let Some(pending) = state.pending.get_mut(&ino) else { return true };
+        pending.done = round;
+        let last = pending.asked == round;
+        if last {
+            pending.has_worker = false;
+            if pending.hanging == 0 {
+                state.pending.remove(&ino);
+            }
+            self.count.store(state.pending.len(), Ordering::Release);
+        }
+        drop(state);
+        self.done.notify_waiters();
+        last
+    }
+
+    /// A call about a directory hangs.
+    pub fn hangs(&self, ino: u64) {
+        let mut state = self.state.lock();
+        state.last += 1;
+        let last = state.last;
+        let pending = state.pending.entry(ino).or_insert_with(|| Pending::new(last));
+        pending.hanging += 1;
+        self.count.store(state.pending.len(), Ordering::Release);
+    }
+
+    /// It has returned.
+    pub fn hangs_no_more(&self, ino: u64) {
+        let mut state = self.state.lock();
+        let Some(pending) = state.pending.get_mut(&ino) else { return };
+        pending.hanging = pending.hanging.saturating_sub(1);
+        if pending.hanging == 0 && !pending.has_worker {
+            state.pending.remove(&ino);
+        }
+        self.count.store(state.pending.len(), Ordering::Release);
+    }
+}
+
+impl Pending {
+    fn new(asked: u64) -> Self {
+        Self { since: Instant::now(), asked, done: 0, has_worker: false, hanging: 0, names: Names::None }
+    }
+}
+
+/// Inodes that the kernel has been asked to let go of.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    all: Arc<Invalidations>,
+    /// Each with the round that is waited for.
+    waited: Vec<(u64, u64)>,
+}
+
+impl Asked {
+    /// Waits until it has, but no longer than [`LONGEST`].
+    pub async fn done(mut self) {
+        let all = self.all.clone();
+        let wait = async {
+            loop {
+                let told = all.done.notified();
+                tokio::pin!(told);
+                // Before looking: what ends in between must not be missed.
+                told.as_mut().enable();
+                if self.is_done() {
+                    return;
+                }
+                told.await;
+            }
+        };
+        // What takes longer stays pending.
+        let _ = tokio::time::timeout(LONGEST, wait).await;
+    }
+
+    fn is_done(&mut self) -> bool {
+        let state = self.all.state.lock();
+        let is_done = |(ino, round): &(u64, u64)| {
+            state.pending.get(ino).is_none_or(|pending| pending.done >= *round || pending.hanging > 0)
+        };
+        while self.waited.last().is_some_and(is_done) {
+            self.waited.pop();
+        }
+        self.waited.is_empty()
+    }
+}
+
+/// Lets go of one inode. May hang.
+pub(crate) fn invalidate_inode(inodes: &Inodes, kernel: &dyn KernelCaches, ino: u64) {
+    inodes.invalidating(ino);
+    let known = kernel.invalidate(ino);
+    inodes.invalidated(ino, known);
+    // What was on its way then has arrived after it.
+    if inodes.wait_until_stored(ino) {
+        let known = kernel.invalidate(ino);
+        inodes.invalidated(ino, known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel that does not let go of one directory.
+    #[derive(Debug, Default)]
+    struct Holding {
+        held: Mutex<Option<u64>>,
+        free: parking_lot::Condvar,
+        dropped: Mutex<Vec<u64>>,
+    }
+
+    impl KernelCaches for Holding {
+        fn invalidate(&self, ino: u64) -> bool {
+            let mut held = self.held.lock();
+            while *held == Some(ino) {
+                self.free.wait(&mut held);
+            }
+            self.dropped.lock().push(ino);
+            true
+        }
+        fn forget_name(&self, _: u64, _: &str) {}
+        fn store_pages(&self, _: u64, _: &[u8]) {}
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_that_is_held_keeps_nobody_waiting_and_comes_in_its_time() {
+        let kernel = Arc::new(Holding { held: Mutex::new(Some(7)), ..Holding::default() });
+        let invalidations = Invalidations::new(kernel.clone(), Arc::default());
+        let count = |ino| kernel.dropped.lock().iter().filter(|known| **known == ino).count();
+        let (files, dirs) = invalidations.invalidate(vec![1, 2], vec![7, 8], false);
+        files.done().await;
+        assert_eq!((count(1), count(2), count(7)), (1, 1, 0));
+        // Waits, but not for ever.
+        dirs.done().await;
+        assert_eq!(count(8), 1);
+        assert!(invalidations.is_held(7) && !invalidations.is_pending(8));
+        // From now on nobody waits for it at all.
+        let begin = Instant::now();
+        for _ in 0..100 {
+            invalidations.invalidate(Vec::new(), vec![7], false).1.done().await;
+        }
+        assert!(begin.elapsed() < LONGEST, "{:?}", begin.elapsed());
+        *kernel.held.lock() = None;
+        kernel.free.notify_all();
+        let end = Instant::now() + Duration::from_secs(30);
+        while invalidations.is_pending(7) && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(count(7), 2, "what was asked for meanwhile is done once");
+        assert!(!invalidations.is_held(7));
+    }
+}

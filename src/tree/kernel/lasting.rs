@@ -1,0 +1,59 @@
+//! What the kernel may keep without asking again.
+//!
+//! The kernel keeps names, attributes and listings for as long as a reply says, and pages until it is told. A reply lasts only
+//! if everybody sees it alike and the mirror will tell of any change: stored records, while the watch of their cell is
+//! delivering and nothing about them is in flight. The kernel asks for everything else (drafts, scratch files, names that one
+//! process has removed) every time.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::Kernel;
+use crate::cells::Cell;
+use crate::tree::file::{Attr, Entry, FileId};
+
+impl Kernel {
+    /// The answer to a question about a file, and whether it lasts. `cell` is the one whose watch tells of changes; `None` where
+    /// nothing changes. `is_settled` is asked after the last look at the watch.
+    pub fn answer(
+        &self,
+        (file, ino): (&FileId, u64),
+        mut attr: Attr,
+        keep: Option<Option<Arc<Cell>>>,
+        is_settled: impl FnOnce(&Attr) -> bool,
+    ) -> Entry {
+        let lasting = keep.is_some_and(|cell| {
+            self.caches.get().is_some_and(|caches| !caches.invalidations.is_pending(ino))
+                && !self.dir_is_held(file)
+                && cell.is_none_or(|cell| {
+                    if self.outbox.is_coming(file) {
+                        return false;
+                    }
+                    // Noted before the last look at the watch: if that fails, it is known that this was given.
+                    self.gives_lasting(&cell) && cell.mirror.is_fresh() && is_settled(&attr)
+                })
+        });
+        // A listing that the kernel cannot be made to forget is of another time than the directory's: so it asks for a new one.
+        if file.is_dir() && self.is_held(ino) {
+            attr.modified = SystemTime::now();
+        }
+        Entry { ino, attr, lasting }
+    }
+
+    /// Whether the kernel uses its caches at all.
+    pub fn has_caches(&self) -> bool {
+        self.caches.get().is_some()
+    }
+
+    /// Whether somebody keeps the kernel from invalidating the directory of a file.
+    fn dir_is_held(&self, file: &FileId) -> bool {
+        let parent = match file {
+            FileId::Dir(at) if at.path.is_root() => Some(FileId::Root),
+            FileId::Dir(at) | FileId::Record(at, _) => at.parent().map(FileId::Dir),
+            FileId::Lock(dir) => Some(FileId::Dir(dir.clone())),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
+        };
+        let holds_any = self.caches.get().is_some_and(|caches| caches.invalidations.holds_any());
+        holds_any && parent.and_then(|parent| self.inodes.known(&parent)).is_some_and(|ino| self.is_held(ino))
+    }
+}

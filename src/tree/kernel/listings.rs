@@ -1,0 +1,145 @@
+//! Reading directories, without an open directory to keep the place in: the kernel keeps whole listings, and opens
+//! directories without asking.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::tree::file::{DirEntry, FileId};
+
+/// Bits of an offset that count entries; the rest names the listing.
+const INDEX_BITS: u32 = 24;
+/// Listings kept, so that whoever reads on finds the rest of the same one, and their entries.
+const LISTINGS: usize = 1_000;
+const ENTRIES: usize = 300_000;
+/// `.` and `..` come before the entries.
+const DOTS: usize = 2;
+
+/// Listings that are being read.
+#[derive(Debug, Default)]
+pub(crate) struct Listings(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    by_number: BTreeMap<u64, KeptListing>,
+    entries: usize,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct KeptListing {
+    /// The directory that was listed: offsets are the callers', and one of another directory is none of this one.
+    dir: FileId,
+    /// Who has listed it.
+    uid: u32,
+    entries: Arc<Vec<DirEntry>>,
+}
+
+impl Listings {
+    /// A listing that was handed out for a directory.
+    pub fn get(&self, number: u64, dir: &FileId) -> Option<Arc<Vec<DirEntry>>> {
+        let kept = self.0.lock();
+        kept.by_number.get(&number).filter(|listing| listing.dir == *dir).map(|listing| listing.entries.clone())
+    }
+
+    /// Keeps a listing, however large it is, and gives it a number. Those of the user who keeps the most give way, the oldest first.
+    pub fn keep(&self, dir: &FileId, uid: u32, entries: &Arc<Vec<DirEntry>>) -> u64 {
+        let mut kept = self.0.lock();
+        kept.last += 1;
+        let number = kept.last;
+        kept.entries += entries.len();
+        kept.by_number.insert(number, KeptListing { dir: dir.clone(), uid, entries: entries.clone() });
+        while kept.by_number.len() > LISTINGS || (kept.entries > ENTRIES && kept.by_number.len() > 1) {
+            let Some(oldest) = kept.dispensable(number) else { break };
+            if let Some(listing) = kept.by_number.remove(&oldest) {
+                kept.entries -= listing.entries.len();
+            }
+        }
+        number
+    }
+}
+
+impl Kept {
+    /// The oldest listing of the user who keeps the most, but not the newest of all.
+    fn dispensable(&self, newest: u64) -> Option<u64> {
+        let mut shares: HashMap<u32, usize> = HashMap::new();
+        for listing in self.by_number.values() {
+            // One listing counts, even if nothing is in it.
+            *shares.entry(listing.uid).or_default() += listing.entries.len() + 1;
+        }
+        let others = || self.by_number.iter().filter(|(number, _)| **number != newest);
+        let largest = others().map(|(_, listing)| listing.uid).max_by_key(|uid| shares.get(uid))?;
+        others().find(|(_, listing)| listing.uid == largest).map(|(number, _)| *number)
+    }
+}
+
+/// The rest of a listing.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    number: u64,
+    entries: Arc<Vec<DirEntry>>,
+    /// How many are passed, the dots among them.
+    passed: usize,
+}
+
+impl Listing {
+    /// Which of `.` and `..` are still to come, with the offsets behind them.
+    pub fn dots(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [".", ".."].into_iter().enumerate().skip(self.passed).map(|(index, name)| (name, self.offset(index + 1)))
+    }
+
+    /// The entries still to come, with the offsets behind them.
+    pub fn entries(&self) -> impl Iterator<Item = (&DirEntry, u64)> {
+        let entries = self.entries.iter().enumerate().skip(self.passed.saturating_sub(DOTS));
+        entries.map(|(index, entry)| (entry, self.offset(index + 1 + DOTS)))
+    }
+
+    fn offset(&self, passed: usize) -> u64 {
+        self.number << INDEX_BITS | passed as u64
+    }
+}
+
+impl Listing {
+    /// What an offset asks for: a number of a listing, and how many of its entries are passed. The number 0 is that of none.
+    pub fn place(offset: u64) -> (u64, usize) {
+        (offset >> INDEX_BITS, usize::try_from(offset & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX))
+    }
+
+    /// A listing from a place on.
+    pub(crate) fn from(number: u64, entries: Arc<Vec<DirEntry>>, passed: usize) -> Self {
+        Self { number, entries, passed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(count: usize) -> Arc<Vec<DirEntry>> {
+        Arc::new(vec![DirEntry { name: "x".to_owned(), file: FileId::Root }; count])
+    }
+
+    #[test]
+    fn a_listing_is_of_the_directory_that_it_was_handed_out_for() {
+        let listings = Listings::default();
+        let number = listings.keep(&FileId::Root, 0, &entries(3));
+        assert!(listings.get(number, &FileId::Root).is_some());
+        assert!(listings.get(number, &FileId::Control).is_none());
+        assert!(listings.get(number + 1, &FileId::Root).is_none(), "a number to come is nobody's");
+    }
+
+    #[test]
+    fn who_lists_most_loses_its_own_listings() {
+        let listings = Listings::default();
+        let other = listings.keep(&FileId::Root, 1, &entries(10));
+        let first = listings.keep(&FileId::Root, 2, &entries(1));
+        for _ in 0..2 * LISTINGS {
+            listings.keep(&FileId::Root, 2, &entries(1));
+        }
+        assert!(listings.get(other, &FileId::Root).is_some() && listings.get(first, &FileId::Root).is_none());
+        let large = listings.keep(&FileId::Root, 2, &entries(2 * ENTRIES));
+        assert!(listings.get(large, &FileId::Root).is_some(), "however large it is");
+        assert!(listings.0.lock().by_number.len() <= 2, "{:?}", listings.0.lock().by_number.len());
+    }
+}

@@ -1,0 +1,216 @@
+//! Attributes of records, directories, locks and scratch files.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::RecordFiles;
+use super::draft::Draft;
+use super::flush::OpenDraft;
+use super::lockfile::is_virtual;
+use super::memory::Removal;
+use super::reader::OpenReader;
+use super::scratch::ScratchState;
+use crate::error::{Error, Kind, Result};
+use crate::mirror::{Record, Snapshot};
+use crate::name::{CellName, CellPath, TopoPath};
+use crate::record::Form;
+use crate::tree::caller::Caller;
+use crate::tree::file::{Attr, FileId, SetAttr};
+use crate::tree::handles::as_kind;
+use crate::tree::namespace::{Inode, OpenFile};
+
+impl RecordFiles {
+    /// The attributes of a file that the kernel knows.
+    pub(super) async fn attr(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
+        match &inode.file {
+            FileId::Record(CellPath { cell, path }, form) => {
+                self.record_attr(caller, inode.ino, cell, path, *form).await
+            }
+            FileId::Dir(_) if self.memory.is_ghost(caller, &inode.file) => Ok(self.defaults.dir()),
+            file => self.attr_for_all(file).await,
+        }
+    }
+
+    /// The same, as everybody sees it.
+    async fn attr_for_all(&self, file: &FileId) -> Result<Attr> {
+        match file {
+            FileId::Dir(CellPath { cell, path }) => self.require_dir(cell, path).await?,
+            FileId::Record(CellPath { cell, .. }, _) | FileId::Lock(CellPath { cell, .. }) => {
+                drop(self.cell(cell)?.snapshot().await?);
+            }
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => {}
+        }
+        self.attr_now(file)
+    }
+
+    /// The same, of a cell that is loaded, and of a directory that is there.
+    pub(crate) fn attr_now(&self, file: &FileId) -> Result<Attr> {
+        match file {
+            FileId::Root | FileId::Dir(..) => Ok(self.defaults.dir()),
+            FileId::Record(CellPath { cell, path }, form) => {
+                let snapshot = self.cell(cell)?.snapshot_now()?;
+                let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
+                Ok(self.shown_attr(cell, path, *form, record))
+            }
+            FileId::Lock(CellPath { cell, path: dir }) => self.lock_attr(cell, dir),
+            FileId::Scratch(id) => {
+                let scratch = self.scratch.file(*id).ok_or_else(Error::not_found)?;
+                let state = scratch.state.lock();
+                Ok(self.scratch_attr(&state))
+            }
+            FileId::Control | FileId::ControlFile(_) => Err(Error::not_found()),
+        }
+    }
+
+    /// Fails unless the directory exists. A cell itself exists without being reachable.
+    pub(crate) async fn require_dir(&self, cell: &CellName, path: &TopoPath) -> Result<()> {
+        let connected = self.cell(cell)?;
+        if path.is_root() || is_virtual(cell, path) || self.scratch.has_dir(&CellPath::new(cell, path)) {
+            return Ok(());
+        }
+        if connected.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
+    }
+
+    /// A record as its callers see it: its writer sees what it has written, an open file outlives its name.
+    async fn record_attr(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        cell: &CellName,
+        path: &TopoPath,
+        form: Form,
+    ) -> Result<Attr> {
+        self.save_under_way(cell, path).await;
+        let snapshot = self.cell(cell)?.snapshot().await?;
+        if let Some(draft) = self.own_draft(caller, ino) {
+            return Ok(self.draft_attr(&draft, &snapshot));
+        }
+        if let Some(record) = snapshot.records.get(path) {
+            return Ok(self.shown_attr(cell, path, form, record));
+        }
+        if let Some((_, open)) = self.handles.drafts::<OpenDraft>(ino).first() {
+            return Ok(self.draft_attr(&open.draft, &snapshot));
+        }
+        if let Some((_, reader)) = self.handles.of_inode::<OpenReader>(ino).first() {
+            let (size, modified) = reader.pinned();
+            return Ok(Attr { links: 0, ..self.defaults.file(size, modified) });
+        }
+        let file = FileId::Record(CellPath::new(cell, path), form);
+        self.ghost_attr(caller, &file).ok_or_else(Error::not_found)
+    }
+
+    /// Attributes of a file found by name: of a record stored, being made by this caller, or just removed by it.
+    pub(super) async fn attr_of_name(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
+        let FileId::Record(CellPath { cell, path }, form) = &inode.file else { return self.attr(caller, inode).await };
+        self.save_under_way(cell, path).await;
+        let snapshot = self.cell(cell)?.snapshot().await?;
+        if let Some(draft) = self.own_draft(caller, inode.ino) {
+            return Ok(self.draft_attr(&draft, &snapshot));
+        }
+        match snapshot.records.get(path) {
+            Some(record) => Ok(self.shown_attr(cell, path, *form, record)),
+            None => self.ghost_attr(caller, &inode.file).ok_or_else(Error::not_found),
+        }
+    }
+
+    /// The attributes of a name that only answers to whoever has removed the record by another one.
+    fn ghost_attr(&self, caller: &Caller, file: &FileId) -> Option<Attr> {
+        let removal = self.memory.removal(caller, file)?;
+        let shown = self.ghost_content(caller, file).filter(|_| !matches!(removal, Removal::MovedAway(..)));
+        let (size, modified) =
+            shown.map_or((0, self.defaults.mounted), |(content, modified)| (content.len(), modified));
+        Some(self.defaults.file(size, modified))
+    }
+
+    /// The content of such a name.
+    pub(super) fn ghost_content(&self, caller: &Caller, file: &FileId) -> Option<(Bytes, SystemTime)> {
+        let FileId::Record(CellPath { cell, path }, form) = file else { return None };
+        let deleted = self.memory.ghost_of(caller, file)?;
+        Some((self.codec.show(cell, path, &deleted.value, *form).ok()?, deleted.modified))
+    }
+
+    /// The attributes of a stored record. What does not decode has no size.
+    fn shown_attr(&self, cell: &CellName, path: &TopoPath, form: Form, record: &Record) -> Attr {
+        let shown = self.codec.show(cell, path, &record.value, form);
+        let attr = self.defaults.file(shown.map_or(0, |shown| shown.len()), record.modified);
+        Attr { record: Some(record.clone()), ..attr }
+    }
+
+    /// The attributes of what is being written to a record. What is stored already has the time of the record.
+    fn draft_attr(&self, draft: &Draft, snapshot: &Snapshot) -> Attr {
+        let record = snapshot.records.get(&draft.path).filter(|record| draft.unchanged() == Some(record.version));
+        self.defaults.file(draft.len(), record.map_or_else(|| draft.changed(), |record| record.modified))
+    }
+
+    pub(super) fn scratch_attr(&self, state: &ScratchState) -> Attr {
+        Attr {
+            mode: state.mode,
+            uid: state.uid,
+            gid: state.gid,
+            links: u32::from(!state.unlinked),
+            accessed: state.accessed,
+            changed: state.changed,
+            ..self.defaults.file(state.content.len(), state.modified)
+        }
+    }
+
+    /// Whether everybody sees an answer alike, and nothing about the file is in flight.
+    pub(super) fn is_settled(&self, inode: &Inode, attr: &Attr) -> bool {
+        if self.memory.is_disputed(&inode.file) {
+            return false;
+        }
+        let is_stored = |at: &CellPath| {
+            at.path.is_root()
+                || self.cells.get(&at.cell).is_some_and(|cell| cell.mirror.snapshot().has_children(&at.path))
+        };
+        match &inode.file {
+            FileId::Record(at, _) => {
+                attr.record.is_some() && !self.committing.contains(at) && !self.handles.has_drafts(inode.ino)
+            }
+            FileId::Dir(at) => is_stored(at) && !self.scratch.has_dir(at),
+            FileId::Lock(at) => is_stored(at),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => true,
+        }
+    }
+
+    /// Changes attributes. Of a stored record only the size can change; the rest succeeds and does nothing, because
+    /// `cp -a`, `rsync -a`, `tar x` and editors need it so.
+    pub(super) async fn set_attr(
+        &self,
+        caller: &Caller,
+        inode: &Inode,
+        open: Option<Arc<dyn OpenFile>>,
+        set: &SetAttr,
+    ) -> Result<()> {
+        let size = set.size.map(|size| usize::try_from(size).map_err(|_| too_large())).transpose()?;
+        match (&inode.file, size) {
+            (FileId::Scratch(id), size) => {
+                let scratch = self.scratch.file(*id).ok_or_else(Error::not_found)?;
+                if let Some(size) = size
+                    && let Some(draft) = self.scratch.edit(&scratch, |_| size, |content| content.resize(size, 0))?
+                {
+                    draft.truncate(size)?;
+                }
+                let mut state = scratch.state.lock();
+                state.mode = set.mode.map_or(state.mode, |mode| mode & 0o7777);
+                state.uid = set.uid.unwrap_or(state.uid);
+                state.gid = set.gid.unwrap_or(state.gid);
+                state.accessed = set.accessed.unwrap_or(state.accessed);
+                state.modified = set.modified.unwrap_or(state.modified);
+                state.changed = SystemTime::now();
+                Ok(())
+            }
+            (FileId::Record(CellPath { cell, path }, form), Some(size)) => match open.and_then(as_kind::<OpenDraft>) {
+                Some(open) => open.draft.truncate(size),
+                None => self.truncate(caller, cell, path, *form, size).await,
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+fn too_large() -> Error {
+    Error::new(Kind::TooLarge, "larger than any file can be")
+}

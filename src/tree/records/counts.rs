@@ -1,0 +1,99 @@
+//! What the tree counts for `.topofs/status`.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::RecordFiles;
+use crate::control::TreeCounts;
+use crate::mirror::Snapshot;
+use crate::name::CellName;
+
+/// Scratch files named in the status at most; all of them count.
+const NAMED_SCRATCH: usize = 100;
+/// Counting all records takes this part of the time at most, however often somebody looks: counts may be as many times older than
+/// counting took.
+const SHARE: u32 = 20;
+
+/// Stored keys that have the name of a decoded form, by cell: counted once for each state that somebody looks at.
+#[derive(Debug, Default)]
+pub(crate) struct Shadowed(Mutex<HashMap<CellName, Counted>>);
+
+#[derive(Debug)]
+struct Counted {
+    of: Weak<Snapshot>,
+    count: usize,
+    /// Not counted again before this.
+    until: Instant,
+}
+
+impl Shadowed {
+    fn count(&self, cell: &CellName, snapshot: &Arc<Snapshot>, shadows: impl Fn(&Snapshot) -> usize) -> usize {
+        let state = Arc::downgrade(snapshot);
+        let known = |counted: &Counted| counted.of.ptr_eq(&state) || Instant::now() < counted.until;
+        if let Some(counted) = self.0.lock().get(cell).filter(|counted| known(counted)) {
+            return counted.count;
+        }
+        let began = Instant::now();
+        let count = shadows(snapshot);
+        let until = Instant::now() + began.elapsed().saturating_mul(SHARE).min(Duration::from_secs(1));
+        self.0.lock().insert(cell.clone(), Counted { of: state, count, until });
+        count
+    }
+}
+
+impl RecordFiles {
+    pub(crate) fn counts(&self) -> TreeCounts {
+        let (scratch, local_directories) = self.scratch.survey();
+        let (quota, used) = self.scratch.usage();
+        TreeCounts {
+            inodes: self.kernel.inodes.count(),
+            handles: self.handles.count(),
+            scratch_files: scratch.len(),
+            scratch: scratch.iter().take(NAMED_SCRATCH).map(ToString::to_string).collect(),
+            scratch_bytes: (used, quota),
+            local_directories,
+            shadowed_forms: self.shadowed_forms(),
+            locks: self.locks.counts(),
+            events_lost: self.kernel.lost.load(Ordering::Relaxed),
+            request_timeout: self.options.request_timeout,
+        }
+    }
+
+    fn shadowed_forms(&self) -> usize {
+        let cells = self.cells.all();
+        let in_cell = |cell: &crate::cells::Cell| {
+            self.shadowed.count(&cell.name, &cell.mirror.snapshot(), |snapshot| {
+                snapshot.records.keys().filter(|path| self.shadows(&cell.name, snapshot, path)).count()
+            })
+        };
+        cells.iter().map(|cell| in_cell(cell)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_records_are_counted_once_for_a_state() {
+        let (shadowed, cell) = (Shadowed::default(), CellName::global());
+        let counted = std::cell::Cell::new(0);
+        let count = |snapshot: &Arc<Snapshot>| {
+            shadowed.count(&cell, snapshot, |_| {
+                counted.set(counted.get() + 1);
+                counted.get()
+            })
+        };
+        let (first, second) = (Arc::new(Snapshot::default()), Arc::new(Snapshot::default()));
+        assert_eq!((count(&first), count(&first), count(&first)), (1, 1, 1));
+        // Counting took no time worth speaking of: another state is counted as soon as that has passed.
+        while count(&second) == 1 {
+            std::thread::yield_now();
+        }
+        assert_eq!((count(&second), counted.get()), (2, 2));
+    }
+}

@@ -1,0 +1,86 @@
+//! What the kernel must ask again about when records change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::RecordFiles;
+use super::names::ancestors;
+use super::reader::OpenReader;
+use crate::mirror::Update;
+use crate::name::{CellName, CellPath, TopoPath};
+use crate::tree::file::FileId;
+use crate::tree::kernel::invalidation::Asked;
+use crate::tree::kernel::outbox::{Announcement, Happened};
+
+impl RecordFiles {
+    /// Makes the kernel ask again about what changes concern; each says whether it makes or removes names. What is returned
+    /// waits for the files, and for the directories.
+    pub(crate) fn invalidate<'a>(
+        &self,
+        cell: &CellName,
+        changes: impl Iterator<Item = (&'a TopoPath, bool)>,
+    ) -> Option<(Asked, Asked)> {
+        let inodes = &self.kernel.inodes;
+        let (mut files, mut dirs) = (Vec::new(), Vec::new());
+        for (path, relists) in changes {
+            let forms = self.forms(cell, path).map(|form| FileId::Record(CellPath::new(cell, path), form));
+            files.extend(forms.filter_map(|file| inodes.known(&file)));
+            if relists {
+                let above = std::iter::successors(path.parent(), TopoPath::parent);
+                let above = std::iter::once(path.clone()).chain(above);
+                let above = above.map(|path| FileId::Dir(CellPath { cell: cell.clone(), path }));
+                dirs.extend(above.filter_map(|dir| inodes.known(&dir)));
+            }
+        }
+        self.kernel.invalidate(files, dirs)
+    }
+
+    /// The directories above a record that have gone with it are gone for everybody as soon as this returns: the kernel forgets
+    /// their names, and whoever may still see them is answered by the name. `busy` is the directory in which the kernel is at work
+    /// for the caller, beside the record's own: it is free only after the caller has been answered, and not waited for.
+    pub(super) async fn forget_gone_dirs(&self, cell: &CellName, path: &TopoPath, busy: Option<&TopoPath>) {
+        let Some(connected) = self.cells.get(cell) else { return };
+        let snapshot = connected.mirror.snapshot();
+        for dir in ancestors(path).take_while(|dir| !snapshot.has_children(dir)) {
+            let Some(above) = dir.parent() else { return };
+            let asked = self.kernel.forget_name(&FileId::Dir(CellPath::new(cell, &above)), dir.name());
+            if let Some(asked) = asked.filter(|_| busy != Some(&above)) {
+                asked.done().await;
+            }
+        }
+    }
+
+    /// Whoever has a record open that is gone goes on with its last state.
+    pub(crate) fn pin_last(&self, cell: &CellName, update: &Update) {
+        let Update { path, old: Some(last), new: None } = update else { return };
+        for form in self.forms(cell, path) {
+            if let Some(ino) = self.kernel.inodes.known(&FileId::Record(CellPath::new(cell, path), form))
+                && let Ok(content) = self.codec.show(cell, path, &last.value, form)
+            {
+                let readers = self.handles.of_inode::<OpenReader>(ino);
+                readers.iter().for_each(|(_, reader)| reader.pin(&content, last.modified));
+            }
+        }
+    }
+
+    /// Whether a directory is there, as far as is known without waiting.
+    pub(crate) fn is_dir_now(&self, file: &FileId) -> bool {
+        let FileId::Dir(at) = file else { return false };
+        let Some(connected) = self.cells.get(&at.cell) else { return false };
+        at.path.is_root() || connected.mirror.snapshot().has_children(&at.path) || self.scratch.has_dir(at)
+    }
+
+    /// A directory of this mount disappears from the listing above by itself, after a time.
+    pub(super) fn forget_dir_after(self: &Arc<Self>, dir: CellPath, time: Duration) {
+        let files = self.clone();
+        self.background.tasks.spawn(async move {
+            tokio::select! {
+                () = files.background.stop.cancelled() => {}
+                () = tokio::time::sleep(time) => {
+                    let announcement = Announcement::of_dir(&dir.cell, &dir.path, Happened::InvalidateOnly);
+                    files.kernel.outbox.push(announcement);
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,92 @@
+//! Making and removing names.
+
+use std::sync::Arc;
+
+use super::RecordFiles;
+use super::lockfile::is_virtual;
+use super::memory::Removal;
+use crate::error::{Error, Kind, Result};
+use crate::name::CellPath;
+use crate::tree::caller::Caller;
+use crate::tree::file::{Attr, FileId};
+use crate::tree::namespace::Name;
+
+impl RecordFiles {
+    /// Makes a directory that exists in this mount only, until a record is stored below it.
+    pub(super) async fn mkdir(&self, caller: &Caller, at: Name<'_>) -> Result<(FileId, Attr)> {
+        let CellPath { cell, path: dir } = self.writable_dir(at.dir)?;
+        let name = at.name;
+        match self.find(caller, at.dir, name).await {
+            Ok(_) => return Err(Error::new(Kind::Exists, "exists already")),
+            Err(error) if error.kind == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let path = dir.join(name)?;
+        self.refuse_hidden_form(&cell, &*self.cell(&cell)?.snapshot().await?, &dir, name)?;
+        self.scratch.make_dir(CellPath::new(&cell, &path), caller.uid)?;
+        self.memory.settle(caller, &FileId::Dir(CellPath::new(&cell, &path)));
+        // Whoever copies a tree believes that what it has made is empty.
+        let lock = FileId::Lock(CellPath::new(&cell, &path));
+        self.memory.removed(caller.process(), lock, Removal::Appeared(std::time::Instant::now()));
+        let file = FileId::Dir(CellPath { cell, path });
+        Ok((file, self.defaults.dir()))
+    }
+
+    /// Removes a directory of this mount. Stored ones go with their last record.
+    pub(super) async fn rmdir(&self, caller: &Caller, at: Name<'_>) -> Result<()> {
+        self.writable_dir(at.dir)?;
+        let name = at.name;
+        let FileId::Dir(CellPath { cell, path }) = self.find(caller, at.dir, name).await? else {
+            return Err(Error::new(Kind::NotDirectory, "not a directory"));
+        };
+        let place = CellPath::new(&cell, &path);
+        if self.cell(&cell)?.snapshot().await?.has_children(&path) || self.scratch.has_children(&place) {
+            return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
+        }
+        let file = FileId::Dir(CellPath { cell, path });
+        if !self.scratch.remove_dir(&place) && !self.memory.is_ghost(caller, &file) {
+            return Err(Error::not_found());
+        }
+        self.memory.settle(caller, &file);
+        self.kernel.inodes.retire(&file);
+        Ok(())
+    }
+
+    /// Removes a name. Any form's name removes the record.
+    pub(super) async fn unlink(self: &Arc<Self>, caller: &Caller, at: Name<'_>) -> Result<()> {
+        let CellPath { cell, path: dir } = self.writable_dir(at.dir)?;
+        let name = at.name;
+        let file = self.find(caller, at.dir, name).await?;
+        match &file {
+            FileId::Scratch(_) => {
+                self.scratch.unlink(&CellPath { cell, path: dir.join(name)? });
+                Ok(())
+            }
+            FileId::Lock(CellPath { cell, path: dir }) => {
+                let snapshot = self.cell(cell)?.snapshot().await?;
+                match snapshot.has_children(dir) || is_virtual(cell, dir) {
+                    true => Err(Error::new(
+                        Kind::NotPermitted,
+                        ".lock cannot be removed: it is there as long as its directory",
+                    )),
+                    // It goes with the directory: for `rm -r`.
+                    false => Ok(()),
+                }
+            }
+            FileId::Record(CellPath { cell, path }, form) => {
+                if let Some(error) = self.memory.repeated(caller, &file) {
+                    return Err(error);
+                }
+                self.save_under_way(cell, path).await;
+                let outcome = self.delete(caller, cell, path, *form).await;
+                if let Err(error) = &outcome
+                    && error.kind == Kind::Conflict
+                {
+                    self.memory.refused(caller, &file, error);
+                }
+                outcome
+            }
+            _ => Err(Error::new(Kind::IsDirectory, "is a directory")),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Records as files: the cells, their directories, the forms of records, locks, and what exists in this mount only.
+//! Never touches inode numbers but as keys, and never the kernel but through `tree/kernel`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub(crate) mod attrs;
+pub(crate) mod counts;
+pub(crate) mod draft;
+pub(crate) mod exclusive;
+pub(crate) mod flush;
+pub(crate) mod invalidate;
+pub(crate) mod lockfile;
+pub(crate) mod make;
+pub(crate) mod memory;
+pub(crate) mod names;
+pub(crate) mod open;
+pub(crate) mod reader;
+pub(crate) mod removal;
+pub(crate) mod rename;
+pub(crate) mod room;
+pub(crate) mod save;
+pub(crate) mod scratch;
+pub(crate) mod scratch_file;
+pub(crate) mod xattrs;
+
+use super::caller::Caller;
+use super::file::{Attr, Defaults, DirEntry, FileId, OpenMode, SetAttr};
+use super::handles::Handles;
+use super::kernel::Kernel;
+use super::namespace::{Created, Inode, Keep, Name, Namespace, Open, OpenFile, Part};
+use super::{Background, TreeOptions};
+use crate::cells::{Cell, Cells};
+use crate::control::Control;
+use crate::error::{Error, Kind, Result};
+use crate::locks::Locks;
+use crate::mirror::{Record, Snapshot};
+use crate::name::{CellName, CellPath, TopoPath};
+use crate::record::{Form, Records};
+use crate::store::own::OwnCommits;
+use crate::under_way::UnderWay;
+use memory::Memory;
+use scratch::ScratchSpace;
+
+/// The files of a mount that stand for something in a cell.
+#[derive(Debug)]
+pub(crate) struct RecordFiles {
+    pub cells: Arc<Cells>,
+    codec: Arc<Records>,
+    control: Arc<Control>,
+    pub options: TreeOptions,
+    pub defaults: Defaults,
+    pub kernel: Arc<Kernel>,
+    handles: Arc<Handles>,
+    pub scratch: ScratchSpace,
+    memory: Memory,
+    pub room: room::Room,
+    /// Records that are to be removed unless whoever has removed one of their names makes it again.
+    removals: removal::Removals,
+    /// Saves of closed files.
+    saving: UnderWay<CellPath>,
+    exclusive: exclusive::Claims,
+    pub locks: Arc<Locks>,
+    pub own: Arc<OwnCommits>,
+    /// Commits of this mount that have not come back yet.
+    pub committing: UnderWay<CellPath>,
+    shadowed: counts::Shadowed,
+    pub background: Background,
+}
+
+impl RecordFiles {
+    /// The files of connected cells.
+    pub fn new(
+        (cells, codec, control): (Arc<Cells>, Arc<Records>, Arc<Control>),
+        (options, defaults): (TreeOptions, Defaults),
+        (kernel, handles, locks): (Arc<Kernel>, Arc<Handles>, Arc<Locks>),
+        background: Background,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            cells,
+            codec,
+            control,
+            scratch: ScratchSpace::new(options.scratch_quota),
+            options,
+            defaults,
+            kernel,
+            handles,
+            memory: Memory::default(),
+            room: room::Room::default(),
+            removals: removal::Removals::default(),
+            saving: UnderWay::default(),
+            exclusive: exclusive::Claims::default(),
+            locks,
+            own: Arc::default(),
+            committing: UnderWay::default(),
+            shadowed: counts::Shadowed::default(),
+            background,
+        })
+    }
+
+    pub(crate) fn cell(&self, name: &CellName) -> Result<Arc<Cell>> {
+        self.cells.get(name).ok_or_else(Error::not_found)
+    }
+
+    /// Whether a stored key has the name of a decoded form of another one.
+    fn shadows(&self, cell: &CellName, snapshot: &Snapshot, path: &TopoPath) -> bool {
+        let Some((base, _)) = Form::of_name(path.as_str()) else { return false };
+        TopoPath::parse(base)
+            .is_ok_and(|base| snapshot.records.contains_key(&base) && self.codec.message(cell, &base).is_some())
+    }
+
+    /// The directory of a cell in which names can be made and removed.
+    fn writable_dir(&self, dir: &FileId) -> Result<CellPath> {
+        match dir {
+            FileId::Dir(at) => Ok(at.clone()),
+            FileId::Root => {
+                Err(Error::new(Kind::NotPermitted, "the root holds the cells: a cell appears with its CellInfo record"))
+            }
+            FileId::Control | FileId::ControlFile(_) => {
+                Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
+            }
+            FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
+                Err(Error::new(Kind::NotDirectory, "not a directory"))
+            }
+        }
+    }
+
+    /// The path of a file below the mount, as people see it.
+    pub fn describe(&self, file: &FileId) -> String {
+        match file {
+            FileId::Scratch(id) => self.scratch.place(*id).map_or_else(|| file.to_string(), |at| at.to_string()),
+            file => file.to_string(),
+        }
+    }
+}
+
+#[async_trait]
+impl Namespace for Arc<RecordFiles> {
+    async fn lookup(&self, caller: &Caller, dir: &FileId, name: &str) -> Result<FileId> {
+        self.find(caller, dir, name).await
+    }
+
+    fn absence_lasts(&self, dir: &Inode, name: &str) -> bool {
+        RecordFiles::absence_lasts(self, dir, name)
+    }
+
+    async fn attr(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
+        RecordFiles::attr(self, caller, inode).await
+    }
+
+    async fn attr_of_name(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
+        RecordFiles::attr_of_name(self, caller, inode).await
+    }
+
+    fn attr_of_entry(&self, file: &FileId) -> Result<Attr> {
+        match file {
+            FileId::Dir(_) => Ok(self.defaults.dir()),
+            file => self.attr_now(file),
+        }
+    }
+
+    async fn set_attr(
+        &self,
+        caller: &Caller,
+        inode: &Inode,
+        open: Option<Arc<dyn OpenFile>>,
+        set: &SetAttr,
+    ) -> Result<()> {
+        RecordFiles::set_attr(self, caller, inode, open, set).await
+    }
+
+    fn keep(&self, file: &FileId) -> Keep {
+        match file {
+            FileId::Root => Keep::Always,
+            FileId::Dir(at) if at.path.is_root() => Keep::Always,
+            FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) => Keep::WhileWatched(at.cell.clone()),
+            FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => Keep::Never,
+        }
+    }
+
+    fn is_settled(&self, inode: &Inode, attr: &Attr) -> bool {
+        RecordFiles::is_settled(self, inode, attr)
+    }
+
+    fn is_current(&self, file: &FileId, record: &Record) -> bool {
+        let FileId::Record(CellPath { cell, path }, _) = file else { return true };
+        let now = self.cells.get(cell).map(|cell| cell.mirror.snapshot());
+        now.is_none_or(|snapshot| snapshot.records.get(path).is_none_or(|now| now == record))
+    }
+
+    async fn list(&self, caller: &Caller, dir: &FileId) -> Result<Vec<DirEntry>> {
+        RecordFiles::list(self, caller, dir).await
+    }
+
+    async fn open(&self, caller: &Caller, inode: &Inode, mode: OpenMode) -> Result<Open> {
+        RecordFiles::open(self, caller, inode, mode).await
+    }
+
+    async fn read_unopened(&self, caller: &Caller, inode: &Inode, part: Part, direct: bool) -> Result<Bytes> {
+        RecordFiles::read_unopened(self, caller, inode, part, direct).await
+    }
+
+    async fn create(&self, caller: &Caller, at: Name<'_>, permissions: u32, mode: OpenMode) -> Result<Created> {
+        RecordFiles::create(self, caller, at, permissions, mode).await
+    }
+
+    async fn mkdir(&self, caller: &Caller, at: Name<'_>) -> Result<(FileId, Attr)> {
+        RecordFiles::mkdir(self, caller, at).await
+    }
+
+    async fn rmdir(&self, caller: &Caller, at: Name<'_>) -> Result<()> {
+        RecordFiles::rmdir(self, caller, at).await
+    }
+
+    async fn unlink(&self, caller: &Caller, at: Name<'_>) -> Result<()> {
+        RecordFiles::unlink(self, caller, at).await
+    }
+
+    async fn rename(&self, caller: &Caller, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<()> {
+        RecordFiles::rename(self, caller, from, to, no_replace).await
+    }
+
+    async fn xattr(&self, file: &FileId, name: &str) -> Result<Vec<u8>> {
+        RecordFiles::xattr(self, file, name).await
+    }
+
+    async fn xattr_names(&self, file: &FileId) -> Result<Vec<String>> {
+        RecordFiles::xattr_names(self, file).await
+    }
+}

@@ -1,0 +1,307 @@
+//! Names: what a directory shows, and what a name stands for.
+
+use std::sync::Arc;
+
+use super::RecordFiles;
+use super::lockfile::{is_listed, is_virtual};
+use super::memory::Removal;
+use super::scratch::Local;
+use crate::cells::Cell;
+use crate::error::{Error, Kind, Result};
+use crate::mirror::Snapshot;
+use crate::name::{CellName, CellPath, DATA_FILE, LOCK_FILE, TopoPath};
+use crate::record::Form;
+use crate::tree::caller::Caller;
+use crate::tree::file::{DirEntry, FileId};
+use crate::tree::namespace::Inode;
+
+impl RecordFiles {
+    /// What a name in a directory stands for. A record that comes back need not be stored (any more).
+    pub(super) async fn find(&self, caller: &Caller, dir: &FileId, name: &str) -> Result<FileId> {
+        match dir {
+            FileId::Root => {
+                let cell = CellName::new(name).map_err(|_| Error::not_found())?;
+                self.cell(&cell)?;
+                Ok(FileId::Dir(CellPath { cell, path: TopoPath::root() }))
+            }
+            FileId::Dir(at) => {
+                self.removals.settled_below(at).await;
+                let cell = self.cell(&at.cell)?;
+                let snapshot = cell.snapshot().await?;
+                self.entry(caller, &cell, &snapshot, &at.path, name)
+            }
+            FileId::Control | FileId::ControlFile(_) | FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
+                Err(Error::new(Kind::NotDirectory, "not a directory"))
+            }
+        }
+    }
+
+    /// What a name stands for, for this caller: some see what they have removed or are making, and do not see what they are about
+    /// to make.
+    fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<FileId> {
+        match self.named(&cell.name, snapshot, dir, name)? {
+            Some(file @ FileId::Dir(..)) => return Ok(file),
+            Some(file) => return self.unless_free(caller, file),
+            None => {}
+        }
+        let gone = FileId::Dir(CellPath { cell: cell.name.clone(), path: dir.join(name)? });
+        if self.memory.is_ghost(caller, &gone) {
+            return Ok(gone);
+        }
+        let file = self.record_or_ghost(caller, &cell.name, snapshot, dir, name)?;
+        let draft = self.own_draft(caller, self.kernel.inodes.number(&file)).filter(|draft| !draft.is_abandoned());
+        if self.memory.is_ghost(caller, &file) || draft.is_some() {
+            return Ok(file);
+        }
+        Err(Error::not_found())
+    }
+
+    /// The record that a name would stand for, or that it did stand for before the caller removed it: what is stored may have a form
+    /// under a name that nobody would make.
+    fn record_or_ghost(
+        &self,
+        caller: &Caller,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<FileId> {
+        let (base, form) = Form::of_name(name).unwrap_or((name, Form::Raw));
+        let ghost = dir.join(base).map(|path| FileId::Record(CellPath { cell: cell.clone(), path }, form));
+        match ghost {
+            Ok(ghost) if self.memory.is_ghost(caller, &ghost) => Ok(ghost),
+            _ => self.record_of_name(cell, snapshot, dir, name),
+        }
+    }
+
+    /// What a name in a directory of a cell stands for, for everybody: the one place that decides it. Listing, looking up and what
+    /// the helper is told ask here.
+    pub(crate) fn named(
+        &self,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<Option<FileId>> {
+        if name == LOCK_FILE {
+            return Ok(Some(FileId::Lock(CellPath::new(cell, dir))));
+        }
+        let child = dir.join(name)?;
+        if snapshot.has_children(&child) {
+            return Ok(Some(FileId::Dir(CellPath { cell: cell.clone(), path: child })));
+        }
+        if self.shows_raw(cell, snapshot, &child) {
+            return Ok(Some(FileId::Record(CellPath { cell: cell.clone(), path: child }, Form::Raw)));
+        }
+        let place = CellPath { cell: cell.clone(), path: child };
+        match self.scratch.get(&place) {
+            Some(Local::Scratch(file)) => return Ok(Some(FileId::Scratch(file.id))),
+            Some(Local::Dir { .. }) => return Ok(Some(FileId::Dir(place))),
+            None if self.scratch.has_children(&place) => {
+                return Ok(Some(FileId::Dir(place)));
+            }
+            None => {}
+        }
+        if is_virtual(cell, &place.path) {
+            return Ok(Some(FileId::Dir(place)));
+        }
+        let record = self.record_of_name(cell, snapshot, dir, name).ok();
+        Ok(record.filter(
+            |file| matches!(file, FileId::Record(CellPath { path, .. }, _) if snapshot.records.contains_key(path)),
+        ))
+    }
+
+    /// Refuses to make a name that would be a form of a record, were its key not a directory now: what is written there would not be
+    /// stored.
+    pub(crate) fn refuse_hidden_form(
+        &self,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<()> {
+        let Some((base, form)) = Form::of_name(name) else { return Ok(()) };
+        let base = dir.join(base)?;
+        let is_record = snapshot.records.contains_key(&base) || self.codec.kinds.is_record(cell, &base);
+        if !is_record || !snapshot.has_children(&base) || !self.forms(cell, &base).any(|known| known == form) {
+            return Ok(());
+        }
+        let suffix = form.suffix();
+        let reason =
+            format!("keys are stored below {cell}/{base}: the record is the directory's {DATA_FILE}{suffix} now");
+        Err(Error::new(Kind::IsDirectory, reason))
+    }
+
+    /// The record that a name would stand for, stored or not: fails if the name is no form of a record.
+    pub(crate) fn record_of_name(
+        &self,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<FileId> {
+        let stored = |path: &TopoPath| snapshot.records.contains_key(path);
+        if let Some(suffix) = name.strip_prefix(DATA_FILE)
+            && stored(dir)
+            && let Some(form) = self.forms(cell, dir).find(|form| form.suffix() == suffix)
+        {
+            return Ok(FileId::Record(CellPath::new(cell, dir), form));
+        }
+        let child = dir.join(name)?;
+        if self.shows_raw(cell, snapshot, &child) {
+            return Ok(FileId::Record(CellPath { cell: cell.clone(), path: child }, Form::Raw));
+        }
+        if let Some((base, form)) = Form::of_name(name) {
+            let base = dir.join(base)?;
+            let known = stored(&base) || self.codec.kinds.is_record(cell, &base);
+            if known && !snapshot.has_children(&base) && self.forms(cell, &base).any(|known| known == form) {
+                return Ok(FileId::Record(CellPath { cell: cell.clone(), path: base }, form));
+            }
+        }
+        if self.codec.kinds.is_record(cell, &child) && self.forms(cell, &child).any(|form| form == Form::Raw) {
+            return Ok(FileId::Record(CellPath { cell: cell.clone(), path: child }, Form::Raw));
+        }
+        Err(Error::not_found())
+    }
+
+    /// Whether a stored record is shown under its own name: what the forms hide gives way only to nothing.
+    fn shows_raw(&self, cell: &CellName, snapshot: &Snapshot, path: &TopoPath) -> bool {
+        snapshot.records.contains_key(path)
+            && (self.forms(cell, path).any(|form| form == Form::Raw) || self.shadows(cell, snapshot, path))
+    }
+
+    /// A name that its caller expects to be free: an editor has renamed the record to a backup, or `cp` or `install` has just made it
+    /// under another form's name and is about to make this one.
+    fn unless_free(&self, caller: &Caller, file: FileId) -> Result<FileId> {
+        match self.memory.removal(caller, &file) {
+            Some(Removal::MovedAway(..) | Removal::Freed(_)) => return Err(Error::not_found()),
+            Some(Removal::Appeared(_)) if caller.may_make_anew() => return Err(Error::not_found()),
+            _ => {}
+        }
+        match &file {
+            FileId::Record(CellPath { cell, path }, form)
+                if (self.memory.made_by(caller, cell, path).is_some_and(|made| made.form != *form)
+                    || self.exclusive.is_of(&CellPath::new(cell, path), caller.process(), *form))
+                    && caller.may_make_anew() =>
+            {
+                Err(Error::not_found())
+            }
+            _ => Ok(file),
+        }
+    }
+
+    /// The forms in which a record exists. What cannot be decoded is shown raw, whatever was asked for.
+    pub(crate) fn forms(&self, cell: &CellName, path: &TopoPath) -> impl Iterator<Item = Form> {
+        let decodable = self.codec.message(cell, path).is_some();
+        let all = if decodable { self.options.forms.clone() } else { vec![Form::Raw] };
+        all.into_iter()
+    }
+
+    /// The entries of a directory now.
+    pub(super) async fn list(&self, caller: &Caller, dir: &FileId) -> Result<Vec<DirEntry>> {
+        match dir {
+            FileId::Root => {
+                let dir = |cell: &Arc<Cell>| FileId::Dir(CellPath { cell: cell.name.clone(), path: TopoPath::root() });
+                let cells = self.cells.all();
+                Ok(cells.iter().map(|cell| DirEntry { name: cell.name.to_string(), file: dir(cell) }).collect())
+            }
+            FileId::Dir(at) => {
+                let connected = self.cell(&at.cell)?;
+                connected.snapshot().await?;
+                if !self.memory.is_ghost(caller, dir) {
+                    self.require_dir(&at.cell, &at.path).await?;
+                }
+                // The kernel keeps the listing.
+                self.kernel.gives_lasting(&connected);
+                self.removals.settled_below(at).await;
+                let snapshot = connected.snapshot().await?;
+                Ok(self.entries(&connected, &snapshot, &at.path))
+            }
+            FileId::Control | FileId::ControlFile(_) | FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
+                Err(Error::new(Kind::NotDirectory, "not a directory"))
+            }
+        }
+    }
+
+    /// Whether the kernel may keep for a moment that there is no such name: not if it could be a record's, or a cell's.
+    pub(super) fn absence_lasts(&self, dir: &Inode, name: &str) -> bool {
+        let FileId::Dir(CellPath { cell, path }) = &dir.file else { return false };
+        if name == LOCK_FILE {
+            return false;
+        }
+        let Some(connected) = self.cells.get(cell).filter(|cell| cell.mirror.is_fresh()) else { return false };
+        let snapshot = connected.mirror.snapshot();
+        let (Ok(child), Err(_)) = (path.join(name), self.record_of_name(cell, &snapshot, path, name)) else {
+            return false;
+        };
+        let child = CellPath { cell: cell.clone(), path: child };
+        !self.kernel.is_held(dir.ino)
+            && !self.kernel.outbox.is_coming(&FileId::Record(child.clone(), Form::Raw))
+            && !self.kernel.outbox.is_coming(&FileId::Dir(child))
+    }
+
+    fn entries(&self, connected: &Cell, snapshot: &Snapshot, dir: &TopoPath) -> Vec<DirEntry> {
+        let cell = &connected.name;
+        // Names that there may be; what each is, one function says, as for looking up.
+        let mut names: Vec<(String, Option<Form>)> = Vec::new();
+        let stored = snapshot.entries(dir);
+        let own = |name: &str, form: Form| (format!("{name}{}", form.suffix()), Some(form));
+        if snapshot.records.contains_key(dir) {
+            names.extend(self.listed_forms(cell, dir).map(|form| own(DATA_FILE, form)));
+        }
+        names.extend(stored.iter().map(|entry| (entry.name.clone(), None)));
+        for entry in stored.iter().filter(|entry| !entry.is_directory) {
+            let forms = self.listed_forms(cell, &entry.path).filter(|form| *form != Form::Raw);
+            names.extend(forms.map(|form| own(&entry.name, form)));
+        }
+        names.extend(self.scratch.entries(&CellPath::new(cell, dir)).into_iter().map(|(name, _)| (name, None)));
+        // Elections and named locks exist by being locked.
+        let locked = connected.locked_dirs(snapshot);
+        names.extend(locked.into_iter().filter_map(|locked| {
+            let name = locked.below(dir).and_then(|rest| rest.split('/').next()).filter(|name| !name.is_empty())?;
+            is_virtual(cell, &dir.join(name).ok()?).then(|| (name.to_owned(), None))
+        }));
+        // The last, so that `rm -r` comes to it when everything else is gone.
+        if is_listed(cell, snapshot, dir) {
+            names.push((LOCK_FILE.to_owned(), None));
+        }
+        let mut seen = std::collections::HashSet::new();
+        let mut entries = Vec::new();
+        for (name, form) in names {
+            let Ok(Some(file)) = self.named(cell, snapshot, dir, &name) else { continue };
+            let is_listed = match &file {
+                // Under its own name, unless it is hidden there.
+                FileId::Record(CellPath { path, .. }, known) if form.is_none() => {
+                    self.listed_forms(cell, path).any(|form| form == *known) || self.shadows(cell, snapshot, path)
+                }
+                _ => true,
+            };
+            if is_listed && seen.insert(name.clone()) {
+                entries.push(DirEntry { name, file });
+            }
+        }
+        entries
+    }
+
+    fn listed_forms(&self, cell: &CellName, path: &TopoPath) -> impl Iterator<Item = Form> {
+        let forms: Vec<Form> = self.forms(cell, path).collect();
+        // A record of which no listed form exists is still listed.
+        let listed: Vec<Form> = forms.iter().copied().filter(|form| self.options.list.contains(form)).collect();
+        let raw_only = forms == [Form::Raw];
+        if raw_only { forms.into_iter() } else { listed.into_iter() }
+    }
+}
+
+/// The directories above a path, the nearest first, without the cell's root.
+pub(crate) fn ancestors(path: &TopoPath) -> impl Iterator<Item = TopoPath> {
+    std::iter::successors(path.parent(), TopoPath::parent).take_while(|dir| !dir.is_root())
+}
+
+/// The directory and the name under which a form of a record is shown.
+pub(crate) fn name_of(snapshot: &Snapshot, path: &TopoPath, form: Form) -> (Option<TopoPath>, String) {
+    let suffix = form.suffix();
+    match snapshot.has_children(path) {
+        true => (Some(path.clone()), format!("{DATA_FILE}{suffix}")),
+        false => (path.parent(), format!("{}{suffix}", path.name())),
+    }
+}

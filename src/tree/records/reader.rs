@@ -1,0 +1,184 @@
+//! Records that are open for reading: each shows one state of its record until it is read from the beginning again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::RecordFiles;
+use super::memory::Reading;
+use crate::error::{Error, Kind, Result};
+use crate::mirror::Record;
+use crate::name::{CellName, CellPath, TopoPath};
+use crate::record::Form;
+use crate::tree::caller::Caller;
+use crate::tree::file::{Caching, FileId};
+use crate::tree::namespace::{At, Inode, Open, OpenFile, Part};
+
+/// A record that is open for reading.
+#[derive(Debug)]
+pub(crate) struct OpenReader {
+    files: Arc<RecordFiles>,
+    at: CellPath,
+    form: Form,
+    /// O_DIRECT: asks the backend.
+    direct: bool,
+    shown: Mutex<(Bytes, SystemTime)>,
+    /// Read through the kernel's page cache, which is of one state for everybody.
+    cached: bool,
+    /// The end of it has been read.
+    ended: AtomicBool,
+}
+
+impl OpenReader {
+    /// Reads through the kernel's page cache; what it shows last is a content.
+    pub fn cached(files: &Arc<RecordFiles>, at: &CellPath, form: Form, content: Bytes) -> Self {
+        let (files, at, shown) = (files.clone(), at.clone(), Mutex::new((content, SystemTime::now())));
+        Self { files, at, form, direct: false, shown, cached: true, ended: AtomicBool::new(false) }
+    }
+
+    /// The record is gone: it goes on showing its last state, of which the kernel may have had pages.
+    pub fn pin(&self, content: &Bytes, modified: SystemTime) {
+        if self.cached {
+            *self.shown.lock() = (content.clone(), modified);
+        }
+    }
+
+    /// Size and time of what it still shows.
+    pub fn pinned(&self) -> (usize, SystemTime) {
+        let shown = self.shown.lock();
+        (shown.0.len(), shown.1)
+    }
+}
+
+#[async_trait]
+impl OpenFile for OpenReader {
+    async fn read(&self, caller: &Caller, at: At, part: Part) -> Result<Bytes> {
+        let CellPath { cell, path } = &self.at;
+        if self.cached {
+            // Never waits: the page is locked meanwhile.
+            let content = self.files.page_content(caller, at.ino, &self.at, self.form)?;
+            // An open file outlives its name.
+            return Ok(part.of(&content.unwrap_or_else(|| self.shown.lock().0.clone())));
+        }
+        // From the beginning: what there is now. Further on: the rest of the same state, to its end. Who asks again after
+        // that waits for more (`tail -f`).
+        let at_end = part.offset > 0 && part.offset >= self.shown.lock().0.len();
+        let waits = self.ended.swap(at_end, Ordering::Relaxed) && at_end;
+        if part.offset == 0 || waits {
+            self.files.save_under_way(cell, path).await;
+            match self.files.shown(caller, cell, path, self.form, self.direct).await {
+                Ok((shown, record)) => {
+                    let modified = record.map_or_else(SystemTime::now, |record| record.modified);
+                    *self.shown.lock() = (shown, modified);
+                }
+                // An open file outlives its name.
+                Err(error) if error.kind == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(part.of(&self.shown.lock().0))
+    }
+}
+
+impl RecordFiles {
+    pub(super) async fn open_reader(
+        self: &Arc<Self>,
+        caller: &Caller,
+        ino: u64,
+        (cell, path, form): (&CellName, &TopoPath, Form),
+        direct: bool,
+    ) -> Result<Open> {
+        let (shown, record) = match self.shown(caller, cell, path, form, direct).await {
+            Err(error) if error.kind == Kind::NotFound => {
+                let file = FileId::Record(CellPath::new(cell, path), form);
+                let draft = self.own_draft(caller, ino).map(|draft| draft.content());
+                let ghost = || self.ghost_content(caller, &file).map(|(content, _)| content);
+                (draft.or_else(ghost).ok_or(error)?, None)
+            }
+            shown => shown?,
+        };
+        let caching = match &record {
+            Some(record) if !self.handles.has_drafts(ino) => {
+                let connected = self.cell(cell)?;
+                let is_open = self.handles.is_open(ino);
+                self.kernel.through_cache((ino, is_open), (&connected, path), record, &shown)
+            }
+            _ => Caching { flushed: false, ..Caching::DIRECT },
+        };
+        let modified = record.map_or_else(SystemTime::now, |record| record.modified);
+        let reader = OpenReader {
+            files: self.clone(),
+            at: CellPath::new(cell, path),
+            form,
+            direct,
+            shown: Mutex::new((shown, modified)),
+            cached: caching.cached,
+            ended: AtomicBool::new(false),
+        };
+        Ok(Open { file: Some(Arc::new(reader)), caching })
+    }
+
+    /// One form of a record as it is now, and the state of the mirror that it is of.
+    pub(super) async fn shown(
+        &self,
+        caller: &Caller,
+        cell: &CellName,
+        path: &TopoPath,
+        form: Form,
+        direct: bool,
+    ) -> Result<(Bytes, Option<Record>)> {
+        let connected = self.cell(cell)?;
+        if direct {
+            let node = connected.fetch(path).await?.node.ok_or_else(Error::not_found)?;
+            self.memory.read(caller.process(), (cell, path), node.version, Reading::Apart);
+            return Ok((self.codec.show(cell, path, &node.value, form)?, None));
+        }
+        let snapshot = connected.snapshot().await?;
+        let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
+        let shown = self.codec.show(cell, path, &record.value, form)?;
+        if !self.options.read_only {
+            self.memory.read(caller.process(), (cell, path), record.version, Reading::Apart);
+        }
+        self.kernel.keeps_up(&connected).await;
+        Ok((shown, Some(record.clone())))
+    }
+
+    /// A record's content for the kernel's pages: of the state whose attributes the kernel was shown last, since it cuts off what
+    /// is longer than the size that it knows, and fills up what is shorter. A read(2) has just asked for the attributes, if they
+    /// have been invalidated; who looks into memory has not, and sees what there is now. `None` if the record is gone.
+    fn page_content(&self, caller: &Caller, ino: u64, at: &CellPath, form: Form) -> Result<Option<Bytes>> {
+        let CellPath { cell, path } = at;
+        let snapshot = self.cell(cell)?.snapshot_now()?;
+        let shown = self.kernel.inodes.shown(ino).filter(|shown| !shown.invalidated || caller.reads());
+        let value = shown.map(|shown| shown.value).or_else(|| Some(snapshot.records.get(path)?.value.clone()));
+        value.map(|value| self.codec.show(cell, path, &value, form)).transpose()
+    }
+
+    /// The content of a file where the kernel opens without asking.
+    pub(super) async fn read_unopened(
+        &self,
+        caller: &Caller,
+        inode: &Inode,
+        part: Part,
+        direct: bool,
+    ) -> Result<Bytes> {
+        let content = match &inode.file {
+            FileId::Lock(CellPath { cell, path: dir }) => self.lock_content(cell, dir).await?,
+            FileId::Record(CellPath { cell, path }, form) if direct => {
+                self.shown(caller, cell, path, *form, true).await?.0
+            }
+            FileId::Record(at, form) => {
+                self.page_content(caller, inode.ino, at, *form)?.ok_or_else(Error::not_found)?
+            }
+            FileId::Scratch(_) => return Err(Error::new(Kind::ReadOnly, "the mount is read-only")),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) => {
+                return Err(Error::new(Kind::IsDirectory, "is a directory"));
+            }
+        };
+        Ok(part.of(&content))
+    }
+}

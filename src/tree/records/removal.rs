@@ -1,0 +1,229 @@
+//! Removing a record, and one of its names of several.
+//!
+//! A tool that replaces all forms of a record (`install`, `git`, `unzip`, `cp --remove-destination`) removes and makes one name after
+//! the other. The first removal removes the record, and the first file that is made makes it. After that, removing another name by the
+//! same process is taken for the beginning of making that name, too: the name is free for that process, and the record stays. If
+//! the process does not make it, it has meant to remove the record, and that is done a moment later; not where it is about to
+//! replace the record, which must not be away if the tool is killed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::RecordFiles;
+use super::memory::{Reading, Removal};
+use super::names::{ancestors, name_of};
+use super::scratch::LINGER;
+use crate::backend::{Action, Change, Guard};
+use crate::control::{Op, Refusal};
+use crate::error::{Error, Kind, Result};
+use crate::mirror::Record;
+use crate::name::{CellName, CellPath, TopoPath};
+use crate::process::{Actor, Life, Process};
+use crate::record::Form;
+use crate::tree::caller::Caller;
+use crate::tree::file::FileId;
+use crate::tree::kernel::outbox::{Announcement, Happened};
+use crate::under_way::UnderWay;
+
+/// How long a process has to make a name that it has removed: tools do so with their next call.
+const MOMENT: Duration = Duration::from_secs(1);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Records that will be removed unless their names are made again.
+#[derive(Debug, Default)]
+pub(crate) struct Removals {
+    by_place: Mutex<HashMap<CellPath, Process>>,
+    under_way: UnderWay<CellPath>,
+}
+
+impl Removals {
+    /// Waits for the removal of a record by a process that has ended: it will not make it again.
+    pub async fn settled(&self, place: &CellPath) {
+        let process = self.by_place.lock().get(place).copied();
+        if process.is_some_and(|process| process.life() == Life::Ended) {
+            self.under_way.wait(place).await;
+        }
+    }
+
+    /// The same for all records of a directory.
+    pub async fn settled_below(&self, dir: &CellPath) {
+        let below = |at: &&CellPath| at.cell == dir.cell && at.path.below(&dir.path).is_some();
+        let places: Vec<CellPath> = self.by_place.lock().keys().filter(below).cloned().collect();
+        for place in places {
+            self.settled(&place).await;
+        }
+    }
+}
+
+impl RecordFiles {
+    /// Removes a record by one of its names.
+    pub(crate) async fn delete(
+        self: &Arc<Self>,
+        caller: &Caller,
+        cell: &CellName,
+        path: &TopoPath,
+        form: Form,
+    ) -> Result<()> {
+        let file = FileId::Record(CellPath::new(cell, path), form);
+        let record = self.cell(cell)?.snapshot().await?.records.get(path).cloned();
+        let own = self.own_drafts(caller, &file);
+        if self.memory.take_unsaved(caller, &file) || own.iter().any(|draft| draft.is_refused()) {
+            // It removes what its own refused save has left, not what is stored.
+            own.iter().for_each(|draft| draft.abandon());
+            self.memory.settle(caller, &file);
+            let saver = Actor::from(caller);
+            if record.is_some() || self.put_back_deleted(caller.process(), saver, cell, path).await.is_some() {
+                self.is_still_there(&file);
+            }
+            return Ok(());
+        }
+        let Some(record) = record else {
+            // It went with another form's name, or was never saved.
+            self.memory.settle(caller, &file);
+            if !own.is_empty() {
+                // It has changed its mind about making it anew.
+                drop(self.memory.take_deleted(caller.process(), cell, path));
+            }
+            own.iter().for_each(|draft| draft.abandon());
+            return Ok(());
+        };
+        self.refuse_delete()?;
+        // What somebody else has made of it since is not removed unseen.
+        self.refuse_outdated(caller, &file, record.version, Reading::ToWrite)?;
+        let made = self.memory.made_by(caller, cell, path);
+        if let (Some(made), Some(process)) = (made, caller.process())
+            && made.version == record.version
+            && made.form != form
+        {
+            self.refuse_removal(caller.into(), cell, path).await?;
+            self.memory.removed(Some(process), file, Removal::Freed(Instant::now()));
+            if !made.replaces {
+                self.remove_unless_made(process, caller.into(), (cell, path, form));
+            }
+            return Ok(());
+        }
+        self.remove((caller.process(), caller.into()), (cell, path, form), &record).await?;
+        // What is still written to the name that is gone goes nowhere.
+        own.iter().for_each(|draft| draft.abandon());
+        Ok(())
+    }
+
+    async fn remove(
+        self: &Arc<Self>,
+        (process, saver): (Option<Process>, Actor),
+        (cell, path, form): (&CellName, &TopoPath, Form),
+        record: &Record,
+    ) -> Result<()> {
+        self.commit((saver, form), cell, &[deletion(path, record)]).await?;
+        self.memory.deleted(process, cell, path, record);
+        self.keep_up_appearances(process, saver, (cell, path, form)).await
+    }
+
+    /// For `rm -r`: the record's other names answer until they are removed too, and so do the directories that have gone with it.
+    async fn keep_up_appearances(
+        self: &Arc<Self>,
+        process: Option<Process>,
+        saver: Actor,
+        (cell, path, form): (&CellName, &TopoPath, Form),
+    ) -> Result<()> {
+        for other in self.forms(cell, path).filter(|other| *other != form) {
+            let file = FileId::Record(CellPath::new(cell, path), other);
+            // One that it has removed before is gone.
+            match process.is_some_and(|process| self.memory.is_freed(process, &file)) {
+                true => self.memory.settle_for(process, &file),
+                false => self.memory.removed(process, file, Removal::Ghost(Instant::now())),
+            }
+        }
+        for dir in self.emptied_dirs(cell, path).await? {
+            let place = CellPath { cell: cell.clone(), path: dir };
+            self.scratch.linger(place.clone(), saver.uid);
+            self.forget_dir_after(place, LINGER);
+        }
+        self.forget_gone_dirs(cell, path, None).await;
+        Ok(())
+    }
+
+    /// The directories above a path that nothing is stored in, the nearest first.
+    pub(crate) async fn emptied_dirs(&self, cell: &CellName, path: &TopoPath) -> Result<Vec<TopoPath>> {
+        let snapshot = self.cell(cell)?.snapshot().await?;
+        Ok(ancestors(path).take_while(|dir| !snapshot.has_children(dir)).collect())
+    }
+
+    /// Removes a record in a moment, unless the process that has removed one of its names makes that again.
+    fn remove_unless_made(
+        self: &Arc<Self>,
+        process: Process,
+        saver: Actor,
+        (cell, path, form): (&CellName, &TopoPath, Form),
+    ) {
+        let place = CellPath::new(cell, path);
+        if self.removals.by_place.lock().insert(place.clone(), process).is_some() {
+            // It is being waited for already.
+            return;
+        }
+        self.removals.under_way.begin(place.clone());
+        let (files, stop) = (self.clone(), self.background.stop.clone());
+        self.background.tasks.spawn(async move {
+            let CellPath { cell, path } = &place;
+            let file = |form| FileId::Record(CellPath::new(cell, path), form);
+            let is_freed = || files.forms(cell, path).any(|form| files.memory.is_freed(process, &file(form)));
+            let deadline = Instant::now() + MOMENT;
+            while is_freed() && Instant::now() < deadline && process.life() != Life::Ended && !stop.is_cancelled() {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            }
+            let made = files.memory.made_of(process, cell, path);
+            if is_freed()
+                && let Some(made) = made.filter(|made| !made.replaces)
+            {
+                files.forms(cell, path).for_each(|form| files.memory.settle_for(Some(process), &file(form)));
+                let snapshot = files.cell(cell).map(|cell| cell.mirror.snapshot());
+                let record = snapshot.ok().and_then(|snapshot| snapshot.records.get(path).cloned());
+                // What somebody else has made of it stays.
+                if let Some(record) = record.filter(|record| record.version == made.version)
+                    && let Err(error) = files.remove((Some(process), saver), (cell, path, form), &record).await
+                {
+                    let path = file(form).to_string();
+                    let refusal = Refusal {
+                        op: Op::Unlink,
+                        handle: None,
+                        path: &path,
+                        uid: saver.uid,
+                        pid: saver.process,
+                        error: &error,
+                    };
+                    files.control.errors.record(&refusal);
+                }
+            }
+            files.removals.by_place.lock().remove(&place);
+            files.removals.under_way.end(&place);
+        });
+    }
+
+    pub(crate) fn refuse_delete(&self) -> Result<()> {
+        if self.options.no_delete {
+            return Err(Error::new(Kind::NotPermitted, "the mount was made with --no-delete"));
+        }
+        Ok(())
+    }
+
+    /// The kernel takes a name for gone that is still there, and has told so.
+    fn is_still_there(&self, file: &FileId) {
+        let FileId::Record(CellPath { cell, path }, form) = file else { return };
+        let Ok(connected) = self.cell(cell) else { return };
+        let (dir, name) = name_of(&connected.mirror.snapshot(), path, *form);
+        let dir = dir.map(|dir| CellPath { cell: cell.clone(), path: dir });
+        self.kernel.outbox.push(Announcement { happened: Happened::Created, file: file.clone(), dir, name });
+    }
+}
+
+/// The removal of a record as it was seen.
+pub(crate) fn deletion(path: &TopoPath, record: &Record) -> Change {
+    Change { path: path.clone(), guard: Guard::Version(record.version), action: Action::Delete }
+}

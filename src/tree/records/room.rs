@@ -1,0 +1,94 @@
+//! Room for what open files hold, written or shown: each is charged with its content, to its user and to all.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Kind, Result};
+
+/// What all open files may hold, in bytes: several times the largest text of the largest record that any service takes.
+const IN_ALL: usize = 512 << 20;
+/// What the open files of one user may hold, in bytes.
+const PER_USER: usize = 128 << 20;
+
+/// The room of a mount.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Room(Arc<Mutex<Used>>);
+
+#[derive(Debug, Default)]
+struct Used {
+    in_all: usize,
+    by_user: HashMap<u32, usize>,
+}
+
+/// What one open file is charged with; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    room: Room,
+    uid: u32,
+    bytes: usize,
+}
+
+impl Room {
+    /// For a file of a user, of no size yet.
+    pub fn charge(&self, uid: u32) -> Charge {
+        Charge { room: self.clone(), uid, bytes: 0 }
+    }
+}
+
+impl Charge {
+    /// The file has another size from now on, in bytes. Fails with ENOSPC if there is no room for it.
+    pub fn resize(&mut self, bytes: usize) -> Result<()> {
+        let mut used = self.room.0.lock();
+        let in_all = used.in_all - self.bytes + bytes;
+        let own = used.by_user.get(&self.uid).copied().unwrap_or(0) - self.bytes + bytes;
+        if bytes > self.bytes && (in_all > IN_ALL || own > PER_USER) {
+            let (whose, limit) = if own > PER_USER { ("of this user", PER_USER) } else { ("of all users", IN_ALL) };
+            let reason = format!("the open files {whose} hold {limit} bytes in memory: no more is taken");
+            return Err(Error::new(Kind::NoSpace, reason));
+        }
+        used.in_all = in_all;
+        match own {
+            0 => drop(used.by_user.remove(&self.uid)),
+            own => drop(used.by_user.insert(self.uid, own)),
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        // Less is always taken.
+        let _ = self.resize(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_use_up_the_room_of_the_others() {
+        let room = Room::default();
+        let mut greedy: Vec<Charge> = (0..5).map(|_| room.charge(1)).collect();
+        let taken = greedy.iter_mut().map(|charge| charge.resize(PER_USER / 4)).filter(Result::is_ok).count();
+        assert_eq!(taken, 4);
+        let mut other = room.charge(2);
+        other.resize(PER_USER).unwrap();
+        assert_eq!(other.resize(PER_USER + 1).unwrap_err().kind, Kind::NoSpace);
+        greedy.truncate(1);
+        room.charge(1).resize(PER_USER / 4).unwrap();
+        drop((greedy, other));
+        assert!(room.0.lock().in_all == 0 && room.0.lock().by_user.is_empty(), "all of it is given back");
+    }
+
+    #[test]
+    fn all_users_together_have_a_bound() {
+        let room = Room::default();
+        let mut charges: Vec<Charge> = (0..6).map(|uid| room.charge(uid)).collect();
+        let outcomes: Vec<bool> = charges.iter_mut().map(|charge| charge.resize(PER_USER).is_ok()).collect();
+        assert_eq!(outcomes, [true, true, true, true, false, false]);
+    }
+}

@@ -1,0 +1,501 @@
+//! What exists in this mount only: scratch files and local directories.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+
+use super::draft::Draft;
+use crate::backend::Version;
+use crate::error::{Error, Kind, Result};
+use crate::mirror::Snapshot;
+use crate::name::{CellName, CellPath, TopoPath};
+use crate::tree::file::ScratchId;
+
+/// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to come
+/// back to it.
+pub const LINGER: Duration = Duration::from_secs(600);
+/// One user leaves one of so many parts of the quota to the others.
+const PARTS: u64 = 8;
+/// Scratch files that remember what the mirror showed when they were made: each holds a state of a cell in memory. Older ones do not
+/// replace a record that their process has not read.
+const SEEN: usize = 256;
+/// What a scratch file or local directory costs beside its content, in bytes.
+const OVERHEAD: u64 = 512;
+
+/// A file that is never stored.
+#[derive(Debug)]
+pub struct Scratch {
+    /// Its identity.
+    pub id: ScratchId,
+    /// Its cell: it is renamed within that only.
+    pub cell: CellName,
+    /// The user who is charged with it.
+    charged: u32,
+    /// What the mirror showed when it was made: a save by rename must not overwrite anything else.
+    seen: Mutex<Option<Arc<Snapshot>>>,
+    /// The rest.
+    pub state: Mutex<ScratchState>,
+}
+
+/// The changing part of a scratch file.
+#[derive(Debug)]
+pub struct ScratchState {
+    /// The bytes.
+    pub content: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last read, as told by utimens.
+    pub accessed: SystemTime,
+    /// Last write.
+    pub modified: SystemTime,
+    /// Last change of anything.
+    pub changed: SystemTime,
+    /// No name any more.
+    pub unlinked: bool,
+    /// It was renamed over a record: what is written from then on is written to that.
+    pub adopted: Option<Arc<Draft>>,
+    /// Open handles.
+    pub handles: usize,
+}
+
+/// Something local at a place.
+#[derive(Debug, Clone)]
+pub enum Local {
+    /// A directory, until the given moment if it only lingers.
+    Dir {
+        /// `None`: made by mkdir, stays until rmdir.
+        until: Option<Instant>,
+        /// The user who has made it.
+        uid: u32,
+    },
+    /// A scratch file.
+    Scratch(Arc<Scratch>),
+}
+
+/// All that exists in this mount only.
+#[derive(Debug)]
+pub struct ScratchSpace {
+    state: Mutex<State>,
+    quota: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    places: BTreeMap<CellPath, Local>,
+    /// Scratch files with a name or an open handle.
+    files: HashMap<ScratchId, Arc<Scratch>>,
+    next: u64,
+    used: u64,
+    used_by: HashMap<u32, u64>,
+    /// The newest scratch files: they keep what the mirror showed when they were made.
+    newest: VecDeque<Weak<Scratch>>,
+}
+
+impl Scratch {
+    /// It is written anew: what the mirror shows now counts.
+    pub fn renew(&self, seen: Arc<Snapshot>) {
+        *self.seen.lock() = Some(seen);
+    }
+
+    /// The version of a record when the file was made; `Err` if that is not known any more.
+    pub fn version_then(&self, path: &TopoPath) -> std::result::Result<Option<Version>, ()> {
+        let seen = self.seen.lock();
+        Ok(seen.as_ref().ok_or(())?.records.get(path).map(|record| record.version))
+    }
+}
+
+impl Local {
+    fn alive(&self) -> bool {
+        match self {
+            Local::Dir { until, .. } => until.is_none_or(|until| Instant::now() < until),
+            Local::Scratch(_) => true,
+        }
+    }
+}
+
+impl State {
+    fn get(&self, place: &CellPath) -> Option<&Local> {
+        self.places.get(place).filter(|local| local.alive())
+    }
+
+    fn below<'a>(&'a self, above: &'a CellPath) -> impl Iterator<Item = (&'a CellPath, &'a Local)> {
+        self.places
+            .range(above.clone()..)
+            .take_while(move |(at, _)| at.cell == above.cell && at.path.below(&above.path).is_some())
+            .filter(move |(at, local)| *at != above && local.alive())
+    }
+
+    /// Puts something at a place; what was there before loses its name.
+    fn put(&mut self, place: CellPath, local: Local) {
+        self.vacate(&place);
+        self.places.insert(place, local);
+    }
+
+    /// Takes away what is at a place, with what it is charged. The content of a scratch file goes with its last open handle.
+    fn vacate(&mut self, place: &CellPath) {
+        match self.places.remove(place) {
+            Some(Local::Dir { until: None, uid }) => self.give_back(uid, OVERHEAD),
+            Some(Local::Scratch(file)) => {
+                let open = {
+                    let mut inner = file.state.lock();
+                    inner.unlinked = true;
+                    inner.changed = SystemTime::now();
+                    inner.handles > 0
+                };
+                if !open {
+                    self.drop_file(file.id);
+                }
+            }
+            // Lingering costs nothing.
+            Some(Local::Dir { until: Some(_), .. }) | None => {}
+        }
+    }
+
+    fn drop_file(&mut self, id: ScratchId) {
+        if let Some(file) = self.files.remove(&id) {
+            let content = file.state.lock().content.len() as u64;
+            self.give_back(file.charged, OVERHEAD + content);
+        }
+    }
+
+    fn give_back(&mut self, uid: u32, bytes: u64) {
+        self.used = self.used.saturating_sub(bytes);
+        match self.used_by.get_mut(&uid) {
+            Some(used) if *used > bytes => *used -= bytes,
+            _ => drop(self.used_by.remove(&uid)),
+        }
+    }
+}
+
+impl ScratchSpace {
+    /// With room for a number of bytes.
+    pub fn new(quota: u64) -> Self {
+        Self { state: Mutex::default(), quota }
+    }
+
+    /// What is local at a place.
+    pub fn get(&self, place: &CellPath) -> Option<Local> {
+        self.state.lock().get(place).cloned()
+    }
+
+    /// Whether a place is a local directory, or something local is below it.
+    pub fn has_dir(&self, place: &CellPath) -> bool {
+        let state = self.state.lock();
+        matches!(state.get(place), Some(Local::Dir { .. })) || state.below(place).next().is_some()
+    }
+
+    /// Whether anything local is below a place.
+    pub fn has_children(&self, place: &CellPath) -> bool {
+        self.state.lock().below(place).next().is_some()
+    }
+
+    /// The local entries of a directory: name, and the scratch file unless it is a directory.
+    pub fn entries(&self, place: &CellPath) -> Vec<(String, Option<ScratchId>)> {
+        let state = self.state.lock();
+        let mut entries: Vec<(String, Option<ScratchId>)> = Vec::new();
+        for (CellPath { path, .. }, local) in state.below(place) {
+            let Some(rest) = path.below(&place.path) else { continue };
+            let (name, deeper) = rest.split_once('/').map_or((rest, false), |(name, _)| (name, true));
+            if entries.last().is_some_and(|(last, _)| last == name) {
+                continue;
+            }
+            let file = match local {
+                Local::Scratch(file) if !deeper => Some(file.id),
+                _ => None,
+            };
+            entries.push((name.to_owned(), file));
+        }
+        entries
+    }
+
+    /// Makes a directory that stays until rmdir. One that only lingers becomes such a one.
+    pub fn make_dir(&self, place: CellPath, uid: u32) -> Result<()> {
+        let mut state = self.state.lock();
+        match state.get(&place) {
+            None | Some(Local::Dir { until: Some(_), .. }) => {}
+            Some(Local::Dir { until: None, .. } | Local::Scratch(_)) => return Err(exists()),
+        }
+        self.charge(&mut state, uid, OVERHEAD)?;
+        state.put(place, Local::Dir { until: None, uid });
+        Ok(())
+    }
+
+    /// A directory that nothing is stored in any more goes on for a while if something in it is of this mount only: whoever removes that
+    /// comes back to it.
+    pub fn linger_if_used(&self, place: &CellPath, uid: u32) {
+        if self.has_children(place) {
+            self.linger(place.clone(), uid);
+        }
+    }
+
+    /// Keeps showing a directory for a while.
+    pub fn linger(&self, place: CellPath, uid: u32) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.places.retain(|_, local| !matches!(local, Local::Dir { until: Some(until), .. } if *until < now));
+        state.places.entry(place).or_insert(Local::Dir { until: Some(now + LINGER), uid });
+    }
+
+    /// A directory that only lingers is gone. Says whether there was one.
+    pub fn end_linger(&self, place: &CellPath) -> bool {
+        let mut state = self.state.lock();
+        let lingers = matches!(state.places.get(place), Some(Local::Dir { until: Some(_), .. }));
+        if lingers {
+            state.vacate(place);
+        }
+        lingers
+    }
+
+    /// A record is stored: the directories above it are no longer of this mount only.
+    pub fn made_real(&self, cell: &CellName, path: &TopoPath) {
+        let mut state = self.state.lock();
+        let mut dir = path.parent();
+        while let Some(path) = dir {
+            dir = path.parent();
+            let place = CellPath { cell: cell.clone(), path };
+            if matches!(state.places.get(&place), Some(Local::Dir { .. })) {
+                state.vacate(&place);
+            }
+        }
+    }
+
+    /// Removes a directory. Says whether there was one.
+    pub fn remove_dir(&self, place: &CellPath) -> bool {
+        let mut state = self.state.lock();
+        let there = matches!(state.places.get(place), Some(Local::Dir { .. }));
+        if there {
+            state.vacate(place);
+        }
+        there
+    }
+
+    /// A scratch file to be opened: the one that is there, unless that must not be, or a new one.
+    pub fn open_or_create(
+        &self,
+        place: CellPath,
+        seen: Arc<Snapshot>,
+        owner: (u32, u32, u32),
+        exclusive: bool,
+    ) -> Result<Arc<Scratch>> {
+        let mut state = self.state.lock();
+        match state.get(&place) {
+            Some(Local::Scratch(file)) if !exclusive => Ok(file.clone()),
+            Some(Local::Scratch(_)) => Err(exists()),
+            Some(Local::Dir { .. }) => Err(Error::new(Kind::IsDirectory, "is a directory")),
+            None => self.create(&mut state, place, seen, owner),
+        }
+    }
+
+    /// A new scratch file in the place of whatever was there.
+    pub fn replace(&self, place: CellPath, seen: Arc<Snapshot>, owner: (u32, u32, u32)) -> Result<Arc<Scratch>> {
+        self.create(&mut self.state.lock(), place, seen, owner)
+    }
+
+    fn create(
+        &self,
+        state: &mut State,
+        place: CellPath,
+        seen: Arc<Snapshot>,
+        (uid, gid, mode): (u32, u32, u32),
+    ) -> Result<Arc<Scratch>> {
+        let now = SystemTime::now();
+        self.charge(state, uid, OVERHEAD)?;
+        state.next += 1;
+        let inner = ScratchState {
+            content: Vec::new(),
+            mode,
+            uid,
+            gid,
+            accessed: now,
+            modified: now,
+            changed: now,
+            unlinked: false,
+            adopted: None,
+            handles: 0,
+        };
+        let (id, seen) = (ScratchId(state.next), Mutex::new(Some(seen)));
+        let cell = place.cell.clone();
+        let file = Arc::new(Scratch { id, cell, charged: uid, seen, state: Mutex::new(inner) });
+        state.newest.push_back(Arc::downgrade(&file));
+        if state.newest.len() > SEEN
+            && let Some(older) = state.newest.pop_front().and_then(|older| older.upgrade())
+        {
+            *older.seen.lock() = None;
+        }
+        state.files.insert(file.id, file.clone());
+        state.put(place, Local::Scratch(file.clone()));
+        Ok(file)
+    }
+
+    /// A scratch file by its identity, also one that has lost its name but is still open.
+    pub fn file(&self, id: ScratchId) -> Option<Arc<Scratch>> {
+        self.state.lock().files.get(&id).cloned()
+    }
+
+    /// Where a scratch file is; `None` when it has lost its name.
+    pub fn place(&self, id: ScratchId) -> Option<CellPath> {
+        let state = self.state.lock();
+        let found = state.places.iter().find(|(_, local)| matches!(local, Local::Scratch(file) if file.id == id));
+        found.map(|(place, _)| place.clone())
+    }
+
+    /// Takes the name from a scratch file; its content goes with the last open handle.
+    pub fn unlink(&self, place: &CellPath) {
+        let mut state = self.state.lock();
+        if matches!(state.places.get(place), Some(Local::Scratch(_))) {
+            state.vacate(place);
+        }
+    }
+
+    /// Moves a scratch file to another name; what is there loses it.
+    pub fn rename(&self, from: &CellPath, to: CellPath) {
+        if *from == to {
+            return;
+        }
+        let mut state = self.state.lock();
+        if let Some(local) = state.places.remove(from) {
+            state.put(to, local);
+        }
+    }
+
+    /// Moves a local directory with all that is local below it.
+    pub fn rename_dir(&self, from: &CellPath, to: &CellPath) -> Result<()> {
+        let mut state = self.state.lock();
+        let mut moved = vec![from.path.clone()];
+        moved.extend(state.below(from).map(|(at, _)| at.path.clone()));
+        let target = |path: TopoPath| match path.below(&from.path) {
+            Some("") | None => Ok((path, to.path.clone())),
+            Some(rest) => TopoPath::parse(&format!("{}/{rest}", to.path)).map(|target| (path, target)),
+        };
+        // All of it or nothing: a name may be too long there.
+        let moved: Vec<_> = moved.into_iter().map(target).collect::<std::result::Result<_, _>>()?;
+        for (path, target) in moved {
+            if let Some(local) = state.places.remove(&CellPath { cell: from.cell.clone(), path }) {
+                state.put(CellPath { cell: to.cell.clone(), path: target }, local);
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the content. The length afterwards is charged against the quota before the change is made. Gives the draft that is to
+    /// be changed instead, if the file has become a record.
+    pub fn edit(
+        &self,
+        file: &Scratch,
+        length: impl FnOnce(usize) -> usize,
+        edit: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Option<Arc<Draft>>> {
+        let mut state = self.state.lock();
+        let mut inner = file.state.lock();
+        if let Some(draft) = &inner.adopted {
+            return Ok(Some(draft.clone()));
+        }
+        let (before, after) = (inner.content.len(), length(inner.content.len()));
+        if after > before {
+            self.charge(&mut state, file.charged, (after - before) as u64)?;
+        } else {
+            state.give_back(file.charged, (before - after) as u64);
+        }
+        edit(&mut inner.content);
+        debug_assert_eq!(inner.content.len(), after);
+        inner.modified = SystemTime::now();
+        inner.changed = inner.modified;
+        Ok(None)
+    }
+
+    /// Counts an open handle.
+    pub fn opened(&self, file: &Scratch) {
+        file.state.lock().handles += 1;
+    }
+
+    /// Ends an open handle.
+    pub fn closed(&self, file: &Scratch) {
+        let mut state = self.state.lock();
+        let gone = {
+            let mut inner = file.state.lock();
+            inner.handles = inner.handles.saturating_sub(1);
+            inner.unlinked && inner.handles == 0
+        };
+        if gone {
+            state.drop_file(file.id);
+        }
+    }
+
+    fn charge(&self, state: &mut State, uid: u32, bytes: u64) -> Result<()> {
+        let used = state.used.saturating_add(bytes);
+        let own = state.used_by.get(&uid).copied().unwrap_or(0).saturating_add(bytes);
+        let share = self.quota / PARTS * (PARTS - 1);
+        if used > self.quota || own > share {
+            let reason = match used > self.quota {
+                true => format!("the scratch quota of {} bytes is used up", self.quota),
+                false => format!("the user has used up one user's share of the scratch quota, {share} bytes"),
+            };
+            let reason = format!("{reason}; names that are no record are kept in memory");
+            return Err(Error::new(Kind::NoSpace, reason));
+        }
+        state.used = used;
+        state.used_by.insert(uid, own);
+        Ok(())
+    }
+
+    /// Bytes that may be used, and bytes used.
+    pub fn usage(&self) -> (u64, u64) {
+        (self.quota, self.state.lock().used)
+    }
+
+    /// All scratch files with their places, and the number of local directories.
+    pub fn survey(&self) -> (Vec<CellPath>, usize) {
+        let state = self.state.lock();
+        let alive = || state.places.iter().filter(|(_, local)| local.alive());
+        let files = alive().filter(|(_, local)| matches!(local, Local::Scratch(_))).map(|(place, _)| place.clone());
+        (files.collect(), alive().filter(|(_, local)| matches!(local, Local::Dir { .. })).count())
+    }
+}
+
+fn exists() -> Error {
+    Error::new(Kind::Exists, "exists already")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(name: &str) -> CellPath {
+        CellPath { cell: CellName::global(), path: TopoPath::parse(name).unwrap() }
+    }
+
+    #[test]
+    fn only_the_newest_scratch_files_keep_a_state_of_the_cell() {
+        let scratch = ScratchSpace::new(1 << 20);
+        let record = TopoPath::parse("metadata/a").unwrap();
+        let make =
+            |number: usize| scratch.replace(place(&format!("t{number}")), Arc::default(), (0, 0, 0o600)).unwrap();
+        let first = make(0);
+        assert_eq!(first.version_then(&record), Ok(None), "there was no such record");
+        (1..=SEEN).map(make).for_each(drop);
+        assert_eq!(first.version_then(&record), Err(()), "that is not known any more");
+    }
+
+    #[test]
+    fn what_is_charged_to_a_user_is_given_back_to_him() {
+        let scratch = ScratchSpace::new(8 * 1024);
+        let file = scratch.replace(place("big"), Arc::default(), (1, 1, 0o600)).unwrap();
+        scratch.edit(&file, |_| 6 * 1024, |content| content.resize(6 * 1024, 0)).unwrap();
+        // The owner may change; who is charged does not.
+        file.state.lock().uid = 2;
+        let full = scratch.make_dir(place("dir"), 1).and_then(|()| scratch.make_dir(place("dir2"), 1));
+        assert_eq!(full.unwrap_err().kind, Kind::NoSpace);
+        scratch.make_dir(place("others"), 2).unwrap();
+        for name in ["big", "dir", "dir2", "others"] {
+            scratch.unlink(&place(name));
+            scratch.remove_dir(&place(name));
+        }
+        assert!(scratch.usage().1 == 0 && scratch.state.lock().used_by.is_empty());
+    }
+}

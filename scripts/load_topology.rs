@@ -18,13 +18,7 @@ async fn main() -> anyhow::Result<()> {
         _ => anyhow::bail!(usage),
     };
     let location = Location { implementation: Implementation::Etcd2, server: server.clone(), root: root.clone() };
-    let options = ConnectOptions {
-        timeout: std::time::Duration::from_secs(15),
-        etcd: Default::default(),
-        zk: Default::default(),
-        consul: Default::default(),
-        memory: Default::default(),
-    };
+    let options = ConnectOptions { timeout: std::time::Duration::from_secs(15), ..ConnectOptions::default() };
     let all = open(&CellName::global(), &location, &options)?;
     let records = Cluster::of_size(server, root, cells, keyspaces, shards, tablets).records(&Codec::builtin()?)?;
     let count = records.len();

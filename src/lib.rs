@@ -1,5 +1,6 @@
 //! topofs shows a Vitess Topology Service as a file system. See README.md and docs/architecture.md.
 
+pub mod alive;
 pub mod backend;
 pub mod cells;
 pub mod cli;
@@ -8,6 +9,8 @@ pub mod control;
 mod device;
 pub mod error;
 pub mod fuse;
+mod in_flight;
+pub mod journal;
 pub mod locks;
 pub mod mirror;
 pub mod mount;
@@ -18,4 +21,3 @@ pub mod record;
 pub mod sample;
 mod store;
 pub mod tree;
-mod under_way;

@@ -1,10 +1,12 @@
-//! The examples of README.md and docs/semantics.md: each command is run, and prints what the page says.
+//! What README.md and docs/ say: each command of an example is run, and prints what the page says; flags exist; links
+//! lead somewhere.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::mount::{Mount, TOPOFS};
@@ -12,6 +14,52 @@ use common::text;
 
 /// Where the examples have their mount.
 const SHOWN: &str = "/tmp/topo";
+
+/// The pages with examples, each with a test of its own below.
+const WITH_EXAMPLES: [&str; 3] = ["README.md", "docs/locks.md", "docs/semantics.md"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// README.md, CHANGELOG.md and everything below docs/, with the content.
+fn pages() -> Vec<(String, String)> {
+    fn collect(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension() {
+                _ if path.is_dir() => collect(&path, found),
+                Some(extension) if extension == "md" => found.push(path),
+                _ => {}
+            }
+        }
+    }
+    let mut found = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    collect(&root().join("docs"), &mut found);
+    found.sort();
+    let named = |path: PathBuf| {
+        let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        (name, std::fs::read_to_string(path).unwrap())
+    };
+    found.into_iter().map(named).collect()
+}
+
+/// A page without its blocks of code.
+fn prose(page: &str) -> String {
+    page.split("```").step_by(2).collect()
+}
+
+/// The name that a link gives to a heading, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+fn anchors(page: &str) -> BTreeSet<String> {
+    let prose = prose(page);
+    let headings = prose.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| anchor(line.trim_start_matches('#'))).collect()
+}
 
 /// The commands of a page with what they print.
 fn examples(page: &str) -> Vec<(String, String)> {
@@ -36,8 +84,7 @@ fn examples(page: &str) -> Vec<(String, String)> {
 }
 
 fn run(page: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
-    let examples = examples(&std::fs::read_to_string(path).unwrap());
+    let examples = examples(&std::fs::read_to_string(root().join(page)).unwrap());
     assert!(examples.len() > 5, "{page} has examples");
     let mount = Mount::new(&["demo"]);
     let root = mount.root().display().to_string();
@@ -50,7 +97,8 @@ fn run(page: &str) {
             format!("{}\necho {separator}\n", command.replace(SHOWN, &root).replace("/tmp/before", &before))
         })
         .collect();
-    let output = Command::new("timeout").args(["60", "bash", "-c", &format!("exec 2>&1\n{script}")]).output().unwrap();
+    let script = format!("exec 2>&1\n{script}");
+    let output = Command::new("timeout").args(["60", "bash", "-c", &script]).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap().replace(&root, SHOWN).replace(&before, "/tmp/before");
     let outputs: Vec<&str> = printed.split(&format!("{separator}\n")).collect();
     assert_eq!(outputs.len(), examples.len() + 1, "{printed}");
@@ -84,6 +132,36 @@ fn locks() {
 }
 
 #[test]
+fn every_page_with_examples_is_run() {
+    let with_examples = pages().into_iter().filter(|(_, content)| content.contains("```console"));
+    assert_eq!(with_examples.map(|(page, _)| page).collect::<Vec<_>>(), WITH_EXAMPLES);
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let pages = pages();
+    let mut looked_at = 0;
+    for (page, content) in &pages {
+        let content = prose(content);
+        let targets = content.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for target in targets.filter(|target| !target.starts_with("http")) {
+            let (file, fragment) = target.split_once('#').unwrap_or((target, ""));
+            let path = match file {
+                "" => root().join(page),
+                file => root().join(page).parent().unwrap().join(file),
+            };
+            assert!(path.exists(), "{page} links to {target}");
+            if !fragment.is_empty() {
+                let linked = std::fs::read_to_string(&path).unwrap();
+                assert!(anchors(&linked).contains(fragment), "{page} links to {target}");
+            }
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 30, "{looked_at} links");
+}
+
+#[test]
 fn every_flag_is_in_the_manual_and_no_other_in_the_docs() {
     let output = |args: &[&str]| text(&Command::new(TOPOFS).args(args).output().unwrap());
     let help = output(&["mount", "--help"]);
@@ -94,15 +172,7 @@ fn every_flag_is_in_the_manual_and_no_other_in_the_docs() {
     for flag in &flags {
         assert!(manual.contains(flag), "{flag} in the manual");
     }
-    for page in [
-        "README.md",
-        "docs/semantics.md",
-        "docs/locks.md",
-        "docs/backends.md",
-        "docs/operations.md",
-        "docs/troubleshooting.md",
-    ] {
-        let content = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
+    for (page, content) in pages() {
         let ours = content
             .split('`')
             .skip(1)

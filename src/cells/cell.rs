@@ -8,7 +8,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::turns::Turns;
-use crate::backend::{Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Fetched, Limits, Location};
+use crate::alive;
+use crate::backend::{
+    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location,
+};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -27,6 +30,9 @@ pub struct CellOptions {
     /// If given: these cells are connected at once and no others are shown.
     pub only: Option<Vec<CellName>>,
 }
+
+/// What a change leaves open that has panicked on its way.
+const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// One cell: its place, its backend, its mirror.
 #[derive(Debug)]
@@ -68,7 +74,10 @@ impl Cell {
         let mirror = Mirror::new(backend.clone(), options.mirror);
         let stop = stop.child_token();
         let span = tracing::info_span!("cell", name = %name);
-        tasks.spawn(tracing::Instrument::instrument(mirror.clone().run(stop.clone()), span));
+        tasks.spawn(tracing::Instrument::instrument(
+            mirror.clone().run(format!("mirror of {name}"), stop.clone()),
+            span,
+        ));
         Ok(Arc::new(Self {
             name,
             untold_port: location.untold_port(&options.connect),
@@ -142,7 +151,7 @@ impl Cell {
     /// One record as the service has it now.
     pub async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
         self.refuse_if_down()?;
-        let fetched = self.backend.get(path).await.map_err(|e| self.explain(e))?;
+        let fetched = self.call(("get", ""), self.backend.get(path)).await?;
         self.mirror.observe(path, &fetched);
         Ok(fetched)
     }
@@ -150,7 +159,7 @@ impl Cell {
     /// Applies changes whole or not at all; the mirror shows them at once.
     pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
         self.refuse_if_down()?;
-        let applied = self.backend.apply(changes).await.map_err(|e| self.explain(e))?;
+        let applied = self.call(("apply", UNCERTAIN), self.backend.apply(changes)).await?;
         self.mirror.wrote(changes, &applied);
         Ok(applied)
     }
@@ -163,7 +172,7 @@ impl Cell {
     /// One of [`Cell::attributes`], as the service has it now.
     pub async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>> {
         self.refuse_if_down()?;
-        self.backend.attribute(path, name).await.map_err(|e| self.explain(e))
+        self.call(("attribute", ""), self.backend.attribute(path, name)).await
     }
 
     /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
@@ -180,6 +189,18 @@ impl Cell {
     /// What the service takes.
     pub fn limits(&self) -> Limits {
         self.backend.limits()
+    }
+
+    /// Calls the service. A panic is an error of this call, and of no other; `after` is what it leaves open.
+    async fn call<T>(
+        &self,
+        (what, after): (&str, &str),
+        call: impl Future<Output = std::result::Result<T, BackendError>>,
+    ) -> Result<T> {
+        let called = alive::guarded(format!("{what} in cell {}", self.name), call)
+            .await
+            .unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, format!("{panic}{after}"))));
+        called.map_err(|error| self.explain(error))
     }
 
     pub(super) fn refuse_if_down(&self) -> Result<()> {
@@ -216,7 +237,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::backend::{Failure, Implementation, Listing, Node, SharedPlace, WatchStream};
+    use crate::backend::{Implementation, Listing, Node, SharedPlace, WatchStream};
 
     /// A service whose first list never comes.
     #[derive(Debug)]
@@ -261,7 +282,7 @@ mod tests {
             };
             let mirror = Mirror::new(backend.clone(), options);
             let stop = CancellationToken::new();
-            tokio::spawn(mirror.clone().run(stop.clone()));
+            tokio::spawn(mirror.clone().run("the mirror", stop.clone()));
             let cell = Cell {
                 name: CellName::global(),
                 location: Location {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::alive;
 use crate::backend::Location;
 use crate::error::Result;
 use crate::mirror::{Batch, Health};
@@ -77,7 +78,13 @@ impl Cells {
         });
         let updates = cells.global.mirror.subscribe();
         cells.refresh();
-        cells.tasks.spawn(follow_cell_info(Arc::downgrade(&cells), updates, cells.stop.clone()));
+        // A panic in it leaves the cells as they were. Whoever uses one looks for newer records first; the task is begun again.
+        let (weak, global, stop) = (Arc::downgrade(&cells), Arc::downgrade(&cells.global), cells.stop.clone());
+        let mut first = Some(updates);
+        cells.tasks.spawn(alive::restarted("the cells", move || {
+            let updates = first.take().or_else(|| Some(global.upgrade()?.mirror.subscribe()));
+            follow_cell_info(weak.clone(), updates, stop.clone())
+        }));
         Ok(cells)
     }
 
@@ -264,10 +271,15 @@ fn twins(cells: &[&Cell]) -> Twins {
 
 async fn follow_cell_info(
     cells: std::sync::Weak<Cells>,
-    mut updates: tokio::sync::broadcast::Receiver<Arc<Batch>>,
+    updates: Option<tokio::sync::broadcast::Receiver<Arc<Batch>>>,
     stop: CancellationToken,
 ) {
     use tokio::sync::broadcast::error::RecvError;
+    let Some(mut updates) = updates else { return };
+    // After a panic: what has happened meanwhile.
+    if let Some(cells) = cells.upgrade() {
+        cells.follow_records();
+    }
     loop {
         let concerned = tokio::select! {
             () = stop.cancelled() => return,

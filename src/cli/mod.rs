@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 
+use crate::alive;
 use crate::confine;
 use crate::control::SetLogLevel;
 use crate::mount::{self, Readiness, Settings, Side};
@@ -111,6 +112,8 @@ fn start(
 ) -> anyhow::Result<Result<(), u8>> {
     let inherited = confine::Inherited::note();
     confine::daemon().context("cannot keep passwords out of core dumps")?;
+    // Whatever panics in the daemon is noted from here on.
+    alive::note_panics();
     // All files are opened here: their names are relative to a directory that the daemon leaves.
     let settings = settings(log::start(args)?)?;
     inherited.close();

@@ -1,25 +1,19 @@
-//! `.topofs`: what the mount says about itself, as files. Owns the counters and the log of errors; never touches a backend
+//! `.topofs`: what the mount says about itself, as files. Never touches a backend
 //! except by asking a mirror to compare itself.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use serde_json::json;
 
 use crate::cells::Cells;
 use crate::error::{Error, Kind, Result};
+use crate::journal::{EventLog, RefusalLog, Requests};
 use crate::name::CellName;
 
-mod errors;
-mod events;
 mod helper;
-mod requests;
 mod status;
 
-pub use errors::{ErrorLog, Refusal};
-pub use events::{EventLog, Reader};
 pub use helper::Helper;
-pub use requests::{Op, Requests};
 pub use status::TreeCounts;
 
 /// A file in the control directory.
@@ -87,7 +81,7 @@ pub type SetLogLevel = Box<dyn Fn(&str) -> std::result::Result<(), String> + Sen
 /// What the control files show and do.
 pub struct Control {
     /// Refused operations.
-    pub errors: ErrorLog,
+    pub errors: RefusalLog,
     /// What happens.
     pub events: EventLog,
     /// Requests of the kernel by kind.
@@ -111,7 +105,7 @@ impl Control {
     /// `config` is shown as it is: it must hold no secrets.
     pub fn new(config: serde_json::Value, set_log_level: SetLogLevel) -> Self {
         Self {
-            errors: ErrorLog::default(),
+            errors: RefusalLog::default(),
             events: EventLog::default(),
             requests: Requests::default(),
             helper: Helper::default(),
@@ -196,9 +190,4 @@ const COMMANDS: &str = "\
 
 fn pretty(value: &serde_json::Value) -> Bytes {
     format!("{value:#}\n").into()
-}
-
-/// RFC 3339 in UTC with milliseconds.
-fn timestamp(time: std::time::SystemTime) -> serde_json::Value {
-    json!(humantime::format_rfc3339_millis(time).to_string())
 }

@@ -4,8 +4,10 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Map, Value, json};
 
-use super::{Control, timestamp};
+use super::Control;
+use crate::alive;
 use crate::cells::{Cell, Cells};
+use crate::journal::timestamp;
 use crate::mirror::Health;
 
 /// What the tree counts.
@@ -70,8 +72,21 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "locks": { "held": counts.locks.0, "waiting": counts.locks.1, "lost": counts.locks.2 },
         "helper": control.helper.status(),
         "events_lost": counts.events_lost,
+        "panics": panics(),
         "request_timeout": counts.request_timeout.map(|limit| limit.as_secs()),
     })
+}
+
+/// Tasks that have panicked: how many, and the first and the last of them.
+fn panics() -> Value {
+    let panics = alive::panics();
+    let known: Vec<Value> = panics
+        .known()
+        .map(|panic| {
+            json!({ "time": timestamp(panic.time), "task": panic.task, "at": panic.at, "message": panic.message })
+        })
+        .collect();
+    json!({ "count": panics.count, "known": known })
 }
 
 fn cell_status(cell: &Cell) -> Value {

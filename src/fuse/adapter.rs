@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -12,8 +11,9 @@ use tokio_util::task::TaskTracker;
 
 use super::UNOPENED;
 use super::pollers::{Poller, Pollers};
-use crate::control::{Op, Refusal};
-use crate::error::Result;
+use crate::alive;
+use crate::error::{Error, Result};
+use crate::journal::{Op, Refusal};
 use crate::tree::{Caller, Tree};
 
 /// Serves a tree to the kernel.
@@ -40,7 +40,9 @@ impl Adapter {
     /// Over a tree; what waits runs in the given runtime.
     pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
         let pollers: Arc<Pollers> = Arc::default();
-        runtime.spawn(wake(tree.control().events.growth(), Arc::downgrade(&pollers)));
+        // A panic in it wakes nobody until it is begun again: then everybody who still waits looks.
+        let (growth, waiting) = (tree.control().events.growth(), Arc::downgrade(&pollers));
+        runtime.spawn(alive::restarted("the waking of readers", move || wake(growth.clone(), waiting.clone())));
         Self { tree, runtime, under_way: TaskTracker::new(), pollers }
     }
 
@@ -127,10 +129,16 @@ impl Adapter {
     {
         let Call { op, uid, pid, .. } = call;
         let caller = Caller::new(uid, request.gid(), pid);
-        let operation = operation(self.tree.clone(), caller);
         let tree = self.tree.clone();
+        // A panic in a request is its answer (EIO), with a reason in `.topofs/errors`. It neither ends a session thread nor leaves
+        // the caller waiting.
+        let operation = alive::run(op.task(), || operation(tree.clone(), caller));
         let mut task = Box::pin(async move {
-            reply(operation.await.map_err(|error| {
+            let outcome = match operation {
+                Ok(operation) => alive::guarded(op.task(), operation).await,
+                Err(panic) => Err(panic),
+            };
+            reply(outcome.unwrap_or_else(|panic| Err(panic.into())).map_err(|error: Error| {
                 if error.kind.needs_explaining() {
                     let path = tree.describe(call.ino, call.name.as_deref());
                     let handle = call.handle;
@@ -141,11 +149,10 @@ impl Adapter {
         });
         let _runtime = self.runtime.enter();
         let mut context = Context::from_waker(Waker::noop());
-        // A panic must not end the session thread; the unanswered request is answered with EIO when its reply is dropped.
-        match std::panic::catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut context))) {
-            Ok(Poll::Ready(())) => {}
+        // What panics while it replies is answered with EIO when the reply is dropped.
+        match alive::run(op.task(), || task.as_mut().poll(&mut context)) {
+            Ok(Poll::Ready(())) | Err(_) => {}
             Ok(Poll::Pending) => drop(self.under_way.spawn_on(task, &self.runtime)),
-            Err(_) => tracing::error!(%op, "a request has failed with a panic; please report this"),
         }
     }
 }

@@ -13,7 +13,8 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
-use crate::control::Op;
+use crate::alive;
+use crate::journal::Op;
 use crate::locks::Range;
 use crate::tree::{LockCall, OpenMode, SetAttr};
 
@@ -79,7 +80,8 @@ impl fuser::Filesystem for Adapter {
 
     fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
         self.count(Op::Forget, ino, None);
-        self.tree.forget(ino.0, lookups);
+        // A panic must not end a session thread. What the kernel has forgotten and we have not is only kept for longer.
+        let _ = alive::run(Op::Forget.task(), || self.tree.forget(ino.0, lookups));
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -398,7 +400,9 @@ impl fuser::Filesystem for Adapter {
         let ready = PollEvents::POLLIN | PollEvents::POLLRDNORM | PollEvents::POLLOUT | PollEvents::POLLWRNORM;
         let waiter = notifier.handle().0;
         let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(notifier);
-        match self.is_readable((request.uid(), ino.0, handle.0), waiter, notifier) {
+        let file = (request.uid(), ino.0, handle.0);
+        let looked = alive::run(Op::Poll.task(), || self.is_readable(file, waiter, notifier));
+        match looked.unwrap_or(Err(Errno::EIO)) {
             Ok(readable) => reply.poll(if readable { events & ready } else { PollEvents::empty() }),
             Err(errno) => reply.error(errno),
         }
@@ -476,7 +480,7 @@ impl fuser::Filesystem for Adapter {
 
     fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
         self.count(Op::Statfs, ino, None);
-        let usage = self.tree.usage();
+        let Ok(usage) = alive::run(Op::Statfs.task(), || self.tree.usage()) else { return reply.error(Errno::EIO) };
         let (total, free) = (usage.quota / BLOCK, usage.quota.saturating_sub(usage.used) / BLOCK);
         let block = u32::try_from(BLOCK).unwrap_or(0);
         let name_max = u32::try_from(crate::name::NAME_MAX).unwrap_or(0);

@@ -26,8 +26,8 @@ use crate::cells::lock_text::shown;
 use crate::cells::{Cell, KnownLocks, LockPlace};
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
+use crate::in_flight::InFlight;
 use crate::name::{CellName, TopoPath};
-use crate::under_way::UnderWay;
 
 /// Pause between attempts to give a lock back.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ pub struct Locks {
     pub(super) staying: Staying,
     pub(super) times_left: TimesLeft,
     /// Locks of files that are being given back.
-    pub(super) leaving: UnderWay<u64>,
+    pub(super) leaving: InFlight<u64>,
     pub(super) last: AtomicU64,
     /// Nobody waits any more.
     pub(super) closing: CancellationToken,
@@ -176,7 +176,7 @@ impl Locks {
             save_turns: SaveTurns::default(),
             staying: Staying::default(),
             times_left: TimesLeft::default(),
-            leaving: UnderWay::default(),
+            leaving: InFlight::default(),
             last: AtomicU64::new(0),
             closing: CancellationToken::new(),
             patience,
@@ -264,12 +264,12 @@ impl Locks {
 
     /// Leaves a place, and waits for that as long as a call may take.
     pub(super) async fn give_back(self: &Arc<Self>, ino: u64, place: Arc<LockPlace>) {
-        self.leaving.begin(ino);
+        let in_flight = self.leaving.begin(ino);
         let (tell, told) = oneshot::channel::<()>();
         let locks = self.clone();
         self.tasks.spawn(async move {
             let left = place.leave().await;
-            locks.leaving.end(&ino);
+            drop(in_flight);
             drop(tell);
             match left {
                 Ok(()) => drop(locks.places.lock().remove(&(Arc::as_ptr(&place) as u64))),

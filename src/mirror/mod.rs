@@ -15,15 +15,17 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
     Applied, Backend, BackendError, Change, Failure, Fetched, Listing, Node, Revision, SIGN_OF_LIFE, WatchBatch,
     WatchStream,
 };
 use crate::name::TopoPath;
 
+mod doubt;
 mod state;
 
-use state::State;
+use doubt::Doubtful;
 pub use state::{Batch, Entry, Record, Snapshot, Update};
 
 /// Batches that wait for a slow listener. One more, and the oldest is lost to it: the channel says so, and the listener compares
@@ -35,6 +37,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// How long the watch may lag behind a bulk list before what it has not delivered counts as missed.
 const RESYNC_GRACE: Duration = Duration::from_secs(2);
+/// What is said of a cell between a panic and the next list.
+const DOUBTED: &str = "a task of topofs panicked while it changed the mirror";
 /// Share of the resync interval by which it is varied, so that many mounts do not list at the same moment.
 const RESYNC_JITTER: f64 = 0.1;
 
@@ -103,7 +107,7 @@ pub struct Counters {
 pub struct Mirror {
     backend: Arc<dyn Backend>,
     options: MirrorOptions,
-    state: Mutex<State>,
+    state: Doubtful,
     snapshot: ArcSwap<Snapshot>,
     link: watch::Sender<Link>,
     loaded: std::sync::atomic::AtomicBool,
@@ -127,7 +131,7 @@ impl Mirror {
         Arc::new(Self {
             backend,
             options,
-            state: Mutex::default(),
+            state: Doubtful::default(),
             snapshot: ArcSwap::default(),
             link: watch::Sender::new(Link::Idle),
             loaded: false.into(),
@@ -148,15 +152,13 @@ impl Mirror {
         match &*link {
             Link::Idle => Health::Idle,
             Link::Loading => Health::Loading,
-            Link::Live if self.is_silent() => Health::Down,
+            Link::Live if self.state.is_doubted() || self.is_silent() => Health::Down,
             Link::Live => Health::Live,
             Link::Broken { cause, .. } if cause.failure == Failure::Denied => Health::Denied,
             Link::Broken { since, denied, .. } => {
-                if self.is_loaded() && !denied && since.elapsed() < self.options.stale_after {
-                    Health::Shaky
-                } else {
-                    Health::Down
-                }
+                // After a panic nobody knows how old the records are that are shown.
+                let is_known = self.is_loaded() && !denied && !self.state.is_doubted();
+                if is_known && since.elapsed() < self.options.stale_after { Health::Shaky } else { Health::Down }
             }
         }
     }
@@ -170,6 +172,7 @@ impl Mirror {
     /// Whether the watch is delivering, and has given a sign of life lately: what happens now will be told.
     pub fn is_fresh(&self) -> bool {
         matches!(&*self.link.borrow(), Link::Live)
+            && !self.state.is_doubted()
             && (!self.backend.gives_signs_of_life() || self.last_heard.lock().elapsed() < SIGN_OF_LIFE.mul_f64(1.5))
     }
 
@@ -177,6 +180,7 @@ impl Mirror {
     pub fn trouble(&self) -> Option<(String, Duration)> {
         match &*self.link.borrow() {
             Link::Broken { since, cause, .. } => Some((cause.message.clone(), since.elapsed())),
+            Link::Live if self.state.is_doubted() => Some((DOUBTED.to_owned(), Duration::ZERO)),
             Link::Live if self.is_silent() => {
                 Some(("the watch gives no sign of life".to_owned(), self.last_heard.lock().elapsed()))
             }
@@ -296,19 +300,32 @@ impl Mirror {
     }
 
     /// Keeps the mirror until cancelled. The first connection is made when somebody calls [`Mirror::load`] or [`Mirror::wake`].
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+    ///
+    /// A panic, here or in whoever changes the records, takes the cell down at once, however short it lasts. It comes back with a
+    /// fresh list.
+    pub async fn run(self: Arc<Self>, task: impl Into<TaskName>, stop: CancellationToken) {
+        let task = task.into();
         tokio::select! {
             () = stop.cancelled() => return,
             () = self.wanted.notified() => self.set_link(Link::Loading),
         }
-        let mut pace = Pace::new();
+        let (mut pace, mut panics) = (Pace::new(), alive::Pauses::default());
         loop {
+            let doubts = self.state.renew(&self.snapshot());
             let outcome = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
-                outcome = self.follow(&mut pace) => outcome,
+                outcome = alive::guarded(task.clone(), self.follow(&mut pace, doubts)) => outcome,
+                () = self.state.doubted(doubts) => Ok(BackendError::new(Failure::Other, DOUBTED)),
             };
-            let pause = pace.after(&outcome);
-            self.broken(outcome);
+            let (cause, pause) = match outcome {
+                Ok(error) => {
+                    let pause = pace.after(&error);
+                    (error, pause)
+                }
+                Err(panic) => (self.panicked(&panic), panics.pause()),
+            };
+            self.broken(cause);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -318,7 +335,7 @@ impl Mirror {
     }
 
     /// One connection: list, watch, follow. Returns why it ended.
-    async fn follow(&self, pace: &mut Pace) -> BackendError {
+    async fn follow(&self, pace: &mut Pace, doubts: u64) -> BackendError {
         self.state.lock().begin_list();
         let (listing, mut stream) = match self.backend.follow().await {
             Ok(connected) => connected,
@@ -345,6 +362,7 @@ impl Mirror {
         }
         self.loaded.store(true, Ordering::Release);
         *self.last_heard.lock() = Instant::now();
+        self.state.settle(doubts);
         self.set_link(Link::Live);
         *pace = Pace::new();
         let mut tick = tokio::time::interval_at(Instant::now() + self.resync_interval(), self.resync_interval());
@@ -446,6 +464,11 @@ impl Mirror {
         if locks_changed {
             self.locks.send_modify(|changes| *changes += 1);
         }
+    }
+
+    fn panicked(&self, panic: &Panic) -> BackendError {
+        self.state.doubt();
+        BackendError::new(Failure::Other, panic.to_string())
     }
 
     fn set_link(&self, link: Link) {

@@ -143,6 +143,11 @@ const DELETIONS: usize = 100_000;
 const OWN: usize = 100_000;
 
 impl State {
+    /// A state that begins with what is shown.
+    pub fn of(shown: Snapshot) -> Self {
+        Self { snapshot: shown, locks_changed: true, ..Self::default() }
+    }
+
     /// Merges one node. Returns what changed, if the report was newer than what is known.
     pub fn put(&mut self, node: Node, now: SystemTime) -> Option<Update> {
         let Node { path, value, version, role, modified } = node;

@@ -9,7 +9,12 @@ use super::*;
 use crate::backend::SharedPlace;
 use crate::backend::{Action, Guard, Limits, Role, Version, WatchEvent};
 
+mod panics;
+
 type Watch = mpsc::UnboundedSender<Result<WatchBatch, BackendError>>;
+
+/// An error of the watch that stands for a panic in it.
+const PANIC: &str = "the watch panics";
 
 /// Answers each call when it is told to, in order.
 #[derive(Debug, Default)]
@@ -71,7 +76,11 @@ impl Backend for Scripted {
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let (listing, watch) = self.ask().await?;
         let watch = watch.unwrap();
-        let stream = futures::stream::unfold(watch, |mut watch| async move { Some((watch.recv().await?, watch)) });
+        let stream = futures::stream::unfold(watch, |mut watch| async move {
+            let batch = watch.recv().await?;
+            assert!(!batch.as_ref().is_err_and(|error| error.message == PANIC), "{PANIC}");
+            Some((batch, watch))
+        });
         Ok((listing, stream.boxed()))
     }
     fn locked_dir(&self, _: &TopoPath) -> Option<TopoPath> {
@@ -127,7 +136,7 @@ const OPTIONS: MirrorOptions = MirrorOptions {
 async fn loaded(first: Listing) -> (Arc<Mirror>, Arc<Scripted>, Watch) {
     let service = Arc::new(Scripted::default());
     let mirror = Mirror::new(service.clone(), OPTIONS);
-    tokio::spawn(mirror.clone().run(CancellationToken::new()));
+    tokio::spawn(mirror.clone().run("the mirror", CancellationToken::new()));
     let (watch, ()) = tokio::join!(service.begin(first), mirror.load());
     (mirror, service, watch)
 }
@@ -379,7 +388,7 @@ impl Backend for Silent {
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_says_nothing_is_not_trusted_for_longer_than_the_options_say() {
     let mirror = Mirror::new(Arc::new(Silent(Scripted::default())), OPTIONS);
-    tokio::spawn(mirror.clone().run(CancellationToken::new()));
+    tokio::spawn(mirror.clone().run("the mirror", CancellationToken::new()));
     mirror.load().await;
     assert_eq!(mirror.health(), Health::Live);
     tokio::time::advance(Duration::from_secs(9)).await;

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::namespace::{At, Inode, Name, Namespace, Part};
 use super::{Caller, FileId, OpenMode, RespectLocks, SetAttr, Tree, TreeOptions};
-use crate::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
+use crate::backend::{Action, Change, ConnectOptions, Guard, Implementation, Location};
 use crate::cells::{CellOptions, Cells};
 use crate::control::{Control, ControlFile};
 use crate::error::Kind;
 use crate::mirror::MirrorOptions;
-use crate::name::{CellName, CellPath, TopoPath};
+use crate::name::{CellName, TopoPath};
 use crate::record::{Codec, Form, Kinds, Records};
 
 /// What is stored in the topology of [`tree`].
@@ -179,9 +179,4 @@ async fn nothing_can_be_made_or_removed_in_topofs() {
         space.open(&caller, &known(&FileId::ControlFile(ControlFile::Status)), write).await.map(drop),
     ];
     assert!(outcomes.into_iter().all(|outcome| outcome.is_err_and(|error| error.kind == Kind::NotPermitted)));
-}
-
-/// A record of the topology of [`tree`].
-pub(crate) fn record(path: &str, form: Form) -> FileId {
-    FileId::Record(CellPath { cell: CellName::global(), path: TopoPath::parse(path).unwrap() }, form)
 }

@@ -129,13 +129,12 @@ impl Handles {
         table.of(table.by_inode.get(&ino)).collect()
     }
 
-    /// Who has something open goes on with something else. False if it is open no more.
-    pub fn replace(&self, number: u64, file: Arc<dyn OpenFile>) -> bool {
+    /// Who has something open goes on with something else. Returns what it was; `None` if it is open no more.
+    pub fn replace(&self, number: u64, file: Arc<dyn OpenFile>) -> Option<Arc<dyn OpenFile>> {
         let mut table = self.0.lock();
-        let Some(handle) = table.open.get_mut(&number) else { return false };
-        handle.file = file;
+        let before = std::mem::replace(&mut table.open.get_mut(&number)?.file, file);
         table.note_draft(number);
-        true
+        Some(before)
     }
 
     /// How much is open.
@@ -205,14 +204,34 @@ mod tests {
         assert_eq!(drafts(), [(first, 1), (second, 2)]);
         assert_eq!(handles.of_inode::<Nothing>(1).len(), 1);
         // What was open as something else becomes one.
-        assert!(handles.replace(other, Arc::new(Draft(4))));
+        assert!(handles.replace(other, Arc::new(Draft(4))).is_some());
         assert_eq!(drafts(), [(other, 4), (first, 1), (second, 2)]);
         for number in [first, second, other] {
             assert!(handles.has_drafts(1));
             handles.remove(number).unwrap();
         }
         assert!(!handles.has_drafts(1) && !handles.is_open(1) && handles.is_open(2));
-        assert!(!handles.replace(first, Arc::new(Nothing)), "it is open no more");
+        assert!(handles.replace(first, Arc::new(Nothing)).is_none(), "it is open no more");
         assert_eq!(handles.get(first).unwrap_err().kind, Kind::BadDescriptor);
+    }
+
+    #[test]
+    fn a_number_stands_for_one_opening_and_never_for_a_later_one() {
+        let handles = Handles::default();
+        let first = handles.add(1, 5, Arc::new(Nothing)).unwrap();
+        let second = handles.add(1, 5, Arc::new(Nothing)).unwrap();
+        handles.remove(first).unwrap();
+        assert!(handles.is_open(5) && handles.inode(second).unwrap() == 5);
+        let third = handles.add(1, 6, Arc::new(Nothing)).unwrap();
+        assert!(third != first && third != second);
+        for gone in [first, third + 1] {
+            let kinds = [handles.get(gone).err(), handles.inode(gone).err(), handles.remove(gone).err()];
+            assert!(kinds.into_iter().all(|error| error.unwrap().kind == Kind::BadDescriptor));
+        }
+        handles.remove(second).unwrap();
+        assert!(!handles.is_open(5) && handles.is_open(6) && handles.count() == 1);
+        handles.remove(third).unwrap();
+        let table = handles.0.lock();
+        assert!(table.by_inode.is_empty() && table.by_user.is_empty() && table.drafts.is_empty());
     }
 }

@@ -402,9 +402,7 @@ impl Tree {
     fn hand_out(&self, caller: &Caller, ino: u64, open: Open) -> Result<Opened> {
         let caching = open.caching;
         let Some(file) = open.file else { return Ok(Opened { handle: NOTHING, caching }) };
-        let handle = self.handles.add(caller.uid, ino, file.clone())?;
-        file.opened();
-        Ok(Opened { handle, caching })
+        Ok(Opened { handle: self.handles.add(caller.uid, ino, file)?, caching })
     }
 
     /// Makes a file and opens it.

@@ -207,9 +207,6 @@ pub trait OpenFile: Any + Send + Sync + std::fmt::Debug {
         Err(Error::new(Kind::BadDescriptor, "not open for writing"))
     }
 
-    /// It is in the table of what is open.
-    fn opened(&self) {}
-
     /// A descriptor is closed.
     async fn flush(&self, _caller: &Caller, _at: At) -> Result<()> {
         Ok(())
@@ -220,7 +217,7 @@ pub trait OpenFile: Any + Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
-    /// The last descriptor is gone, and it is still in that table: saves what is left.
+    /// The last descriptor is gone, and it is still in the table of what is open: saves what is left.
     async fn release(&self) -> Result<()> {
         Ok(())
     }

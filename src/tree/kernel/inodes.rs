@@ -308,4 +308,54 @@ mod tests {
         inodes.forget(ROOT, 99);
         assert_eq!(inodes.file(ROOT), Some(FileId::Root));
     }
+
+    #[test]
+    fn a_number_that_something_else_has_is_passed_over() {
+        let inodes = Inodes::default();
+        let (first, second) = (FileId::Scratch(ScratchId(1)), FileId::Scratch(ScratchId(2)));
+        // As if their hashes were the same.
+        let taken = natural_number(&second);
+        inodes.table.lock().by_number.insert(taken, Slot { lookups: 1, ..Slot::new(first.clone()) });
+        let number = inodes.count_lookup(&second);
+        assert_eq!(number, taken + 1);
+        inodes.forget(taken, 1);
+        assert_eq!((inodes.number(&second), inodes.file(taken)), (number, None), "it keeps its number");
+        inodes.forget(number, 1);
+        assert_eq!(inodes.number(&second), taken);
+        assert!(inodes.table.lock().exceptions.len() == 1, "only that of the root");
+    }
+
+    #[test]
+    fn the_inodes_of_a_cell_are_those_of_its_directories_records_and_locks() {
+        let inodes = Inodes::default();
+        let (cell, other) = (CellName::new("zone1").unwrap(), CellName::global());
+        let (root, path) = (TopoPath::root(), TopoPath::parse("a").unwrap());
+        let form = crate::record::Form::Raw;
+        let record = FileId::Record(CellPath { cell: cell.clone(), path: path.clone() }, form);
+        let nodes = [
+            FileId::Dir(CellPath { cell: cell.clone(), path: root.clone() }),
+            record,
+            FileId::Lock(CellPath { cell: cell.clone(), path: root.clone() }),
+        ];
+        let mut own = nodes.map(|node| inodes.count_lookup(&node)).to_vec();
+        for foreign in [
+            FileId::Dir(CellPath { cell: other.clone(), path: root }),
+            FileId::Record(CellPath { cell: other, path }, form),
+            FileId::Control,
+        ] {
+            inodes.count_lookup(&foreign);
+        }
+        let mut shown = inodes.of_cell(&cell);
+        own.sort_unstable();
+        shown.sort_unstable();
+        assert_eq!(shown, own);
+        assert_eq!((inodes.all().len(), inodes.count()), (7, 7));
+    }
+
+    #[test]
+    fn the_global_topology_comes_first_and_no_number_is_one_of_the_kernels() {
+        let global = FileId::Dir(CellPath::new(&CellName::global(), &TopoPath::root()));
+        assert_eq!(natural_number(&global), GLOBAL);
+        assert!((0..10_000).all(|id| natural_number(&FileId::Scratch(ScratchId(id))) > GLOBAL));
+    }
 }

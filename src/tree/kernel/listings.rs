@@ -114,6 +114,8 @@ impl Listing {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn entries(count: usize) -> Arc<Vec<DirEntry>> {
@@ -141,5 +143,70 @@ mod tests {
         let large = listings.keep(&FileId::Root, 2, &entries(2 * ENTRIES));
         assert!(listings.get(large, &FileId::Root).is_some(), "however large it is");
         assert!(listings.0.lock().by_number.len() <= 2, "{:?}", listings.0.lock().by_number.len());
+    }
+
+    /// What comes next, and where each offset leads: the dots, and the entries.
+    fn names(listing: &Listing) -> [Vec<(String, u64)>; 2] {
+        let bits = (1 << INDEX_BITS) - 1;
+        let entries = listing.entries().map(|(entry, offset)| (entry.name.clone(), offset & bits));
+        let dots = listing.dots().map(|(name, offset)| (name.to_owned(), offset & bits));
+        [dots.collect(), entries.collect()]
+    }
+
+    #[test]
+    fn an_offset_names_the_listing_and_what_comes_next() {
+        let entries: Vec<_> = ["a", "b"].map(|name| DirEntry { name: name.to_owned(), file: FileId::Root }).into();
+        let listing = |passed| Listing { number: 7, entries: Arc::new(entries.clone()), passed };
+        let [dot, dots, a, b] =
+            [(".", 1), ("..", 2), ("a", 3), ("b", 4)].map(|(name, offset)| (name.to_owned(), offset));
+        assert_eq!(names(&listing(0)), [vec![dot, dots.clone()], vec![a.clone(), b.clone()]]);
+        assert_eq!(names(&listing(1)), [vec![dots], vec![a.clone(), b.clone()]]);
+        assert_eq!(names(&listing(2)), [vec![], vec![a, b.clone()]]);
+        assert_eq!(names(&listing(3)), [vec![], vec![b]]);
+        assert_eq!(names(&listing(4)), [vec![], vec![]]);
+        assert_eq!(names(&listing(usize::MAX)), [vec![], vec![]], "nothing that a caller supplies is out of bounds");
+        assert!(listing(0).entries().all(|(_, offset)| offset >> INDEX_BITS == 7));
+    }
+
+    #[test]
+    fn as_many_listings_are_kept_as_may_be() {
+        let listings = Listings::default();
+        let numbers: Vec<u64> = (0..LISTINGS).map(|_| listings.keep(&FileId::Root, 1, &entries(0))).collect();
+        let kept = |number: u64| listings.get(number, &FileId::Root).is_some();
+        assert!(numbers.iter().all(|number| kept(*number)));
+        listings.keep(&FileId::Root, 1, &entries(0));
+        assert!(!kept(numbers[0]) && kept(numbers[1]), "the oldest gives way");
+    }
+
+    #[test]
+    fn as_many_entries_are_kept_as_may_be() {
+        let listings = Listings::default();
+        let kept = |number: u64| listings.get(number, &FileId::Root).is_some();
+        let other = listings.keep(&FileId::Root, 2, &entries(ENTRIES / 4));
+        let own: Vec<u64> = (0..3).map(|_| listings.keep(&FileId::Root, 1, &entries(ENTRIES / 4))).collect();
+        assert!(kept(other) && own.iter().all(|number| kept(*number)));
+        let last = listings.keep(&FileId::Root, 3, &entries(1));
+        assert!(kept(other) && !kept(own[0]) && kept(own[1]) && kept(last), "of the user who keeps the most");
+        // A new listing is never what gives way.
+        let large = listings.keep(&FileId::Root, 3, &entries(ENTRIES + 1));
+        assert!(kept(large) && !kept(other) && !kept(last));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn what_is_counted_is_the_sum_of_what_is_kept(
+            sizes in prop::collection::vec((0..4u32, prop_oneof![0..10usize, 0..ENTRIES]), 0..8),
+        ) {
+            let listings = Listings::default();
+            for (uid, size) in sizes {
+                let number = listings.keep(&FileId::Root, uid, &entries(size));
+                let kept = listings.0.lock();
+                prop_assert!(kept.by_number.contains_key(&number));
+                let sum: usize = kept.by_number.values().map(|listing| listing.entries.len()).sum();
+                prop_assert_eq!(kept.entries, sum);
+                prop_assert!(sum <= ENTRIES);
+            }
+        }
     }
 }

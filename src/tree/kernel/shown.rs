@@ -183,4 +183,24 @@ mod tests {
         inodes.note_reply(file, Some(&record(1)), |_| true);
         assert_eq!(shown().as_deref(), Some(&b"1"[..]));
     }
+
+    #[test]
+    fn who_drops_a_content_waits_until_it_has_been_stored() {
+        let inodes = Inodes::default();
+        inodes.table.lock().storing.extend([7, 8]);
+        assert!(!inodes.wait_until_stored(9));
+        let (about_to, waits) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                about_to.send(()).unwrap();
+                inodes.wait_until_stored(7);
+                !inodes.table.lock().storing.contains(&7)
+            });
+            waits.recv().unwrap();
+            inodes.end_storing(8);
+            inodes.end_storing(7);
+            assert!(waiter.join().unwrap());
+        });
+        assert!(inodes.table.lock().storing.is_empty() && !inodes.wait_until_stored(7));
+    }
 }

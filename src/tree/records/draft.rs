@@ -332,3 +332,6 @@ impl State {
 fn too_large(size: usize, limit: usize) -> Error {
     Error::new(Kind::TooLarge, format!("{size} bytes; at most {limit} can be stored"))
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -349,3 +349,6 @@ impl Memory {
         Some(refusals.swap_remove(index).error)
     }
 }
+
+#[cfg(test)]
+mod tests;

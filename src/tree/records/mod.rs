@@ -35,12 +35,12 @@ use super::{Background, TreeOptions};
 use crate::cells::{Cell, Cells};
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
+use crate::in_flight::InFlight;
 use crate::locks::Locks;
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::{Form, Records};
 use crate::store::own::OwnCommits;
-use crate::under_way::UnderWay;
 use memory::Memory;
 use scratch::ScratchSpace;
 
@@ -60,12 +60,12 @@ pub(crate) struct RecordFiles {
     /// Records that are to be removed unless whoever has removed one of their names makes it again.
     removals: removal::Removals,
     /// Saves of closed files.
-    saving: UnderWay<CellPath>,
+    saving: InFlight<CellPath>,
     exclusive: exclusive::Claims,
     pub locks: Arc<Locks>,
     pub own: Arc<OwnCommits>,
     /// Commits of this mount that have not come back yet.
-    pub committing: UnderWay<CellPath>,
+    pub committing: InFlight<CellPath>,
     shadowed: counts::Shadowed,
     pub background: Background,
 }
@@ -90,11 +90,11 @@ impl RecordFiles {
             memory: Memory::default(),
             room: room::Room::default(),
             removals: removal::Removals::default(),
-            saving: UnderWay::default(),
+            saving: InFlight::default(),
             exclusive: exclusive::Claims::default(),
             locks,
             own: Arc::default(),
-            committing: UnderWay::default(),
+            committing: InFlight::default(),
             shadowed: counts::Shadowed::default(),
             background,
         })

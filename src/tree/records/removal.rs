@@ -17,8 +17,9 @@ use super::memory::{Reading, Removal};
 use super::names::{ancestors, name_of};
 use super::scratch::LINGER;
 use crate::backend::{Action, Change, Guard};
-use crate::control::{Op, Refusal};
 use crate::error::{Error, Kind, Result};
+use crate::in_flight::InFlight;
+use crate::journal::{Op, Refusal};
 use crate::mirror::Record;
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Life, Process};
@@ -26,7 +27,6 @@ use crate::record::Form;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 use crate::tree::kernel::outbox::{Announcement, Happened};
-use crate::under_way::UnderWay;
 
 /// How long a process has to make a name that it has removed: tools do so with their next call.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub(crate) struct Removals {
     by_place: Mutex<HashMap<CellPath, Process>>,
-    under_way: UnderWay<CellPath>,
+    under_way: InFlight<CellPath>,
 }
 
 impl Removals {
@@ -165,9 +165,14 @@ impl RecordFiles {
             // It is being waited for already.
             return;
         }
-        self.removals.under_way.begin(place.clone());
+        let in_flight = self.removals.under_way.begin(place.clone());
         let (files, stop) = (self.clone(), self.background.stop.clone());
         self.background.tasks.spawn(async move {
+            // Also after a panic: nobody waits for ever, and the next removal is not taken for one that is being waited for.
+            let _ended = scopeguard::guard((files.clone(), place.clone(), in_flight), |(files, place, in_flight)| {
+                files.removals.by_place.lock().remove(&place);
+                drop(in_flight);
+            });
             let CellPath { cell, path } = &place;
             let file = |form| FileId::Record(CellPath::new(cell, path), form);
             let is_freed = || files.forms(cell, path).any(|form| files.memory.is_freed(process, &file(form)));
@@ -201,8 +206,6 @@ impl RecordFiles {
                     files.control.errors.record(&refusal);
                 }
             }
-            files.removals.by_place.lock().remove(&place);
-            files.removals.under_way.end(&place);
         });
     }
 

@@ -204,9 +204,7 @@ impl RecordFiles {
                 Some(draft) => OpenDraft::new(self, draft.clone()),
                 None => Arc::new(OpenReader::cached(self, &CellPath::new(cell, path), form, saved.clone())),
             };
-            if self.handles.replace(number, adopted) {
-                self.scratch.closed(file);
-            }
+            drop(self.handles.replace(number, adopted));
         }
         Ok(())
     }

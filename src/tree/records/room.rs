@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 /// What all open files may hold, in bytes: several times the largest text of the largest record that any service takes.
 const IN_ALL: usize = 512 << 20;
 /// What the open files of one user may hold, in bytes.
-const PER_USER: usize = 128 << 20;
+pub(super) const PER_USER: usize = 128 << 20;
 
 /// The room of a mount.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +67,8 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -90,5 +92,47 @@ mod tests {
         let mut charges: Vec<Charge> = (0..6).map(|uid| room.charge(uid)).collect();
         let outcomes: Vec<bool> = charges.iter_mut().map(|charge| charge.resize(PER_USER).is_ok()).collect();
         assert_eq!(outcomes, [true, true, true, true, false, false]);
+    }
+
+    #[test]
+    fn a_refusal_says_whose_room_is_used_up_and_changes_nothing() {
+        let room = Room::default();
+        let mut charges: Vec<Charge> = (0..4).map(|uid| room.charge(uid)).collect();
+        charges.iter_mut().for_each(|charge| charge.resize(PER_USER).unwrap());
+        let own = charges[0].resize(PER_USER + 1).unwrap_err();
+        assert!(own.to_string().contains("of this user"), "{own}");
+        let mut late = room.charge(9);
+        let all = late.resize(1).unwrap_err();
+        assert!(all.to_string().contains("of all users"), "{all}");
+        assert_eq!(late.bytes, 0);
+        assert_eq!(room.0.lock().in_all, IN_ALL);
+        assert_eq!(room.0.lock().by_user.len(), 4);
+        // Less is always taken, and the same is not more.
+        charges[0].resize(PER_USER).unwrap();
+        charges[0].resize(PER_USER - 1).unwrap();
+        late.resize(1).unwrap();
+        assert!(late.resize(2).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_used_is_the_sum_of_all_charges(sizes in prop::collection::vec((0..6usize, 0..PER_USER + 1), 0..60)) {
+            let room = Room::default();
+            // Two files for each user.
+            let mut charges: Vec<Charge> = (0..6).map(|file| room.charge(file / 2)).collect();
+            for (file, size) in sizes {
+                let before = charges[file].bytes;
+                let taken = charges[file].resize(size).is_ok();
+                prop_assert_eq!(charges[file].bytes, if taken { size } else { before });
+                prop_assert!(taken || size > before);
+                let used = room.0.lock();
+                prop_assert_eq!(used.in_all, charges.iter().map(|charge| charge.bytes).sum::<usize>());
+                for uid in 0..3 {
+                    let own: usize = charges.iter().filter(|charge| charge.uid == uid).map(|charge| charge.bytes).sum();
+                    prop_assert!(own <= PER_USER);
+                    prop_assert_eq!(used.by_user.get(&uid).copied(), Some(own).filter(|own| *own > 0));
+                }
+            }
+        }
     }
 }

@@ -91,11 +91,8 @@ impl RecordFiles {
 
     /// Saves what is left when the last descriptor is gone. Nobody hears an error any more but the log.
     pub(crate) async fn save_released(&self, draft: &Draft) -> Result<()> {
-        let place = CellPath::new(&draft.cell, &draft.path);
-        self.saving.begin(place.clone());
-        let outcome = self.save(draft, Occasion::Release).await;
-        self.saving.end(&place);
-        outcome
+        let _in_flight = self.saving.begin(CellPath::new(&draft.cell, &draft.path));
+        self.save(draft, Occasion::Release).await
     }
 
     /// A tool that removes a record and makes it anew (`mv` and `install` from another file system, `tar x`) must not leave
@@ -118,10 +115,9 @@ impl RecordFiles {
         path: &TopoPath,
     ) -> Option<Base> {
         let value = self.memory.take_deleted(process, cell, path)?;
-        let place = CellPath::new(cell, path);
-        self.saving.begin(place.clone());
+        let in_flight = self.saving.begin(CellPath::new(cell, path));
         let outcome = self.replace(saver, cell, path, Form::Raw, &value, None).await;
-        self.saving.end(&place);
+        drop(in_flight);
         match outcome {
             Ok(base) => {
                 tracing::warn!(%cell, %path, "nothing took its place: the record that was removed is put back");
@@ -267,7 +263,7 @@ impl RecordFiles {
         taken: &[Temporary],
     ) -> Result<Option<Applied>> {
         let place = |change: &Change| CellPath::new(&cell.name, &change.path);
-        changes.iter().for_each(|change| self.committing.begin(place(change)));
+        let in_flight: Vec<_> = changes.iter().map(|change| self.committing.begin(place(change))).collect();
         let outcome = self.apply_fenced(saver, cell, changes, taken).await;
         // Whoever has saved reads what was saved, under every name.
         if let Some((files, dirs)) =
@@ -275,7 +271,7 @@ impl RecordFiles {
         {
             tokio::join!(files.done(), dirs.done());
         }
-        for (index, change) in changes.iter().enumerate() {
+        for (index, (change, in_flight)) in changes.iter().zip(in_flight).enumerate() {
             let applied = outcome.as_ref().ok().and_then(Option::as_ref);
             let stored = applied.and_then(|applied| applied.versions.get(index).copied().flatten());
             let revision = match (&change.action, stored, change.guard) {
@@ -292,7 +288,7 @@ impl RecordFiles {
                 let command = crate::process::name(saver.process);
                 self.own.note(&place(change), OwnCommit { revision, form, saver, command });
             }
-            self.committing.end(&place(change));
+            drop(in_flight);
         }
         outcome
     }

@@ -157,6 +157,11 @@ impl State {
         }
     }
 
+    /// A file that has lost its name and its last handle is gone: what it was charged with then would never be given back.
+    fn require(&self, id: ScratchId) -> Result<()> {
+        if self.files.contains_key(&id) { Ok(()) } else { Err(Error::not_found()) }
+    }
+
     fn drop_file(&mut self, id: ScratchId) {
         if let Some(file) = self.files.remove(&id) {
             let content = file.state.lock().content.len() as u64;
@@ -396,6 +401,7 @@ impl ScratchSpace {
         if let Some(draft) = &inner.adopted {
             return Ok(Some(draft.clone()));
         }
+        state.require(file.id)?;
         let (before, after) = (inner.content.len(), length(inner.content.len()));
         if after > before {
             self.charge(&mut state, file.charged, (after - before) as u64)?;
@@ -409,9 +415,12 @@ impl ScratchSpace {
         Ok(None)
     }
 
-    /// Counts an open handle.
-    pub fn opened(&self, file: &Scratch) {
+    /// Counts an open handle. Fails if the file has lost its name meanwhile, and is charged to nobody any more.
+    pub fn opened(&self, file: &Scratch) -> Result<()> {
+        let state = self.state.lock();
+        state.require(file.id)?;
         file.state.lock().handles += 1;
+        Ok(())
     }
 
     /// Ends an open handle.
@@ -463,39 +472,4 @@ fn exists() -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn place(name: &str) -> CellPath {
-        CellPath { cell: CellName::global(), path: TopoPath::parse(name).unwrap() }
-    }
-
-    #[test]
-    fn only_the_newest_scratch_files_keep_a_state_of_the_cell() {
-        let scratch = ScratchSpace::new(1 << 20);
-        let record = TopoPath::parse("metadata/a").unwrap();
-        let make =
-            |number: usize| scratch.replace(place(&format!("t{number}")), Arc::default(), (0, 0, 0o600)).unwrap();
-        let first = make(0);
-        assert_eq!(first.version_then(&record), Ok(None), "there was no such record");
-        (1..=SEEN).map(make).for_each(drop);
-        assert_eq!(first.version_then(&record), Err(()), "that is not known any more");
-    }
-
-    #[test]
-    fn what_is_charged_to_a_user_is_given_back_to_him() {
-        let scratch = ScratchSpace::new(8 * 1024);
-        let file = scratch.replace(place("big"), Arc::default(), (1, 1, 0o600)).unwrap();
-        scratch.edit(&file, |_| 6 * 1024, |content| content.resize(6 * 1024, 0)).unwrap();
-        // The owner may change; who is charged does not.
-        file.state.lock().uid = 2;
-        let full = scratch.make_dir(place("dir"), 1).and_then(|()| scratch.make_dir(place("dir2"), 1));
-        assert_eq!(full.unwrap_err().kind, Kind::NoSpace);
-        scratch.make_dir(place("others"), 2).unwrap();
-        for name in ["big", "dir", "dir2", "others"] {
-            scratch.unlink(&place(name));
-            scratch.remove_dir(&place(name));
-        }
-        assert!(scratch.usage().1 == 0 && scratch.state.lock().used_by.is_empty());
-    }
-}
+mod tests;

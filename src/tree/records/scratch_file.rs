@@ -14,7 +14,7 @@ use crate::tree::caller::Caller;
 use crate::tree::file::{Caching, FileId, OpenMode};
 use crate::tree::namespace::{At, Created, Open, OpenFile, Part, Rest};
 
-/// A scratch file that is open.
+/// A scratch file that is open, and counts as such until it is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenScratch {
     files: Arc<RecordFiles>,
@@ -48,24 +48,24 @@ impl OpenFile for OpenScratch {
         // It was renamed over a record while this write was on its way.
         adopted.map_or(Ok(()), |draft| self.files.write_draft(&draft, offset, data)).map(|()| None)
     }
+}
 
-    fn opened(&self) {
-        self.files.scratch.opened(&self.file);
-    }
-
-    async fn closed(&self) {
+impl Drop for OpenScratch {
+    fn drop(&mut self) {
         self.files.scratch.closed(&self.file);
     }
 }
 
 impl RecordFiles {
     pub(super) fn open_scratch(self: &Arc<Self>, caller: &Caller, file: Arc<Scratch>, mode: OpenMode) -> Result<Open> {
-        if mode.write && mode.truncate {
-            self.scratch.edit(&file, |_| 0, Vec::clear)?;
-            file.renew(self.cell(&file.cell)?.mirror.snapshot());
-        }
+        // Counted first: from here on it stays, also if its name is removed.
+        self.scratch.opened(&file)?;
         let opener = (caller.process(), caller.uid);
         let open = OpenScratch { files: self.clone(), file, append: mode.append, writes: mode.write, opener };
+        if mode.write && mode.truncate {
+            self.scratch.edit(&open.file, |_| 0, Vec::clear)?;
+            open.file.renew(self.cell(&open.file.cell)?.mirror.snapshot());
+        }
         Ok(Open { file: Some(Arc::new(open)), caching: Caching { cached: true, kept: false, flushed: true } })
     }
 

@@ -32,7 +32,7 @@ pub struct Refusal<'a> {
 
 /// A bounded log, newest last.
 #[derive(Debug, Default)]
-pub struct ErrorLog(Mutex<Kept>);
+pub struct RefusalLog(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -72,7 +72,7 @@ impl Kept {
     }
 }
 
-impl ErrorLog {
+impl RefusalLog {
     /// Adds a refusal to the log, and to the daemon's own.
     pub fn record(&self, refusal: &Refusal<'_>) {
         let mut kept = self.0.lock();
@@ -123,12 +123,12 @@ impl ErrorLog {
 mod tests {
     use super::*;
 
-    fn refuse(log: &ErrorLog, op: Op, handle: Option<u64>, uid: u32, kind: Kind, reason: &str) {
+    fn refuse(log: &RefusalLog, op: Op, handle: Option<u64>, uid: u32, kind: Kind, reason: &str) {
         let error = Error::new(kind, reason);
         log.record(&Refusal { op, handle, path: "global/keyspaces/ks/Keyspace.txt", uid, pid: 1, error: &error });
     }
 
-    fn count(log: &ErrorLog) -> usize {
+    fn count(log: &RefusalLog) -> usize {
         let lines = log.lines();
         assert_eq!(lines.len(), log.size());
         String::from_utf8_lossy(&lines).lines().count()
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_refused_save_is_one_line_whatever_repeats_it() {
-        let log = ErrorLog::default();
+        let log = RefusalLog::default();
         for op in [Op::Write, Op::Fsync, Op::Flush, Op::Release] {
             refuse(&log, op, Some(7), 0, Kind::BadMessage, "line 1, column 1: no such field");
         }
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_repeats_is_one_line() {
-        let log = ErrorLog::default();
+        let log = RefusalLog::default();
         for _ in 0..4 {
             refuse(&log, Op::Open, None, 0, Kind::Conflict, "has changed");
         }
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_habit_of_flock_is_told_once_for_each_user_and_file() {
-        let log = ErrorLog::default();
+        let log = RefusalLog::default();
         for uid in [0, 1, 0, 1, 1] {
             for handle in 0..3 {
                 refuse(&log, Op::Setlk, Some(handle), uid, Kind::BadDescriptor, "open for reading only");
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_log_is_bounded() {
-        let log = ErrorLog::default();
+        let log = RefusalLog::default();
         (0..KEPT + 10).for_each(|n| refuse(&log, Op::Rename, None, 0, Kind::Io, &n.to_string()));
         assert_eq!(count(&log), KEPT);
     }

@@ -17,6 +17,11 @@ macro_rules! operations {
             pub fn name(self) -> &'static str {
                 match self { $(Op::$variant => $name,)* }
             }
+
+            /// What a request is called as a task.
+            pub fn task(self) -> &'static str {
+                match self { $(Op::$variant => concat!("request ", $name),)* }
+            }
         }
     };
 }

@@ -1,0 +1,17 @@
+//! What has happened: events, refused operations, requests of the kernel. Knows names and errors only; whoever makes something
+//! happen writes it here, and `.topofs` shows it.
+
+use serde_json::json;
+
+mod events;
+mod refusals;
+mod requests;
+
+pub use events::{EventLog, Reader};
+pub use refusals::{Refusal, RefusalLog};
+pub use requests::{Op, Requests};
+
+/// RFC 3339 in UTC with milliseconds.
+pub(crate) fn timestamp(time: std::time::SystemTime) -> serde_json::Value {
+    json!(humantime::format_rfc3339_millis(time).to_string())
+}

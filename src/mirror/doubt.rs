@@ -1,0 +1,97 @@
+//! The state of a mirror, which a panic makes doubtful.
+//!
+//! Whoever panics while it changes the state leaves half of a change behind, and the lock does not notice. Until a fresh list has
+//! replaced the state, nothing of it counts as current.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
+
+use super::state::{Snapshot, State};
+
+/// A state, and whether it can be relied on.
+#[derive(Debug)]
+pub(super) struct Doubtful {
+    state: Mutex<State>,
+    /// Counts the panics that made it doubtful.
+    raised: watch::Sender<u64>,
+    /// Those that a fresh list has settled.
+    settled: AtomicU64,
+}
+
+impl Default for Doubtful {
+    fn default() -> Self {
+        Self { state: Mutex::default(), raised: watch::Sender::new(0), settled: AtomicU64::new(0) }
+    }
+}
+
+impl Doubtful {
+    /// The state, for whoever changes it.
+    pub fn lock(&self) -> Changing<'_> {
+        Changing { all: self, state: self.state.lock() }
+    }
+
+    /// Something has panicked that may have been about to change the state.
+    pub fn doubt(&self) {
+        self.raised.send_modify(|raised| *raised += 1);
+    }
+
+    /// Whether there are doubts that no list has settled.
+    pub fn is_doubted(&self) -> bool {
+        *self.raised.borrow() != self.settled.load(Ordering::Acquire)
+    }
+
+    /// A fresh list is asked for. A doubtful state gives way to what is shown, which is whole: it was replaced by one assignment.
+    /// Returns the doubts that the list settles.
+    pub fn renew(&self, shown: &Snapshot) -> u64 {
+        let mut state = self.lock();
+        let doubts = *self.raised.borrow();
+        if doubts != self.settled.load(Ordering::Acquire) {
+            *state = State::of(shown.clone());
+        }
+        doubts
+    }
+
+    /// A fresh list has been taken over. What was raised since it was asked for stays.
+    pub fn settle(&self, doubts: u64) {
+        self.settled.store(doubts, Ordering::Release);
+    }
+
+    /// Waits until there are more doubts than these.
+    pub async fn doubted(&self, doubts: u64) {
+        let mut raised = self.raised.subscribe();
+        // The sender lives as long as self: waiting cannot fail.
+        let _ = raised.wait_for(|raised| *raised != doubts).await;
+    }
+}
+
+/// A state that is being changed.
+pub(super) struct Changing<'a> {
+    all: &'a Doubtful,
+    state: MutexGuard<'a, State>,
+}
+
+impl Deref for Changing<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        // Before the lock is free.
+        if std::thread::panicking() {
+            self.all.doubt();
+        }
+    }
+}

@@ -31,7 +31,7 @@ impl Follower {
         let shown = own.insert(shared.clone().lock_owned().await);
         if shown.is_some() {
             // It is watched: somebody has looked into it. Nobody may do so again before something happens there.
-            cell.mirror.settled().await;
+            cell.mirror.load().await;
         }
         cell.mirror.loaded().await;
         // What has come in between is in it already, and is passed over.

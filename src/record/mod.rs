@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::name::{CellName, TopoPath};
 
+mod cell_info;
 mod codec;
 mod early;
 mod encode;
@@ -22,6 +23,7 @@ mod text;
 mod unknown;
 mod wire;
 
+pub use cell_info::CellInfo;
 pub use codec::Codec;
 pub use kind::{Kinds, is_editor_file};
 

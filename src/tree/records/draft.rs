@@ -8,9 +8,8 @@ use parking_lot::Mutex;
 use super::exclusive::Claim;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
-use crate::locks::Saver;
 use crate::name::{CellName, CellPath, TopoPath};
-use crate::process::Process;
+use crate::process::{Actor, Process};
 use crate::record::Form;
 use crate::tree::file::FileId;
 use crate::tree::room::Charge;
@@ -141,8 +140,8 @@ impl Draft {
     }
 
     /// Who saves it.
-    pub fn saver(&self) -> Saver {
-        Saver { uid: self.uid, process: self.opener.map_or(0, |opener| opener.pid) }
+    pub fn saver(&self) -> Actor {
+        Actor { uid: self.uid, process: self.opener.map_or(0, |opener| opener.pid) }
     }
 
     /// The file that is written to.

@@ -16,6 +16,7 @@ use crate::backend::{
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
 use crate::name::{CellName, TopoPath};
+use crate::record::layout::{CELL_INFO, CELLS};
 
 mod failure;
 mod lock;
@@ -197,8 +198,6 @@ impl Drop for Cell {
     }
 }
 
-/// The name of the records that name cells.
-const CELL_INFO: &str = "CellInfo";
 /// Cells at most that are remembered while they have no record.
 const MISSED: usize = 1_000;
 
@@ -396,7 +395,7 @@ impl Cells {
     fn known_cells(&self) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
         let snapshot = self.global.mirror.snapshot();
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
-        let Ok(dir) = TopoPath::parse("cells") else { return (known, hidden) };
+        let Ok(dir) = TopoPath::parse(CELLS) else { return (known, hidden) };
         for (path, record) in snapshot.below(&dir).filter(|(path, _)| path.name() == CELL_INFO) {
             let Some(rest) = path.below(&dir) else { continue };
             let called = rest.strip_suffix(CELL_INFO).unwrap_or(rest).trim_end_matches('/');

@@ -16,6 +16,7 @@ use crate::locks::{Fence, Temporary};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Process};
 use crate::record::Form;
+use crate::record::layout::{self, Key};
 use crate::store::own::OwnCommit;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
@@ -341,21 +342,18 @@ impl RecordFiles {
 
     /// The keyspace that a record of the global topology belongs to, if its lock is respected.
     fn keyspace_of(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
-        let mut names = path.components();
-        let (Some("keyspaces"), Some(name), Some(_)) = (names.next(), names.next(), names.next()) else { return None };
-        let respected = self.holds_global(cell) && self.options.respect_locks != RespectLocks::None;
-        TopoPath::parse(&format!("keyspaces/{name}")).ok().filter(|_| respected)
+        let respected = || self.holds_global(cell) && self.options.respect_locks != RespectLocks::None;
+        layout::keyspace_dir(path).filter(|_| respected())
     }
 
     /// The directory whose lock a save of a record needs.
     fn needed_lock(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
-        let names: Vec<&str> = path.components().collect();
         let respected = self.options.respect_locks;
-        let dir = match names.as_slice() {
-            ["keyspaces", _, "Keyspace"] => path.parent(),
-            ["keyspaces", _, "shards", _, "Shard"] if respected == RespectLocks::All => path.parent(),
+        let dir = match Key::in_global(path)? {
+            Key::Keyspace(_) => path.parent(),
+            Key::Shard(..) if respected == RespectLocks::All => path.parent(),
             // Vitess replaces them whatever their version: its lock is all that protects them.
-            ["routing_rules", "keyspace", "Rules"] => path.parent()?.parent(),
+            Key::KeyspaceRoutingRules => path.parent()?.parent(),
             _ => None,
         };
         dir.filter(|_| respected != RespectLocks::None && self.holds_global(cell))

@@ -28,9 +28,6 @@ pub use cell::{Cell, CellOptions};
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
 
-/// Cells at most that are remembered while they have no record.
-const MISSED: usize = 1_000;
-
 /// Cells that are the same place as others, and which.
 pub type Twins = BTreeMap<CellName, Vec<CellName>>;
 

@@ -581,7 +581,8 @@ impl Real {
                 self.repeating(name, async || self.tree.unlink(&caller(), self.dir, OsStr::new(name)).await).await,
             ),
             Op::Rename(from, to) => {
-                let name = to;
+                // A backup is refused for what it would take away, a save for what it would replace.
+                let name = if is_record(from) && !is_record(to) { from } else { to };
                 let (from, to) = ((self.dir, OsStr::new(from)), (self.dir, OsStr::new(to)));
                 nothing(self.repeating(name, async || self.tree.rename(&caller(), from, to, false).await).await)
             }

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 
-use super::kernel::MountSpec;
 use super::point::KIND;
+use super::spec::MountSpec;
 
 const PROGRAM: &str = "fusermount3";
 /// Names the descriptor of the socket that the answer goes to.

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use fuser::{Config, Session, SessionACL};
@@ -14,25 +13,13 @@ use tokio::sync::watch;
 use super::attach::Attached;
 use super::fusermount;
 use super::point::MountPoint;
+use super::spec::MountSpec;
 use super::table::Table;
 use crate::device::Device;
 use crate::fuse::{Adapter, Caches};
 use crate::notify;
 use crate::notify::helper::{Helpers, Way};
 use crate::tree::Tree;
-
-/// How to mount.
-#[derive(Debug, Clone)]
-pub(super) struct MountSpec {
-    /// An absolute path.
-    pub mountpoint: PathBuf,
-    /// What /proc/mounts shows as the source: no secrets.
-    pub source: String,
-    pub allow_other: bool,
-    pub read_only: bool,
-    /// Session threads.
-    pub threads: usize,
-}
 
 /// A mount that answers.
 #[derive(Debug)]

@@ -20,11 +20,13 @@ mod daemon;
 mod fusermount;
 mod kernel;
 mod point;
+mod spec;
 mod table;
 
 pub use daemon::{Readiness, Side, detach};
-use kernel::{KernelMount, MountSpec};
+use kernel::KernelMount;
 pub use point::MountPoint;
+use spec::MountSpec;
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio::sync::OwnedMutexGuard;
 
-use super::follow::{Follower, Shown, Updates, next};
+use super::batches::{Updates, differences, next};
+use super::follow::{Follower, Shown};
 use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
 use crate::mirror::{Record, Snapshot, Update};
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
@@ -254,22 +255,4 @@ impl Follower {
             }
         }
     }
-}
-
-/// What is different, deletions first, then in the order in which it was written.
-pub(super) fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    use imbl::ordmap::DiffItem;
-    let mut updates: Vec<Update> = old
-        .records
-        .diff(&new.records)
-        .map(|item| match item {
-            DiffItem::Add(path, record) => Update { path: path.clone(), old: None, new: Some(record.clone()) },
-            DiffItem::Update { old: (path, old), new: (_, new) } => {
-                Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()) }
-            }
-            DiffItem::Remove(path, record) => Update { path: path.clone(), old: Some(record.clone()), new: None },
-        })
-        .collect();
-    updates.sort_by_key(|update| update.new.as_ref().map(|record| record.version.written));
-    updates
 }

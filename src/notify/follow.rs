@@ -7,19 +7,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::announce::differences;
+use super::batches::{Updates, next};
 use crate::cells::{Cell, KnownLocks};
 use crate::control::Control;
-use crate::mirror::{Batch, Snapshot, Update};
+use crate::mirror::{Snapshot, Update};
 use crate::name::CellName;
 use crate::tree::Tree;
 use crate::tree::kernel::Kernel;
 use crate::tree::kernel::followed::Followed;
 use crate::tree::records::RecordFiles;
-
-pub(super) type Updates = broadcast::Receiver<Arc<Batch>>;
 
 /// The records of a cell that its watchers have been shown, wherever it was then; `None` if they have never been shown any of
 /// it. It outlives the cell. Whoever announces what happens there has it to itself.
@@ -121,18 +118,5 @@ impl Follower {
         if let Some((files, _)) = self.records.invalidate(&cell.name, concerned) {
             files.done().await;
         }
-    }
-}
-
-/// The next changes of a cell. After too many at once: what is different now is what has happened, each record once.
-pub(super) async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<Batch>> {
-    match updates.recv().await {
-        Ok(batch) => Some(batch),
-        Err(RecvError::Lagged(_)) => {
-            *updates = updates.resubscribe();
-            let number = cell.mirror.published();
-            Some(Arc::new(Batch { number, updates: differences(known, &cell.mirror.snapshot()) }))
-        }
-        Err(RecvError::Closed) => None,
     }
 }

@@ -1,12 +1,13 @@
-//! The inode table: which number stands for which file, and how often the kernel has looked it up. `shown.rs` keeps in the
-//! same table what the kernel was shown of each.
+//! The inode table: which number stands for which file, and how often the kernel has looked it up. Owns
+//! what the kernel was shown of each (`shown.rs`).
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::shown::{Fingerprint, Shown};
+use super::shown::{Fingerprint, Reply, Shown};
+use crate::mirror::Record;
 use crate::name::{CellName, CellPath, DATA_FILE, LOCK_FILE, TopoPath};
 use crate::tree::file::FileId;
 
@@ -20,32 +21,27 @@ const GLOBAL: u64 = 2;
 /// forgotten the file and asks again (`tar`, `find` and `rsync` compare numbers over time).
 #[derive(Debug)]
 pub(crate) struct Inodes {
-    pub(super) table: Mutex<Table>,
+    table: Mutex<Table>,
     /// Notified when a file's content has been stored in the kernel.
-    pub(super) stored: Condvar,
+    stored: Condvar,
 }
 
 #[derive(Debug)]
-pub(super) struct Table {
-    pub(super) by_number: HashMap<u64, Slot>,
+struct Table {
+    by_number: HashMap<u64, Slot>,
     /// Files that have another number than their hash.
     exceptions: HashMap<FileId, u64>,
     /// Files whose content is being stored in the kernel.
-    pub(super) storing: Vec<u64>,
+    storing: Vec<u64>,
 }
 
 #[derive(Debug)]
-pub(super) struct Slot {
+struct Slot {
     file: FileId,
     lookups: u64,
     /// The name that led here leads to another inode now.
     replaced: bool,
-    /// What the kernel was shown the attributes of last.
-    pub(super) shown: Option<Shown>,
-    /// The kernel knew nothing of it when it was to drop it: an answer may be on its way there.
-    pub(super) unknown: bool,
-    /// The state whose pages the kernel may hold: no others.
-    pub(super) pages: Option<Fingerprint>,
+    shown: Shown,
 }
 
 impl Default for Inodes {
@@ -62,7 +58,7 @@ impl Default for Inodes {
 
 impl Slot {
     fn new(file: FileId) -> Self {
-        Self { file, lookups: 0, replaced: false, shown: None, unknown: false, pages: None }
+        Self { file, lookups: 0, replaced: false, shown: Shown::default() }
     }
 }
 
@@ -226,11 +222,82 @@ impl Inodes {
         });
         names.collect()
     }
+
+    /// Notes what the kernel is replied; see [`Shown::note_reply`].
+    pub fn note_reply(&self, number: u64, record: Option<&Record>, is_current: impl FnOnce(&Record) -> bool) {
+        if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
+            slot.shown.note_reply(record, is_current);
+        }
+    }
+
+    /// The record whose attributes the kernel was replied last.
+    pub fn reply(&self, number: u64) -> Option<Reply> {
+        self.table.lock().by_number.get(&number)?.shown.reply().cloned()
+    }
+
+    /// A file of a state is opened: whether the kernel may go on with the pages that it has.
+    pub fn open_pages(&self, number: u64, state: Fingerprint) -> bool {
+        self.table.lock().by_number.get_mut(&number).is_some_and(|slot| slot.shown.open_pages(state))
+    }
+
+    /// The content of a state is about to be stored in the kernel. False if that need not or must not be, or too many are being
+    /// stored.
+    pub fn begin_storing(&self, number: u64, state: Fingerprint, at_once: usize) -> bool {
+        let mut table = self.table.lock();
+        if table.storing.len() >= at_once || table.storing.contains(&number) {
+            return false;
+        }
+        let begins = table.by_number.get_mut(&number).is_some_and(|slot| slot.shown.begin_storing(state));
+        if begins {
+            table.storing.push(number);
+        }
+        begins
+    }
+
+    /// It has been stored.
+    pub fn end_storing(&self, number: u64) {
+        self.table.lock().storing.retain(|other| *other != number);
+        self.stored.notify_all();
+    }
+
+    /// Waits while the content of a file is being stored: what is invalidated in the meantime would come back.
+    pub fn wait_until_stored(&self, number: u64) -> bool {
+        let mut table = self.table.lock();
+        let waits = table.storing.contains(&number);
+        while table.storing.contains(&number) {
+            self.stored.wait(&mut table);
+        }
+        waits
+    }
+
+    /// The kernel is about to forget what it was shown of a file.
+    pub fn invalidating(&self, number: u64) {
+        if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
+            slot.shown.invalidating();
+        }
+    }
+
+    /// It has forgotten that, if it knew it.
+    pub fn invalidated(&self, number: u64, known: bool) {
+        if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
+            slot.shown.invalidated(known);
+        }
+    }
+
+    /// Whether the kernel knew nothing of an inode when it was to forget it last.
+    pub fn was_unknown(&self, number: u64) -> bool {
+        self.table.lock().by_number.get(&number).is_some_and(|slot| slot.shown.was_unknown())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::SystemTime;
+
+    use bytes::Bytes;
+
+    use crate::backend::{Revision, Version};
     use crate::tree::ScratchId;
 
     #[test]
@@ -357,5 +424,72 @@ mod tests {
         let global = FileId::Dir(CellPath::new(&CellName::global(), &TopoPath::root()));
         assert_eq!(natural_number(&global), GLOBAL);
         assert!((0..10_000).all(|id| natural_number(&FileId::Scratch(ScratchId(id))) > GLOBAL));
+    }
+
+    #[test]
+    fn a_content_is_given_once_and_dropped_after_it_has_arrived() {
+        let record = |number| {
+            let version = Version { number, written: Revision(number), created: Revision(1) };
+            Record { value: Bytes::new(), version, modified: SystemTime::UNIX_EPOCH }
+        };
+        let state = |number| Fingerprint::of(&record(number));
+        let inodes = Inodes::default();
+        let file = inodes.count_lookup(&FileId::Scratch(ScratchId(1)));
+        assert!(!inodes.begin_storing(file, state(1), 1), "its size is not known to the kernel");
+        inodes.note_reply(file, Some(&record(1)), |_| true);
+        assert!(inodes.begin_storing(file, state(1), 1));
+        assert!(!inodes.begin_storing(file, state(1), 9), "it is under way");
+        inodes.end_storing(file);
+        assert!(!inodes.begin_storing(file, state(1), 1), "it is there");
+        assert!(inodes.open_pages(file, state(1)));
+        assert!(!inodes.open_pages(file, state(2)), "that is another state");
+        inodes.invalidating(file);
+        assert!(inodes.reply(file).is_some_and(|shown| shown.invalidated), "its size is still that");
+        inodes.invalidated(file, true);
+        assert!(!inodes.begin_storing(file, state(1), 1), "the kernel must ask first");
+        inodes.note_reply(file, Some(&record(2)), |_| true);
+        assert!(inodes.begin_storing(file, state(2), 1) && !inodes.was_unknown(file));
+    }
+
+    #[test]
+    fn an_answer_that_is_late_does_not_take_back_a_newer_one() {
+        let record = |number: u64| {
+            let version = Version { number, written: Revision(number), created: Revision(1) };
+            let modified = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(number);
+            Record { value: number.to_string().into(), version, modified }
+        };
+        let inodes = Inodes::default();
+        let file = inodes.count_lookup(&FileId::Scratch(ScratchId(1)));
+        let shown = || inodes.reply(file).map(|shown| shown.value);
+        inodes.note_reply(file, Some(&record(1)), |_| true);
+        inodes.invalidating(file);
+        inodes.invalidated(file, true);
+        inodes.note_reply(file, Some(&record(2)), |_| true);
+        // Looked up before the change, noted after it: the kernel does not take it over, and reads on with what is newer.
+        inodes.note_reply(file, Some(&record(1)), |_| false);
+        assert_eq!(shown().as_deref(), Some(&b"2"[..]));
+        // A service that was restored, or a clock that goes back.
+        inodes.note_reply(file, Some(&record(1)), |_| true);
+        assert_eq!(shown().as_deref(), Some(&b"1"[..]));
+    }
+
+    #[test]
+    fn who_drops_a_content_waits_until_it_has_been_stored() {
+        let inodes = Inodes::default();
+        inodes.table.lock().storing.extend([7, 8]);
+        assert!(!inodes.wait_until_stored(9));
+        let (about_to, waits) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                about_to.send(()).unwrap();
+                inodes.wait_until_stored(7);
+                !inodes.table.lock().storing.contains(&7)
+            });
+            waits.recv().unwrap();
+            inodes.end_storing(8);
+            inodes.end_storing(7);
+            assert!(waiter.join().unwrap());
+        });
+        assert!(inodes.table.lock().storing.is_empty() && !inodes.wait_until_stored(7));
     }
 }

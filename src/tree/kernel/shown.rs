@@ -1,4 +1,4 @@
-//! What the kernel was shown of each inode: the attributes that it was replied last, and the state whose pages it may hold.
+//! What the kernel was shown of one inode: the attributes that it was replied last, and the state whose pages it may hold.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
@@ -6,20 +6,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::inodes::Inodes;
 use crate::mirror::Record;
-
-/// A record whose attributes the kernel was shown: there is one for every file that it knows.
-#[derive(Debug, Clone)]
-pub(crate) struct Shown {
-    state: Fingerprint,
-    /// A later state of the record has a later time.
-    modified: SystemTime,
-    /// The stored bytes.
-    pub value: Bytes,
-    /// The kernel has been made to ask again since, or is about to be.
-    pub invalidated: bool,
-}
 
 /// Names one state of a record, in few bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,172 +22,85 @@ impl Fingerprint {
     }
 }
 
-impl Inodes {
-    /// The kernel is shown the attributes of a record; `None` if they are those of no stored one. Whether they are those of now is looked
-    /// at in turn with all others who tell: who is late (with attributes that the kernel will not take over, or must let go of in a moment)
-    /// does not take back what is newer.
-    pub fn note_reply(&self, number: u64, record: Option<&Record>, is_current: impl FnOnce(&Record) -> bool) {
-        let mut table = self.table.lock();
-        let Some(slot) = table.by_number.get_mut(&number) else { return };
-        let shown = record.map(|record| Shown {
-            state: Fingerprint::of(record),
-            modified: record.modified,
-            value: record.value.clone(),
-            invalidated: false,
-        });
-        let is_late = match (&slot.shown, record) {
+/// A record whose attributes the kernel was shown: there is one for every file that it knows.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    state: Fingerprint,
+    /// A later state of the record has a later time.
+    modified: SystemTime,
+    /// The stored bytes.
+    pub value: Bytes,
+    /// The kernel has been made to ask again since, or is about to be.
+    pub invalidated: bool,
+}
+
+/// What the kernel was shown of an inode.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    /// The attributes of a record that it was replied last.
+    reply: Option<Reply>,
+    /// It knew nothing of the inode when it was to forget it last: an answer may be on its way there.
+    unknown: bool,
+    /// The state whose pages it may hold: no others.
+    pages: Option<Fingerprint>,
+}
+
+impl Shown {
+    /// The kernel is replied the attributes of a record; `None` if they are those of no stored one. A reply that is late (with
+    /// attributes that the kernel will not take over, or must forget in a moment) does not take back a newer one: whether it is
+    /// current is asked while all others who reply wait.
+    pub fn note_reply(&mut self, record: Option<&Record>, is_current: impl FnOnce(&Record) -> bool) {
+        let is_late = match (&self.reply, record) {
             (Some(known), Some(record)) => known.modified > record.modified && !is_current(record),
             _ => false,
         };
         if !is_late {
-            slot.shown = shown;
+            self.reply = record.map(|record| Reply {
+                state: Fingerprint::of(record),
+                modified: record.modified,
+                value: record.value.clone(),
+                invalidated: false,
+            });
         }
     }
 
-    /// What the kernel was shown the attributes of last.
-    pub fn shown(&self, number: u64) -> Option<Shown> {
-        self.table.lock().by_number.get(&number)?.shown.clone()
+    /// What the kernel was replied last.
+    pub fn reply(&self) -> Option<&Reply> {
+        self.reply.as_ref()
     }
 
     /// A file of a state is opened: whether the pages that the kernel may hold are of that state. If not, the kernel must drop
     /// them; it reads that state then.
-    pub fn open_pages(&self, number: u64, state: Fingerprint) -> bool {
-        let mut table = self.table.lock();
-        let Some(slot) = table.by_number.get_mut(&number) else { return false };
-        let same = slot.pages == Some(state);
-        slot.pages = Some(state);
-        same
+    pub fn open_pages(&mut self, state: Fingerprint) -> bool {
+        self.pages.replace(state) == Some(state)
     }
 
-    /// The content of a state is about to be given to the kernel. False if that need not or must not be: the kernel has
-    /// its pages, was shown the attributes of another state, or too many are under way.
-    pub fn begin_storing(&self, number: u64, state: Fingerprint, at_once: usize) -> bool {
-        let mut table = self.table.lock();
-        if table.storing.len() >= at_once || table.storing.contains(&number) {
+    /// The pages of a state are about to be stored in the kernel. False if that need not or must not be: it has pages, or was
+    /// replied the attributes of another state.
+    pub fn begin_storing(&mut self, state: Fingerprint) -> bool {
+        let fits = self.reply.as_ref().is_some_and(|reply| !reply.invalidated && reply.state == state);
+        if self.pages.is_some() || !fits {
             return false;
         }
-        let Some(slot) = table.by_number.get_mut(&number) else { return false };
-        if slot.pages.is_some() || !slot.shown.as_ref().is_some_and(|shown| !shown.invalidated && shown.state == state)
-        {
-            return false;
-        }
-        slot.pages = Some(state);
-        table.storing.push(number);
+        self.pages = Some(state);
         true
     }
 
-    /// It has been given.
-    pub fn end_storing(&self, number: u64) {
-        self.table.lock().storing.retain(|other| *other != number);
-        self.stored.notify_all();
-    }
-
-    /// Waits while the content of a file is being given to the kernel: what is dropped in the meantime would come back.
-    pub fn wait_until_stored(&self, number: u64) -> bool {
-        let mut table = self.table.lock();
-        let waits = table.storing.contains(&number);
-        while table.storing.contains(&number) {
-            self.stored.wait(&mut table);
-        }
-        waits
-    }
-
-    /// The kernel is about to drop what it has been shown of a file.
-    pub fn invalidating(&self, number: u64) {
-        let mut table = self.table.lock();
-        if let Some(shown) = table.by_number.get_mut(&number).and_then(|slot| slot.shown.as_mut()) {
-            shown.invalidated = true;
+    /// The kernel is about to forget what it was replied.
+    pub fn invalidating(&mut self) {
+        if let Some(reply) = &mut self.reply {
+            reply.invalidated = true;
         }
     }
 
-    /// It has dropped that, and the pages, if it knew it.
-    pub fn invalidated(&self, number: u64, known: bool) {
-        if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
-            slot.unknown = !known;
-            slot.pages = None;
-        }
+    /// It has forgotten that, and the pages, if it knew the inode.
+    pub fn invalidated(&mut self, known: bool) {
+        self.unknown = !known;
+        self.pages = None;
     }
 
-    /// Whether the kernel knew nothing of an inode when it was to drop it last.
-    pub fn was_unknown(&self, number: u64) -> bool {
-        self.table.lock().by_number.get(&number).is_some_and(|slot| slot.unknown)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::{Revision, Version};
-    use crate::tree::ScratchId;
-    use crate::tree::file::FileId;
-
-    #[test]
-    fn a_content_is_given_once_and_dropped_after_it_has_arrived() {
-        let record = |number| {
-            let version = Version { number, written: Revision(number), created: Revision(1) };
-            Record { value: Bytes::new(), version, modified: SystemTime::UNIX_EPOCH }
-        };
-        let state = |number| Fingerprint::of(&record(number));
-        let inodes = Inodes::default();
-        let file = inodes.count_lookup(&FileId::Scratch(ScratchId(1)));
-        assert!(!inodes.begin_storing(file, state(1), 1), "its size is not known to the kernel");
-        inodes.note_reply(file, Some(&record(1)), |_| true);
-        assert!(inodes.begin_storing(file, state(1), 1));
-        assert!(!inodes.begin_storing(file, state(1), 9), "it is under way");
-        inodes.end_storing(file);
-        assert!(!inodes.begin_storing(file, state(1), 1), "it is there");
-        assert!(inodes.open_pages(file, state(1)));
-        assert!(!inodes.open_pages(file, state(2)), "that is another state");
-        inodes.invalidating(file);
-        assert!(
-            inodes.shown(file).is_some_and(|shown| shown.invalidated && shown.state == state(1)),
-            "its size is still that"
-        );
-        inodes.invalidated(file, true);
-        assert!(!inodes.begin_storing(file, state(1), 1), "the kernel must ask first");
-        inodes.note_reply(file, Some(&record(2)), |_| true);
-        assert!(inodes.begin_storing(file, state(2), 1) && !inodes.was_unknown(file));
-    }
-
-    #[test]
-    fn an_answer_that_is_late_does_not_take_back_a_newer_one() {
-        let record = |number: u64| {
-            let version = Version { number, written: Revision(number), created: Revision(1) };
-            let modified = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(number);
-            Record { value: number.to_string().into(), version, modified }
-        };
-        let inodes = Inodes::default();
-        let file = inodes.count_lookup(&FileId::Scratch(ScratchId(1)));
-        let shown = || inodes.shown(file).map(|shown| shown.value);
-        inodes.note_reply(file, Some(&record(1)), |_| true);
-        inodes.invalidating(file);
-        inodes.invalidated(file, true);
-        inodes.note_reply(file, Some(&record(2)), |_| true);
-        // Looked up before the change, noted after it: the kernel does not take it over, and reads on with what is newer.
-        inodes.note_reply(file, Some(&record(1)), |_| false);
-        assert_eq!(shown().as_deref(), Some(&b"2"[..]));
-        // A service that was restored, or a clock that goes back.
-        inodes.note_reply(file, Some(&record(1)), |_| true);
-        assert_eq!(shown().as_deref(), Some(&b"1"[..]));
-    }
-
-    #[test]
-    fn who_drops_a_content_waits_until_it_has_been_stored() {
-        let inodes = Inodes::default();
-        inodes.table.lock().storing.extend([7, 8]);
-        assert!(!inodes.wait_until_stored(9));
-        let (about_to, waits) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
-                about_to.send(()).unwrap();
-                inodes.wait_until_stored(7);
-                !inodes.table.lock().storing.contains(&7)
-            });
-            waits.recv().unwrap();
-            inodes.end_storing(8);
-            inodes.end_storing(7);
-            assert!(waiter.join().unwrap());
-        });
-        assert!(inodes.table.lock().storing.is_empty() && !inodes.wait_until_stored(7));
+    /// Whether the kernel knew nothing of the inode when it was to forget it last.
+    pub fn was_unknown(&self) -> bool {
+        self.unknown
     }
 }

@@ -153,8 +153,8 @@ impl RecordFiles {
     fn page_content(&self, caller: &Caller, ino: u64, at: &CellPath, form: Form) -> Result<Option<Bytes>> {
         let CellPath { cell, path } = at;
         let snapshot = self.cell(cell)?.snapshot_now()?;
-        let shown = self.kernel.inodes.shown(ino).filter(|shown| !shown.invalidated || caller.reads());
-        let value = shown.map(|shown| shown.value).or_else(|| Some(snapshot.records.get(path)?.value.clone()));
+        let reply = self.kernel.inodes.reply(ino).filter(|reply| !reply.invalidated || caller.reads());
+        let value = reply.map(|reply| reply.value).or_else(|| Some(snapshot.records.get(path)?.value.clone()));
         value.map(|value| self.codec.show(cell, path, &value, form)).transpose()
     }
 

@@ -1,0 +1,16 @@
+//! What is asked of a mount.
+
+use std::path::PathBuf;
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub(super) struct MountSpec {
+    /// An absolute path.
+    pub mountpoint: PathBuf,
+    /// What /proc/mounts shows as the source: no secrets.
+    pub source: String,
+    pub allow_other: bool,
+    pub read_only: bool,
+    /// Session threads.
+    pub threads: usize,
+}

@@ -1,0 +1,41 @@
+//! The changes of one cell, as its mirror publishes them.
+
+use std::sync::Arc;
+
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use crate::cells::Cell;
+use crate::mirror::{Batch, Snapshot, Update};
+
+pub(super) type Updates = broadcast::Receiver<Arc<Batch>>;
+
+/// The next changes of a cell. After too many at once: what is different now is what has happened, each record once.
+pub(super) async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<Batch>> {
+    match updates.recv().await {
+        Ok(batch) => Some(batch),
+        Err(RecvError::Lagged(_)) => {
+            *updates = updates.resubscribe();
+            let number = cell.mirror.published();
+            Some(Arc::new(Batch { number, updates: differences(known, &cell.mirror.snapshot()) }))
+        }
+        Err(RecvError::Closed) => None,
+    }
+}
+
+/// What is different, deletions first, then in the order in which it was written.
+pub(super) fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
+    use imbl::ordmap::DiffItem;
+    let mut updates: Vec<Update> = old
+        .records
+        .diff(&new.records)
+        .map(|item| match item {
+            DiffItem::Add(path, record) => Update { path: path.clone(), old: None, new: Some(record.clone()) },
+            DiffItem::Update { old: (path, old), new: (_, new) } => {
+                Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()) }
+            }
+            DiffItem::Remove(path, record) => Update { path: path.clone(), old: Some(record.clone()), new: None },
+        })
+        .collect();
+    updates.sort_by_key(|update| update.new.as_ref().map(|record| record.version.written));
+    updates
+}

@@ -77,17 +77,7 @@ pub struct TreeOptions {
     pub allow_unseen_writers: bool,
 }
 
-/// The records that are not saved while somebody else holds the lock of their directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RespectLocks {
-    /// None.
-    None,
-    /// Keyspace records, as Vitess insists, and the routing rules of keyspaces.
-    Keyspace,
-    /// Shard records, too.
-    All,
-}
+pub use crate::store::RespectLocks;
 
 /// Room and contents of a mount.
 #[derive(Debug, Clone, Copy)]

@@ -7,7 +7,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
 
-use super::args::ProcessArgs;
+use super::flags::process::ProcessArgs;
 use super::one_line::OneLine;
 use crate::control::SetLogLevel;
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -11,12 +12,13 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, major, minor};
 use serde_json::Value;
 
+use super::{Ended, USAGE};
 use crate::control::ControlFile;
 use crate::name::{CONTROL_DIR, LOCK_FILE};
 
 /// Flags of `topofs unlock`.
 #[derive(Debug, Args)]
-pub(super) struct UnlockArgs {
+pub(in crate::cli) struct UnlockArgs {
     /// Take the lock away from its holder; without this, only show it
     #[arg(long, short)]
     force: bool,
@@ -34,8 +36,12 @@ const NO_KEY: &str = "-";
 const NO_KEY_BUT_LEFT: &str = "--";
 
 impl UnlockArgs {
-    /// Shows, asks, breaks. Says whether the lock is free now.
-    pub fn run(&self) -> anyhow::Result<bool> {
+    /// Shows, asks, breaks. Succeeds if the lock is free now.
+    pub fn run(&self) -> Ended {
+        Ok(if self.frees()? { ExitCode::SUCCESS } else { USAGE.into() })
+    }
+
+    fn frees(&self) -> anyhow::Result<bool> {
         let path = resolved(&std::path::absolute(&self.path)?);
         let mount = Mount::of(&path)?;
         let dir = path.strip_prefix(&mount.root)?;

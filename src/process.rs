@@ -26,6 +26,15 @@ pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
     }
 }
 
+/// The user and the process in whose name something is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Actor {
+    /// The user.
+    pub uid: u32,
+    /// The process; 0 if it cannot be seen.
+    pub process: u32,
+}
+
 /// A process: numbers are used again, number and start together are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Process {
@@ -135,6 +144,12 @@ fn stat(id: u32) -> io::Result<Stat> {
         text.parse().map_err(|_| io::Error::other("/proc does not tell"))
     }
     Ok(Stat { flags: number(field(9)?)?, started: number(field(22)?)?, exit_code: number(field(52)?)? })
+}
+
+/// When a thread was started, in clock ticks since the machine was; `None` if that cannot be told. Like [`stat`], this is not for
+/// a thread that closes a file.
+pub fn started(thread: u32) -> Option<u64> {
+    stat(thread).ok().map(|stat| stat.started)
 }
 
 fn life(id: u32) -> Life {

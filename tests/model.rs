@@ -411,8 +411,8 @@ impl Real {
         };
         let servers = options.connect.memory.clone();
         let backend = topofs::backend::open(&CellName::global(), &location, &options.connect).unwrap();
-        let cells = Cells::start(options, Arc::new(|_| None)).await.unwrap();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+        let cells = Cells::start(options, records.clone()).await.unwrap();
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         let options = TreeOptions {
             read_only: false,

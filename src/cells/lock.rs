@@ -3,7 +3,7 @@
 //! Whose turn it is, the service says. When to ask it, the mirror tells: it hears of every lock that comes and goes, so that
 //! hundreds of waiters cost the service nothing but their places.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +11,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::Cell;
+use super::cell::Cell;
 use crate::backend::lock::guard;
-use crate::backend::{Action, Change, Failure, Fetched, Node, Role};
-use crate::backend::{Owner, SharedPlace};
+use crate::backend::{Action, Change, Failure, Fetched, Node, Owner, Role, SharedPlace};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
 use crate::name::TopoPath;
@@ -23,40 +22,6 @@ use crate::name::TopoPath;
 const TRUST: Duration = Duration::from_secs(10);
 /// First and longest pause before the service is asked again, when the mirror thinks that it is our turn.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-
-/// The order in which this mount's own waiters try for a lock of a service that has no queue: one at a time, so that a mount
-/// with many waiters has no better chance than one with few.
-#[derive(Debug, Default)]
-pub(super) struct Turns(Mutex<HashMap<TopoPath, Vec<u64>>>, tokio::sync::watch::Sender<u64>);
-
-impl Turns {
-    fn take(&self, dir: &TopoPath) -> u64 {
-        let mut ticket = 0;
-        self.1.send_modify(|last| {
-            *last += 1;
-            ticket = *last;
-        });
-        self.0.lock().entry(dir.clone()).or_default().push(ticket);
-        ticket
-    }
-
-    fn is_next(&self, dir: &TopoPath, ticket: u64) -> bool {
-        self.0.lock().get(dir).is_none_or(|line| line.first() == Some(&ticket))
-    }
-
-    fn give_up(&self, dir: &TopoPath, ticket: u64) {
-        {
-            let mut lines = self.0.lock();
-            if let Some(line) = lines.get_mut(dir) {
-                line.retain(|other| *other != ticket);
-                if line.is_empty() {
-                    lines.remove(dir);
-                }
-            }
-        }
-        self.1.send_modify(|last| *last += 1);
-    }
-}
 
 /// A place in the line for the lock of a directory.
 #[derive(Debug)]
@@ -243,7 +208,7 @@ impl LockPlace {
     /// Waits for the lock. May be given up at any moment: the place stays. Fails with EIO if the place is lost.
     pub async fn hold(&self) -> Result<()> {
         let mut changes = self.cell.mirror.lock_changes();
-        let mut turns = self.cell.turns.1.subscribe();
+        let mut turns = self.cell.turns.changes();
         let mut pause = PAUSES.0;
         let mut trusted = Instant::now();
         loop {

@@ -1,6 +1,6 @@
 //! The global topology and the cells that it names: each with its own connection and its own failures.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,197 +10,23 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alive;
-use crate::backend::{
-    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location,
-};
-use crate::error::{Error, Kind, Result};
-use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
+use crate::backend::Location;
+use crate::error::Result;
+use crate::mirror::{Batch, Health};
 use crate::name::{CellName, TopoPath};
+use crate::record::layout::{CELL_INFO, CELLS};
+use crate::record::{CellInfo, Records};
 
+mod cell;
 mod failure;
 mod lock;
+pub mod lock_text;
+mod missed;
+mod turns;
 
+pub use cell::{Cell, CellOptions};
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
-
-/// Reads a CellInfo record: server address and root. The codec is above this module, so it is handed in.
-pub type ReadCellInfo = Arc<dyn Fn(&[u8]) -> Option<(String, String)> + Send + Sync>;
-
-/// How cells are connected.
-#[derive(Clone)]
-pub struct CellOptions {
-    /// The global topology.
-    pub global: Location,
-    /// For all backends.
-    pub connect: ConnectOptions,
-    /// Which servers that CellInfo records name are connected.
-    pub servers: CellServers,
-    /// For all mirrors.
-    pub mirror: MirrorOptions,
-    /// If given: these cells are connected at once and no others are shown.
-    pub only: Option<Vec<CellName>>,
-}
-
-/// What a change leaves open that has panicked on its way.
-const UNCERTAIN: &str = " (it may have been carried out)";
-
-/// One cell: its place, its backend, its mirror.
-#[derive(Debug)]
-pub struct Cell {
-    /// Its name; the first level of the tree.
-    pub name: CellName,
-    /// Where its data is.
-    pub location: Location,
-    /// Its records.
-    pub mirror: Arc<Mirror>,
-    backend: Arc<dyn Backend>,
-    turns: lock::Turns,
-    timeout: std::time::Duration,
-    stop: CancellationToken,
-    serve_stale: bool,
-    /// What to say of an address without a port.
-    untold_port: Option<String>,
-    /// Whether its keys are those of the global topology.
-    holds_global: bool,
-}
-
-impl Cell {
-    /// The records, once the first list is there. Fails at once when the cell is known to be down.
-    pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
-        match self.mirror.health() {
-            Health::Live | Health::Shaky => return Ok(self.mirror.snapshot()),
-            Health::Down | Health::Denied => return self.down(),
-            Health::Idle | Health::Loading => {}
-        }
-        // A load that takes longer than a call may take goes on; only this caller stops waiting for it.
-        if tokio::time::timeout(self.timeout, self.mirror.settled()).await.is_err() {
-            let waited = humantime::format_duration(self.timeout);
-            return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
-        }
-        self.snapshot_now()
-    }
-
-    /// The records, if they are there already.
-    pub fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
-        match self.mirror.health() {
-            Health::Live | Health::Shaky => Ok(self.mirror.snapshot()),
-            Health::Down | Health::Denied | Health::Idle | Health::Loading => self.down(),
-        }
-    }
-
-    /// Ends when the cell is no longer shown, or is another place now.
-    pub async fn replaced(&self) {
-        self.stop.cancelled().await;
-    }
-
-    /// Whether old records are shown while the cell is down. What may not be read any more is not shown.
-    pub fn serves_stale(&self) -> bool {
-        self.serve_stale && self.mirror.is_loaded() && !self.mirror.is_denied()
-    }
-
-    fn down(&self) -> Result<Arc<Snapshot>> {
-        if self.serves_stale() {
-            return Ok(self.mirror.snapshot());
-        }
-        Err(self.unreachable())
-    }
-
-    fn unreachable(&self) -> Error {
-        let cause = self.mirror.trouble().map_or_else(String::new, |(cause, since)| match since.as_secs() {
-            0 => format!(": {cause}"),
-            seconds => format!(": {cause} (for {seconds} s)"),
-        });
-        match self.mirror.health() {
-            Health::Denied => Error::new(Kind::Denied, format!("{self} may not be read{cause}")),
-            _ => Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}")),
-        }
-    }
-
-    /// One record as the service has it now.
-    pub async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
-        self.refuse_if_down()?;
-        let fetched = self.call(("get", ""), self.backend.get(path)).await?;
-        self.mirror.observe(path, &fetched);
-        Ok(fetched)
-    }
-
-    /// Applies changes whole or not at all; the mirror shows them at once.
-    pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
-        self.refuse_if_down()?;
-        let applied = self.call(("apply", UNCERTAIN), self.backend.apply(changes)).await?;
-        self.mirror.wrote(changes, &applied);
-        Ok(applied)
-    }
-
-    /// Names of what this kind of service can tell of a record beside its version.
-    pub fn attributes(&self) -> &'static [&'static str] {
-        self.backend.attributes()
-    }
-
-    /// One of [`Cell::attributes`], as the service has it now.
-    pub async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>> {
-        self.refuse_if_down()?;
-        self.call(("attribute", ""), self.backend.attribute(path, name)).await
-    }
-
-    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
-    /// server and root.
-    pub fn holds_global(&self) -> bool {
-        self.holds_global
-    }
-
-    /// Whether another cell shows the very same records, so that their locks are the same ones.
-    pub fn is_same_place(&self, other: &Cell) -> bool {
-        self.name == other.name || self.location.is_same_place(&other.location)
-    }
-
-    /// What the service takes.
-    pub fn limits(&self) -> Limits {
-        self.backend.limits()
-    }
-
-    /// Calls the service. A panic is an error of this call, and of no other; `after` is what it leaves open.
-    async fn call<T>(
-        &self,
-        (what, after): (&str, &str),
-        call: impl Future<Output = std::result::Result<T, BackendError>>,
-    ) -> Result<T> {
-        let called = alive::guarded(format!("{what} in cell {}", self.name), call)
-            .await
-            .unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, format!("{panic}{after}"))));
-        called.map_err(|error| self.explain(error))
-    }
-
-    fn refuse_if_down(&self) -> Result<()> {
-        match self.mirror.health() {
-            Health::Down | Health::Denied => Err(self.unreachable()),
-            Health::Idle | Health::Loading | Health::Live | Health::Shaky => Ok(()),
-        }
-    }
-
-    fn explain(&self, error: BackendError) -> Error {
-        let mut error = Error::from(error);
-        error.reason = format!("{self}: {}", error.reason);
-        error
-    }
-}
-
-impl std::fmt::Display for Cell {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let untold = self.untold_port.as_ref().map_or_else(String::new, |words| format!("; {words}"));
-        write!(f, "cell {} ({}{untold})", self.name, self.location)
-    }
-}
-
-impl Drop for Cell {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-/// The name of the records that name cells.
-const CELL_INFO: &str = "CellInfo";
-/// Cells at most that are remembered while they have no record.
-const MISSED: usize = 1_000;
+use missed::Missed;
 
 /// Cells that are the same place as others, and which.
 pub type Twins = BTreeMap<CellName, Vec<CellName>>;
@@ -211,14 +37,13 @@ pub struct Cells {
     local: ArcSwap<BTreeMap<CellName, Arc<Cell>>>,
     /// Cells that cannot be shown, by what their records call them, and why.
     hidden: ArcSwap<BTreeMap<String, String>>,
-    /// Cells that somebody has looked into and whose records are gone: if they come back, they are connected again.
-    missed: Mutex<BTreeSet<CellName>>,
+    missed: Missed,
     twins: ArcSwap<Twins>,
     /// The revision of the global topology that the set of cells follows.
     followed: AtomicU64,
     refreshing: Mutex<()>,
     options: CellOptions,
-    read_cell_info: ReadCellInfo,
+    records: Arc<Records>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -231,21 +56,21 @@ impl std::fmt::Debug for Cells {
 
 impl Cells {
     /// Connects the global topology and waits until it is loaded. The error names cell, implementation, server, root and cause.
-    pub async fn start(options: CellOptions, read_cell_info: ReadCellInfo) -> Result<Arc<Self>> {
+    pub async fn start(options: CellOptions, records: Arc<Records>) -> Result<Arc<Self>> {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
-        let global = open_cell(CellName::global(), options.global.clone(), &options, &tasks, &stop)?;
+        let global = Cell::open(CellName::global(), options.global.clone(), &options, &tasks, &stop)?;
         global.snapshot().await.inspect_err(|_| stop.cancel())?;
         let cells = Arc::new(Self {
             global,
             local: ArcSwap::default(),
             hidden: ArcSwap::default(),
-            missed: Mutex::default(),
+            missed: Missed::default(),
             twins: ArcSwap::default(),
             followed: AtomicU64::default(),
             refreshing: Mutex::default(),
             options,
-            read_cell_info,
+            records,
             tasks,
             stop,
         });
@@ -266,25 +91,25 @@ impl Cells {
         if name.is_global() {
             return Some(self.global.clone());
         }
-        self.follow_news();
+        self.follow_records();
         self.local.load().get(name).cloned()
     }
 
     /// All cells, the global topology first.
     pub fn all(&self) -> Vec<Arc<Cell>> {
-        self.follow_news();
+        self.follow_records();
         std::iter::once(self.global.clone()).chain(self.local.load().values().cloned()).collect()
     }
 
     /// Cells that cannot be shown, and why.
     pub fn hidden(&self) -> Arc<BTreeMap<String, String>> {
-        self.follow_news();
+        self.follow_records();
         self.hidden.load_full()
     }
 
     /// Cells that are the same place as others, and which.
     pub fn twins(&self) -> Arc<Twins> {
-        self.follow_news();
+        self.follow_records();
         self.twins.load_full()
     }
 
@@ -296,7 +121,7 @@ impl Cells {
     }
 
     /// Whoever has just stored a CellInfo record finds the cell at once, not when its event has come round.
-    fn follow_news(&self) {
+    fn follow_records(&self) {
         if self.followed.load(Ordering::Acquire) != self.global.mirror.revision().0 {
             self.refresh();
         }
@@ -339,25 +164,24 @@ impl Cells {
     }
 
     fn open(&self, name: CellName, location: Location) -> Result<Arc<Cell>> {
-        open_cell(name, location, &self.options, &self.tasks, &self.stop)
+        Cell::open(name, location, &self.options, &self.tasks, &self.stop)
     }
 
     /// Ends cells that are not shown any more. What was connected is connected again where it is now, by itself: whoever watches it
     /// looks at nothing that would do so.
     fn pass_on(&self, current: &BTreeMap<CellName, Arc<Cell>>, next: &BTreeMap<CellName, Arc<Cell>>) {
-        let mut missed = self.missed.lock();
         for (name, cell) in current {
             if next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {
                 continue;
             }
-            if cell.mirror.health() != Health::Idle && missed.len() < MISSED {
-                missed.insert(name.clone());
+            if cell.mirror.health() != Health::Idle {
+                self.missed.note(name);
             }
-            cell.stop.cancel();
+            cell.end();
         }
         for (name, cell) in next {
             // Those that --cells names are connected at once, whenever they come.
-            if missed.remove(name) || self.options.only.is_some() {
+            if self.missed.take(name) || self.options.only.is_some() {
                 cell.mirror.wake();
             }
         }
@@ -396,7 +220,7 @@ impl Cells {
     fn known_cells(&self) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
         let snapshot = self.global.mirror.snapshot();
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
-        let Ok(dir) = TopoPath::parse("cells") else { return (known, hidden) };
+        let Ok(dir) = TopoPath::parse(CELLS) else { return (known, hidden) };
         for (path, record) in snapshot.below(&dir).filter(|(path, _)| path.name() == CELL_INFO) {
             let Some(rest) = path.below(&dir) else { continue };
             let called = rest.strip_suffix(CELL_INFO).unwrap_or(rest).trim_end_matches('/');
@@ -416,8 +240,8 @@ impl Cells {
                 continue;
             }
             let implementation = self.options.global.implementation;
-            match (self.read_cell_info)(&record.value) {
-                Some((server, root)) => drop(known.insert(name, Location { implementation, server, root })),
+            match self.records.cell_info(&record.value) {
+                Some(CellInfo { server, root }) => drop(known.insert(name, Location { implementation, server, root })),
                 None => drop(hidden.insert(called.to_owned(), "its CellInfo record cannot be decoded".to_owned())),
             }
         }
@@ -443,55 +267,22 @@ fn twins(cells: &[&Cell]) -> Twins {
     twins
 }
 
-fn open_cell(
-    name: CellName,
-    location: Location,
-    options: &CellOptions,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Arc<Cell>> {
-    let holds_global = location.is_same_place(&options.global);
-    let allowed = options.servers.check(&location, &options.global, &options.connect);
-    let opened = allowed.and_then(|()| crate::backend::open(&name, &location, &options.connect));
-    let backend = opened.map_err(|error| {
-        let mut error = Error::from(error);
-        error.reason = format!("cell {name} ({location}): {}", error.reason);
-        error
-    })?;
-    let mirror = Mirror::new(backend.clone(), options.mirror);
-    let stop = stop.child_token();
-    let span = tracing::info_span!("cell", name = %name);
-    tasks.spawn(tracing::Instrument::instrument(mirror.clone().run(format!("mirror of {name}"), stop.clone()), span));
-    Ok(Arc::new(Cell {
-        name,
-        untold_port: location.untold_port(&options.connect),
-        holds_global,
-        location,
-        mirror,
-        backend,
-        turns: lock::Turns::default(),
-        timeout: options.connect.timeout,
-        stop,
-        serve_stale: options.mirror.serve_stale,
-    }))
-}
-
 async fn follow_cell_info(
     cells: std::sync::Weak<Cells>,
-    updates: Option<tokio::sync::broadcast::Receiver<Arc<crate::mirror::News>>>,
+    updates: Option<tokio::sync::broadcast::Receiver<Arc<Batch>>>,
     stop: CancellationToken,
 ) {
     use tokio::sync::broadcast::error::RecvError;
     let Some(mut updates) = updates else { return };
     // After a panic: what has happened meanwhile.
     if let Some(cells) = cells.upgrade() {
-        cells.follow_news();
+        cells.follow_records();
     }
     loop {
         let concerned = tokio::select! {
             () = stop.cancelled() => return,
-            news = updates.recv() => match news {
-                Ok(news) => news.updates.iter().any(|update| update.path.name() == CELL_INFO),
+            batch = updates.recv() => match batch {
+                Ok(batch) => batch.updates.iter().any(|update| update.path.name() == CELL_INFO),
                 Err(RecvError::Lagged(_)) => true,
                 Err(RecvError::Closed) => return,
             },
@@ -504,4 +295,48 @@ async fn follow_cell_info(
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backend::{Action, Applied, Change, ConnectOptions, Guard, Implementation, Revision, Version};
+    use crate::mirror::MirrorOptions;
+    use crate::record::{Codec, Kinds};
+
+    fn wrote(cells: &Cells, path: &str, value: &'static [u8], at: u64) {
+        let path = TopoPath::parse(path).unwrap();
+        let change = Change { path, guard: Guard::Any, action: Action::Put(value.into()) };
+        let version = Version { number: at, written: Revision(at), created: Revision(at) };
+        cells.global.mirror.wrote(&[change], &Applied { at: Revision(at), versions: vec![Some(version)] });
+    }
+
+    #[tokio::test]
+    async fn who_follows_the_records_of_cells_and_has_fallen_behind_looks_at_all_of_them() {
+        /// More than a mirror keeps for those who are slow.
+        const MANY: u64 = 2_000;
+        let global =
+            Location { implementation: Implementation::Memory, server: "behind".to_owned(), root: "/g".to_owned() };
+        let mirror = MirrorOptions {
+            resync_interval: Duration::from_secs(3600),
+            stale_after: Duration::from_secs(10),
+            serve_stale: false,
+        };
+        let connect = ConnectOptions::default();
+        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+        let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
+        let cells = Cells::start(options, records).await.unwrap();
+        // This thread is the only one: nobody hears of anything before it waits.
+        wrote(&cells, "cells/zone1/CellInfo", b"\x0a\x06behind\x12\x02/z", 1_000);
+        for number in 0..MANY {
+            wrote(&cells, "other", b"x", 1_001 + number);
+        }
+        let zone = CellName::new("zone1").unwrap();
+        let found = async {
+            while !cells.local.load().contains_key(&zone) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), found).await.unwrap();
+        cells.shutdown().await;
+    }
+}

@@ -1,36 +1,98 @@
-//! The topology's locks that this mount holds or waits for.
+//! What this mount holds of the topology's locks, the places that it stands at, and giving both back.
 //!
-//! Every waiter stands in the service's line itself, so that hosts are served in the order in which they came, whoever they
-//! are; where a service has no line (Consul), one waiter of this mount tries at a time (see [`crate::cells::LockPlace`]).
+//! [`Locks`] is defined here, since every other file of this folder works on it.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::saving::{Taken, Who};
-use super::table::Table;
-use super::{Ended, Entering, Locks, Parked, Request, SECOND_LOOK, Standing, ending, interrupted, would_block};
+use super::bounds::{Bound, PLACES, Share, WAITERS};
+use super::names::{lock_path, process_of_here};
+use super::patience::Patience;
+use super::save_turns::SaveTurns;
+use super::staying::Staying;
+use super::table::{Range, Table};
+use super::times_left::TimesLeft;
 use crate::backend::Node;
-use crate::cells::{Cell, LockPlace};
+use crate::cells::lock_text::shown;
+use crate::cells::{Cell, KnownLocks, LockPlace};
+use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::name::TopoPath;
-use crate::process::has_ended;
+use crate::in_flight::InFlight;
+use crate::name::{CellName, TopoPath};
 
-/// How long the place of an interrupted waiter is kept: a handled signal restarts its call at once.
-const PARKED: Duration = Duration::from_secs(1);
-/// Looks at most at a lock whose process has ended, until it is given back.
-const LOOKS: usize = 10;
 /// Pause between attempts to give a lock back.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 /// Attempts to give a lock back before it is left to its lease or session.
 const LEAVES: usize = 60;
-/// Places that one request may lose while it waits (its lease ends while the service is away) before it fails.
-const PLACES: usize = 2;
+
+/// A place whose waiter was interrupted.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub number: u64,
+    pub place: Arc<LockPlace>,
+    pub thread: u32,
+}
+
+/// A place that this mount stands at in a line.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub place: Arc<LockPlace>,
+    /// For whom.
+    pub pid: u32,
+    /// For one save, which is over soon.
+    pub for_save: bool,
+    pub _share: Option<Share>,
+}
+
+/// A place that is being taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entering {
+    pub contents: Bytes,
+    pub pid: u32,
+    pub for_save: bool,
+}
+
+/// The locks of a mount.
+#[derive(Debug)]
+pub struct Locks {
+    pub(super) table: Mutex<Table>,
+    /// Counts what may let somebody go on.
+    pub(super) changes: watch::Sender<u64>,
+    pub(super) held: Mutex<Vec<Arc<Held>>>,
+    /// File and owner of those who are waiting for the topology.
+    pub(super) acquiring: Mutex<HashSet<(u64, u64)>>,
+    /// Places of waiters that a signal has interrupted: most of them come again at once.
+    pub(super) parked: Mutex<HashMap<(u64, u64), Parked>>,
+    /// All places, so that none is left behind.
+    pub(super) places: Mutex<HashMap<u64, Standing>>,
+    /// Places that are being taken: the mirror may hear of them first.
+    pub(super) entering: Mutex<Vec<Entering>>,
+    pub(super) waiters: Arc<Bound>,
+    pub(super) standing: Arc<Bound>,
+    pub(super) save_turns: SaveTurns,
+    pub(super) staying: Staying,
+    pub(super) times_left: TimesLeft,
+    /// Locks of files that are being given back.
+    pub(super) leaving: InFlight<u64>,
+    pub(super) last: AtomicU64,
+    /// Nobody waits any more.
+    pub(super) closing: CancellationToken,
+    pub(super) patience: Patience,
+    pub(super) control: Arc<Control>,
+    /// The cells whose locks are told of, and what was told of them last.
+    pub(super) followed: Mutex<HashMap<CellName, (Weak<Cell>, KnownLocks)>>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+}
 
 /// A lock that this mount holds.
 #[derive(Debug)]
@@ -38,7 +100,7 @@ pub(super) struct Held {
     pub place: Arc<LockPlace>,
     /// What the lock looks like.
     pub node: Node,
-    pub(super) number: u64,
+    pub number: u64,
     /// The `.lock` file; 0 for a lock that is taken for one save.
     ino: u64,
     /// Who has locked it; several if one process, or one open file, has locked it by flock(2) and by fcntl(2).
@@ -48,39 +110,47 @@ pub(super) struct Held {
     /// Why it is lost.
     pub lost: OnceLock<String>,
     /// It is given back.
-    pub(super) released: CancellationToken,
+    pub released: CancellationToken,
 }
 
 impl Held {
-    pub(super) fn is(&self, cell: &Cell, dir: &TopoPath) -> bool {
+    pub fn is(&self, cell: &Cell, dir: &TopoPath) -> bool {
         self.place.cell().is_same_place(cell) && self.place.dir() == dir
     }
 
-    pub(super) fn is_for_save(&self) -> bool {
+    pub fn is_for_save(&self) -> bool {
         self.ino == 0
     }
 
-    fn is_owned_by(&self, (ino, owner): (u64, u64)) -> bool {
+    pub fn is_owned_by(&self, (ino, owner): (u64, u64)) -> bool {
         self.ino == ino && self.owners.lock().contains(&owner)
     }
 
     /// Whether a request is of the same process, or through the same open file, as what is held here, but by the other call.
     /// On a local file these do not see each other, so neither may wait for the other here.
-    fn is_shared_with(&self, table: &Table, request: &Request) -> bool {
-        let wanted = &request.range;
+    pub fn is_shared_with(&self, table: &Table, ino: u64, wanted: &Range) -> bool {
         let owners = self.owners.lock();
-        let same = |range: &super::Range| {
+        let same = |range: &Range| {
             let is_same = range.handle == wanted.handle || (range.pid == wanted.pid && wanted.pid != 0);
             is_same && owners.contains(&range.owner)
         };
-        self.ino == request.ino
+        self.ino == ino
             && self.lost.get().is_none()
             && wanted.by.is_some()
             && table.conflict(self.ino, &wanted.whole()).is_none()
             && table.ranges(self.ino).iter().any(same)
     }
 
-    pub(super) fn error(&self) -> Option<Error> {
+    /// Somebody else has locked it, too: by the other call.
+    pub fn add_owner(&self, owner: u64) {
+        let mut owners = self.owners.lock();
+        if !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    }
+
+    /// Why a call fails that needs this lock; `None` while it is held.
+    pub fn error(&self) -> Option<Error> {
         let reason = self.lost.get()?;
         let (cell, dir) = (&self.place.cell().name, self.place.dir());
         Some(Error::new(
@@ -90,241 +160,31 @@ impl Held {
     }
 }
 
-/// What a request finds.
-enum Found {
-    /// Its owner has the lock already.
-    Mine(Arc<Held>),
-    /// Another thread of its owner is waiting for it.
-    Coming,
-    /// Nothing; it is noted as waiting.
-    Nothing,
-}
-
 impl Locks {
-    /// Locks a directory of a topology. The range of the request counts for unlocking only: there is one lock.
-    pub async fn lock_dir(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        dir: &TopoPath,
-        request: &Request,
-        text: Bytes,
-    ) -> Result<()> {
-        let key = (request.ino, request.range.owner);
-        let ended = self.patience.ended(request.thread);
-        tokio::pin!(ended);
-        let mut changes = self.changes.subscribe();
-        let _counted = self.waiters.take(request.range.uid)?;
-        loop {
-            changes.mark_unchanged();
-            match self.find(key, request)? {
-                Found::Mine(held) => {
-                    return held.error().map_or(Ok(()), Err);
-                }
-                Found::Coming if !request.wait => return Err(would_block()),
-                Found::Coming => {
-                    tokio::select! {
-                        _ = changes.changed() => {}
-                        () = self.closing.cancelled() => return Err(ending()),
-                        why = &mut ended => return Err(interrupted(why)),
-                    }
-                }
-                Found::Nothing => break,
-            }
-        }
-        let _acquiring = scopeguard::guard((), |()| {
-            self.acquiring.lock().remove(&key);
-            self.notify();
-        });
-        if !request.wait {
-            return self.try_dir(cell, dir, request, text).await;
-        }
-        for _ in 0..PLACES {
-            let parked = self.parked.lock().remove(&key);
-            let place = match parked {
-                Some(Parked { place, .. }) => place,
-                None => tokio::select! {
-                    biased;
-                    place = self.stand(cell, dir, Who::asks(request), text.clone()) => place?,
-                    () = self.closing.cancelled() => return Err(ending()),
-                    why = &mut ended => return Err(interrupted(why)),
-                },
-            };
-            tokio::select! {
-                held = place.hold() => match held {
-                    Ok(()) => return self.keep(place, request).await,
-                    Err(error) => {
-                        self.give_back(request.ino, place).await;
-                        if error.kind != Kind::LockLost {
-                            return Err(error);
-                        }
-                    }
-                },
-                shared = self.shared(request, &mut changes) => {
-                    self.give_back(request.ino, place).await;
-                    return shared;
-                }
-                () = self.closing.cancelled() => {
-                    self.give_back(request.ino, place).await;
-                    return Err(ending());
-                }
-                why = &mut ended => {
-                    self.park(key, request.thread, place, why);
-                    return Err(interrupted(why));
-                }
-            }
-        }
-        Err(Error::new(Kind::Unreachable, format!("{cell}: the place in the line for {dir} could not be kept")))
-    }
-
-    /// Waits until the other call of the same process, or through the same open file, has got what is asked for.
-    async fn shared(&self, request: &Request, changes: &mut watch::Receiver<u64>) -> Result<()> {
-        loop {
-            if self.share(request)?.is_some() {
-                return Ok(());
-            }
-            // They live as long as the mount.
-            let _ = changes.changed().await;
-        }
-    }
-
-    /// Locks a directory if that is possible at once.
-    async fn try_dir(self: &Arc<Self>, cell: &Arc<Cell>, dir: &TopoPath, request: &Request, text: Bytes) -> Result<()> {
-        self.settled(cell, dir, request.ino).await;
-        match self.take(cell, dir, Who::asks(request), text, Duration::ZERO).await? {
-            Taken::Place(place) => self.keep(place, request).await,
-            Taken::Ours | Taken::Other(_) => Err(would_block()),
-        }
-    }
-
-    /// Waits for what has been let go of here and may still be on its way: the kernel does not wait for it, and can pass on the
-    /// end of one process and the beginning of the next at the same time.
-    pub async fn settled(&self, cell: &Cell, dir: &TopoPath, ino: u64) {
-        let abandoned = || {
-            let holder = cell.holder(&cell.mirror.snapshot(), dir);
-            holder.and_then(|node| self.pid_of(&node)).is_some_and(|pid| pid != 0 && has_ended(pid))
-        };
-        for _ in 0..LOOKS {
-            self.leaving.wait(&ino).await;
-            // Its descriptor may also live on in another process.
-            if !abandoned() {
-                break;
-            }
-            tokio::time::sleep(SECOND_LOOK).await;
-        }
-    }
-
-    fn find(&self, key: (u64, u64), request: &Request) -> Result<Found> {
-        let mut acquiring = self.acquiring.lock();
-        if let Some(held) = self.share(request)? {
-            return Ok(Found::Mine(held));
-        }
-        Ok(if acquiring.insert(key) { Found::Nothing } else { Found::Coming })
-    }
-
-    /// What is held already for whoever asks: by the same owner, or by the other call.
-    fn share(&self, request: &Request) -> Result<Option<Arc<Held>>> {
-        let key = (request.ino, request.range.owner);
-        let mut table = self.table.lock();
-        let held = self.held.lock();
-        let own = held.iter().find(|held| held.is_owned_by(key));
-        let Some(mine) = own.or_else(|| held.iter().find(|held| held.is_shared_with(&table, request))) else {
-            return Ok(None);
-        };
-        if mine.lost.get().is_none() {
-            table.set(request.ino, request.range.clone())?;
-            let mut owners = mine.owners.lock();
-            if !owners.contains(&key.1) {
-                owners.push(key.1);
-            }
-        }
-        Ok(Some(mine.clone()))
-    }
-
-    /// Stands in line. Goes on by itself when the caller gives up, and leaves the place again then.
-    pub(super) async fn stand(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        dir: &TopoPath,
-        who: Who,
-        text: Bytes,
-    ) -> Result<Arc<LockPlace>> {
-        // Saves that are under way may still need one while nobody waits any more.
-        if self.stop.is_cancelled() {
-            return Err(ending());
-        }
-        // Those of saves have an order of their own.
-        if !who.is_save() {
-            self.leaving.wait(&who.ino).await;
-        }
-        let share = who.uid.map(|uid| self.standing.take(uid)).transpose()?;
-        let (tell, told) = oneshot::channel();
-        let (locks, cell, dir) = (self.clone(), cell.clone(), dir.clone());
-        self.tasks.spawn(async move {
-            let Who { pid, .. } = who;
-            let entering = Entering { contents: text, pid, for_save: who.is_save() };
-            locks.entering.lock().push(entering.clone());
-            let place = cell.stand_in_line(&dir, &entering.contents).await.map(Arc::new);
-            if let Ok(place) = &place {
-                let standing = Standing { place: place.clone(), pid, for_save: who.is_save(), _share: share };
-                locks.places.lock().insert(Arc::as_ptr(place) as u64, standing);
-                place.announce();
-            }
-            locks.entered(&entering);
-            if let Err(Ok(place)) = tell.send(place) {
-                locks.leave(&place).await;
-            }
-        });
-        told.await.map_err(|_| ending())?
-    }
-
-    /// Waits for the places of waiters that have ended to be left.
-    pub(super) async fn tidied(&self) {
-        for _ in 0..LOOKS {
-            if !self.parked.lock().values().any(|parked| has_ended(parked.thread)) {
-                break;
-            }
-            tokio::time::sleep(SECOND_LOOK).await;
-        }
-    }
-
-    fn entered(&self, known: &Entering) {
-        let mut entering = self.entering.lock();
-        if let Some(index) = entering.iter().position(|entry| entry == known) {
-            entering.swap_remove(index);
-        }
-    }
-
-    /// Keeps the place of somebody who is probably coming again.
-    fn park(self: &Arc<Self>, key: (u64, u64), thread: u32, place: Arc<LockPlace>, why: Ended) {
-        let (locks, number) = (self.clone(), self.number());
-        if why != Ended::Gone {
-            self.parked.lock().insert(key, Parked { number, place: place.clone(), thread });
-        }
-        self.tasks.spawn(async move {
-            if why != Ended::Gone {
-                // Whoever has ended does not come again.
-                let until = Instant::now() + PARKED;
-                while Instant::now() < until && !has_ended(thread) {
-                    tokio::time::sleep(SECOND_LOOK).await;
-                }
-                let mut parked = locks.parked.lock();
-                // It may have been taken up, and parked again since.
-                if parked.get(&key).is_none_or(|parked| parked.number != number) {
-                    return;
-                }
-                parked.remove(&key);
-            }
-            locks.leave(&place).await;
-        });
-    }
-
-    async fn keep(self: &Arc<Self>, place: Arc<LockPlace>, request: &Request) -> Result<()> {
-        let noted = self.table.lock().set(request.ino, request.range.clone());
-        if let Err(error) = noted {
-            self.give_back(request.ino, place).await;
-            return Err(error);
-        }
-        self.note(place, (request.ino, request.range.owner, request.range.pid)).map(drop)
+    /// No locks yet.
+    pub fn new(control: Arc<Control>, patience: Patience) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::default(),
+            changes: watch::Sender::new(0),
+            held: Mutex::default(),
+            acquiring: Mutex::default(),
+            parked: Mutex::default(),
+            places: Mutex::default(),
+            entering: Mutex::default(),
+            waiters: Bound::new("waiters for locks", WAITERS),
+            standing: Bound::new("locks that are held or waited for", PLACES),
+            save_turns: SaveTurns::default(),
+            staying: Staying::default(),
+            times_left: TimesLeft::default(),
+            leaving: InFlight::default(),
+            last: AtomicU64::new(0),
+            closing: CancellationToken::new(),
+            patience,
+            control,
+            followed: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
     }
 
     pub(super) fn note(
@@ -424,7 +284,7 @@ impl Locks {
     }
 
     /// Leaves a place for good.
-    async fn leave(&self, place: &Arc<LockPlace>) {
+    pub(super) async fn leave(&self, place: &Arc<LockPlace>) {
         for _ in 0..LEAVES {
             let Err(error) = place.leave().await else { break };
             tracing::debug!(%error, "a lock cannot be given back now");
@@ -456,4 +316,91 @@ impl Locks {
         let here = held.iter().find(|held| held.lost.get().is_none() && !held.is_for_save() && held.is(cell, dir))?;
         Some((here.owners.lock().contains(&owner), here.pid))
     }
+
+    /// Whether somebody on this mount, and no save, holds a lock.
+    pub(super) fn holds(&self, cell: &Cell, dir: &TopoPath) -> bool {
+        let held = self.held.lock();
+        held.iter().any(|held| held.lost.get().is_none() && !held.is_for_save() && held.is(cell, dir))
+    }
+
+    /// The process of this mount that stands at a node.
+    pub(super) fn pid_of(&self, node: &Node) -> Option<u32> {
+        self.of_this_mount(node).map(|(pid, _)| pid)
+    }
+
+    /// The same, and whether it does for one save.
+    pub(super) fn of_this_mount(&self, node: &Node) -> Option<(u32, bool)> {
+        let places = self.places.lock();
+        let known = places.values().find(|standing| standing.place.is(node));
+        if let Some(Standing { pid, for_save, .. }) = known {
+            return Some((*pid, *for_save));
+        }
+        let entering = self.entering.lock();
+        let known = entering.iter().find(|entering| entering.contents == node.value);
+        known.map(|entering| (entering.pid, entering.for_save))
+    }
+
+    fn tell_lost(&self, held: &Held, reason: &str) {
+        let (cell, dir) = (held.place.cell(), held.place.dir());
+        tracing::error!(cell = %cell.name, %dir, pid = held.pid, reason, "a lock is lost");
+        let by = process_of_here(held.pid);
+        self.tell(
+            cell,
+            dir,
+            "lock-lost",
+            &[("holder", shown(&held.node.value)), ("reason", json!(reason)), ("by", by)],
+        );
+    }
+
+    pub(super) fn tell(&self, cell: &Cell, dir: &TopoPath, kind: &str, more: &[(&str, Value)]) {
+        let path = lock_path(dir);
+        self.control.events.record(&cell.name, &path, kind, more);
+    }
+
+    /// Ends all waits: the mount is ending.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Gives everything back, within a time.
+    pub async fn shutdown(self: &Arc<Self>, patience: Duration) {
+        self.close();
+        self.stop.cancel();
+        self.held.lock().clear();
+        let places: Vec<Arc<LockPlace>> = self.places.lock().values().map(|standing| standing.place.clone()).collect();
+        let leaving = places.into_iter().map(|place| async move {
+            if let Err(error) = place.leave().await {
+                tracing::warn!(%error, "a lock cannot be given back; it ends with its lease or session");
+            }
+        });
+        self.tasks.close();
+        let all = async {
+            futures::future::join_all(leaving).await;
+            self.tasks.wait().await;
+        };
+        if tokio::time::timeout(patience, all).await.is_err() {
+            tracing::warn!("not all locks could be given back in time; they end with their leases or sessions");
+        }
+    }
+
+    /// Locks that are held, places that are waited in, locks that are lost.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let places = self.places.lock().len();
+        let held = self.held.lock();
+        let lost = held.iter().filter(|held| held.lost.get().is_some()).count();
+        let holds = held.len() - lost;
+        (holds, places.saturating_sub(holds), lost)
+    }
+
+    pub(super) fn notify(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+pub(super) fn ending() -> Error {
+    Error::new(Kind::Io, "the mount is ending")
 }

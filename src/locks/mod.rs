@@ -1,147 +1,60 @@
-//! Locks of files: those of `.lock` files are the topology's own, all others are this mount's affair.
+//! Locks of files. The locks of `.lock` files are the topology's own; the locks of all other files concern this mount only.
 //!
-//! `table` knows who of this mount holds what, `held` the topology's locks that this mount holds or waits for, `saving` what a
-//! save needs of them, `patience` how long a caller waits, `bounds` how many of them, `contents` and `users` what stands in a
-//! lock, `report` shows them all.
+//! Each file knows only files that stand before it here:
+//!
+//! - `table` knows who of this mount holds which bytes; `patience` knows how long a caller waits; `bounds` limits how many wait;
+//!   `contents` and `users` write what stands in a lock; `names` gives locks and processes their names in events and reports;
+//! - `save_turns`, `staying` and `times_left` remember things for the saves and the report;
+//! - `held` has the locks that this mount holds, and gives them back;
+//! - `line` stands in a service's line; `acquire` locks a directory for a program; `saving` has the locks that a save needs;
+//! - `events` tells of locks that come and go; `report` shows them all and breaks them.
+//!
+//! # The order of locks
+//!
+//! **Our own mutexes.** A mutex may be taken while those that stand before it in one of these rows are held. No other two are held
+//! together, and none is held across an await:
+//!
+//! - `acquiring`, `table`, `held`, then the owners of one [`held::Held`];
+//! - `places`, then `entering`, or the counts of a [`bounds::Bound`], or the state that a backend keeps of one place.
+//!
+//! **The locks of the service.** A save that needs several takes them in the order of their paths, and gives them back in the
+//! opposite order, so two saves never wait for each other. Before a save stands in a service's line, it waits for its turn among
+//! this mount's own saves (`save_turns`), lock by lock in the same order. A turn is the only thing here that is held across an
+//! await. A program chooses the order of its own locks: two programs may wait for each other until one is interrupted. A save
+//! waits ten seconds at most for each lock.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-
-use crate::cells::LockPlace;
-use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::in_flight::InFlight;
 
+mod acquire;
 mod bounds;
-mod contents;
+mod events;
 mod held;
-mod news;
+mod line;
+mod names;
 mod patience;
 mod report;
+mod save_turns;
 mod saving;
+mod staying;
 mod table;
+mod times_left;
 mod users;
 
-pub use contents::{Reason, contents, host_name};
+pub use crate::cells::lock_text::{Reason, contents, host_name};
+pub use acquire::Request;
+pub use held::Locks;
 pub use patience::{Ended, Patience};
-pub use saving::{Fence, Saver, Temporary};
+pub use saving::{Fence, Temporary};
 pub use table::Range;
 pub use users::user_name;
 
-use bounds::{Bound, PLACES, Share, WAITERS};
-use held::Held;
-use table::Table;
-
-/// Pause after which a lock that nobody would wait for is looked at again: the kernel passes on the end of one process and the
-/// beginning of the next at the same time.
-const SECOND_LOOK: Duration = Duration::from_millis(10);
-
-/// A lock that is asked for.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The file.
-    pub ino: u64,
-    /// Which bytes, for whom.
-    pub range: Range,
-    /// The thread that waits.
-    pub thread: u32,
-    /// Wait until it is free.
-    pub wait: bool,
-}
-
-/// A place whose waiter was interrupted.
-#[derive(Debug)]
-struct Parked {
-    number: u64,
-    place: Arc<LockPlace>,
-    thread: u32,
-}
-
-/// A place that this mount stands at in a line.
-#[derive(Debug)]
-struct Standing {
-    place: Arc<LockPlace>,
-    /// For whom.
-    pid: u32,
-    /// For one save, which is over soon.
-    for_save: bool,
-    _share: Option<Share>,
-}
-
-/// A place that is being taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entering {
-    contents: Bytes,
-    pid: u32,
-    for_save: bool,
-}
-
-/// The locks of a mount.
-#[derive(Debug)]
-pub struct Locks {
-    table: Mutex<Table>,
-    /// Counts what may let somebody go on.
-    changes: watch::Sender<u64>,
-    held: Mutex<Vec<Arc<Held>>>,
-    /// File and owner of those who are waiting for the topology.
-    acquiring: Mutex<HashSet<(u64, u64)>>,
-    /// Places of waiters that a signal has interrupted: most of them come again at once.
-    parked: Mutex<HashMap<(u64, u64), Parked>>,
-    /// All places, so that none is left behind.
-    places: Mutex<HashMap<u64, Standing>>,
-    /// Places that are being taken: the mirror may hear of them first.
-    entering: Mutex<Vec<Entering>>,
-    waiters: Arc<Bound>,
-    standing: Arc<Bound>,
-    saves: saving::Saves,
-    times_left: report::TimesLeft,
-    /// Locks of files that are being given back.
-    leaving: InFlight<u64>,
-    last: AtomicU64,
-    /// Nobody waits any more.
-    closing: CancellationToken,
-    patience: Patience,
-    control: Arc<Control>,
-    /// The cells whose locks are told of, and what was told of them last.
-    followed: Mutex<HashMap<crate::name::CellName, (std::sync::Weak<crate::cells::Cell>, crate::cells::KnownLocks)>>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-}
+use acquire::would_block;
+use held::ending;
+use patience::{SECOND_LOOK, interrupted};
 
 impl Locks {
-    /// No locks yet.
-    pub fn new(control: Arc<Control>, patience: Patience) -> Arc<Self> {
-        Arc::new(Self {
-            table: Mutex::default(),
-            changes: watch::Sender::new(0),
-            held: Mutex::default(),
-            acquiring: Mutex::default(),
-            parked: Mutex::default(),
-            places: Mutex::default(),
-            entering: Mutex::default(),
-            waiters: Bound::new("waiters for locks", WAITERS),
-            standing: Bound::new("locks that are held or waited for", PLACES),
-            saves: saving::Saves::default(),
-            times_left: report::TimesLeft::default(),
-            leaving: InFlight::default(),
-            last: AtomicU64::new(0),
-            closing: CancellationToken::new(),
-            patience,
-            control,
-            followed: Mutex::default(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-        })
-    }
-
     /// Locks bytes of a file that is this mount's affair.
     pub async fn lock_file(&self, request: &Request) -> Result<()> {
         let Request { ino, range, thread, wait } = request;
@@ -228,66 +141,5 @@ impl Locks {
             }
         }
         self.give_back_unused(ino).await;
-    }
-
-    /// Ends all waits: the mount is ending.
-    pub fn close(&self) {
-        self.closing.cancel();
-    }
-
-    /// Gives everything back, within a time.
-    pub async fn shutdown(self: &Arc<Self>, patience: Duration) {
-        self.close();
-        self.stop.cancel();
-        self.held.lock().clear();
-        let places: Vec<Arc<LockPlace>> = self.places.lock().values().map(|standing| standing.place.clone()).collect();
-        let leaving = places.into_iter().map(|place| async move {
-            if let Err(error) = place.leave().await {
-                tracing::warn!(%error, "a lock cannot be given back; it ends with its lease or session");
-            }
-        });
-        self.tasks.close();
-        let all = async {
-            futures::future::join_all(leaving).await;
-            self.tasks.wait().await;
-        };
-        if tokio::time::timeout(patience, all).await.is_err() {
-            tracing::warn!("not all locks could be given back in time; they end with their leases or sessions");
-        }
-    }
-
-    /// Locks that are held, places that are waited in, locks that are lost.
-    pub fn counts(&self) -> (usize, usize, usize) {
-        let (places, held) = (self.places.lock().len(), self.held.lock());
-        let lost = held.iter().filter(|held| held.lost.get().is_some()).count();
-        let holds = held.len() - lost;
-        (holds, places.saturating_sub(holds), lost)
-    }
-
-    fn notify(&self) {
-        self.changes.send_modify(|changes| *changes += 1);
-    }
-
-    fn number(&self) -> u64 {
-        self.last.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-fn ending() -> Error {
-    Error::new(Kind::Io, "the mount is ending")
-}
-
-fn would_block() -> Error {
-    Error::new(Kind::WouldBlock, "locked by another")
-}
-
-fn interrupted(why: Ended) -> Error {
-    match why {
-        Ended::Signal | Ended::Gone => Error::new(Kind::Interrupted, "interrupted by a signal"),
-        Ended::Limit => Error::new(
-            Kind::Unreachable,
-            "the lock was not free for as long as a request may wait here (fs.fuse.default_request_timeout and \
-             max_request_timeout, or a caller in another pid namespace)",
-        ),
     }
 }

@@ -16,6 +16,12 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::error::{Error, Kind};
+use crate::process;
+
+/// Pause after which a lock that nobody would wait for is looked at again: the kernel passes on the end of one process and the
+/// beginning of the next at the same time.
+pub(super) const SECOND_LOOK: Duration = Duration::from_millis(10);
 /// How often waiting threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// Looks after which a thread must still be the same: the numbers of those that have ended are used again, but not soon.
@@ -26,7 +32,8 @@ const UNSEEN: Duration = Duration::from_secs(45);
 const MARGIN: f64 = 0.8;
 /// Longest /proc/PID/status that is read, in bytes: a process may have 65,536 groups, of up to 11 bytes each.
 const STATUS_LIMIT: usize = 1 << 20;
-/// Files kept open for waiters, all together: who waits must not use up the daemon's descriptors.
+/// Files that are kept open for all waiters together, so that those who wait do not use up the daemon's descriptors. The file of
+/// any further waiter is opened for each look.
 const KEPT: usize = 256;
 /// What it takes without groups.
 const STATUS_SIZE: usize = 4_096;
@@ -97,7 +104,7 @@ impl Patience {
         }
         let (tell, told) = oneshot::channel();
         let entry = {
-            let (status, started) = (File::open(status_of(thread)).ok(), started(thread));
+            let (status, started) = (open_status(thread).ok(), process::started(thread));
             let mut waiting = self.waiting.lock();
             let kept = waiting.threads.values().filter(|(thread, _)| thread.status.is_some()).count();
             let status = status.filter(|_| kept < KEPT).map(Arc::new);
@@ -124,16 +131,6 @@ impl Patience {
         drop(entry);
         ended
     }
-}
-
-/// When a thread began, in clock ticks.
-fn started(thread: u32) -> Option<u64> {
-    /// Field 22, counted from behind the name.
-    const STARTTIME: usize = 19;
-    let stat = std::fs::read(format!("/proc/{thread}/stat")).ok()?;
-    let behind = stat.get(memchr::memrchr(b')', &stat)? + 1..)?;
-    let field = behind.split(|byte| *byte == b' ').skip(1).nth(STARTTIME)?;
-    std::str::from_utf8(field).ok()?.parse().ok()
 }
 
 async fn watch(waiting: Arc<Mutex<Waiting>>) {
@@ -196,7 +193,8 @@ impl Waiting {
 impl Thread {
     /// Whether another thread has its number now.
     fn is_replaced(&self) -> bool {
-        self.status.is_none() && self.started.is_some_and(|known| started(self.id).is_some_and(|now| now != known))
+        self.status.is_none()
+            && self.started.is_some_and(|known| process::started(self.id).is_some_and(|now| now != known))
     }
 }
 
@@ -212,8 +210,8 @@ enum Look {
 /// What stands in /proc/PID/status as long as there is no signal.
 const NOTHING_PENDING: &[u8] = b"\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
 
-fn status_of(thread: u32) -> String {
-    format!("/proc/{thread}/status")
+fn open_status(thread: u32) -> std::io::Result<File> {
+    File::open(process::entry(thread, "status")?)
 }
 
 fn look(thread: &Thread, buffer: &mut Vec<u8>) -> Look {
@@ -245,7 +243,7 @@ fn read_status(thread: &Thread, buffer: &mut Vec<u8>) -> std::io::Result<usize> 
     let status = match &thread.status {
         Some(kept) => &**kept,
         None => {
-            opened = File::open(status_of(thread.id))?;
+            opened = open_status(thread.id)?;
             &opened
         }
     };
@@ -267,9 +265,9 @@ fn read_status(thread: &Thread, buffer: &mut Vec<u8>) -> std::io::Result<usize> 
 /// The other threads of a process; `None` if one of them cannot be looked at.
 fn siblings(process: u32) -> Option<Vec<(u32, Status)>> {
     let mut known = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{process}/task")).ok()? {
+    for task in std::fs::read_dir(process::entry(process, "task").ok()?).ok()? {
         let id = task.ok()?.file_name().to_str()?.parse().ok()?;
-        match std::fs::read_to_string(format!("/proc/{process}/task/{id}/status")) {
+        match std::fs::read_to_string(process::entry(process, &format!("task/{id}/status")).ok()?) {
             Ok(status) => known.push((id, Status::parse(&status)?)),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
             Err(_) => return None,
@@ -344,6 +342,18 @@ impl Status {
     }
 }
 
+/// The error of a wait that has ended.
+pub(super) fn interrupted(why: Ended) -> Error {
+    match why {
+        Ended::Signal | Ended::Gone => Error::new(Kind::Interrupted, "interrupted by a signal"),
+        Ended::Limit => Error::new(
+            Kind::Unreachable,
+            "the lock was not free for as long as a request may wait here (fs.fuse.default_request_timeout and \
+             max_request_timeout, or a caller in another pid namespace)",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,7 +417,7 @@ mod tests {
     #[test]
     fn a_number_that_is_used_again_is_somebody_else() {
         let own = std::process::id();
-        let same = Thread { id: own, status: None, started: started(own), unseen: None };
+        let same = Thread { id: own, status: None, started: process::started(own), unseen: None };
         assert!(same.started.is_some() && !same.is_replaced());
         assert!(Thread { started: same.started.map(|at| at + 1), ..same.clone() }.is_replaced());
         assert!(!Thread { started: None, ..same }.is_replaced(), "nobody knows");
@@ -425,6 +435,28 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(waiting.await.unwrap(), Ended::Gone);
         assert!(patience.waiting.lock().threads.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_wait_beyond_the_files_that_are_kept_open_is_watched_without_one() {
+        let patience = Patience::new(None);
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let waits: Vec<_> = (0..KEPT + 10)
+            .map(|_| {
+                let (patience, id) = (patience.clone(), child.id());
+                tokio::spawn(async move { patience.ended(id).await })
+            })
+            .collect();
+        while patience.waiting.lock().threads.len() < waits.len() {
+            tokio::task::yield_now().await;
+        }
+        let kept = |(thread, _): &&(Thread, _)| thread.status.is_some();
+        assert_eq!(patience.waiting.lock().threads.values().filter(kept).count(), KEPT);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for wait in waits {
+            assert_eq!(wait.await.unwrap(), Ended::Gone);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,84 +1,21 @@
 //! `.topofs/locks`, and breaking locks.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use super::contents::shown;
-use super::news::{lock_path, process_of_here};
-use super::{Locks, Saver};
+use super::held::Locks;
+use super::names::{lock_path, process_of_here};
+use super::times_left::is_abandoned;
 use crate::backend::Node;
 use crate::backend::Owner;
+use crate::cells::lock_text::shown;
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
-
-/// How long what a service has said of the time that is left is good for.
-const FRESH: Duration = Duration::from_secs(1);
-/// Questions about that within [`FRESH`]: whoever can read `.topofs/locks` can have them asked.
-const QUESTIONS: usize = 64;
-/// How long an answer is waited for.
-const ANSWER: Duration = Duration::from_millis(500);
-/// Answers kept.
-const ANSWERS: usize = 4_096;
-
-/// What the services have said of the time that locks have left.
-#[derive(Debug, Default)]
-pub(super) struct TimesLeft(Mutex<Answers>);
-
-#[derive(Debug, Default)]
-struct Answers {
-    known: HashMap<(CellName, Owner), (Option<Duration>, Instant)>,
-    /// When they were counted from, and how many there were since.
-    asked: Option<(Instant, usize)>,
-}
-
-impl Answers {
-    /// Whether one more question may be asked now.
-    fn may_ask(&mut self) -> bool {
-        let now = Instant::now();
-        let (since, count) = self.asked.filter(|(since, _)| since.elapsed() < FRESH).unwrap_or((now, 0));
-        self.asked = Some((since, count + 1));
-        count < QUESTIONS
-    }
-
-    fn fresh(&self, key: &(CellName, Owner)) -> Option<Option<Duration>> {
-        let (left, when) = self.known.get(key)?;
-        (when.elapsed() < FRESH).then(|| left.map(|left| left.saturating_sub(when.elapsed())))
-    }
-}
-
-impl TimesLeft {
-    async fn of(&self, cell: &Cell, owner: Owner) -> Option<Duration> {
-        let key = (cell.name.clone(), owner);
-        {
-            let mut answers = self.0.lock();
-            if let Some(left) = answers.fresh(&key) {
-                return left;
-            }
-            if is_abandoned(owner) || !answers.may_ask() {
-                return None;
-            }
-        }
-        let answer = tokio::time::timeout(ANSWER, cell.time_left(owner)).await;
-        let mut answers = self.0.lock();
-        if answer.is_err() {
-            // It does not answer: nobody else need wait for that.
-            answers.asked = Some((Instant::now(), QUESTIONS));
-        }
-        if answers.known.len() >= ANSWERS {
-            answers.known.clear();
-        }
-        let left = answer.ok().flatten();
-        answers.known.insert(key, (left, Instant::now()));
-        left
-    }
-}
+use crate::process::Actor;
 
 impl Locks {
     /// All locks of the connected cells, one JSON line each.
@@ -123,7 +60,7 @@ impl Locks {
 
     /// Takes a lock away from its holder: the one with this key, if it is still there. `-` stands for what is left behind by
     /// nobody, if there is anything, and `--` for the same, which must be there.
-    pub async fn break_lock(self: &Arc<Self>, cells: &Cells, path: &str, key: &str, by: Saver) -> Result<()> {
+    pub async fn break_lock(self: &Arc<Self>, cells: &Cells, path: &str, key: &str, by: Actor) -> Result<()> {
         let wrong = |reason: String| Error::new(Kind::Invalid, reason);
         let path = path.trim_matches('/');
         let path = path.strip_suffix("/.lock").unwrap_or(path);
@@ -150,7 +87,7 @@ impl Locks {
         }
         match cell.sweep_locks(&dir).await? {
             Some(removed) => {
-                let Saver { uid, process } = by;
+                let Actor { uid, process } = by;
                 tracing::warn!(cell = %name, removed, uid, pid = process, "an empty directory of locks was removed");
                 Ok(())
             }
@@ -158,11 +95,6 @@ impl Locks {
             None => Ok(()),
         }
     }
-}
-
-/// Whether neither a lease nor a session keeps a lock.
-fn is_abandoned(owner: Owner) -> bool {
-    owner == Owner::NOBODY || owner == Owner::UNBOUND
 }
 
 /// How long a lock has been there: by its own words, else since the service or this mount knows of it.
@@ -188,21 +120,6 @@ fn parse_time(text: &str) -> Option<SystemTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_service_is_asked_for_no_more_than_a_share_and_not_twice_in_a_moment() {
-        let mut answers = Answers::default();
-        let key = (CellName::global(), Owner(1));
-        assert_eq!(answers.fresh(&key), None);
-        assert_eq!((0..1_000).filter(|_| answers.may_ask()).count(), QUESTIONS);
-        answers.known.insert(key.clone(), (Some(Duration::from_secs(9)), Instant::now()));
-        assert!(answers.fresh(&key).is_some_and(|left| left.is_some_and(|left| left <= Duration::from_secs(9))));
-        // An answer that there is none is one, too.
-        answers.known.insert(key.clone(), (None, Instant::now()));
-        assert_eq!(answers.fresh(&key), Some(None));
-        answers.known.insert(key.clone(), (None, Instant::now() - FRESH));
-        assert_eq!(answers.fresh(&key), None);
-    }
 
     #[test]
     fn times_of_any_zone_are_understood() {

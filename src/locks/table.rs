@@ -287,6 +287,117 @@ mod tests {
         assert!(table.is_empty());
     }
 
+    fn byte(owner: u64, at: u64) -> Range {
+        Range { start: at, end: at, ..whole(owner, Some(Locking::Fcntl)) }
+    }
+
+    fn ends(table: &Table, ino: u64) -> Vec<(u64, u64)> {
+        let mut ends: Vec<_> = table.ranges(ino).iter().map(|range| (range.start, range.end)).collect();
+        ends.sort_unstable();
+        ends
+    }
+
+    #[test]
+    fn the_whole_of_a_range_is_all_bytes_for_its_owner_alone() {
+        let part = Range { exclusive: false, pid: 5, uid: 6, ..byte(1, 7) };
+        assert_eq!(part.whole(), Range { start: 0, end: u64::MAX, exclusive: true, ..part });
+    }
+
+    #[test]
+    fn ranges_meet_at_a_common_byte_and_not_beside_it() {
+        let mut table = Table::default();
+        table.set(1, Range { start: 10, end: 20, ..whole(1, None) }).unwrap();
+        for (start, end, in_the_way) in [(0, 9, false), (0, 10, true), (20, 30, true), (21, 30, false), (15, 15, true)]
+        {
+            let wanted = Range { start, end, ..whole(2, None) };
+            assert_eq!(table.conflict(1, &wanted).is_some(), in_the_way, "{start}-{end}");
+            assert!(table.conflict(1, &Range { owner: 1, ..wanted.clone() }).is_none(), "its own");
+            assert!(table.conflict(2, &wanted).is_none(), "another file");
+        }
+        // Two shared locks are in nobody's way; one exclusive lock is enough.
+        let shared = |owner| Range { exclusive: false, ..whole(owner, None) };
+        let mut table = Table::default();
+        table.set(1, shared(1)).unwrap();
+        assert!(table.conflict(1, &shared(2)).is_none() && table.conflict(1, &whole(2, None)).is_some());
+        let mut table = Table::default();
+        table.set(1, whole(1, None)).unwrap();
+        assert!(table.conflict(1, &shared(2)).is_some());
+    }
+
+    #[test]
+    fn what_is_unlocked_in_the_middle_leaves_both_sides() {
+        let mut table = Table::default();
+        table.set(1, Range { start: 10, end: 20, ..whole(1, None) }).unwrap();
+        table.unset(1, 1, None, 14, 16).unwrap();
+        assert_eq!(ends(&table, 1), [(10, 13), (17, 20)]);
+        table.unset(1, 1, None, 0, 10).unwrap();
+        table.unset(1, 1, None, 20, 20).unwrap();
+        assert_eq!(ends(&table, 1), [(11, 13), (17, 19)]);
+        table.set(1, Range { start: 13, end: 17, exclusive: false, ..whole(1, None) }).unwrap();
+        assert_eq!(ends(&table, 1), [(11, 12), (13, 17), (18, 19)]);
+        table.unset(1, 2, None, 0, u64::MAX).unwrap();
+        assert_eq!(ends(&table, 1).len(), 3, "another's");
+        table.clear(1, 1);
+        assert!(table.is_empty() && table.ranges(1).is_empty());
+    }
+
+    #[test]
+    fn a_lock_belongs_to_its_owner_and_to_the_open_file_that_it_was_taken_through() {
+        let mut table = Table::default();
+        for (owner, handle, at) in [(3, 7, 0), (1, 7, 2), (3, 7, 4), (2, 8, 6)] {
+            table.set(1, Range { handle, ..byte(owner, at) }).unwrap();
+        }
+        table.set(2, Range { handle: 7, ..byte(9, 0) }).unwrap();
+        assert!(table.holds(1, 3) && !table.holds(1, 4) && !table.holds(2, 3));
+        assert!(table.holds_through(1, 3, 7) && !table.holds_through(1, 3, 8) && !table.holds_through(1, 2, 7));
+        assert!(!table.holds_through(2, 3, 7));
+        assert_eq!(table.drop_handle(1, 7), [1, 3], "each owner once");
+        assert!(!table.holds(1, 3) && !table.holds(1, 1) && table.holds(1, 2) && table.holds(2, 9));
+        assert!(table.drop_handle(1, 7).is_empty() && table.drop_handle(3, 7).is_empty());
+        assert_eq!(table.drop_handle(1, 8), [2]);
+        assert_eq!(table.drop_handle(2, 7), [9]);
+        assert!(table.is_empty());
+    }
+
+    /// A table with so many locks of each user, each of one byte.
+    fn full(users: &[(u32, usize)]) -> Table {
+        let mut table = Table::default();
+        for (uid, count) in users {
+            let ranges = (0..*count as u64).map(|at| Range { uid: *uid, ..byte(u64::from(*uid), 10 * at) });
+            table.files.insert(u64::from(*uid), ranges.collect());
+        }
+        table
+    }
+
+    #[test]
+    fn the_last_lock_leaves_room_for_one_that_is_split() {
+        let bounds: [&[(u32, usize)]; 2] = [
+            &[(1, LOCKS.each - 2)],
+            &[(1, 2), (2, LOCKS.each - 1), (3, LOCKS.each - 1), (4, LOCKS.each - 1), (5, LOCKS.each - 1)],
+        ];
+        for users in bounds {
+            let mut table = full(users);
+            let count = |table: &Table| table.files.values().map(Vec::len).sum::<usize>();
+            let at = 1_000_000;
+            if users.len() > 1 {
+                assert_eq!(count(&table), LOCKS.all - 2);
+            }
+            table.set(1, Range { uid: 1, start: at, end: at + 9, ..byte(1, 0) }).unwrap();
+            assert_eq!(table.set(1, Range { uid: 1, ..byte(1, at + 20) }).unwrap_err().kind, Kind::NoLocks);
+            // One that is there may be taken anew, another way.
+            let known = Range { uid: 1, start: at, end: at + 9, exclusive: false, ..byte(1, 0) };
+            table.set(1, known.clone()).unwrap();
+            assert!(table.ranges(1).contains(&known));
+            // A hole would make two of one; an end makes none more.
+            assert_eq!(table.unset(1, 1, None, at + 4, at + 4).unwrap_err().kind, Kind::NoLocks);
+            assert!(table.ranges(1).contains(&known), "nothing is unlocked");
+            table.unset(1, 1, None, at, at).unwrap();
+            table.unset(1, 1, None, at + 9, at + 9).unwrap();
+            table.unset(1, 1, None, at, at + 9).unwrap();
+            table.set(1, Range { uid: 1, ..byte(1, at + 20) }).unwrap();
+        }
+    }
+
     #[test]
     fn the_locks_of_a_user_are_bounded_and_others_are_not_concerned() {
         let mut table = Table::default();
@@ -316,5 +427,10 @@ mod tests {
         assert!(!table.wait_for(3, 1));
         table.stop_waiting(1);
         assert!(table.wait_for(3, 1));
+        assert!(!table.wait_for(1, 2), "a circle of three, closed from the other side");
+        assert!(!table.wait_for(7, 7), "nobody waits for itself");
+        // A row of any length is no circle.
+        assert!((10..100).all(|waiter| table.wait_for(waiter, waiter + 1)));
+        assert!(!table.wait_for(100, 10));
     }
 }

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a name, or that there is none in time, is believed.
 const FRESH: Duration = Duration::from_secs(60);
-/// Names kept.
+/// Names that are kept. One more, and all are forgotten and asked for again.
 const KNOWN: usize = 1_024;
-/// Threads that may hang in asking for names.
+/// Threads that may hang in asking for names. While as many hang, every other user has a number instead.
 const ASKING: usize = 2;
 
 /// Asks who a user is; may take for ever.
@@ -62,12 +62,16 @@ impl Users {
             .ok()?
         };
         let name = tokio::time::timeout(PATIENCE, asked).await.ok().flatten().unwrap_or_else(|| uid.to_string());
+        self.note(uid, name.clone());
+        name
+    }
+
+    fn note(&self, uid: u32, name: String) {
         let mut known = self.known.lock();
         if known.len() >= KNOWN {
             known.clear();
         }
-        known.insert(uid, (name.clone(), Instant::now()));
-        name
+        known.insert(uid, (name, Instant::now()));
     }
 }
 
@@ -79,6 +83,16 @@ mod tests {
     async fn a_user_has_a_name_or_a_number() {
         assert_eq!(user_name(0).await, "root");
         assert_eq!(user_name(3_999_999_999).await, "3999999999");
+    }
+
+    #[test]
+    fn only_so_many_names_are_kept() {
+        let users = Users::new(|_| None);
+        (0..KNOWN as u32).for_each(|uid| users.note(uid, uid.to_string()));
+        assert_eq!(users.known.lock().len(), KNOWN);
+        users.note(KNOWN as u32, "one more".to_owned());
+        let known = users.known.lock();
+        assert_eq!((known.len(), known.contains_key(&(KNOWN as u32))), (1, true));
     }
 
     #[test]

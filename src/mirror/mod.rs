@@ -26,9 +26,10 @@ mod doubt;
 mod state;
 
 use doubt::Doubtful;
-pub use state::{Entry, News, Record, Snapshot, Update};
+pub use state::{Batch, Entry, Record, Snapshot, Update};
 
-/// Updates that a slow listener may be behind before it is told to look at everything.
+/// Batches that wait for a slow listener. One more, and the oldest is lost to it: the channel says so, and the listener compares
+/// what it knows with the snapshot.
 const UPDATE_QUEUE: usize = 1_024;
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -93,7 +94,7 @@ pub struct Counters {
     pub missed: AtomicU64,
     /// Differences found after the watch had been broken.
     pub caught_up: AtomicU64,
-    /// Silences of the watch after which the kernel had to let go of everything.
+    /// Silences of the watch that were so long that whoever keeps records could not trust them any more.
     pub silences: AtomicU64,
     /// Times the watch was set up again.
     pub reconnects: AtomicU64,
@@ -110,8 +111,8 @@ pub struct Mirror {
     snapshot: ArcSwap<Snapshot>,
     link: watch::Sender<Link>,
     loaded: std::sync::atomic::AtomicBool,
-    updates: broadcast::Sender<Arc<News>>,
-    /// The number of the last news whose state is shown.
+    updates: broadcast::Sender<Arc<Batch>>,
+    /// The number of the last batch that the snapshot contains.
     published: AtomicU64,
     /// Counts changes of locks.
     locks: watch::Sender<u64>,
@@ -212,8 +213,8 @@ impl Mirror {
         self.wanted.notify_one();
     }
 
-    /// Waits until the first list has been taken over or has failed.
-    pub async fn settled(&self) {
+    /// Asks for the first list, and waits until it has been taken over or has failed.
+    pub async fn load(&self) {
         self.wake();
         let mut link = self.link.subscribe();
         // The sender lives as long as self: waiting cannot fail.
@@ -227,12 +228,12 @@ impl Mirror {
         let _ = link.wait_for(|link| matches!(link, Link::Live)).await;
     }
 
-    /// Every change after the first list, in order. A listener that falls behind is told so by the channel.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<News>> {
+    /// Every change after the first list, in order. The channel tells a listener that has fallen behind.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Batch>> {
         self.updates.subscribe()
     }
 
-    /// The number of the last news that a snapshot taken before may contain.
+    /// The number of the last batch that a snapshot taken before this call can contain.
     pub fn published(&self) -> u64 {
         self.published.load(Ordering::Acquire)
     }
@@ -298,7 +299,7 @@ impl Mirror {
         self.publish(updates);
     }
 
-    /// Keeps the mirror until cancelled. The first connection is made when somebody calls [`Mirror::settled`].
+    /// Keeps the mirror until cancelled. The first connection is made when somebody calls [`Mirror::load`] or [`Mirror::wake`].
     ///
     /// A panic, here or in whoever changes the records, takes the cell down at once, however short it lasts. It comes back with a
     /// fresh list.
@@ -346,7 +347,12 @@ impl Mirror {
             tracing::warn!(from, to, "the service's history has gone back: it was restored or made anew");
         }
         self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
-        let updates = self.state.lock().restart(listing, SystemTime::now());
+        let Some(updates) = self.state.lock().restart(listing, SystemTime::now()) else {
+            return BackendError::new(
+                Failure::Other,
+                "too much was changed through this mount while the list was under way",
+            );
+        };
         let differences = updates.len() as u64;
         // What is loaded first was there all the time: nothing has happened.
         self.publish(if again { updates } else { Vec::new() });
@@ -446,12 +452,12 @@ impl Mirror {
             // Under the lock, so that an older snapshot cannot replace a newer one.
             let mut state = self.state.lock();
             let number = self.published() + u64::from(!updates.is_empty());
-            // Counted first: who has seen the snapshot waits for its news.
+            // Counted first: whoever has seen the snapshot waits for its batch.
             self.published.store(number, Ordering::Release);
             self.snapshot.store(Arc::new(state.snapshot.clone()));
             if !updates.is_empty() {
                 // Nobody listening is not an error.
-                let _ = self.updates.send(Arc::new(News { number, updates }));
+                let _ = self.updates.send(Arc::new(Batch { number, updates }));
             }
             std::mem::take(&mut state.locks_changed)
         };

@@ -1,9 +1,9 @@
-//! What a mirror holds: the records of one cell as a persistent map, and the rules by which news is merged into it.
+//! What a mirror holds: the records of one cell as a persistent map, and the rules by which reports are merged into it.
 //!
-//! News comes from three sides that may overtake each other: the watch, bulk lists, and this mount's own calls. Every piece
-//! of news carries a revision, and an older piece never replaces a newer one. Deletions are remembered while an older
-//! piece may still be on its way. One exception: a list that begins a new watch is the truth, whatever was known before,
-//! because the service may have been restored from a backup, and then its revisions begin again lower.
+//! Three sides report what a record is now, and may overtake each other: the watch, bulk lists, and this mount's own calls.
+//! Every report carries a revision, and an older report never replaces a newer one. Deletions are remembered while an older
+//! report may still be on its way. There is one exception: a list that begins a new watch is the truth, whatever was known
+//! before. The service may have been restored from a backup, and then its revisions begin again at a lower number.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -93,8 +93,8 @@ pub struct Entry {
 
 /// Changes that were published together.
 #[derive(Debug)]
-pub struct News {
-    /// Counted per mirror.
+pub struct Batch {
+    /// Each mirror counts its own.
     pub number: u64,
     /// In the order in which they happened.
     pub updates: Vec<Update>,
@@ -125,18 +125,22 @@ impl Update {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub snapshot: Snapshot,
-    /// When paths were deleted: news from before must not bring them back.
+    /// When paths were deleted: a report from before must not bring them back.
     deleted: HashMap<TopoPath, Revision>,
     /// A list has shown everything up to here: what is not in the snapshot was gone by then.
     complete: Revision,
-    /// What this mount's own calls have told of since a list was begun, while one is: it may be newer than the list.
+    /// While a list is under way: what this mount's own calls have reported since it was begun. That may be newer than the list.
     own: Option<HashSet<TopoPath>>,
-    /// Locks have come, gone or changed since this was last looked at.
+    /// Locks have come, gone or changed since this was last reset.
     pub locks_changed: bool,
 }
 
-/// Deletions remembered at most. Reached only when tens of thousands of records are deleted while a list is under way.
+/// Deletions that are remembered. One more, and all before it are forgotten: a report that was overtaken may then bring a record
+/// back until the next comparison with a list. This needs as many deletions between two comparisons.
 const DELETIONS: usize = 100_000;
+/// Records that this mount's own calls may report while one list is under way. One more, and the list does not count: it is asked
+/// for again.
+const OWN: usize = 100_000;
 
 impl State {
     /// A state that begins with what is shown.
@@ -144,7 +148,7 @@ impl State {
         Self { snapshot: shown, locks_changed: true, ..Self::default() }
     }
 
-    /// Merges one node. Returns what changed, if it was news.
+    /// Merges one node. Returns what changed, if the report was newer than what is known.
     pub fn put(&mut self, node: Node, now: SystemTime) -> Option<Update> {
         let Node { path, value, version, role, modified } = node;
         let known = self.deleted.get(&path).is_some_and(|at| *at >= version.written)
@@ -158,7 +162,7 @@ impl State {
         self.insert(Node { path, value, version, role, modified }, now)
     }
 
-    /// Merges what one of this mount's own calls has told of a node. Its answer may be so late that the node has been deleted since and
+    /// Merges what one of this mount's own calls has reported of a node. Its answer may be so late that the node has been deleted since and
     /// a list has taken the place of what was known of deletions.
     pub fn put_own(&mut self, node: Node, now: SystemTime) -> Option<Update> {
         let shown = self.snapshot.records.contains_key(&node.path) || self.snapshot.locks.contains_key(&node.path);
@@ -212,7 +216,7 @@ impl State {
         self.locks_changed |= self.snapshot.locks.remove(path).is_some();
     }
 
-    /// Merges a bulk list: what it shows differently and is not overtaken by newer news is taken over.
+    /// Merges a bulk list. What it shows differently is taken over, unless a newer report has overtaken it.
     pub fn reconcile(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
         let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
@@ -233,16 +237,26 @@ impl State {
         self.own = Some(HashSet::new());
     }
 
-    /// This mount's own calls have told of a record.
+    /// One of this mount's own calls has reported a record.
     pub fn note_own(&mut self, path: &TopoPath) {
         if let Some(own) = &mut self.own {
             own.insert(path.clone());
+            if own.len() > OWN {
+                self.own = None;
+            }
         }
     }
 
-    /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have told more since.
-    pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
-        let own = self.own.take().unwrap_or_default();
+    /// Whether a list is under way that counts.
+    #[cfg(test)]
+    pub fn counts_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have reported more since. `None` if
+    /// they have reported too much: the list changes nothing then, and must be asked for again.
+    pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Option<Vec<Update>> {
+        let own = self.own.take()?;
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
         let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
         let locks = self.snapshot.locks.iter().map(|(path, lock)| (path, lock.version));
@@ -275,7 +289,7 @@ impl State {
         }
         self.snapshot.at = listing.at;
         self.complete = listing.at;
-        updates
+        Some(updates)
     }
 
     /// Forgets deletions up to a revision that a list has shown and the watch has passed.
@@ -286,131 +300,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(path: &str, value: &str, written: u64) -> Node {
-        Node {
-            path: TopoPath::parse(path).unwrap(),
-            value: Bytes::copy_from_slice(value.as_bytes()),
-            version: Version { number: written, written: Revision(written), created: Revision(1) },
-            role: Role::Record,
-            modified: None,
-        }
-    }
-
-    #[test]
-    fn older_news_never_replaces_newer() {
-        let mut state = State::default();
-        let now = SystemTime::now();
-        assert!(state.put(node("a", "2", 2), now).is_some());
-        assert!(state.put(node("a", "1", 1), now).is_none());
-        assert!(state.delete(&TopoPath::parse("a").unwrap(), Revision(1)).is_none());
-        assert!(state.delete(&TopoPath::parse("a").unwrap(), Revision(3)).is_some());
-        assert!(state.put(node("a", "2", 2), now).is_none(), "a deleted record must not come back");
-        assert!(state.put(node("a", "4", 4), now).is_some());
-    }
-
-    #[test]
-    fn a_list_that_was_overtaken_changes_nothing() {
-        let mut state = State::default();
-        let now = SystemTime::now();
-        state.put(node("kept", "new", 9), now);
-        state.put(node("gone", "x", 3), now);
-        state.delete(&TopoPath::parse("gone").unwrap(), Revision(8));
-        let nodes = vec![node("kept", "old", 2), node("gone", "x", 3)];
-        assert!(state.reconcile(Listing { nodes, at: Revision(5), skipped: 0 }, now).is_empty());
-        let updates = state.reconcile(Listing { nodes: vec![], at: Revision(10), skipped: 0 }, now);
-        assert_eq!(updates.len(), 1);
-        assert!(state.snapshot.records.is_empty());
-    }
-
-    #[test]
-    fn a_restored_service_is_believed() {
-        let mut state = State::default();
-        let now = SystemTime::now();
-        state.put(node("a", "newer", 9), now);
-        state.put(node("gone", "x", 8), now);
-        state.delete(&TopoPath::parse("back").unwrap(), Revision(7));
-        state.begin_list();
-        let nodes = vec![node("a", "restored", 2), node("back", "restored", 3)];
-        let updates = state.restart(Listing { nodes, at: Revision(5), skipped: 0 }, now);
-        assert_eq!(updates.len(), 3);
-        let shown: Vec<_> =
-            state.snapshot.records.iter().map(|(path, record)| (path.as_str(), &record.value[..])).collect();
-        assert_eq!(shown, [("a", &b"restored"[..]), ("back", b"restored")]);
-        assert!(state.put(node("a", "after", 6), now).is_some());
-    }
-
-    #[test]
-    fn an_own_save_during_a_list_stands() {
-        let mut state = State::default();
-        let now = SystemTime::now();
-        state.begin_list();
-        state.put(node("mine", "saved", 9), now);
-        state.note_own(&TopoPath::parse("mine").unwrap());
-        state.restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), skipped: 0 }, now);
-        assert_eq!(state.snapshot.records[&TopoPath::parse("mine").unwrap()].value, "saved");
-    }
-
-    #[test]
-    fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
-        let (mut state, now) = (State::default(), SystemTime::now());
-        let gone = TopoPath::parse("gone").unwrap();
-        // After a list that begins a watch.
-        state.begin_list();
-        state.restart(Listing { nodes: vec![], at: Revision(3), skipped: 0 }, now);
-        assert!(state.put_own(node("gone", "saved", 1), now).is_none());
-        // After a comparison, which forgets the deletions that it has passed.
-        state.put(node("gone", "again", 4), now);
-        state.delete(&gone, Revision(6));
-        state.reconcile(Listing { nodes: vec![], at: Revision(7), skipped: 0 }, now);
-        state.forget_deletions(Revision(7));
-        assert!(state.put_own(node("gone", "saved", 5), now).is_none());
-        assert!(state.put_own(node("gone", "new", 8), now).is_some());
-        assert!(state.put_own(node("gone", "newer", 9), now).is_some());
-        // While a list is under way that does not show it any more.
-        state.begin_list();
-        assert!(state.put_own(node("brief", "saved", 10), now).is_some());
-        state.note_own(&TopoPath::parse("brief").unwrap());
-        let updates =
-            state.restart(Listing { nodes: vec![node("gone", "newer", 9)], at: Revision(11), skipped: 0 }, now);
-        assert_eq!(updates.len(), 1, "what was saved and deleted before the list is gone");
-        // A restored service begins again lower, and is believed.
-        state.begin_list();
-        state.restart(Listing { nodes: vec![], at: Revision(2), skipped: 0 }, now);
-        assert!(state.put_own(node("gone", "saved", 3), now).is_some());
-    }
-
-    #[test]
-    fn every_version_has_a_later_time() {
-        let mut state = State::default();
-        let now = SystemTime::now();
-        state.put(node("a", "1", 1), now);
-        let update = state.put(node("a", "2", 2), now).unwrap();
-        assert!(update.new.unwrap().modified > update.old.unwrap().modified);
-    }
-
-    #[test]
-    fn entries_seek_past_subtrees() {
-        let mut state = State::default();
-        for (i, path) in
-            ["foo/Keyspace", "foo/shards/0/Shard", "foo-bar/Keyspace", "top", "top/below"].iter().enumerate()
-        {
-            state.put(node(path, "", i as u64 + 1), SystemTime::now());
-        }
-        let names: Vec<_> = state
-            .snapshot
-            .entries(&TopoPath::root())
-            .into_iter()
-            .map(|e| (e.name, e.is_record, e.is_directory))
-            .collect();
-        assert_eq!(
-            names,
-            [("foo".to_owned(), false, true), ("foo-bar".to_owned(), false, true), ("top".to_owned(), true, true)]
-        );
-        let foo = TopoPath::parse("foo").unwrap();
-        assert_eq!(state.snapshot.entries(&foo).len(), 2);
-        assert_eq!(state.snapshot.below(&foo).count(), 2);
-    }
-}
+mod tests;

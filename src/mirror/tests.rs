@@ -137,7 +137,7 @@ async fn loaded(first: Listing) -> (Arc<Mirror>, Arc<Scripted>, Watch) {
     let service = Arc::new(Scripted::default());
     let mirror = Mirror::new(service.clone(), OPTIONS);
     tokio::spawn(mirror.clone().run("the mirror", CancellationToken::new()));
-    let (watch, ()) = tokio::join!(service.begin(first), mirror.settled());
+    let (watch, ()) = tokio::join!(service.begin(first), mirror.load());
     (mirror, service, watch)
 }
 
@@ -172,11 +172,11 @@ fn wrote(mirror: &Mirror, name: &str, action: Action, at: u64) {
     mirror.wrote(&[change], &Applied { at: Revision(at), versions });
 }
 
-/// All that is told by now: path and new value.
-fn told(news: &mut broadcast::Receiver<Arc<News>>) -> Vec<(String, Option<String>)> {
+/// All that was published by now: path and new value.
+fn published(batches: &mut broadcast::Receiver<Arc<Batch>>) -> Vec<(String, Option<String>)> {
     let mut all = Vec::new();
-    while let Ok(news) = news.try_recv() {
-        all.extend(news.updates.iter().map(|update| {
+    while let Ok(batch) = batches.try_recv() {
+        all.extend(batch.updates.iter().map(|update| {
             let value = update.new.as_ref().map(|record| String::from_utf8(record.value.to_vec()).unwrap());
             (update.path.to_string(), value)
         }));
@@ -196,18 +196,18 @@ async fn what_this_mount_does_while_a_list_is_under_way_stands() {
     wrote(&mirror, "changed", Action::Put("mine".into()), 9);
     wrote(&mirror, "removed", Action::Delete, 10);
     mirror.observe(&path("read"), &Fetched { node: Some(node("read", "newer", 11)), at: Revision(11) });
-    let mut news = mirror.subscribe();
+    let mut batches = mirror.subscribe();
     let list = listing(7, &[("changed", "old", 2), ("removed", "x", 3), ("read", "old", 4), ("other", "x", 6)]);
     let watch = begin(call, list);
     until(&mirror, &[("changed", "mine"), ("made", "mine"), ("other", "x"), ("read", "newer")]).await;
-    assert_eq!(told(&mut news), [("other".to_owned(), Some("x".to_owned()))]);
-    // And their events, when they come round, are no news; nor is what was before them.
+    assert_eq!(published(&mut batches), [("other".to_owned(), Some("x".to_owned()))]);
+    // And their events, when they come round, change nothing; nor is what was before them.
     watch.send(Ok(event("removed", Some("before"), 8))).unwrap();
     watch.send(Ok(event("made", Some("mine"), 8))).unwrap();
     watch.send(Ok(event("removed", None, 10))).unwrap();
     watch.send(Ok(event("last", Some("x"), 12))).unwrap();
     until(&mirror, &[("changed", "mine"), ("last", "x"), ("made", "mine"), ("other", "x"), ("read", "newer")]).await;
-    assert_eq!(told(&mut news), [("last".to_owned(), Some("x".to_owned()))]);
+    assert_eq!(published(&mut batches), [("last".to_owned(), Some("x".to_owned()))]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -228,25 +228,28 @@ async fn what_was_removed_during_a_comparison_does_not_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_happened_during_an_absence_is_told() {
+async fn what_has_happened_during_an_absence_is_published() {
     let (mirror, service, watch) = loaded(listing(5, &[("a", "1", 2), ("b", "1", 3), ("c", "1", 4)])).await;
-    let mut news = mirror.subscribe();
+    let mut batches = mirror.subscribe();
     watch.send(Err(broken())).unwrap();
     let _watch = service.begin(listing(9, &[("a", "1", 2), ("b", "2", 7), ("d", "1", 8)])).await;
     until(&mirror, &[("a", "1"), ("b", "2"), ("d", "1")]).await;
     let some = |value: &str| Some(value.to_owned());
-    assert_eq!(told(&mut news), [("b".to_owned(), some("2")), ("c".to_owned(), None), ("d".to_owned(), some("1"))]);
+    assert_eq!(
+        published(&mut batches),
+        [("b".to_owned(), some("2")), ("c".to_owned(), None), ("d".to_owned(), some("1"))]
+    );
     assert_eq!(mirror.counters.caught_up.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_comparison_tells_what_the_watch_has_lost() {
+async fn a_comparison_publishes_what_the_watch_has_lost() {
     let (mirror, service, _watch) = loaded(listing(5, &[("a", "1", 2), ("b", "1", 3)])).await;
-    let mut news = mirror.subscribe();
+    let mut batches = mirror.subscribe();
     mirror.request_resync();
     service.call().await.send(Ok((listing(8, &[("a", "2", 7)]), None))).unwrap();
     until(&mirror, &[("a", "2")]).await;
-    assert_eq!(told(&mut news), [("a".to_owned(), Some("2".to_owned())), ("b".to_owned(), None)]);
+    assert_eq!(published(&mut batches), [("a".to_owned(), Some("2".to_owned())), ("b".to_owned(), None)]);
     assert_eq!(mirror.counters.missed.load(Ordering::Relaxed), 2);
 }
 
@@ -268,7 +271,7 @@ async fn a_history_that_has_gone_back_is_believed_also_while_connected() {
 async fn what_may_not_be_read_any_more_is_neither_shown_nor_deleted() {
     let denied = || BackendError::new(Failure::Denied, "permission denied");
     let (mirror, service, watch) = loaded(listing(5, &[("a", "1", 2)])).await;
-    let mut news = mirror.subscribe();
+    let mut batches = mirror.subscribe();
     watch.send(Err(denied())).unwrap();
     let call = service.call().await;
     assert_eq!(mirror.health(), Health::Denied);
@@ -281,7 +284,7 @@ async fn what_may_not_be_read_any_more_is_neither_shown_nor_deleted() {
         service.call().await.send(Err(denied())).unwrap();
     }
     assert!(begun.elapsed() > DENIED_BACKOFF.1 * 5, "{:?}", begun.elapsed());
-    assert_eq!((told(&mut news), mirror.health()), (vec![], Health::Denied));
+    assert_eq!((published(&mut batches), mirror.health()), (vec![], Health::Denied));
     // A service that cannot be asked has not given the right back.
     service.call().await.send(Err(broken())).unwrap();
     let call = service.call().await;
@@ -289,7 +292,7 @@ async fn what_may_not_be_read_any_more_is_neither_shown_nor_deleted() {
     call.send(Err(broken())).unwrap();
     let _watch = service.begin(listing(9, &[("a", "2", 7)])).await;
     until_live(&mirror).await;
-    assert_eq!(told(&mut news), [("a".to_owned(), Some("2".to_owned()))]);
+    assert_eq!(published(&mut batches), [("a".to_owned(), Some("2".to_owned()))]);
     assert_eq!((mirror.health(), mirror.is_denied()), (Health::Live, false));
 }
 
@@ -307,11 +310,47 @@ async fn a_right_that_is_taken_away_is_not_given_back_by_an_absence() {
 #[tokio::test(start_paused = true)]
 async fn a_comparison_that_is_refused_ends_in_denied() {
     let (mirror, service, _watch) = loaded(listing(5, &[("a", "1", 2)])).await;
-    let mut news = mirror.subscribe();
+    let mut batches = mirror.subscribe();
     mirror.request_resync();
     service.call().await.send(Err(BackendError::new(Failure::Denied, "no"))).unwrap();
     let _next = service.call().await;
-    assert_eq!((told(&mut news), mirror.health()), (vec![], Health::Denied));
+    assert_eq!((published(&mut batches), mirror.health()), (vec![], Health::Denied));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_is_too_slow_hears_that_it_has_lost_the_oldest() {
+    use broadcast::error::TryRecvError;
+    let (mirror, _service, _watch) = loaded(listing(5, &[])).await;
+    let mut batches = mirror.subscribe();
+    let write = |number: usize| wrote(&mirror, "a", Action::Put(number.to_string().into()), 5 + number as u64);
+    (1..=UPDATE_QUEUE).for_each(write);
+    let mut in_time = mirror.subscribe();
+    write(UPDATE_QUEUE + 1);
+    assert_eq!(batches.try_recv().unwrap_err(), TryRecvError::Lagged(1));
+    assert_eq!(batches.try_recv().unwrap().number, 2, "the rest is there");
+    assert_eq!(in_time.try_recv().unwrap().number, UPDATE_QUEUE as u64 + 1);
+    assert_eq!(mirror.published(), UPDATE_QUEUE as u64 + 1);
+    assert_eq!(shown(&mirror), records(&[("a", &(UPDATE_QUEUE + 1).to_string())]), "nobody else has lost anything");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_too_much_was_changed_beside_is_asked_for_again() {
+    let (mirror, service, watch) = loaded(listing(5, &[("a", "1", 2)])).await;
+    watch.send(Err(broken())).unwrap();
+    let call = service.call().await;
+    let mut number = 0;
+    while mirror.state.lock().counts_own() {
+        number += 1;
+        mirror.state.lock().note_own(&path(&format!("own{number}")));
+    }
+    let _watch = begin(call, listing(6, &[("a", "2", 6)]));
+    let again = service.call().await;
+    assert_eq!(shown(&mirror), records(&[("a", "1")]), "it changes nothing");
+    let _watch = begin(again, listing(7, &[("a", "3", 7)]));
+    until(&mirror, &[("a", "3")]).await;
+    assert_eq!(mirror.health(), Health::Live);
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    assert_eq!((count(&mirror.counters.reconnects), count(&mirror.counters.resyncs)), (1, 0), "not by a comparison");
 }
 
 /// A service whose watch says nothing any more.
@@ -347,10 +386,10 @@ impl Backend for Silent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_says_nothing_is_not_trusted_for_longer_than_told() {
+async fn a_watch_that_says_nothing_is_not_trusted_for_longer_than_the_options_say() {
     let mirror = Mirror::new(Arc::new(Silent(Scripted::default())), OPTIONS);
     tokio::spawn(mirror.clone().run("the mirror", CancellationToken::new()));
-    mirror.settled().await;
+    mirror.load().await;
     assert_eq!(mirror.health(), Health::Live);
     tokio::time::advance(Duration::from_secs(9)).await;
     assert_eq!(mirror.health(), Health::Live);

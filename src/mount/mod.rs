@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::backend::Implementation;
-use crate::cells::{CellOptions, Cells, ReadCellInfo};
+use crate::cells::{CellOptions, Cells};
 use crate::control::{Control, SetLogLevel};
 use crate::error::{Error, Kind, Result};
 use crate::fuse::Adapter;
@@ -164,7 +164,7 @@ pub fn operation_timeout(wanted: Duration, request_timeout: Option<Duration>) ->
 async fn connect(settings: &Settings) -> Result<Arc<Cells>> {
     let deadline = Instant::now() + settings.retry;
     loop {
-        match Cells::start(settings.cells.clone(), read_cell_info(&settings.records)).await {
+        match Cells::start(settings.cells.clone(), settings.records.clone()).await {
             Err(error)
                 if matches!(error.kind, Kind::Unreachable | Kind::Denied)
                     && Instant::now() + RETRY_PAUSE < deadline =>
@@ -186,15 +186,6 @@ fn warn_if_empty(cells: &Cells) {
         // The terminal is still there. A closed one is nobody's loss.
         let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("topofs: {warning}\n").as_bytes());
     }
-}
-
-fn read_cell_info(records: &Arc<Records>) -> ReadCellInfo {
-    let records = records.clone();
-    Arc::new(move |value| {
-        let info = records.codec.decode("topodata.CellInfo", value).ok()?;
-        let field = |name: &str| Some(info.get_field_by_name(name)?.as_str()?.to_owned());
-        Some((field("server_address")?, field("root")?))
-    })
 }
 
 struct Signals {

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::cells::Cell;
-use crate::mirror::{News, Snapshot, Update};
+use crate::mirror::{Batch, Snapshot, Update};
 
-pub(super) type Updates = broadcast::Receiver<Arc<News>>;
+pub(super) type Updates = broadcast::Receiver<Arc<Batch>>;
 
 /// The next changes of a cell. After too many at once: what is different now is what has happened, each record once.
-pub(super) async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<News>> {
+pub(super) async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<Batch>> {
     match updates.recv().await {
         Ok(batch) => Some(batch),
         Err(RecvError::Lagged(_)) => {
             *updates = updates.resubscribe();
             let number = cell.mirror.published();
-            Some(Arc::new(News { number, updates: differences(known, &cell.mirror.snapshot()) }))
+            Some(Arc::new(Batch { number, updates: differences(known, &cell.mirror.snapshot()) }))
         }
         Err(RecvError::Closed) => None,
     }

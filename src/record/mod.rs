@@ -8,12 +8,14 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::name::{CellName, TopoPath};
 
+mod cell_info;
 mod codec;
 mod early;
 mod encode;
 mod flaw;
 mod json;
 mod kind;
+pub mod layout;
 mod parse;
 mod parse_json;
 mod parse_text;
@@ -22,6 +24,7 @@ mod text;
 mod unknown;
 mod wire;
 
+pub use cell_info::CellInfo;
 pub use codec::Codec;
 pub use kind::{Kinds, is_editor_file};
 

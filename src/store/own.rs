@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::backend::Revision;
-use crate::locks::Saver;
 use crate::name::CellPath;
+use crate::process::Actor;
 use crate::record::Form;
 
 /// Commits remembered for each record until the mirror has told of them, and records with such.
@@ -27,7 +27,7 @@ pub(crate) struct OwnCommit {
     /// The form that it went through.
     pub form: Form,
     /// Who it was.
-    pub saver: Saver,
+    pub saver: Actor,
     /// The name of the program.
     pub command: Option<String>,
 }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn commit(revision: u64) -> OwnCommit {
-        let saver = Saver { uid: 0, process: 1 };
+        let saver = Actor { uid: 0, process: 1 };
         OwnCommit { revision: Revision(revision), form: Form::Raw, saver, command: None }
     }
 

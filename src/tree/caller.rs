@@ -2,8 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::locks::Saver;
-use crate::process::{self, Process};
+use crate::process::{self, Actor, Process};
 
 /// Who calls.
 #[derive(Debug)]
@@ -56,8 +55,8 @@ impl Caller {
     }
 }
 
-impl From<&Caller> for Saver {
+impl From<&Caller> for Actor {
     fn from(caller: &Caller) -> Self {
-        Saver { uid: caller.uid, process: caller.process().map_or(0, |process| process.pid) }
+        Actor { uid: caller.uid, process: caller.process().map_or(0, |process| process.pid) }
     }
 }

@@ -46,8 +46,9 @@ async fn tree_with(read_only: bool) -> Arc<Tree> {
         stale_after: Duration::from_secs(10),
         serve_stale: false,
     };
+    let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
     let cells = CellOptions { global: location, connect, servers: Default::default(), mirror, only: None };
-    let cells = Cells::start(cells, Arc::new(|_| None)).await.unwrap();
+    let cells = Cells::start(cells, records.clone()).await.unwrap();
     let options = TreeOptions {
         read_only,
         no_delete: false,
@@ -62,7 +63,7 @@ async fn tree_with(read_only: bool) -> Arc<Tree> {
         allow_unseen_writers: true,
     };
     let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
-    Tree::new(cells, Records::new(Codec::builtin().unwrap(), Kinds::default()), control, options)
+    Tree::new(cells, records, control, options)
 }
 
 fn caller() -> Caller {

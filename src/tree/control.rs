@@ -12,12 +12,13 @@ use super::caller::Caller;
 use super::file::{Attr, Caching, Defaults, DirEntry, FileId, OpenMode};
 use super::kernel::Kernel;
 use super::namespace::{At, Inode, Keep, Namespace, Open, OpenFile, Part, Rest};
-use super::records::room::{Charge, Room};
+use super::room::{Charge, Room};
 use crate::cells::Cells;
 use crate::control::{Control, ControlFile, TreeCounts};
 use crate::error::{Error, Kind, Result};
 use crate::journal::Reader;
-use crate::locks::{Locks, Saver};
+use crate::locks::Locks;
+use crate::process::Actor;
 use crate::store::own::OwnCommits;
 
 /// Counts what there is.
@@ -189,7 +190,7 @@ impl Namespace for Arc<ControlFiles> {
 struct OpenControl {
     files: Arc<ControlFiles>,
     file: ControlFile,
-    opener: Saver,
+    opener: Actor,
     content: Mutex<(Bytes, Charge)>,
 }
 

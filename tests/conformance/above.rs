@@ -15,6 +15,7 @@ use topofs::cells::{Cell, CellOptions, Cells};
 use topofs::error::Kind;
 use topofs::mirror::{Health, MirrorOptions};
 use topofs::name::CellName;
+use topofs::record::{Codec, Kinds, Records};
 
 use crate::common::world::connect_options;
 use crate::{path, put, store};
@@ -51,7 +52,7 @@ impl World {
             serve_stale: false,
         };
         let options = CellOptions { global: location, connect, servers: Default::default(), mirror, only: None };
-        let cells = Cells::start(options, Arc::new(|_| None)).await.unwrap();
+        let cells = Cells::start(options, Records::new(Codec::builtin().unwrap(), Kinds::default())).await.unwrap();
         let faulty = made.lock().take().unwrap();
         Self { cells, plain, faulty }
     }

@@ -46,9 +46,10 @@ impl Within {
             stale_after: Duration::from_secs(10),
             serve_stale: false,
         };
+        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let cells = Cells::start(
             CellOptions { global, connect, servers: Default::default(), mirror, only: None },
-            Arc::new(|_| None),
+            records.clone(),
         )
         .await
         .unwrap();
@@ -65,7 +66,6 @@ impl Within {
             request_timeout: None,
             allow_unseen_writers: true,
         };
-        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         let tree = Tree::new(cells, records, control, options);
         topofs::notify::follow(&tree);

@@ -48,7 +48,7 @@ async fn a_panic_in_the_first_list_is_an_answer_to_whoever_waits() {
     let mirror = Mirror::new(service.clone(), OPTIONS);
     tokio::spawn(mirror.clone().run("the mirror", CancellationToken::new()));
     // The call of a service that is given no answer panics.
-    let ((), ()) = tokio::join!(async { drop(service.call().await) }, mirror.settled());
+    let ((), ()) = tokio::join!(async { drop(service.call().await) }, mirror.load());
     assert_down(&mirror);
     assert!(cause(&mirror).contains("a task of topofs panicked"), "{}", cause(&mirror));
     let _watch = service.begin(listing(1, &[("a", "1", 1)])).await;
@@ -75,9 +75,9 @@ async fn half_of_a_change_is_never_shown_as_current() {
     mirror.loaded().await;
     assert_eq!((mirror.health(), shown(&mirror)), (Health::Live, records(&[("a", "1"), ("b", "2")])));
     // Listeners hear of the difference to what was shown, not to the half change.
-    let news = updates.recv().await.unwrap();
-    let told: Vec<&str> = news.updates.iter().map(|update| update.path.as_str()).collect();
-    assert_eq!(told, ["b"]);
+    let batch = updates.recv().await.unwrap();
+    let published: Vec<&str> = batch.updates.iter().map(|update| update.path.as_str()).collect();
+    assert_eq!(published, ["b"]);
     assert!(updates.is_empty());
 }
 

@@ -6,14 +6,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::exclusive::Claim;
-use super::room::Charge;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
-use crate::locks::Saver;
 use crate::name::{CellName, CellPath, TopoPath};
-use crate::process::Process;
+use crate::process::{Actor, Process};
 use crate::record::Form;
 use crate::tree::file::FileId;
+use crate::tree::room::Charge;
 
 /// Largest content of one open file, in bytes: the text of the largest record that any service takes.
 const CONTENT_LIMIT: usize = 32 << 20;
@@ -141,8 +140,8 @@ impl Draft {
     }
 
     /// Who saves it.
-    pub fn saver(&self) -> Saver {
-        Saver { uid: self.uid, process: self.opener.map_or(0, |opener| opener.pid) }
+    pub fn saver(&self) -> Actor {
+        Actor { uid: self.uid, process: self.opener.map_or(0, |opener| opener.pid) }
     }
 
     /// The file that is written to.

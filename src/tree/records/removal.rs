@@ -20,10 +20,9 @@ use crate::backend::{Action, Change, Guard};
 use crate::error::{Error, Kind, Result};
 use crate::in_flight::InFlight;
 use crate::journal::{Op, Refusal};
-use crate::locks::Saver;
 use crate::mirror::Record;
 use crate::name::{CellName, CellPath, TopoPath};
-use crate::process::{Life, Process};
+use crate::process::{Actor, Life, Process};
 use crate::record::Form;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
@@ -76,7 +75,7 @@ impl RecordFiles {
             // It removes what its own refused save has left, not what is stored.
             own.iter().for_each(|draft| draft.abandon());
             self.memory.settle(caller, &file);
-            let saver = Saver::from(caller);
+            let saver = Actor::from(caller);
             if record.is_some() || self.put_back_deleted(caller.process(), saver, cell, path).await.is_some() {
                 self.is_still_there(&file);
             }
@@ -115,7 +114,7 @@ impl RecordFiles {
 
     async fn remove(
         self: &Arc<Self>,
-        (process, saver): (Option<Process>, Saver),
+        (process, saver): (Option<Process>, Actor),
         (cell, path, form): (&CellName, &TopoPath, Form),
         record: &Record,
     ) -> Result<()> {
@@ -128,7 +127,7 @@ impl RecordFiles {
     async fn keep_up_appearances(
         self: &Arc<Self>,
         process: Option<Process>,
-        saver: Saver,
+        saver: Actor,
         (cell, path, form): (&CellName, &TopoPath, Form),
     ) -> Result<()> {
         for other in self.forms(cell, path).filter(|other| *other != form) {
@@ -158,7 +157,7 @@ impl RecordFiles {
     fn remove_unless_made(
         self: &Arc<Self>,
         process: Process,
-        saver: Saver,
+        saver: Actor,
         (cell, path, form): (&CellName, &TopoPath, Form),
     ) {
         let place = CellPath::new(cell, path);

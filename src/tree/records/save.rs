@@ -12,14 +12,15 @@ use super::open::moved_on;
 use crate::backend::{Action, Applied, Change, Guard, Version};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
-use crate::locks::{Fence, Saver, Temporary};
+use crate::locks::{Fence, Temporary};
 use crate::name::{CellName, CellPath, TopoPath};
-use crate::process::Process;
+use crate::process::{Actor, Process};
 use crate::record::Form;
+use crate::record::layout::{self, Key};
 use crate::store::own::OwnCommit;
-use crate::tree::RespectLocks;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
+use crate::tree::options::RespectLocks;
 
 /// How often, and how many times, it is looked whether another thread of a program has just stored what one could not.
 const LOOK: Duration = Duration::from_millis(10);
@@ -110,7 +111,7 @@ impl RecordFiles {
     pub(crate) async fn put_back_deleted(
         &self,
         process: Option<Process>,
-        saver: Saver,
+        saver: Actor,
         cell: &CellName,
         path: &TopoPath,
     ) -> Option<Base> {
@@ -180,7 +181,7 @@ impl RecordFiles {
     /// content as before makes no new version. Fails with ESTALE if somebody else was faster.
     pub(crate) async fn replace(
         &self,
-        saver: Saver,
+        saver: Actor,
         cell: &CellName,
         path: &TopoPath,
         form: Form,
@@ -202,7 +203,7 @@ impl RecordFiles {
     /// Applies changes whole or not at all, with the locks that concern them: those that this mount holds on directories above
     /// are guards of the same transaction, and those that a save must have are taken for its moment. `form` is the one that the
     /// caller sees the change in.
-    pub(crate) async fn commit(&self, who: (Saver, Form), cell: &CellName, changes: &[Change]) -> Result<Applied> {
+    pub(crate) async fn commit(&self, who: (Actor, Form), cell: &CellName, changes: &[Change]) -> Result<Applied> {
         for _ in 0..LOCK_CHANGES {
             if let Some(applied) = self.commit_once(who, cell, changes).await? {
                 return Ok(applied);
@@ -214,7 +215,7 @@ impl RecordFiles {
     /// The same once; `None` if a lock that went along was given back meanwhile, and nothing was changed.
     async fn commit_once(
         &self,
-        (saver, form): (Saver, Form),
+        (saver, form): (Actor, Form),
         cell: &CellName,
         changes: &[Change],
     ) -> Result<Option<Applied>> {
@@ -256,7 +257,7 @@ impl RecordFiles {
     /// Applies changes, and notes which events the kernel has raised for them itself.
     async fn apply_noted(
         &self,
-        saver: Saver,
+        saver: Actor,
         form: Form,
         cell: &Cell,
         changes: &[Change],
@@ -295,7 +296,7 @@ impl RecordFiles {
 
     async fn apply_fenced(
         &self,
-        saver: Saver,
+        saver: Actor,
         cell: &Cell,
         changes: &[Change],
         taken: &[Temporary],
@@ -321,7 +322,7 @@ impl RecordFiles {
     }
 
     /// Whether saving a record would be refused because of a lock: what is known at open, since shells ignore what close says.
-    pub(crate) async fn refuse_early(&self, saver: Saver, cell: &CellName, path: &TopoPath) -> Result<()> {
+    pub(crate) async fn refuse_early(&self, saver: Actor, cell: &CellName, path: &TopoPath) -> Result<()> {
         let connected = self.cell(cell)?;
         self.locks.fences(&connected, path, saver, &[])?;
         match self.needed_lock(cell, path) {
@@ -331,7 +332,7 @@ impl RecordFiles {
     }
 
     /// Whether removing a record would be refused because of a lock.
-    pub(crate) async fn refuse_removal(&self, saver: Saver, cell: &CellName, path: &TopoPath) -> Result<()> {
+    pub(crate) async fn refuse_removal(&self, saver: Actor, cell: &CellName, path: &TopoPath) -> Result<()> {
         self.refuse_early(saver, cell, path).await?;
         match self.keyspace_of(cell, path) {
             Some(dir) => self.locks.refuse_if_foreign(&*self.cell(cell)?, &dir).await,
@@ -341,21 +342,18 @@ impl RecordFiles {
 
     /// The keyspace that a record of the global topology belongs to, if its lock is respected.
     fn keyspace_of(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
-        let mut names = path.components();
-        let (Some("keyspaces"), Some(name), Some(_)) = (names.next(), names.next(), names.next()) else { return None };
-        let respected = self.holds_global(cell) && self.options.respect_locks != RespectLocks::None;
-        TopoPath::parse(&format!("keyspaces/{name}")).ok().filter(|_| respected)
+        let respected = || self.holds_global(cell) && self.options.respect_locks != RespectLocks::None;
+        layout::keyspace_dir(path).filter(|_| respected())
     }
 
     /// The directory whose lock a save of a record needs.
     fn needed_lock(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
-        let names: Vec<&str> = path.components().collect();
         let respected = self.options.respect_locks;
-        let dir = match names.as_slice() {
-            ["keyspaces", _, "Keyspace"] => path.parent(),
-            ["keyspaces", _, "shards", _, "Shard"] if respected == RespectLocks::All => path.parent(),
+        let dir = match Key::in_global(path)? {
+            Key::Keyspace(_) => path.parent(),
+            Key::Shard(..) if respected == RespectLocks::All => path.parent(),
             // Vitess replaces them whatever their version: its lock is all that protects them.
-            ["routing_rules", "keyspace", "Rules"] => path.parent()?.parent(),
+            Key::KeyspaceRoutingRules => path.parent()?.parent(),
             _ => None,
         };
         dir.filter(|_| respected != RespectLocks::None && self.holds_global(cell))

@@ -1,0 +1,312 @@
+//! One cell: where it is, its backend, its mirror. Says of every failure which cell it was, and where.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::turns::Turns;
+use crate::alive;
+use crate::backend::{
+    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location,
+};
+use crate::error::{Error, Kind, Result};
+use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
+use crate::name::{CellName, TopoPath};
+
+/// How cells are connected.
+#[derive(Clone)]
+pub struct CellOptions {
+    /// The global topology.
+    pub global: Location,
+    /// For all backends.
+    pub connect: ConnectOptions,
+    /// Which servers that CellInfo records name are connected.
+    pub servers: CellServers,
+    /// For all mirrors.
+    pub mirror: MirrorOptions,
+    /// If given: these cells are connected at once and no others are shown.
+    pub only: Option<Vec<CellName>>,
+}
+
+/// What a change leaves open that has panicked on its way.
+const UNCERTAIN: &str = " (it may have been carried out)";
+
+/// One cell: its place, its backend, its mirror.
+#[derive(Debug)]
+pub struct Cell {
+    /// Its name; the first level of the tree.
+    pub name: CellName,
+    /// Where its data is.
+    pub location: Location,
+    /// Its records.
+    pub mirror: Arc<Mirror>,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) turns: Turns,
+    timeout: Duration,
+    stop: CancellationToken,
+    serve_stale: bool,
+    /// What to say of an address without a port.
+    untold_port: Option<String>,
+    /// Whether its keys are those of the global topology.
+    holds_global: bool,
+}
+
+impl Cell {
+    /// Connects a cell in the background; it loads nothing until somebody asks for it.
+    pub(super) fn open(
+        name: CellName,
+        location: Location,
+        options: &CellOptions,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Arc<Self>> {
+        let holds_global = location.is_same_place(&options.global);
+        let allowed = options.servers.check(&location, &options.global, &options.connect);
+        let opened = allowed.and_then(|()| crate::backend::open(&name, &location, &options.connect));
+        let backend = opened.map_err(|error| {
+            let mut error = Error::from(error);
+            error.reason = format!("cell {name} ({location}): {}", error.reason);
+            error
+        })?;
+        let mirror = Mirror::new(backend.clone(), options.mirror);
+        let stop = stop.child_token();
+        let span = tracing::info_span!("cell", name = %name);
+        tasks.spawn(tracing::Instrument::instrument(
+            mirror.clone().run(format!("mirror of {name}"), stop.clone()),
+            span,
+        ));
+        Ok(Arc::new(Self {
+            name,
+            untold_port: location.untold_port(&options.connect),
+            holds_global,
+            location,
+            mirror,
+            backend,
+            turns: Turns::default(),
+            timeout: options.connect.timeout,
+            stop,
+            serve_stale: options.mirror.serve_stale,
+        }))
+    }
+
+    /// The records, once the first list is there. Fails at once when the cell is known to be down.
+    pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        match self.mirror.health() {
+            Health::Live | Health::Shaky => return Ok(self.mirror.snapshot()),
+            Health::Down | Health::Denied => return self.down(),
+            Health::Idle | Health::Loading => {}
+        }
+        // A load that takes longer than a call may take goes on; only this caller stops waiting for it.
+        if tokio::time::timeout(self.timeout, self.mirror.load()).await.is_err() {
+            let waited = humantime::format_duration(self.timeout);
+            return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
+        }
+        self.snapshot_now()
+    }
+
+    /// The records, if they are there already.
+    pub fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
+        match self.mirror.health() {
+            Health::Live | Health::Shaky => Ok(self.mirror.snapshot()),
+            Health::Down | Health::Denied | Health::Idle | Health::Loading => self.down(),
+        }
+    }
+
+    /// The cell is no longer shown, or is another place now.
+    pub(super) fn end(&self) {
+        self.stop.cancel();
+    }
+
+    /// Ends when the cell is no longer shown, or is another place now.
+    pub async fn replaced(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Whether old records are shown while the cell is down. What may not be read any more is not shown.
+    pub fn serves_stale(&self) -> bool {
+        self.serve_stale && self.mirror.is_loaded() && !self.mirror.is_denied()
+    }
+
+    fn down(&self) -> Result<Arc<Snapshot>> {
+        if self.serves_stale() {
+            return Ok(self.mirror.snapshot());
+        }
+        Err(self.unreachable())
+    }
+
+    fn unreachable(&self) -> Error {
+        let cause = self.mirror.trouble().map_or_else(String::new, |(cause, since)| match since.as_secs() {
+            0 => format!(": {cause}"),
+            seconds => format!(": {cause} (for {seconds} s)"),
+        });
+        match self.mirror.health() {
+            Health::Denied => Error::new(Kind::Denied, format!("{self} may not be read{cause}")),
+            _ => Error::new(Kind::Unreachable, format!("{self} is not reachable{cause}")),
+        }
+    }
+
+    /// One record as the service has it now.
+    pub async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
+        self.refuse_if_down()?;
+        let fetched = self.call(("get", ""), self.backend.get(path)).await?;
+        self.mirror.observe(path, &fetched);
+        Ok(fetched)
+    }
+
+    /// Applies changes whole or not at all; the mirror shows them at once.
+    pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
+        self.refuse_if_down()?;
+        let applied = self.call(("apply", UNCERTAIN), self.backend.apply(changes)).await?;
+        self.mirror.wrote(changes, &applied);
+        Ok(applied)
+    }
+
+    /// Names of what this kind of service can tell of a record beside its version.
+    pub fn attributes(&self) -> &'static [&'static str] {
+        self.backend.attributes()
+    }
+
+    /// One of [`Cell::attributes`], as the service has it now.
+    pub async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>> {
+        self.refuse_if_down()?;
+        self.call(("attribute", ""), self.backend.attribute(path, name)).await
+    }
+
+    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
+    /// server and root.
+    pub fn holds_global(&self) -> bool {
+        self.holds_global
+    }
+
+    /// Whether another cell shows the very same records, so that their locks are the same ones.
+    pub fn is_same_place(&self, other: &Cell) -> bool {
+        self.name == other.name || self.location.is_same_place(&other.location)
+    }
+
+    /// What the service takes.
+    pub fn limits(&self) -> Limits {
+        self.backend.limits()
+    }
+
+    /// Calls the service. A panic is an error of this call, and of no other; `after` is what it leaves open.
+    async fn call<T>(
+        &self,
+        (what, after): (&str, &str),
+        call: impl Future<Output = std::result::Result<T, BackendError>>,
+    ) -> Result<T> {
+        let called = alive::guarded(format!("{what} in cell {}", self.name), call)
+            .await
+            .unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, format!("{panic}{after}"))));
+        called.map_err(|error| self.explain(error))
+    }
+
+    pub(super) fn refuse_if_down(&self) -> Result<()> {
+        match self.mirror.health() {
+            Health::Down | Health::Denied => Err(self.unreachable()),
+            Health::Idle | Health::Loading | Health::Live | Health::Shaky => Ok(()),
+        }
+    }
+
+    pub(super) fn explain(&self, error: BackendError) -> Error {
+        let mut error = Error::from(error);
+        error.reason = format!("{self}: {}", error.reason);
+        error
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let untold = self.untold_port.as_ref().map_or_else(String::new, |words| format!("; {words}"));
+        write!(f, "cell {} ({}{untold})", self.name, self.location)
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::backend::{Implementation, Listing, Node, SharedPlace, WatchStream};
+
+    /// A service whose first list never comes.
+    #[derive(Debug)]
+    struct Never;
+
+    #[async_trait::async_trait]
+    impl Backend for Never {
+        fn limits(&self) -> Limits {
+            Limits { value: 0, changes: 0 }
+        }
+        async fn list(&self, _: &TopoPath) -> std::result::Result<Listing, BackendError> {
+            std::future::pending().await
+        }
+        async fn get(&self, _: &TopoPath) -> std::result::Result<Fetched, BackendError> {
+            std::future::pending().await
+        }
+        async fn apply(&self, _: &[Change]) -> std::result::Result<Applied, BackendError> {
+            std::future::pending().await
+        }
+        async fn follow(&self) -> std::result::Result<(Listing, WatchStream), BackendError> {
+            std::future::pending().await
+        }
+        fn locked_dir(&self, _: &TopoPath) -> Option<TopoPath> {
+            None
+        }
+        async fn enter(&self, _: &TopoPath, _: &Bytes) -> std::result::Result<SharedPlace, BackendError> {
+            Err(BackendError::new(Failure::Other, "there are no locks"))
+        }
+        async fn break_lock(&self, _: &Node) -> std::result::Result<(), BackendError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cell_that_loads_for_ever_is_not_waited_for_for_ever() {
+        for serve_stale in [false, true] {
+            let backend = Arc::new(Never);
+            let options = MirrorOptions {
+                resync_interval: Duration::from_secs(3600),
+                stale_after: Duration::from_secs(10),
+                serve_stale,
+            };
+            let mirror = Mirror::new(backend.clone(), options);
+            let stop = CancellationToken::new();
+            tokio::spawn(mirror.clone().run("the mirror", stop.clone()));
+            let cell = Cell {
+                name: CellName::global(),
+                location: Location {
+                    implementation: Implementation::Memory,
+                    server: "never".to_owned(),
+                    root: "/x".to_owned(),
+                },
+                mirror,
+                backend,
+                turns: Turns::default(),
+                timeout: Duration::from_secs(15),
+                stop,
+                serve_stale,
+                untold_port: None,
+                holds_global: true,
+            };
+            // Whoever comes later is kept no longer than the first.
+            for _ in 0..2 {
+                let waited = tokio::time::timeout(Duration::from_secs(16), cell.snapshot()).await;
+                let error = waited.expect("it ends in time").unwrap_err();
+                assert_eq!(error.kind, Kind::Unreachable);
+                assert!(error.reason.contains("not loaded within 15s"), "{error}");
+            }
+            assert!(cell.snapshot_now().is_err(), "what was never loaded is not shown as empty");
+        }
+    }
+}

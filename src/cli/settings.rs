@@ -32,9 +32,9 @@ const DEMO_SERVER: &str = "demo";
 impl MountArgs {
     /// The settings of a mount of the given topology.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
-        let CommonArgs { view, process, mountpoint } = &self.common;
+        let CommonArgs { view, mountpoint, .. } = &self.common;
         let mut cells = self.topo.cell_options()?;
-        put_in(&mut cells, &process.fault);
+        put_faults_in(&mut cells)?;
         view.settings(mountpoint, cells, self.topo.retry, set_log_level)
     }
 }
@@ -63,7 +63,7 @@ impl CommonArgs {
             },
             only: None,
         };
-        put_in(&mut cells, &self.process.fault);
+        put_faults_in(&mut cells)?;
         self.view.settings(&self.mountpoint, cells, Duration::ZERO, set_log_level)
     }
 }
@@ -262,17 +262,21 @@ impl ViewArgs {
     }
 }
 
-/// Puts faults into the cells that they are meant for.
-fn put_in(cells: &mut CellOptions, faults: &[Fault]) {
-    if faults.is_empty() {
-        return;
-    }
-    let (faults, timeout) = (faults.to_vec(), cells.connect.timeout);
+/// Faults for tests, as CELL:CALL:NTH:FAULT, separated by spaces. This is no flag: completions show even hidden ones.
+const FAULTS: &str = "TOPOFS_TEST_FAULTS";
+
+/// Puts the faults of the environment into the cells that they are meant for.
+fn put_faults_in(cells: &mut CellOptions) -> anyhow::Result<()> {
+    let Ok(wanted) = std::env::var(FAULTS) else { return Ok(()) };
+    let faults = wanted.split_whitespace().map(str::parse).collect::<Result<Vec<Fault>, String>>();
+    let faults = faults.map_err(anyhow::Error::msg).context(FAULTS)?;
+    let timeout = cells.connect.timeout;
     cells.connect.wrap = Wrap::new(move |cell, backend| {
         let of_cell = faults.iter().filter(|fault| fault.cell == *cell);
         let faulty = Faulty::new(backend, timeout);
         Arc::new(of_cell.fold(faulty, |faulty, Fault { call, nth, fault, .. }| faulty.on(*call, *nth, *fault)))
     });
+    Ok(())
 }
 
 /// The daemon leaves the working directory before it reads files.

@@ -3,21 +3,20 @@
 use serde_json::Value;
 
 use crate::common::eventually;
-use crate::common::mount::Mount;
+use crate::common::mount::{Mount, TOPOFS};
 
 const OTHER: &str = "global/keyspaces/commerce/Keyspace.txt";
 
 /// A mount of the sample cluster with faults.
 fn mount(faults: &[&str]) -> Mount {
-    let flags = faults.iter().flat_map(|fault| ["--fault", fault]);
-    Mount::new(&["demo", "--respect-locks=none"].into_iter().chain(flags).collect::<Vec<_>>())
+    let faults = format!("TOPOFS_TEST_FAULTS={}", faults.join(" "));
+    Mount::under(&["env", &faults, TOPOFS], &["demo", "--respect-locks=none"])
 }
 
-/// A record of a cell, raw.
-fn record_of(mount: &Mount, cell: &str) -> String {
-    let found = mount.sh(&format!("find {cell} -type f -name ShardReplication -o -type f -name Tablet | head -n 1"));
-    assert!(!found.trim().is_empty(), "the sample cluster has no record in {cell}");
-    found.trim().to_owned()
+/// Records of a cell.
+fn records_of(mount: &Mount, cell: &str) -> Vec<String> {
+    let found = mount.sh(&format!("find {cell} -type f -name Tablet | sort"));
+    found.lines().map(str::to_owned).collect()
 }
 
 fn state(mount: &Mount, cell: &str) -> String {
@@ -40,11 +39,12 @@ fn tasks(mount: &Mount) -> Vec<String> {
 fn a_panic_in_a_watch_takes_its_cell_down_and_a_fresh_list_brings_it_back() {
     // What comes after the panic hangs until its time-out: so long the cell can be looked at.
     let mount = mount(&["zone1:watch:1:panic", "zone1:follow:2:hang"]);
-    let record = record_of(&mount, "zone1");
-    let content = mount.sh(&format!("cat {record} | xxd -p"));
+    let records = records_of(&mount, "zone1");
+    let [record, other, ..] = records.as_slice() else { panic!("zone1 has few records: {records:?}") };
+    let content = mount.sh(&format!("xxd -p {record}"));
     assert_eq!((state(&mount, "zone1").as_str(), tasks(&mount).len()), ("live", 0));
     // Any change is a batch of the watch.
-    mount.sh(&format!("cp {record} zone1/copy && cat {record} > {record}.new && mv {record}.new {record}"));
+    mount.sh(&format!("rm {other}"));
     eventually("the cell is down", || (state(&mount, "zone1") == "down").then_some(()));
     assert_eq!(tasks(&mount), ["mirror of zone1"]);
     let error = mount.status()["cells"]["zone1"]["error"].as_str().unwrap().to_owned();
@@ -64,7 +64,8 @@ fn a_panic_in_a_watch_takes_its_cell_down_and_a_fresh_list_brings_it_back() {
     assert_eq!(state(&mount, "global"), "live");
     mount.sh(&format!("timeout 25 cat {OTHER} && timeout 25 ls zone2"));
     eventually("it comes back", || (state(&mount, "zone1") == "live").then_some(()));
-    assert_eq!(mount.sh(&format!("cat {record} | xxd -p")), content);
+    assert_eq!(mount.sh(&format!("xxd -p {record}")), content);
+    assert!(!mount.path(other).exists());
     assert_eq!(tasks(&mount).len(), 1, "what has happened is not forgotten");
     let log = mount.stop();
     let line = log.lines().find(|line| line.contains("a task has panicked")).expect("the log tells of it");
@@ -114,4 +115,28 @@ fn a_panic_in_what_an_open_asks_is_told_to_the_opener() {
     assert!(!opened.status.success() && error.contains("Input/output error"), "{error}");
     assert_eq!(tasks(&mount), ["get in cell global"]);
     mount.sh(&format!("timeout 25 bash -c 'exec 3<>{OTHER}'"));
+}
+
+#[test]
+fn a_lock_whose_watch_panics_is_lost() {
+    let mount = mount(&["global:keep:1:panic"]);
+    let script = "exec 3<>global/keyspaces/commerce/.lock && flock 3 && until grep -q lock-lost .topofs/events; do sleep 0.1; done; \
+                  echo mine >&3";
+    let held = mount.bash(&format!("timeout 25 bash -c '{script}'"));
+    let error = String::from_utf8_lossy(&held.stderr);
+    assert!(!held.status.success() && error.contains("Input/output error"), "{error}");
+    assert_eq!(tasks(&mount), ["the watch over a lock"]);
+    // Nothing is left of it: the next one gets it.
+    mount.sh("timeout 25 flock global/keyspaces/commerce/.lock true");
+}
+
+#[test]
+fn a_panic_on_the_way_to_a_lock_is_told_to_the_locker() {
+    let mount = mount(&["global:enter:1:panic"]);
+    let lock = "timeout 25 flock global/keyspaces/commerce/.lock true";
+    let locked = mount.bash(lock);
+    let error = String::from_utf8_lossy(&locked.stderr);
+    assert!(!locked.status.success() && error.contains("Input/output error"), "{error}");
+    assert_eq!(tasks(&mount), ["standing in line"]);
+    mount.sh(lock);
 }

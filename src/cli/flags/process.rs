@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::Fault;
-
 /// How the daemon runs.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Process")]
@@ -29,9 +27,6 @@ pub(in crate::cli) struct ProcessArgs {
     /// atime family, and x-*.
     #[arg(short, value_name = "OPTION,...", action = clap::ArgAction::Append)]
     pub options: Vec<String>,
-    /// For tests: what the service of a cell answers wrongly, as CELL:CALL:NTH:FAULT
-    #[arg(long, value_name = "FAULT", hide = true)]
-    pub fault: Vec<Fault>,
 }
 
 impl ProcessArgs {

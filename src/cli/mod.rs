@@ -41,7 +41,8 @@ enum Command {
     Demo(Box<CommonArgs>),
     /// Show who holds a lock of a mounted topology, and take it away
     ///
-    /// Works for locks of any tool, and for what dead ones have left. Exit status: 0 the lock is free, 1 it is not, or an error.
+    /// Works for locks of any tool, and for what dead ones have left. Exit status: 0 the lock is free, 1 it is not, or
+    /// an error.
     Unlock(UnlockArgs),
     /// What a mount runs beside itself, to raise inotify events
     #[command(hide = true, name = helper::HELPER)]

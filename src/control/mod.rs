@@ -125,8 +125,9 @@ impl Control {
         }
     }
 
-    /// The size of a file, without counting and printing all that it shows: anybody may ask as often as he likes. That of the
-    /// status is the one that it had when it was read last; who reads a control file reads it to its end, whatever its size.
+    /// The size of a file. Anybody may ask for it as often as he likes, so nothing is counted or printed for it: the
+    /// size of the status is the one that it had when it was read last. A control file is read to its end, whatever its
+    /// size.
     pub fn size(&self, file: ControlFile, cells: &Cells) -> usize {
         match file {
             ControlFile::Events => self.events.size(),
@@ -139,8 +140,8 @@ impl Control {
         }
     }
 
-    /// Does what was written to `control`, line by line, up to what cannot be understood. Returns the locks to be broken: that
-    /// waits for a service.
+    /// Does what was written to `control`, line by line, up to what cannot be understood. Returns the locks to be
+    /// broken: that waits for a service.
     pub fn command(&self, text: &[u8], cells: &Cells) -> Result<Vec<BreakLock>> {
         let mut orders = Vec::new();
         for command in commands::parse(text)? {

@@ -1,4 +1,5 @@
-//! Panics: the cell or the call that they concern fails where people see it, everything else goes on, and the log has the place.
+//! Panics: the cell or the call that they concern fails where people see it, everything else goes on, and the log has
+//! the place.
 
 use serde_json::Value;
 
@@ -133,7 +134,8 @@ fn a_lock_whose_watch_panics_is_lost() {
 #[test]
 fn a_panic_on_the_way_to_a_lock_is_told_to_the_locker() {
     let mount = mount(&["global:enter:1:panic"]);
-    let lock = "timeout 25 flock global/keyspaces/commerce/.lock true";
+    // By its descriptor: given a name, flock(1) tries a second time.
+    let lock = "timeout 25 bash -c 'exec 3<>global/keyspaces/commerce/.lock && flock 3'";
     let locked = mount.bash(lock);
     let error = String::from_utf8_lossy(&locked.stderr);
     assert!(!locked.status.success() && error.contains("Input/output error"), "{error}");

@@ -18,6 +18,7 @@ pub(super) type Ended = anyhow::Result<ExitCode>;
 
 /// Tells people why the command has failed.
 pub(super) fn complain(reason: &str) {
-    // Written with one call, so that it stays one piece beside another process's output. A closed pipe is nobody's loss.
+    // Written with one call, so that it stays one piece beside another process's output. A closed pipe is nobody's
+    // loss.
     let _ = std::io::stderr().write_all(format!("topofs: {reason}\n").as_bytes());
 }

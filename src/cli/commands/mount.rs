@@ -47,8 +47,8 @@ impl MountArgs {
     }
 }
 
-/// Goes to the background if wanted, and serves there. Fails if the command line is wrong; a mount that fails, here or in
-/// the child, has an exit status of its own.
+/// Goes to the background if wanted, and serves there. Fails if the command line is wrong; a mount that fails, here or
+/// in the child, has an exit status of its own.
 pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> anyhow::Result<Settings>) -> Ended {
     let inherited = confine::Inherited::note();
     confine::daemon().context("cannot keep passwords out of core dumps")?;

@@ -1,4 +1,5 @@
-//! `topofs unlock`: shows who holds a lock, and takes it away. All of it through a mount: the daemon knows the services.
+//! `topofs unlock`: shows who holds a lock, and takes it away. All of it through a mount: the daemon knows the
+//! services.
 
 use std::fs::File;
 use std::io::{BufRead, IsTerminal, Read, Write};
@@ -49,8 +50,8 @@ impl UnlockArgs {
         let name = dir.to_str().filter(|name| !name.is_empty()).context("names no directory of a cell")?;
         let locks = mount.read(ControlFile::Locks)?;
         let lock = find(&locks, &format!("{name}/.lock"));
-        // A name that is mistyped must not look like a lock that is free; but a lock may be left where nothing else is, also one
-        // that holds nobody up but Vitess (an empty directory of ZooKeeper's).
+        // A name that is mistyped must not look like a lock that is free; but a lock may be left where nothing else is,
+        // also one that holds nobody up but Vitess (an empty directory of ZooKeeper's).
         let is_there = mount.root.join(dir).is_dir();
         if dir.starts_with(CONTROL_DIR) || lock.is_none() && !is_there && !self.force {
             bail!("{name} is no directory of a cell");
@@ -111,8 +112,8 @@ fn confirmed() -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// The control directory of a mount. A directory that looks like one may be anybody's, so it is held, and nothing in it is
-/// followed anywhere else.
+/// The control directory of a mount. A directory that looks like one may be anybody's, so it is held, and nothing in it
+/// is followed anywhere else.
 struct Mount {
     root: PathBuf,
     control: OwnedFd,

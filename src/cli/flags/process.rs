@@ -22,9 +22,9 @@ pub(in crate::cli) struct ProcessArgs {
     pub log_file: Option<PathBuf>,
     /// Mount options as mount(8) takes them
     ///
-    /// Every long flag is an option, too (`-o ro,allow_other,retry=2m`), with `_` or `-`; a comma in a value is written `\,`.
-    /// Options that concern mount(8) alone are ignored: auto, noauto, user, nouser, _netdev, nofail, defaults, dev, suid, exec, the
-    /// atime family, and x-*.
+    /// Every long flag is an option, too (`-o ro,allow_other,retry=2m`), with `_` or `-`; a comma in a value is written
+    /// `\,`. Options that concern mount(8) alone are ignored: auto, noauto, user, nouser, _netdev, nofail, defaults,
+    /// dev, suid, exec, the atime family, and x-*.
     #[arg(short, value_name = "OPTION,...", action = clap::ArgAction::Append)]
     pub options: Vec<String>,
 }

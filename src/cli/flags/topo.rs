@@ -28,11 +28,12 @@ pub(in crate::cli) struct TopoArgs {
     /// Without it, every cell that has a CellInfo record is shown and is connected when its directory is first used.
     #[arg(long, value_name = "CELL,...", value_delimiter = ',', env = "TOPOFS_CELLS")]
     pub cells: Option<Vec<String>>,
-    /// Which servers that CellInfo records name are connected, and so get the credentials: any, verified, global, or HOST[:PORT],...
+    /// Which servers that CellInfo records name are connected, and so get the credentials: any, verified, global, or
+    /// HOST[:PORT],...
     ///
-    /// `any`: all, as in Vitess. `verified`: all while no credentials are configured, else those of the global topology, and those that
-    /// have a certificate of the configured authority (--topo-*-tls-ca). `global`: those of the global topology. A list: these and
-    /// those of the global topology.
+    /// `any`: all, as in Vitess. `verified`: all while no credentials are configured, else those of the global
+    /// topology, and those that have a certificate of the configured authority (--topo-*-tls-ca). `global`: those of
+    /// the global topology. A list: these and those of the global topology.
     #[arg(long, value_name = "SERVERS", default_value = "verified", env = "TOPOFS_CELL_SERVERS")]
     pub cell_servers: crate::backend::CellServers,
     /// Longest time for one call to a service
@@ -110,7 +111,8 @@ pub(in crate::cli) struct TopoArgs {
     /// PEM file of the authorities that sign Consul's certificates; turns TLS on
     #[arg(long, value_name = "FILE", env = "TOPOFS_TOPO_CONSUL_TLS_CA")]
     pub topo_consul_tls_ca: Option<PathBuf>,
-    /// How long a lock on Consul outlives a holder that has died, at least: from 10s to 24h; Consul may take twice as long
+    /// How long a lock on Consul outlives a holder that has died, at least: from 10s to 24h; Consul may take twice as
+    /// long
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = session_ttl, env = "TOPOFS_TOPO_CONSUL_LOCK_SESSION_TTL")]
     pub topo_consul_lock_session_ttl: Duration,
     /// Health checks that locks on Consul depend on, instead of that of the server's own node (`serfHealth`)

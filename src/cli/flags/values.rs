@@ -1,4 +1,5 @@
-//! How the command line spells values, and what help says of choices. The rooms that own the values know no command line.
+//! How the command line spells values, and what help says of choices. The rooms that own the values know no command
+//! line.
 
 use std::str::FromStr;
 use std::time::Duration;

@@ -47,15 +47,16 @@ pub(in crate::cli) struct ViewArgs {
     pub allow_other: bool,
     /// Whose records are not saved while somebody else holds the lock of their directory
     ///
-    /// Vitess insists on the lock for Keyspace records, and has nothing else to protect the routing rules of keyspaces. If the lock is free, it is
-    /// taken for the moment of the save.
+    /// Vitess insists on the lock for Keyspace records, and has nothing else to protect the routing rules of keyspaces.
+    /// If the lock is free, it is taken for the moment of the save.
     #[arg(long, value_name = "RECORDS", default_value = "keyspace", env = "TOPOFS_RESPECT_LOCKS")]
     pub respect_locks: RespectLocks,
-    /// Let processes write records that cannot be seen from the mount, as from a container with process numbers of its own
+    /// Let processes write records that cannot be seen from the mount, as from a container with process numbers of its
+    /// own
     ///
-    /// What such a process writes is stored when its last descriptor is closed: nobody hears what it is refused with then but
-    /// .topofs/errors, and half of what a killed program wanted to write is stored. Without this, it cannot open records for writing
-    /// (EPERM).
+    /// What such a process writes is stored when its last descriptor is closed: nobody hears what it is refused with
+    /// then but .topofs/errors, and half of what a killed program wanted to write is stored. Without this, it cannot
+    /// open records for writing (EPERM).
     #[arg(long, env = "TOPOFS_ALLOW_UNSEEN_WRITERS")]
     pub allow_unseen_writers: bool,
     /// Room for files that are no records, such as editors' temporary files

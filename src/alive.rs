@@ -1,8 +1,9 @@
-//! No task dies unseen. A panic is written to the log with its place, counted, and shown in `.topofs/status`; and whatever the
-//! task was there for fails where people see it. What that means is said where a task is started.
+//! No task dies unseen. A panic is written to the log with its place, counted, and shown in `.topofs/status`; and
+//! whatever the task was there for fails where people see it. What that means is said where a task is started.
 //!
-//! A lock of parking_lot does not notice that its holder has panicked: half of a change may be left behind it. So what is shown
-//! as current is either replaced before it is shown again (a mirror takes a fresh list), or was changed by one assignment.
+//! A lock of parking_lot does not notice that its holder has panicked: half of a change may be left behind it. So what
+//! is shown as current is either replaced before it is shown again (a mirror takes a fresh list), or was changed by one
+//! assignment.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -19,7 +20,8 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Kind};
 
-/// Panics that are remembered. The first ones tell most: a panic that comes again and again must not push out its cause.
+/// Panics that are remembered. The first ones tell most: a panic that comes again and again must not push out its
+/// cause.
 const KEPT: usize = 20;
 /// Longest message that is kept, in bytes: it may quote what somebody has written.
 const MESSAGE: usize = 1_000;
@@ -109,8 +111,8 @@ pub fn panics() -> Panics {
     PANICS.lock().clone()
 }
 
-/// From now on every panic of this process goes to the log with its place, and is counted. Only while there is no log yet, it goes
-/// to standard error.
+/// From now on every panic of this process goes to the log with its place, and is counted. Only while there is no log
+/// yet, it goes to standard error.
 pub fn note_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {

@@ -1,6 +1,6 @@
-//! Work in flight: it goes on although nobody waits for it, and whoever uses the same thing next must wait for it. close(2)
-//! does not wait until the last descriptor is released, so the save or unlock of a release may still be in flight when the same
-//! file is used again.
+//! Work in flight: it goes on although nobody waits for it, and whoever uses the same thing next must wait for it.
+//! close(2) does not wait until the last descriptor is released, so the save or unlock of a release may still be in
+//! flight when the same file is used again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,7 +9,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Work in flight, by what it concerns. There is no bound of its own: each entry is a request, or a task, that is bounded.
+/// Work in flight, by what it concerns. There is no bound of its own: each entry is a request, or a task, that is
+/// bounded.
 #[derive(Debug)]
 pub(crate) struct InFlight<K>(Arc<Mutex<Entries<K>>>);
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::contract::{Action, BackendError, Change, Failure, Guard, Holding, Node};
+use crate::alive;
 use crate::name::TopoPath;
 use crate::record::layout;
 
@@ -50,7 +51,9 @@ impl Keeper {
     {
         let (tell, lost) = watch::channel(None);
         let task = tokio::spawn(async move {
-            let error = keep(&what, time_to_live, begun, renew).await;
+            // Whoever does not renew any more does not hold for long: after a panic it counts as lost at once.
+            let kept = alive::guarded("the keeper of a lock", keep(&what, time_to_live, begun, renew)).await;
+            let error = kept.unwrap_or_else(|panic| BackendError::new(Failure::LockLost, panic.to_string()));
             // Nobody listening is not an error.
             let _ = tell.send(Some(error));
         });
@@ -139,6 +142,7 @@ mod tests {
         Late(Duration),
         Gone,
         Refused,
+        Panics,
         Never,
     }
 
@@ -157,6 +161,7 @@ mod tests {
                     }
                     Some(Answer::Gone) => Ok(false),
                     Some(Answer::Refused) => Err(BackendError::new(Failure::Unreachable, "no connection")),
+                    Some(Answer::Panics) => panic!("the renewal"),
                     Some(Answer::Never) | None => std::future::pending().await,
                 }
             }
@@ -173,6 +178,16 @@ mod tests {
 
     fn about(time: Duration, wanted: Duration) -> bool {
         time >= wanted && time <= wanted + TICK
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keeper_that_panics_keeps_nothing() {
+        let (keeper, asked) = keeper(&[Answer::Renewed, Answer::Panics]);
+        let (after, error) = lost(&keeper).await;
+        assert_eq!(error.failure, Failure::LockLost);
+        assert!(error.message.contains("a task of topofs panicked: the renewal (the keeper of a lock"), "{error}");
+        assert!(about(after, TTL / RENEWALS * 2), "{after:?}");
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,12 +7,12 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
 
-use super::args::ProcessArgs;
+use super::flags::process::ProcessArgs;
 use super::one_line::OneLine;
 use crate::control::SetLogLevel;
 
-/// fuser logs every reply that comes too late for a caller who was killed; the ZooKeeper client logs every session and attempt.
-/// What matters of both comes back as an error.
+/// fuser logs every reply that comes too late for a caller who was killed; the ZooKeeper client logs every session and
+/// attempt. What matters of both comes back as an error.
 const QUIET: &str = "fuser=off,zookeeper_client=off";
 
 /// Logs from now on to where the flags say; to syslog if nobody would see standard error.

@@ -1,4 +1,5 @@
-//! One line of the log for each event: names and addresses come from whoever writes records, and must not make lines of their own.
+//! One line of the log for each event: names and addresses come from whoever writes records, and must not make lines of
+//! their own.
 
 use std::io::{self, Write};
 

@@ -1,17 +1,22 @@
 //! From flags to the settings of a mount.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
 
-use super::args::{CommonArgs, MountArgs, TopoArgs, ViewArgs};
+use super::commands::mount::{CommonArgs, MountArgs};
+use super::flags::Fault;
+use super::flags::topo::TopoArgs;
+use super::flags::view::ViewArgs;
 use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::{EtcdOptions, read_password};
+use crate::backend::faulty::Faulty;
 use crate::backend::memory::MemoryServers;
 use crate::backend::zk2::ZkOptions;
-use crate::backend::{CellServers, ConnectOptions, Implementation, Location};
+use crate::backend::{CellServers, ConnectOptions, Implementation, Location, Wrap};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
 use crate::mirror::MirrorOptions;
@@ -27,8 +32,9 @@ const DEMO_SERVER: &str = "demo";
 impl MountArgs {
     /// The settings of a mount of the given topology.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
-        let cells = self.topo.cell_options()?;
         let CommonArgs { view, mountpoint, .. } = &self.common;
+        let mut cells = self.topo.cell_options()?;
+        put_faults_in(&mut cells)?;
         view.settings(mountpoint, cells, self.topo.retry, set_log_level)
     }
 }
@@ -46,7 +52,7 @@ impl CommonArgs {
         for (cell, path, value) in cluster.records(&Codec::builtin()?)? {
             memory.put(&location(&format!("{}/{cell}", cluster.root)), &path, value)?;
         }
-        let cells = CellOptions {
+        let mut cells = CellOptions {
             global: location(&format!("{}/{}", cluster.root, CellName::GLOBAL)),
             connect: ConnectOptions { memory, ..ConnectOptions::default() },
             servers: CellServers::default(),
@@ -57,6 +63,7 @@ impl CommonArgs {
             },
             only: None,
         };
+        put_faults_in(&mut cells)?;
         self.view.settings(&self.mountpoint, cells, Duration::ZERO, set_log_level)
     }
 }
@@ -253,6 +260,23 @@ impl ViewArgs {
         });
         parts.flatten().collect()
     }
+}
+
+/// Faults for tests, as CELL:CALL:NTH:FAULT, separated by spaces. This is no flag: completions show even hidden ones.
+const FAULTS: &str = "TOPOFS_TEST_FAULTS";
+
+/// Puts the faults of the environment into the cells that they are meant for.
+fn put_faults_in(cells: &mut CellOptions) -> anyhow::Result<()> {
+    let Ok(wanted) = std::env::var(FAULTS) else { return Ok(()) };
+    let faults = wanted.split_whitespace().map(str::parse).collect::<Result<Vec<Fault>, String>>();
+    let faults = faults.map_err(anyhow::Error::msg).context(FAULTS)?;
+    let timeout = cells.connect.timeout;
+    cells.connect.wrap = Wrap::new(move |cell, backend| {
+        let of_cell = faults.iter().filter(|fault| fault.cell == *cell);
+        let faulty = Faulty::new(backend, timeout);
+        Arc::new(of_cell.fold(faulty, |faulty, Fault { call, nth, fault, .. }| faulty.on(*call, *nth, *fault)))
+    });
+    Ok(())
 }
 
 /// The daemon leaves the working directory before it reads files.

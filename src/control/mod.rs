@@ -8,11 +8,12 @@ use bytes::Bytes;
 use crate::cells::Cells;
 use crate::error::{Error, Kind, Result};
 use crate::journal::{EventLog, RefusalLog, Requests};
-use crate::name::CellName;
 
+mod commands;
 mod helper;
 mod status;
 
+pub use commands::{BreakLock, Command};
 pub use helper::Helper;
 pub use status::TreeCounts;
 
@@ -64,15 +65,6 @@ impl ControlFile {
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|file| file.name() == name)
     }
-}
-
-/// A lock that is to be taken away from its holder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BreakLock {
-    /// The directory, or its `.lock`, below the mount.
-    pub path: String,
-    /// Which lock, as `.topofs/locks` calls it; `-` for what is left of none.
-    pub key: String,
 }
 
 /// Changes the level of the log: a filter as `RUST_LOG` takes it.
@@ -129,12 +121,13 @@ impl Control {
             ControlFile::Events | ControlFile::Locks => Bytes::new(),
             ControlFile::Config => pretty(&self.config),
             ControlFile::Version => format!("topofs {}\n", env!("CARGO_PKG_VERSION")).into(),
-            ControlFile::Control => Bytes::from_static(COMMANDS.as_bytes()),
+            ControlFile::Control => Bytes::from_static(commands::HELP.as_bytes()),
         }
     }
 
-    /// The size of a file, without counting and printing all that it shows: anybody may ask as often as he likes. That of the
-    /// status is the one that it had when it was read last; who reads a control file reads it to its end, whatever its size.
+    /// The size of a file. Anybody may ask for it as often as he likes, so nothing is counted or printed for it: the
+    /// size of the status is the one that it had when it was read last. A control file is read to its end, whatever its
+    /// size.
     pub fn size(&self, file: ControlFile, cells: &Cells) -> usize {
         match file {
             ControlFile::Events => self.events.size(),
@@ -147,46 +140,30 @@ impl Control {
         }
     }
 
-    /// Does what was written to `control`, line by line. Locks to be broken are returned: that waits for a service.
+    /// Does what was written to `control`, line by line, up to what cannot be understood. Returns the locks to be
+    /// broken: that waits for a service.
     pub fn command(&self, text: &[u8], cells: &Cells) -> Result<Vec<BreakLock>> {
         let mut orders = Vec::new();
-        let invalid = |reason: String| Error::new(Kind::Invalid, reason);
-        let text = std::str::from_utf8(text).map_err(|_| invalid("a command is text".to_owned()))?;
-        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            // Names may have spaces and more: then they are JSON strings.
-            let quoted = line.strip_prefix("unlock ").and_then(|names| {
-                let names = serde_json::Deserializer::from_str(names).into_iter::<String>();
-                <[String; 2]>::try_from(names.collect::<serde_json::Result<Vec<_>>>().ok()?).ok()
-            });
-            if let Some([path, key]) = quoted {
-                orders.push(BreakLock { path, key });
-                continue;
-            }
-            match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-                ["resync"] => cells.all().iter().for_each(|cell| cell.mirror.request_resync()),
-                ["resync", name] => {
-                    let name = CellName::new(name)?;
+        for command in commands::parse(text)? {
+            match command? {
+                Command::Resync(None) => cells.all().iter().for_each(|cell| cell.mirror.request_resync()),
+                Command::Resync(Some(name)) => {
                     let cell = cells.get(&name).ok_or_else(|| invalid(format!("no cell {name}")))?;
                     cell.mirror.request_resync();
                 }
-                ["unlock", path, key] => {
-                    orders.push(BreakLock { path: (*path).to_owned(), key: (*key).to_owned() });
+                Command::BreakLock(order) => orders.push(order),
+                Command::Log(level) => {
+                    (self.set_log_level)(&level).map_err(|error| invalid(format!("{level}: {error}")))?;
                 }
-                ["log", level] => (self.set_log_level)(level).map_err(|error| invalid(format!("{level}: {error}")))?,
-                _ => return Err(invalid(format!("unknown command {line:?}"))),
             }
         }
         Ok(orders)
     }
 }
 
-/// Shown when `control` is read.
-const COMMANDS: &str = "\
-# Write one of these to this file:
-#   resync [CELL]   compare with a bulk list now
-#   unlock PATH KEY take a lock away from its holder; KEY as in locks, names with spaces as JSON strings (better: topofs unlock --force PATH)
-#   log LEVEL       error, warn, info, debug, trace, or a filter as RUST_LOG takes it
-";
+fn invalid(reason: String) -> Error {
+    Error::new(Kind::Invalid, reason)
+}
 
 fn pretty(value: &serde_json::Value) -> Bytes {
     format!("{value:#}\n").into()

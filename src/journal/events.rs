@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use super::timestamp;
 use crate::name::CellName;
 
-/// Events kept.
+/// Events kept. One more, and the oldest is dropped; a reader that has not read it is told how many it has lost. So a
+/// slow reader costs nothing: there is no queue for each.
 const KEPT: usize = 10_000;
 
 /// A bounded log of events, read by many at their own pace.
@@ -31,7 +32,7 @@ struct Log {
     end: u64,
 }
 
-/// How far somebody has read.
+/// How far somebody has read. It remembers the lines of one read only, and belongs to an open file, which are counted.
 #[derive(Debug, Default)]
 pub struct Reader {
     started: bool,
@@ -41,7 +42,7 @@ pub struct Reader {
     next: u64,
     /// The place after what was read last.
     place: u64,
-    /// The lines that were read last, each with its place and number: a shell reads more than it wants, and seeks back.
+    /// The lines of the last read, each with its place and number: a shell reads more than it wants, and seeks back.
     given: Vec<(u64, u64)>,
     /// The line that stands for lost ones, and its offset.
     gap: Option<(u64, Bytes)>,
@@ -110,8 +111,8 @@ impl EventLog {
         if reader.started { reader.place < log.end } else { !log.lines.is_empty() }
     }
 
-    /// Reads from a place among all that ever happened, for those who are not known to have read before. Where what stood there is
-    /// dropped, there is a line that says how many events were lost, and empty lines.
+    /// Reads from a place among all bytes that ever were, for a reader that is not known to have read before. Where
+    /// that place is dropped, there is a line that says how many events were lost, and then empty lines.
     pub fn read_at(&self, offset: u64, size: usize) -> Bytes {
         let log = self.log.lock();
         let start = log.lines.front().map_or(log.end, |(start, _)| *start);
@@ -134,8 +135,8 @@ impl EventLog {
         data.into()
     }
 
-    /// Reads on. Who begins at offset 0 begins with what is kept. Who is too slow for what is kept gets a line that says how many
-    /// events were lost, and goes on behind them. Nothing means that there is no more yet.
+    /// Reads on. A reader that begins at offset 0 gets everything that is kept. A reader that is too slow gets a line
+    /// that says how many events it has lost, and goes on behind them. An empty answer means that there is no more yet.
     pub fn read(&self, reader: &mut Reader, offset: u64, size: usize) -> Bytes {
         let log = self.log.lock();
         let start = log.lines.front().map_or(log.end, |(start, _)| *start);

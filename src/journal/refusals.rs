@@ -10,10 +10,10 @@ use serde_json::json;
 use super::{Op, timestamp};
 use crate::error::{Error, Kind};
 
-/// Errors kept.
+/// Errors kept. One more, and the oldest is dropped; the daemon's own log has them all.
 const KEPT: usize = 1_000;
 
-/// What was refused, and to whom.
+/// One refused operation.
 #[derive(Debug)]
 pub struct Refusal<'a> {
     /// The operation.
@@ -39,7 +39,7 @@ struct Kept {
     entries: VecDeque<Entry>,
     /// Bytes of all lines.
     size: usize,
-    /// What was refused last, to whom: the kernel repeats what fails with ESTALE, and once is enough to say so.
+    /// The last refusal: the kernel repeats what fails with ESTALE, and one line is enough for both.
     last: Option<(Op, String, u32, Error)>,
 }
 

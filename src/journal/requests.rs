@@ -63,7 +63,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// How often each kind of request came.
+/// How often each kind of request came. There are as many counters as kinds.
 #[derive(Debug)]
 pub struct Requests(Vec<AtomicU64>);
 

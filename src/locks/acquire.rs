@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::held::try_to_hold;
 use super::held::{Held, Locks, Parked, ending};
 use super::line::{Taken, Who};
 use super::patience::{Ended, SECOND_LOOK, interrupted};
@@ -102,7 +103,7 @@ impl Locks {
                 },
             };
             tokio::select! {
-                held = place.hold() => match held {
+                held = try_to_hold(&place) => match held {
                     Ok(()) => return self.keep(place, request).await,
                     Err(error) => {
                         self.give_back(request.ino, place).await;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::held::Locks;
 use super::names::process_of_here;
+use crate::alive;
 use crate::backend::Node;
 use crate::cells::lock_text::shown;
 use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
@@ -24,7 +25,10 @@ impl Locks {
             followed.insert(cell.name.clone(), (Arc::downgrade(cell), known.clone()));
             known
         };
-        self.tasks.spawn(self.clone().tell_changes(cell.clone(), known));
+        // After a panic, what is different is told when it is begun again.
+        let (locks, cell) = (self.clone(), cell.clone());
+        let task = format!("the locks of {}", cell.name);
+        self.tasks.spawn(alive::restarted(task, move || locks.clone().tell_changes(cell.clone(), known.clone())));
     }
 
     async fn tell_changes(self: Arc<Self>, cell: Arc<Cell>, known: KnownLocks) {

@@ -21,6 +21,7 @@ use super::save_turns::SaveTurns;
 use super::staying::Staying;
 use super::table::{Range, Table};
 use super::times_left::TimesLeft;
+use crate::alive;
 use crate::backend::Node;
 use crate::cells::lock_text::shown;
 use crate::cells::{Cell, KnownLocks, LockPlace};
@@ -209,29 +210,12 @@ impl Locks {
     }
 
     /// Notices when a lock is lost: its lease or session has ended, or somebody has taken its node away.
+    /// Where that panics nobody would notice any more, so the lock counts as lost.
     async fn watch_over(self: Arc<Self>, held: Arc<Held>) {
-        let cell = held.place.cell();
-        let mut changes = cell.mirror.lock_changes();
-        let mut seen = false;
-        let reason = loop {
-            changes.mark_unchanged();
-            let snapshot = cell.mirror.snapshot();
-            let there = snapshot.locks.get(&held.node.path);
-            let same = there.is_some_and(|node| {
-                node.owner() == held.node.owner() && node.version.created == held.node.version.created
-            });
-            match (seen, same) {
-                (_, true) => seen = true,
-                (true, false) => break "somebody has taken it away".to_owned(),
-                (false, false) => {}
-            }
-            tokio::select! {
-                () = held.released.cancelled() => return,
-                () = self.stop.cancelled() => return,
-                error = held.place.lost() => break error.reason,
-                // The mirror lives as long as its cell.
-                _ = changes.changed() => {}
-            }
+        let reason = match alive::guarded("the watch over a lock", self.why_lost(&held)).await {
+            Ok(None) => return,
+            Ok(Some(reason)) => reason,
+            Err(panic) => panic.to_string(),
         };
         if held.released.is_cancelled() {
             return;
@@ -241,6 +225,33 @@ impl Locks {
         self.notify();
         // What is left of it must not keep others waiting.
         self.leave(&held.place).await;
+    }
+
+    /// Waits until a lock is lost, and says why; `None` if it is given back before.
+    async fn why_lost(&self, held: &Held) -> Option<String> {
+        let cell = held.place.cell();
+        let mut changes = cell.mirror.lock_changes();
+        let mut seen = false;
+        loop {
+            changes.mark_unchanged();
+            let snapshot = cell.mirror.snapshot();
+            let there = snapshot.locks.get(&held.node.path);
+            let same = there.is_some_and(|node| {
+                node.owner() == held.node.owner() && node.version.created == held.node.version.created
+            });
+            match (seen, same) {
+                (_, true) => seen = true,
+                (true, false) => return Some("somebody has taken it away".to_owned()),
+                (false, false) => {}
+            }
+            tokio::select! {
+                () = held.released.cancelled() => return None,
+                () = self.stop.cancelled() => return None,
+                error = held.place.lost() => return Some(error.reason),
+                // The mirror lives as long as its cell.
+                _ = changes.changed() => {}
+            }
+        }
     }
 
     /// Gives back the locks of a file that nobody has locked any more.
@@ -268,7 +279,7 @@ impl Locks {
         let (tell, told) = oneshot::channel::<()>();
         let locks = self.clone();
         self.tasks.spawn(async move {
-            let left = place.leave().await;
+            let left = try_to_leave(&place).await;
             drop(in_flight);
             drop(tell);
             match left {
@@ -286,7 +297,7 @@ impl Locks {
     /// Leaves a place for good.
     pub(super) async fn leave(&self, place: &Arc<LockPlace>) {
         for _ in 0..LEAVES {
-            let Err(error) = place.leave().await else { break };
+            let Err(error) = try_to_leave(place).await else { break };
             tracing::debug!(%error, "a lock cannot be given back now");
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -369,7 +380,7 @@ impl Locks {
         self.held.lock().clear();
         let places: Vec<Arc<LockPlace>> = self.places.lock().values().map(|standing| standing.place.clone()).collect();
         let leaving = places.into_iter().map(|place| async move {
-            if let Err(error) = place.leave().await {
+            if let Err(error) = try_to_leave(&place).await {
                 tracing::warn!(%error, "a lock cannot be given back; it ends with its lease or session");
             }
         });
@@ -403,4 +414,14 @@ impl Locks {
 
 pub(super) fn ending() -> Error {
     Error::new(Kind::Io, "the mount is ending")
+}
+
+/// Waits until a place is the first. A panic is a failure like any other: the place is left.
+pub(super) async fn try_to_hold(place: &LockPlace) -> Result<()> {
+    alive::guarded("waiting in line", place.hold()).await.unwrap_or_else(|panic| Err(panic.into()))
+}
+
+/// Leaves a place. A panic is a failure like any other: it is tried again, and in the end the lease or session ends.
+pub(super) async fn try_to_leave(place: &LockPlace) -> Result<()> {
+    alive::guarded("leaving a line", place.leave()).await.unwrap_or_else(|panic| Err(panic.into()))
 }

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use super::held::try_to_hold;
 use super::held::{Entering, Locks, Standing, ending};
 use super::patience::SECOND_LOOK;
 use super::staying::GRACE;
+use crate::alive;
 use crate::backend::Node;
 use crate::cells::lock_text::says_save;
 use crate::cells::{Cell, LockPlace};
@@ -80,7 +82,9 @@ impl Locks {
             let Who { pid, .. } = who;
             let entering = Entering { contents: text, pid, for_save: who.is_save() };
             locks.entering.lock().push(entering.clone());
-            let place = cell.stand_in_line(&dir, &entering.contents).await.map(Arc::new);
+            // A panic is the answer of whoever asks. What stands in the line by then ends with its lease or session.
+            let stood = alive::guarded("standing in line", cell.stand_in_line(&dir, &entering.contents)).await;
+            let place = stood.unwrap_or_else(|panic| Err(panic.into())).map(Arc::new);
             if let Ok(place) = &place {
                 let standing = Standing { place: place.clone(), pid, for_save: who.is_save(), _share: share };
                 locks.places.lock().insert(Arc::as_ptr(place) as u64, standing);
@@ -124,7 +128,7 @@ impl Locks {
         let place = self.stand(cell, dir, who, text).await?;
         let outcome = tokio::select! {
             biased;
-            held = place.hold() => held.map(|()| None),
+            held = try_to_hold(&place) => held.map(|()| None),
             found = self.in_the_way(cell, dir, grace, Some(&place)) => found,
             () = tokio::time::sleep_until(end) => Ok(Some(Taken::Other(cell.holder(&cell.mirror.snapshot(), dir)))),
         };

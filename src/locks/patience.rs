@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::alive;
 use crate::error::{Error, Kind};
 use crate::process;
 
@@ -113,7 +114,7 @@ impl Patience {
             let number = waiting.last;
             waiting.threads.insert(number, (thread, tell));
             if !std::mem::replace(&mut waiting.is_watched, true) {
-                tokio::spawn(watch(self.waiting.clone()));
+                tokio::spawn(watch_all(self.waiting.clone()));
             }
             Entry(self, number)
         };
@@ -133,6 +134,15 @@ impl Patience {
     }
 }
 
+/// After a panic nobody knows who has a signal: all waits end, as if their time were over, and the next one is watched anew.
+async fn watch_all(waiting: Arc<Mutex<Waiting>>) {
+    if alive::guarded("the watch over who waits", watch(waiting.clone())).await.is_err() {
+        let mut waiting = waiting.lock();
+        waiting.is_watched = false;
+        waiting.threads.clear();
+    }
+}
+
 async fn watch(waiting: Arc<Mutex<Waiting>>) {
     for round in 0_u64.. {
         let threads: Vec<(u64, Thread)> = {
@@ -145,6 +155,7 @@ async fn watch(waiting: Arc<Mutex<Waiting>>) {
         };
         // Many of them take a while: not in a thread that answers requests, and not while others want to begin to wait.
         let now = Instant::now();
+        let all: Vec<u64> = threads.iter().map(|(number, _)| *number).collect();
         let looked = tokio::task::spawn_blocking(move || {
             let mut buffer = Vec::new();
             let looks = threads.into_iter().map(|(number, thread)| {
@@ -158,8 +169,9 @@ async fn watch(waiting: Arc<Mutex<Waiting>>) {
                 .map(|(number, _, look)| (number, look))
                 .collect::<Vec<_>>()
         });
-        // Who cannot be looked at now waits on.
-        for (number, look) in looked.await.unwrap_or_default() {
+        // Who cannot be looked at waits on, but not for ever: a look may also have panicked.
+        let unknown = |_| all.into_iter().map(|number| (number, Look::Unknown)).collect();
+        for (number, look) in looked.await.unwrap_or_else(unknown) {
             waiting.lock().note(number, look, now);
         }
         tokio::time::sleep(LOOK).await;

@@ -1,8 +1,9 @@
 //! Tells the kernel, through helpers, of what the tree wants to be told, one announcement after the other.
 //!
-//! Somebody may hold a directory of the mount (`tree/letting.rs` says how): whatever is done about it then hangs, in this daemon or in the
-//! helper, and nothing can interrupt it. So a thread is given a time for each announcement. When that is over, the thread is left to its
-//! fate, the directory is known to be held, and another thread goes on with the next announcement, with another helper if need be.
+//! Somebody may hold a directory of the mount (`tree/letting.rs` says how): whatever is done about it then hangs, in
+//! this daemon or in the helper, and nothing can interrupt it. So a thread is given a time for each announcement. When
+//! that is over, the thread is left to its fate, the directory is known to be held, and another thread goes on with the
+//! next announcement, with another helper if need be.
 
 use std::io;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use crate::tree::kernel::outbox::{Announcement, Next};
 const DEADLINE: Duration = Duration::from_secs(1);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(200);
-/// Threads at most: one at a time does the work, the others hang. Each has its own directory, since what is held is left alone.
+/// Threads at most: one at a time does the work, the others hang. Each has its own directory, since what is held is
+/// left alone.
 const THREADS: usize = 32;
 /// Pause before a helper is started again, where one could not be.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -53,7 +55,8 @@ fn start(delivery: &Arc<Delivery>, number: u64) -> io::Result<()> {
     std::thread::Builder::new()
         .name("notifier".to_owned())
         .spawn(move || {
-            // Whatever an announcement can do has been caught there. What else panics is begun again, as long as it is this thread's turn.
+            // Whatever an announcement can do has been caught there. What else panics is begun again, as long as it is
+            // this thread's turn.
             while alive::run("the notifier", || delivery.clone().work(number)).is_err() && delivery.has_turn(number) {
                 delivery.turn.lock().announcement = None;
                 std::thread::sleep(PAUSE);

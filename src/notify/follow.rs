@@ -1,5 +1,5 @@
-//! Follows the mirrors of all cells: the kernel must ask again about what has changed, and about everything as soon as a cell's
-//! watch is silent.
+//! Follows the mirrors of all cells: the kernel must ask again about what has changed, and about everything as soon as
+//! a cell's watch is silent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use crate::tree::kernel::Kernel;
 use crate::tree::kernel::followed::Followed;
 use crate::tree::records::RecordFiles;
 
-/// The records of a cell that its watchers have been shown, wherever it was then; `None` if they have never been shown any of
-/// it. It outlives the cell. Whoever announces what happens there has it to itself.
+/// The records of a cell that its watchers have been shown, wherever it was then; `None` if they have never been shown
+/// any of it. It outlives the cell. Whoever announces what happens there has it to itself.
 pub(super) type Shown = Arc<tokio::sync::Mutex<Option<Snapshot>>>;
 
 /// Follows the cells of a tree, those to come too.
@@ -47,11 +47,12 @@ pub fn follow(tree: &Tree) {
 }
 
 impl Follower {
-    /// Announces what happens in a cell from now on. Who watches a cell that was elsewhere before, or was not shown for a while,
-    /// hears of what is different.
+    /// Announces what happens in a cell from now on. Who watches a cell that was elsewhere before, or was not shown for
+    /// a while, hears of what is different.
     ///
-    /// After a panic nobody would tell the kernel what has become old. So it keeps nothing of the cell until the cell is followed
-    /// again; then watchers hear of what is different. Meanwhile everything is answered from the mirror, which knows better.
+    /// After a panic nobody would tell the kernel what has become old. So it keeps nothing of the cell until the cell
+    /// is followed again; then watchers hear of what is different. Meanwhile everything is answered from the mirror,
+    /// which knows better.
     pub fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
         self.follow_after(cell, alive::Pauses::default());
     }
@@ -98,8 +99,8 @@ impl Follower {
         });
     }
 
-    /// Makes the kernel ask for everything as soon as a cell's watch is not delivering: what it keeps may be old by then, and must
-    /// be gone when the cell is no longer shown.
+    /// Makes the kernel ask for everything as soon as a cell's watch is not delivering: what it keeps may be old by
+    /// then, and must be gone when the cell is no longer shown.
     async fn guard_freshness(&self, cell: &Cell, followed: &Followed) {
         /// How often the watch is looked at.
         const LOOK: Duration = Duration::from_millis(250);
@@ -118,8 +119,8 @@ impl Follower {
         }
     }
 
-    /// Makes the kernel ask again about what has changed, as soon as it has. An announcement may have to wait for a commit of this
-    /// mount.
+    /// Makes the kernel ask again about what has changed, as soon as it has. An announcement may have to wait for a
+    /// commit of this mount.
     async fn invalidate_batches(&self, cell: &Cell, followed: &Followed, mut updates: Updates) {
         cell.mirror.loaded().await;
         let mut seen = Snapshot::clone(&cell.mirror.snapshot());

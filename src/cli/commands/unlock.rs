@@ -1,9 +1,11 @@
-//! `topofs unlock`: shows who holds a lock, and takes it away. All of it through a mount: the daemon knows the services.
+//! `topofs unlock`: shows who holds a lock, and takes it away. All of it through a mount: the daemon knows the
+//! services.
 
 use std::fs::File;
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -11,12 +13,13 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, major, minor};
 use serde_json::Value;
 
+use super::{Ended, USAGE};
 use crate::control::ControlFile;
 use crate::name::{CONTROL_DIR, LOCK_FILE};
 
 /// Flags of `topofs unlock`.
 #[derive(Debug, Args)]
-pub(super) struct UnlockArgs {
+pub(in crate::cli) struct UnlockArgs {
     /// Take the lock away from its holder; without this, only show it
     #[arg(long, short)]
     force: bool,
@@ -34,8 +37,12 @@ const NO_KEY: &str = "-";
 const NO_KEY_BUT_LEFT: &str = "--";
 
 impl UnlockArgs {
-    /// Shows, asks, breaks. Says whether the lock is free now.
-    pub fn run(&self) -> anyhow::Result<bool> {
+    /// Shows, asks, breaks. Succeeds if the lock is free now.
+    pub fn run(&self) -> Ended {
+        Ok(if self.frees()? { ExitCode::SUCCESS } else { USAGE.into() })
+    }
+
+    fn frees(&self) -> anyhow::Result<bool> {
         let path = resolved(&std::path::absolute(&self.path)?);
         let mount = Mount::of(&path)?;
         let dir = path.strip_prefix(&mount.root)?;
@@ -43,8 +50,8 @@ impl UnlockArgs {
         let name = dir.to_str().filter(|name| !name.is_empty()).context("names no directory of a cell")?;
         let locks = mount.read(ControlFile::Locks)?;
         let lock = find(&locks, &format!("{name}/.lock"));
-        // A name that is mistyped must not look like a lock that is free; but a lock may be left where nothing else is, also one
-        // that holds nobody up but Vitess (an empty directory of ZooKeeper's).
+        // A name that is mistyped must not look like a lock that is free; but a lock may be left where nothing else is,
+        // also one that holds nobody up but Vitess (an empty directory of ZooKeeper's).
         let is_there = mount.root.join(dir).is_dir();
         if dir.starts_with(CONTROL_DIR) || lock.is_none() && !is_there && !self.force {
             bail!("{name} is no directory of a cell");
@@ -105,8 +112,8 @@ fn confirmed() -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// The control directory of a mount. A directory that looks like one may be anybody's, so it is held, and nothing in it is
-/// followed anywhere else.
+/// The control directory of a mount. A directory that looks like one may be anybody's, so it is held, and nothing in it
+/// is followed anywhere else.
 struct Mount {
     root: PathBuf,
     control: OwnedFd,

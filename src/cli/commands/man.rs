@@ -1,0 +1,23 @@
+//! `topofs man`: the manual page.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use super::Ended;
+
+/// One page with every command: the pages of subcommands have no names of their own to be found by.
+pub(in crate::cli) fn run(mut command: clap::Command) -> Ended {
+    command.build();
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    for sub in command.get_subcommands().filter(|sub| matches!(sub.get_name(), "mount" | "demo" | "unlock")) {
+        let name = sub.get_name().to_uppercase();
+        writeln!(page, ".SH \"{name}\"")?;
+        let sub = clap_mangen::Man::new(sub.clone());
+        sub.render_synopsis_section(&mut page)?;
+        sub.render_description_section(&mut page)?;
+        sub.render_options_section(&mut page)?;
+    }
+    std::io::stdout().write_all(&page)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,8 @@
+//! The flags: each is defined once, and help, man page and completions come from that.
+
+pub(super) mod process;
+pub(super) mod topo;
+mod values;
+pub(super) mod view;
+
+pub(super) use values::Fault;

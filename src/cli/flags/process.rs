@@ -1,0 +1,37 @@
+//! How the daemon runs.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// How the daemon runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
+pub(in crate::cli) struct ProcessArgs {
+    /// Stay in the foreground
+    #[arg(long, short)]
+    pub foreground: bool,
+    /// Stay in the foreground and log everything
+    #[arg(long, short)]
+    pub debug: bool,
+    /// What is logged: error, warn, info, debug, trace, or a filter as RUST_LOG takes it
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "TOPOFS_LOG_LEVEL")]
+    pub log_level: String,
+    /// Append the log to this file [default: standard error in the foreground, syslog in the background]
+    #[arg(long, value_name = "FILE", env = "TOPOFS_LOG_FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Mount options as mount(8) takes them
+    ///
+    /// Every long flag is an option, too (`-o ro,allow_other,retry=2m`), with `_` or `-`; a comma in a value is written
+    /// `\,`. Options that concern mount(8) alone are ignored: auto, noauto, user, nouser, _netdev, nofail, defaults,
+    /// dev, suid, exec, the atime family, and x-*.
+    #[arg(short, value_name = "OPTION,...", action = clap::ArgAction::Append)]
+    pub options: Vec<String>,
+}
+
+impl ProcessArgs {
+    /// Whether the process stays in the foreground.
+    pub fn stays(&self) -> bool {
+        self.foreground || self.debug
+    }
+}

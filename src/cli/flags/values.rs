@@ -1,0 +1,147 @@
+//! How the command line spells values, and what help says of choices. The rooms that own the values know no command
+//! line.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+
+use crate::backend::faulty::{self, Call};
+use crate::backend::{Failure, Implementation};
+use crate::name::CellName;
+use crate::record::Form;
+
+impl ValueEnum for Implementation {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Implementation::Etcd2 => "etcd, version 3 of its protocol",
+            Implementation::Zk2 => "ZooKeeper, 3.6 or newer",
+            Implementation::Consul => "Consul",
+            Implementation::Memory => "Kept in this process: for trying and testing",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
+impl ValueEnum for Form {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Form::Raw => "The stored bytes",
+            Form::Text => "Protobuf text format",
+            Form::Json => "Proto3 JSON",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
+pub(super) fn any_duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}
+
+/// A time that something needs: zero would mean that nothing ever works.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
+        parsed => parsed.map_err(|error| error.to_string()),
+    }
+}
+
+/// A duration of whole seconds, also as a mere number.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => duration(text)?,
+    };
+    if parsed.as_secs() == 0 { Err("must be a second at least".to_owned()) } else { Ok(parsed) }
+}
+
+pub(super) fn session_ttl(text: &str) -> Result<Duration, String> {
+    const RANGE: std::ops::RangeInclusive<u64> = 10..=86_400;
+    let parsed = seconds(text)?;
+    if RANGE.contains(&parsed.as_secs()) { Ok(parsed) } else { Err("Consul takes from 10s to 24h".to_owned()) }
+}
+
+pub(super) fn lock_delay(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(60);
+    match humantime::parse_duration(text) {
+        Ok(delay) if delay <= LONGEST => Ok(delay),
+        Ok(_) => Err("Consul takes up to 60s".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(super) fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("not an octal number up to 777".to_owned()),
+    }
+}
+
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
+}
+
+/// A fault that is put into a cell, for tests: CELL:CALL:NTH:FAULT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::cli) struct Fault {
+    pub cell: CellName,
+    pub call: Call,
+    /// Which call of its kind, from 1.
+    pub nth: u64,
+    pub fault: faulty::Fault,
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let [cell, call, nth, fault] = text.split(':').collect::<Vec<_>>()[..] else {
+            return Err("is written as CELL:CALL:NTH:FAULT".to_owned());
+        };
+        let call = match call {
+            "apply" => Call::Apply,
+            "enter" => Call::Enter,
+            "follow" => Call::Follow,
+            "get" => Call::Get,
+            "keep" => Call::Keep,
+            "watch" => Call::Watch,
+            _ => return Err(format!("no kind of call: {call}")),
+        };
+        let fault = match fault {
+            "fail" => faulty::Fault::Fail(Failure::Unreachable),
+            "hang" => faulty::Fault::Hang,
+            "lost" => faulty::Fault::Lost,
+            "panic" => faulty::Fault::Panic,
+            _ => return Err(format!("no kind of fault: {fault}")),
+        };
+        let cell = CellName::new(cell).map_err(|error| error.to_string())?;
+        let nth = nth.parse().map_err(|_| format!("not a number: {nth}"))?;
+        Ok(Self { cell, call, nth, fault })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_spelled_out() {
+        let fault: Fault = "zone1:watch:2:panic".parse().unwrap();
+        assert_eq!((fault.cell.as_str(), fault.call, fault.nth), ("zone1", Call::Watch, 2));
+        assert_eq!(fault.fault, faulty::Fault::Panic);
+        for wrong in
+            ["zone1:watch:2", "zone1:look:2:panic", "zone1:watch:x:panic", "zone1:watch:2:burn", "/:get:1:fail"]
+        {
+            assert!(wrong.parse::<Fault>().is_err(), "{wrong}");
+        }
+    }
+}

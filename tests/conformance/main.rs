@@ -151,6 +151,7 @@ fn failure<T: std::fmt::Debug>(result: Result<T, BackendError>) -> Failure {
 }
 
 mod above;
+mod bounds;
 mod faults;
 mod locks;
 mod records;

@@ -20,9 +20,10 @@ use crate::backend::keys::KeySpace;
 
 /// So few keys are read with their values rather than searched further.
 const FEW: usize = 16;
-/// Queries of a search under way at the same time.
+/// Queries of a search under way at the same time; the next is sent when the oldest is answered.
 const PIPELINE: usize = 8;
-/// Looks at prefixes in one search at most, beside two for each known key: whatever goes wrong, it ends.
+/// Looks at prefixes in one search at most, beside two for each known key: whatever a server answers, a search ends. One that needs more
+/// ends the watch with [`Failure::Compacted`], and the mirror begins again with a list.
 const LOOKS: usize = 10_000;
 /// The part of the poll duration before which the end of a wait is no time-out.
 const EARLY: f64 = 0.9;

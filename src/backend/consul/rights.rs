@@ -19,7 +19,7 @@ use crate::record::layout;
 /// Directories below a root, beside the root itself, where rules may begin that take rights away: the directories of Vitess's records.
 const PLACES: [&str; 6] =
     [layout::CELLS, layout::CELLS_ALIASES, layout::KEYSPACES, layout::TABLETS, layout::ELECTIONS, layout::INTERNAL];
-/// Questions under way at the same time.
+/// Questions under way at the same time; the next is sent when one of them is answered.
 const PIPELINE: usize = 4;
 
 /// The rights of a token to the keys of a cell, as far as they have been seen.

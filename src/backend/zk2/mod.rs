@@ -163,6 +163,7 @@ impl Zk {
         match ended {
             Ended::Call(error) => sessions.explain(&error),
             Ended::Session(what) => BackendError::new(Failure::Unreachable, what),
+            Ended::Behind => BackendError::new(Failure::Compacted, "the watch fell too far behind"),
         }
     }
 }

@@ -69,6 +69,7 @@ pub(super) struct Sessions {
     tls: Option<TlsOptions>,
     /// What is known of the size of requests.
     pub sizes: Sizes,
+    /// Requests that may be in flight. Others wait for their turn, each as long as its own time-out lasts.
     slots: Semaphore,
     client: Mutex<Option<Client>>,
     /// Locks live with the session: it is kept as long as it may live, connected or not.

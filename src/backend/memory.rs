@@ -19,8 +19,8 @@ use super::lock;
 use crate::name::TopoPath;
 use crate::record::layout;
 
-/// Transactions that a slow watcher may be behind, and that are held back at most. A watch that is further behind ends with
-/// [`Failure::Compacted`], and its mirror begins again with a list.
+/// Transactions that a slow watcher may be behind, and that are held back at most. A watch that is further behind ends
+/// with [`Failure::Compacted`], and its mirror begins again with a list.
 const WATCH_QUEUE: usize = 4_096;
 /// The same limits as etcd's defaults, so that what works here works there.
 const LIMITS: Limits = Limits { value: 1_500_000, changes: 128 };
@@ -42,14 +42,14 @@ impl MemoryServers {
         self.open(location)?.apply_now(&[change]).map(drop)
     }
 
-    /// From now on the watches of a server fall behind: what happens is told when [`MemoryServers::let_go`] is called.
+    /// The watches of a server fall behind from now on: they hear of events when [`MemoryServers::let_go`] is called.
     pub fn hold_back(&self, server: &str) {
         if let Some(server) = self.0.lock().get(server) {
             server.state.lock().held.get_or_insert(Held::Events(Vec::new()));
         }
     }
 
-    /// Watches are told of what was held back, and of everything from now on.
+    /// Sends what was held back to the watches, and all later events at once.
     pub fn let_go(&self, server: &str) {
         let Some(server) = self.0.lock().get(server).cloned() else { return };
         let mut state = server.state.lock();

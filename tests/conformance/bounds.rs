@@ -1,4 +1,5 @@
-//! Bounds of one service each, reached: what then happens is what their comments say. Those that need no server are beside the code.
+//! Bounds of one service each, reached: what then happens is what their comments say. Those that need no server are
+//! beside the code.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

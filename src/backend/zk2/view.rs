@@ -1,8 +1,8 @@
 //! One look at a whole subtree, and how it is kept current.
 //!
-//! ZooKeeper has no snapshots, but within one session events and answers come in order: when no event came between two answers,
-//! nothing has changed between them. So the tree is read under a watch, and what changed meanwhile is read again, in one
-//! request that shows one instant, until no event comes in between.
+//! ZooKeeper has no snapshots, but within one session events and answers come in order: when no event came between two
+//! answers, nothing has changed between them. So the tree is read under a watch, and what changed meanwhile is read
+//! again, in one request that shows one instant, until no event comes in between.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,8 +25,8 @@ const PIPELINE: usize = 8;
 /// Paths that have changed and are still to be read again, at most. A watch that is further behind ends with
 /// [`Failure::Compacted`], and its mirror begins again with a list: that reads no more than all.
 const PENDING: usize = 100_000;
-/// How often what has changed is read again before a tree that never rests is shown as it is. What is still to come arrives as
-/// events all the same.
+/// How often changes are read again before a tree that never rests is shown as it is. Later changes arrive as events
+/// anyway.
 const SETTLE_ROUNDS: usize = 50;
 
 /// A subtree as one session sees it.
@@ -38,7 +38,7 @@ pub(super) struct View {
     root: String,
     nodes: Nodes,
     pending: Pending,
-    /// What the watch before has seen: what must not be read any more is not gone.
+    /// What the watch before has seen: a node that we may no longer read is not gone.
     before: Nodes,
 }
 
@@ -87,7 +87,7 @@ impl View {
         let root = znode_path(keys, dir);
         let watching = client.clone();
         let watcher = sessions.bounded(watching.watch(&root, AddWatchMode::PersistentRecursive)).await?;
-        // A follower, or an observer, may not have heard of what this mount has just written.
+        // A follower or an observer may not yet have what this mount has just written.
         sessions.bounded(client.sync(&root)).await?;
         let mut view = Self {
             client,
@@ -215,7 +215,7 @@ impl View {
         Ok(found)
     }
 
-    /// Whether a znode that must not be read now was read before: rights that are taken away make nothing disappear.
+    /// Whether a znode that we may not read now was read before: nothing disappears when rights are taken away.
     async fn was_readable(&self, sessions: &Sessions, path: &str) -> Result<bool, CallError> {
         let known = self.nodes.lock().get(path).or(self.before.lock().get(path)).copied();
         let Some(known) = known else { return Ok(false) };
@@ -223,7 +223,7 @@ impl View {
         Ok(stat.is_some_and(|stat| stat.czxid == known.created))
     }
 
-    /// Whether the names in a path are those of files. What is not, is not looked into: it may be of any depth.
+    /// Whether the names in a path are valid file names. Other paths are not read any further: they may have any depth.
     fn may_show(&self, path: &str) -> bool {
         path == self.root || self.keys.path(path.as_bytes()).is_some()
     }

@@ -20,3 +20,4 @@ mod size;
 mod tools;
 mod zookeeper;
 mod zookeeper_async;
+mod zookeeper_rights;

@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::Form;
+use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Attr, FileId, SetAttr};
 use crate::tree::handles::as_kind;
@@ -38,7 +39,7 @@ impl RecordFiles {
         match file {
             FileId::Dir(CellPath { cell, path }) => self.require_dir(cell, path).await?,
             FileId::Record(CellPath { cell, .. }, _) | FileId::Lock(CellPath { cell, .. }) => {
-                drop(self.cell(cell)?.snapshot().await?);
+                drop(self.store(cell)?.snapshot().await?);
             }
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => {}
         }
@@ -50,7 +51,7 @@ impl RecordFiles {
         match file {
             FileId::Root | FileId::Dir(..) => Ok(self.defaults.dir()),
             FileId::Record(CellPath { cell, path }, form) => {
-                let snapshot = self.cell(cell)?.snapshot_now()?;
+                let snapshot = self.store(cell)?.snapshot_now()?;
                 let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
                 Ok(self.shown_attr(cell, path, *form, record))
             }
@@ -66,11 +67,11 @@ impl RecordFiles {
 
     /// Fails unless the directory exists. A cell itself exists without being reachable.
     pub(crate) async fn require_dir(&self, cell: &CellName, path: &TopoPath) -> Result<()> {
-        let connected = self.cell(cell)?;
+        let store = self.store(cell)?;
         if path.is_root() || is_virtual(cell, path) || self.scratch.has_dir(&CellPath::new(cell, path)) {
             return Ok(());
         }
-        if connected.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
+        if store.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
     }
 
     /// A record as its callers see it: its writer sees what it has written, an open file outlives its name.
@@ -83,7 +84,7 @@ impl RecordFiles {
         form: Form,
     ) -> Result<Attr> {
         self.save_under_way(cell, path).await;
-        let snapshot = self.cell(cell)?.snapshot().await?;
+        let snapshot = self.store(cell)?.snapshot().await?;
         if let Some(draft) = self.own_draft(caller, ino) {
             return Ok(self.draft_attr(&draft, &snapshot));
         }
@@ -105,7 +106,7 @@ impl RecordFiles {
     pub(super) async fn attr_of_name(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
         let FileId::Record(CellPath { cell, path }, form) = &inode.file else { return self.attr(caller, inode).await };
         self.save_under_way(cell, path).await;
-        let snapshot = self.cell(cell)?.snapshot().await?;
+        let snapshot = self.store(cell)?.snapshot().await?;
         if let Some(draft) = self.own_draft(caller, inode.ino) {
             return Ok(self.draft_attr(&draft, &snapshot));
         }

@@ -7,6 +7,7 @@ use super::lockfile::is_virtual;
 use super::memory::Removal;
 use crate::error::{Error, Kind, Result};
 use crate::name::CellPath;
+use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Attr, FileId};
 use crate::tree::namespace::Name;
@@ -22,7 +23,7 @@ impl RecordFiles {
             Err(error) => return Err(error),
         }
         let path = dir.join(name)?;
-        self.refuse_hidden_form(&cell, &*self.cell(&cell)?.snapshot().await?, &dir, name)?;
+        self.refuse_hidden_form(&cell, &*self.store(&cell)?.snapshot().await?, &dir, name)?;
         self.scratch.make_dir(CellPath::new(&cell, &path), caller.uid)?;
         self.memory.settle(caller, &FileId::Dir(CellPath::new(&cell, &path)));
         // Whoever copies a tree believes that what it has made is empty.
@@ -40,7 +41,7 @@ impl RecordFiles {
             return Err(Error::new(Kind::NotDirectory, "not a directory"));
         };
         let place = CellPath::new(&cell, &path);
-        if self.cell(&cell)?.snapshot().await?.has_children(&path) || self.scratch.has_children(&place) {
+        if self.store(&cell)?.snapshot().await?.has_children(&path) || self.scratch.has_children(&place) {
             return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
         }
         let file = FileId::Dir(CellPath { cell, path });
@@ -63,7 +64,7 @@ impl RecordFiles {
                 Ok(())
             }
             FileId::Lock(CellPath { cell, path: dir }) => {
-                let snapshot = self.cell(cell)?.snapshot().await?;
+                let snapshot = self.store(cell)?.snapshot().await?;
                 match snapshot.has_children(dir) || is_virtual(cell, dir) {
                     true => Err(Error::new(
                         Kind::NotPermitted,

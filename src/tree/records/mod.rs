@@ -40,6 +40,7 @@ use crate::locks::Locks;
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::{Form, Records};
+use crate::store::Live;
 use crate::store::own::OwnCommits;
 use memory::Memory;
 use scratch::ScratchSpace;
@@ -102,6 +103,11 @@ impl RecordFiles {
 
     pub(crate) fn cell(&self, name: &CellName) -> Result<Arc<Cell>> {
         self.cells.get(name).ok_or_else(Error::not_found)
+    }
+
+    /// The records of a cell, with the locks of this mount.
+    pub(crate) fn store(&self, cell: &CellName) -> Result<Live> {
+        Ok(Live::new(self.cell(cell)?, self.locks.clone(), self.options.respect_locks))
     }
 
     /// Whether a stored key has the name of a decoded form of another one.

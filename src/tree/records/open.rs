@@ -12,6 +12,7 @@ use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::record::Form;
+use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Caching, FileId, OpenMode};
 use crate::tree::namespace::{Created, Inode, Name, Open};
@@ -132,7 +133,7 @@ impl RecordFiles {
             base,
             append: mode.append,
             claim,
-            value_limit: self.cell(cell)?.limits().value,
+            value_limit: self.store(cell)?.limits().value,
             room: self.room.charge(caller.uid),
         };
         let draft = Draft::new((cell.clone(), path.clone(), form), (caller.process(), caller.uid), start)?;
@@ -153,8 +154,7 @@ impl RecordFiles {
         if name == LOCK_FILE {
             return self.create_lock(caller, CellPath { cell, path: dir }, mode).await;
         }
-        let connected = self.cell(&cell)?;
-        let snapshot = connected.snapshot().await?;
+        let snapshot = self.store(&cell)?.snapshot().await?;
         let file = match self.record_of_name(&cell, &snapshot, &dir, name) {
             Ok(file) => file,
             Err(_) => {

@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::Record;
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::Form;
+use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Caching, FileId};
 use crate::tree::namespace::{At, Inode, Open, OpenFile, Part};
@@ -152,7 +153,7 @@ impl RecordFiles {
     /// have been invalidated; who looks into memory has not, and sees what there is now. `None` if the record is gone.
     fn page_content(&self, caller: &Caller, ino: u64, at: &CellPath, form: Form) -> Result<Option<Bytes>> {
         let CellPath { cell, path } = at;
-        let snapshot = self.cell(cell)?.snapshot_now()?;
+        let snapshot = self.store(cell)?.snapshot_now()?;
         let reply = self.kernel.inodes.reply(ino).filter(|reply| !reply.invalidated || caller.reads());
         let value = reply.map(|reply| reply.value).or_else(|| Some(snapshot.records.get(path)?.value.clone()));
         value.map(|value| self.codec.show(cell, path, &value, form)).transpose()

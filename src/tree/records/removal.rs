@@ -24,6 +24,7 @@ use crate::mirror::Record;
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Life, Process};
 use crate::record::Form;
+use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 use crate::tree::kernel::outbox::{Announcement, Happened};
@@ -69,7 +70,7 @@ impl RecordFiles {
         form: Form,
     ) -> Result<()> {
         let file = FileId::Record(CellPath::new(cell, path), form);
-        let record = self.cell(cell)?.snapshot().await?.records.get(path).cloned();
+        let record = self.store(cell)?.snapshot().await?.records.get(path).cloned();
         let own = self.own_drafts(caller, &file);
         if self.memory.take_unsaved(caller, &file) || own.iter().any(|draft| draft.is_refused()) {
             // It removes what its own refused save has left, not what is stored.
@@ -149,7 +150,7 @@ impl RecordFiles {
 
     /// The directories above a path that nothing is stored in, the nearest first.
     pub(crate) async fn emptied_dirs(&self, cell: &CellName, path: &TopoPath) -> Result<Vec<TopoPath>> {
-        let snapshot = self.cell(cell)?.snapshot().await?;
+        let snapshot = self.store(cell)?.snapshot().await?;
         Ok(ancestors(path).take_while(|dir| !snapshot.has_children(dir)).collect())
     }
 

@@ -23,6 +23,7 @@ use crate::mirror::Snapshot;
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::process::{Life, Process};
 use crate::record::Form;
+use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 use crate::tree::kernel::outbox::{Announcement, Happened};
@@ -44,8 +45,7 @@ impl RecordFiles {
         if cell != to_cell {
             return Err(Error::new(Kind::CrossDevice, "cells are different services: only a copy can cross"));
         }
-        let connected = self.cell(&cell)?;
-        let snapshot = connected.snapshot().await?;
+        let snapshot = self.store(&cell)?.snapshot().await?;
         if to_name.name == LOCK_FILE {
             let lock = CellPath { cell, path: to_path };
             return self.rename_over_lock(caller, from_name, &source, lock).await;
@@ -138,7 +138,7 @@ impl RecordFiles {
             }
             (_, false) => {
                 let content = Bytes::copy_from_slice(&file.state.lock().content);
-                let outcome = self.replace(caller.into(), cell, path, *form, &content, base.as_ref()).await;
+                let outcome = self.put(caller.into(), cell, path, *form, &content, base.as_ref()).await;
                 outcome.map(|stored| (stored, content))
             }
         };
@@ -176,7 +176,7 @@ impl RecordFiles {
         saved: &Bytes,
     ) -> Result<()> {
         let ino = self.kernel.inodes.number(&FileId::Scratch(file.id));
-        let value_limit = self.cell(cell)?.limits().value;
+        let value_limit = self.store(cell)?.limits().value;
         let is_of_file = |open: &OpenScratch| Arc::ptr_eq(&open.file, file);
         let all = || self.handles.of_inode::<OpenScratch>(ino).into_iter().filter(|(_, open)| is_of_file(open));
         let draft = match all().find(|(_, open)| open.writes) {
@@ -243,8 +243,7 @@ impl RecordFiles {
     /// An editor moves the record out of the way before it writes it anew. It is copied; the record stays until the save.
     async fn back_up(&self, caller: &Caller, source: &FileId, to: CellPath) -> Result<()> {
         let FileId::Record(CellPath { cell, path }, form) = source else { return Err(Error::not_found()) };
-        let connected = self.cell(cell)?;
-        let snapshot = connected.snapshot().await?;
+        let snapshot = self.store(cell)?.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
         if let Some(error) = self.memory.repeated(caller, source) {
             return Err(error);
@@ -310,8 +309,7 @@ impl RecordFiles {
             return Err(error);
         }
         self.refuse_delete()?;
-        let connected = self.cell(cell)?;
-        let snapshot = connected.snapshot().await?;
+        let snapshot = self.store(cell)?.snapshot().await?;
         let record = snapshot.records.get(from).ok_or_else(Error::not_found)?;
         self.refuse_wrong_message(cell, to, &record.value)?;
         let old = snapshot.records.get(to);
@@ -417,7 +415,7 @@ impl RecordFiles {
 
     async fn rename_dir(&self, caller: &Caller, from: &CellPath, to: CellPath, target: Option<&FileId>) -> Result<()> {
         let CellPath { cell, path } = from;
-        let snapshot = self.cell(cell)?.snapshot().await?;
+        let snapshot = self.store(cell)?.snapshot().await?;
         if snapshot.has_children(path) {
             let file = FileId::Dir(CellPath::new(cell, path));
             self.memory.removed(caller.process(), file, Removal::MovedByFiles(Instant::now()));

@@ -16,7 +16,7 @@ use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Process};
 use crate::record::Form;
 use crate::store::own::OwnCommit;
-use crate::store::{Commits, Live, Made, Mark, Store};
+use crate::store::{Commits, Made, Mark, Store};
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 
@@ -36,7 +36,7 @@ impl RecordFiles {
     pub(crate) async fn save(&self, draft: &Draft, occasion: Occasion) -> Result<()> {
         let _turn = draft.turn.lock().await;
         let Some(job) = draft.begin(occasion)? else { return Ok(()) };
-        let outcome = self.store(draft, &job.content, job.base.as_ref()).await;
+        let outcome = self.put_draft(draft, &job.content, job.base.as_ref()).await;
         draft.finish(&job, &outcome);
         match &outcome {
             Ok(stored) => {
@@ -115,7 +115,7 @@ impl RecordFiles {
     ) -> Option<Base> {
         let value = self.memory.take_deleted(process, cell, path)?;
         let in_flight = self.saving.begin(CellPath::new(cell, path));
-        let outcome = self.replace(saver, cell, path, Form::Raw, &value, None).await;
+        let outcome = self.put(saver, cell, path, Form::Raw, &value, None).await;
         drop(in_flight);
         match outcome {
             Ok(base) => {
@@ -129,9 +129,9 @@ impl RecordFiles {
         }
     }
 
-    async fn store(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Result<Base> {
+    async fn put_draft(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Result<Base> {
         let Draft { cell, path, form, .. } = draft;
-        let error = match self.replace(draft.saver(), cell, path, *form, content, base).await {
+        let error = match self.put(draft.saver(), cell, path, *form, content, base).await {
             Err(error) if error.kind == Kind::Conflict => error,
             outcome => return outcome,
         };
@@ -146,7 +146,7 @@ impl RecordFiles {
             found = self.stored_by_self(draft, content, base).await;
         }
         match found {
-            Some(found) => self.replace(draft.saver(), cell, path, *form, content, Some(&found)).await,
+            Some(found) => self.put(draft.saver(), cell, path, *form, content, Some(&found)).await,
             None if draft.is_exclusive() && base.is_none() => Err(Error { kind: Kind::Exists, ..error }),
             None => Err(error),
         }
@@ -177,7 +177,7 @@ impl RecordFiles {
 
     /// Replaces one form of a record, guarded by the version that it replaces (`None`: there is none yet). The same
     /// content as before makes no new version. Fails with ESTALE if somebody else was faster.
-    pub(crate) async fn replace(
+    pub(crate) async fn put(
         &self,
         saver: Actor,
         cell: &CellName,
@@ -205,27 +205,22 @@ impl RecordFiles {
         cell: &CellName,
         changes: &[Change],
     ) -> Result<Applied> {
-        self.live(cell)?.commit(saver, changes, &Heard { files: self, saver, form }).await
+        self.store(cell)?.commit(saver, changes, &Heard { files: self, saver, form }).await
     }
 
     /// Whether saving a record would be refused because of a lock.
     pub(crate) async fn refuse_early(&self, saver: Actor, cell: &CellName, path: &TopoPath) -> Result<()> {
-        self.live(cell)?.refuse_early(saver, path).await
+        self.store(cell)?.refuse_early(saver, path).await
     }
 
     /// Whether removing a record would be refused because of a lock.
     pub(crate) async fn refuse_removal(&self, saver: Actor, cell: &CellName, path: &TopoPath) -> Result<()> {
-        self.live(cell)?.refuse_removal(saver, path).await
-    }
-
-    /// The records of a cell, with the locks of this mount.
-    fn live(&self, cell: &CellName) -> Result<Live> {
-        Ok(Live::new(self.cell(cell)?, self.locks.clone(), self.options.respect_locks))
+        self.store(cell)?.refuse_removal(saver, path).await
     }
 
     /// The record as the backend has it now; a dead or refusing backend is noticed here, before anything is written.
     pub(crate) async fn fetch_base(&self, cell: &CellName, path: &TopoPath) -> Result<Option<Base>> {
-        let fetched = self.cell(cell)?.fetch(path).await?;
+        let fetched = self.store(cell)?.fetch(path).await?;
         Ok(fetched.node.map(|node| Base { version: node.version, value: node.value }))
     }
 
@@ -249,13 +244,13 @@ impl RecordFiles {
             0 => Vec::new(),
             _ => self.codec.show(cell, path, &base.value, form)?.to_vec(),
         };
-        let limit = self.cell(cell)?.limits().value;
+        let limit = self.store(cell)?.limits().value;
         if size > limit {
             return Err(Error::new(Kind::TooLarge, format!("{size} bytes; at most {limit} can be stored")));
         }
         content.resize(size, 0);
         tracing::debug!(%cell, %path, size, uid = caller.uid, "truncate");
-        let stored = self.replace(caller.into(), cell, path, form, &content.into(), Some(&base)).await?;
+        let stored = self.put(caller.into(), cell, path, form, &content.into(), Some(&base)).await?;
         self.memory.stored(caller.process(), cell, path, stored.version);
         Ok(())
     }

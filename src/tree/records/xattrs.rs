@@ -3,6 +3,7 @@
 use super::RecordFiles;
 use crate::error::{Error, Kind, Result};
 use crate::name::CellPath;
+use crate::store::Store;
 use crate::tree::file::FileId;
 
 /// What all names begin with.
@@ -37,7 +38,7 @@ impl RecordFiles {
     pub(super) async fn xattr_names(&self, file: &FileId) -> Result<Vec<String>> {
         let mut names: Vec<String> = self.xattrs(file).await?.into_iter().map(|(name, _)| name.to_owned()).collect();
         if let FileId::Record(CellPath { cell, .. }, _) = file {
-            names.extend(self.cell(cell)?.attributes().iter().map(|name| format!("{PREFIX}{name}")));
+            names.extend(self.store(cell)?.attributes().iter().map(|name| format!("{PREFIX}{name}")));
         }
         Ok(names)
     }

@@ -19,5 +19,5 @@ pub mod notify;
 mod process;
 pub mod record;
 pub mod sample;
-mod store;
+pub mod store;
 pub mod tree;

@@ -3,11 +3,12 @@
 //! A backend is one cell: the keys below one root of one service. Contract, checked by tests/conformance:
 //!
 //! - Every call ends within the operation time-out given at construction (a list: each of its requests).
-//! - [`Backend::list`] shows one consistent point, named by [`Listing::at`]; [`Backend::follow`] goes on from such a point and
-//!   misses nothing.
+//! - [`Backend::list`] shows one consistent point, named by [`Listing::at`]; [`Backend::follow`] goes on from such a
+//!   point and misses nothing.
 //! - [`Backend::apply`] applies all changes or none.
-//! - Revisions are totally ordered within one backend: what happened later has the greater revision.
-//! - What the service leaves out because it may not be read is not gone: the list, or the watch, fails with [`Failure::Denied`].
+//! - Revisions are totally ordered within one backend: a later event has a greater revision.
+//! - A key that the service hides because we may not read it is not gone: the list, or the watch, fails with
+//!   [`Failure::Denied`].
 //! - Keys that are not valid file names are skipped and counted, never shown under another name.
 
 use std::fmt;
@@ -216,7 +217,7 @@ impl BackendError {
         Self { failure, message: message.into() }
     }
 
-    /// The same error, which says if needed that the change may have been carried out all the same. It says so once.
+    /// The same error. If the outcome is uncertain, it says (once) that the change may have been carried out.
     pub fn uncertain_if(mut self, uncertain: bool) -> Self {
         if uncertain && !self.is_uncertain() {
             self.message.push_str(UNCERTAIN);
@@ -224,7 +225,7 @@ impl BackendError {
         self
     }
 
-    /// Whether the change may have been carried out all the same.
+    /// Whether the change may have been carried out although it failed.
     pub fn is_uncertain(&self) -> bool {
         self.message.ends_with(UNCERTAIN)
     }
@@ -249,10 +250,10 @@ impl BackendError {
 pub struct Owner(pub u128);
 
 impl Owner {
-    /// Nobody: what a lock of Consul's leaves behind. It keeps nobody waiting.
+    /// Nobody: a key that a lock on Consul has left behind. It keeps nobody waiting.
     pub const NOBODY: Owner = Owner(0);
-    /// Neither a lease nor a session: a lock of etcd's or ZooKeeper's that was copied or restored. It keeps everybody waiting until
-    /// it is taken away, for it does not end by itself. No lease and no session has this number.
+    /// Neither a lease nor a session: a lock on etcd or ZooKeeper that was copied or restored. It does not end by
+    /// itself, so it keeps everybody waiting until somebody removes it. No lease and no session has this number.
     pub const UNBOUND: Owner = Owner(u128::MAX);
 }
 
@@ -278,8 +279,8 @@ pub trait Place: Send + Sync + std::fmt::Debug {
     /// Waits until the place is lost, and says why: the lease or session has ended, or may have.
     async fn lost(&self) -> BackendError;
 
-    /// Leaves the line, or gives the lock back. A place that is gone already is no error. Keeping it alive ends here, also when
-    /// this fails: it is to be tried again until the place is lost.
+    /// Leaves the line, or gives the lock back. A place that is already gone is no error. The place is no longer kept
+    /// alive, even if this fails: the caller tries again until the place is lost.
     async fn leave(&self) -> Result<Revision, BackendError>;
 }
 
@@ -314,9 +315,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// Applies all changes or none. Fails with [`Failure::NodeExists`], [`Failure::NoNode`] or [`Failure::BadVersion`] for
-    /// an unmet guard ([`Failure::LockLost`] for [`Guard::Held`]), [`Failure::TooLarge`] and [`Failure::TooMany`] before anything is sent. [`Action::Delete`] of a missing
-    /// node is [`Failure::NoNode`].
+    /// Applies all changes or none. Fails with [`Failure::NodeExists`], [`Failure::NoNode`] or [`Failure::BadVersion`]
+    /// for an unmet guard ([`Failure::LockLost`] for [`Guard::Held`]), [`Failure::TooLarge`] and [`Failure::TooMany`]
+    /// before anything is sent. [`Action::Delete`] of a missing node is [`Failure::NoNode`].
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError>;
 
     /// Everything below the root at one point, and everything that happens there afterwards.
@@ -334,16 +335,18 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`crate::record::layout::needs_no_records`].
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError>;
 
-    /// Takes a lock node away, whoever holds it, if it is still the same one.
+    /// Removes a lock node, whoever holds it, if it is still the same one.
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError>;
 
-    /// Takes away what a service keeps of a directory's locks although nobody holds or wants one. Returns what was removed.
+    /// Removes what a service keeps for the locks of a directory while nobody holds or wants one. Returns what was
+    /// removed.
     async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
         let _ = dir;
         Ok(None)
     }
 
-    /// Reads passwords and the like again from their files, for the next connection. A service that refuses them is a reason, too.
+    /// Reads passwords and the like again from their files, for the next connection. A backend also does so by itself
+    /// when its service refuses them.
     async fn reread_secrets(&self) {}
 
     /// How long a lease or session has left unless it is renewed; `None` if the service does not tell.

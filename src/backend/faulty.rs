@@ -1,8 +1,8 @@
 //! Any service, with faults: calls that fail, hang, panic, are answered late or never, as a script says.
 //!
-//! It stands around another backend and keeps the contract as that one does: without a script nothing is different, and a call that
-//! hangs ends with the operation time-out. So what is built on backends can be tested where a service would have to be killed at
-//! the right moment. Nothing here waits for a time that a test must guess: [`Faulty::begun`] tells when a call has come.
+//! It wraps another backend and keeps the same contract: without a script it changes nothing, and a call that hangs
+//! ends with the operation time-out. So cells, mirrors and mounts can be tested without killing a server at the right
+//! moment. A test need not guess a time: [`Faulty::begun`] tells when a call has come.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -58,7 +58,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// Whether a caller that gets no answer cannot know what has become of it.
+    /// Whether it changes something: a caller without an answer cannot know whether it was done.
     fn changes_something(self) -> bool {
         matches!(self, Call::Apply | Call::Enter | Call::TryHold | Call::Leave | Call::BreakLock | Call::SweepLocks)
     }
@@ -73,15 +73,16 @@ impl fmt::Display for Call {
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It fails, and the service never hears of it. A watch ends with that.
+    /// It fails, and the service never receives it. A watch ends with this failure.
     Fail(Failure),
-    /// It does not get to the service. It ends with the time-out, unless [`Faulty::release`] lets it go on.
+    /// It does not reach the service. It ends with the time-out, unless [`Faulty::release`] lets it go on.
     Hang,
     /// The service does it, and its answer comes so much later; with the time-out instead if that is earlier.
     Late(Duration),
-    /// The service does it, and its answer does not come: it ends as [`Fault::Hang`] does. What a watch delivers is left out for good.
+    /// The service does it, and the answer does not come: it ends like [`Fault::Hang`]. A watch leaves the batch out
+    /// for good.
     Lost,
-    /// The caller's task panics, before the service hears of it.
+    /// The caller's task panics before the service receives it.
     Panic,
 }
 
@@ -286,7 +287,7 @@ impl Backend for Faulty {
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
         let entered = async {
             let place = self.0.inner.enter(dir, contents).await?;
-            // Nobody would ever leave a place that nobody hears of.
+            // If the answer is lost, nobody else would leave this place.
             Ok(scopeguard::guard(place, |place| drop(tokio::spawn(async move { place.leave().await }))))
         };
         let place = scopeguard::ScopeGuard::into_inner(self.pass(Call::Enter, entered).await?);

@@ -1,8 +1,8 @@
 //! Locks and elections: what all services need for them. Where they stand, `record/layout` says.
 //!
-//! A lock of a directory is taken by standing in line: [`super::contract::Backend::enter`] returns a place, and who has no place before
-//! it holds the lock. A place lives as long as its lease or session, which is kept alive here until the place is left. Once
-//! lost, a place is never taken again by itself.
+//! A lock of a directory is taken by standing in line: [`super::contract::Backend::enter`] returns a place, and who has
+//! no place before it holds the lock. A place lives as long as its lease or session, which is kept alive here until
+//! somebody leaves the place. A lost place is never taken again automatically.
 
 use std::time::Duration;
 
@@ -38,8 +38,8 @@ const RENEWALS: u32 = 3;
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 impl Keeper {
-    /// Renews until the renewal says that there is nothing left to renew (`Ok(false)`), or none was confirmed for the time to
-    /// live. `begun` is when the last confirmed request was sent.
+    /// Renews until the renewal says that there is nothing left to renew (`Ok(false)`), or none was confirmed for the
+    /// time to live. `begun` is when the last confirmed request was sent.
     pub fn start<F>(
         what: String,
         time_to_live: Duration,
@@ -60,7 +60,7 @@ impl Keeper {
         Self { task, lost }
     }
 
-    /// Stops renewing. From then on it counts as lost when its time is over.
+    /// Stops renewing. It then counts as lost when its time is over.
     pub fn stop(&self) {
         self.task.abort();
     }

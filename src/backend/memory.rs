@@ -19,7 +19,8 @@ use super::lock;
 use crate::name::TopoPath;
 use crate::record::layout;
 
-/// Events that a slow watcher may be behind before its watch breaks (and its mirror compares everything).
+/// Transactions that a slow watcher may be behind, and that are held back at most. A watch that is further behind ends
+/// with [`Failure::Compacted`], and its mirror begins again with a list.
 const WATCH_QUEUE: usize = 4_096;
 /// The same limits as etcd's defaults, so that what works here works there.
 const LIMITS: Limits = Limits { value: 1_500_000, changes: 128 };
@@ -41,34 +42,47 @@ impl MemoryServers {
         self.open(location)?.apply_now(&[change]).map(drop)
     }
 
-    /// From now on the watches of a server fall behind: what happens is told when [`MemoryServers::let_go`] is called.
+    /// The watches of a server fall behind from now on: they hear of events when [`MemoryServers::let_go`] is called.
     pub fn hold_back(&self, server: &str) {
         if let Some(server) = self.0.lock().get(server) {
-            server.state.lock().held.get_or_insert_default();
+            server.state.lock().held.get_or_insert(Held::Events(Vec::new()));
         }
     }
 
-    /// Watches are told of what was held back, and of everything from now on.
+    /// Sends what was held back to the watches, and all later events at once.
     pub fn let_go(&self, server: &str) {
         let Some(server) = self.0.lock().get(server).cloned() else { return };
         let mut state = server.state.lock();
+        let held = match state.held.take() {
+            Some(Held::Events(events)) => events.into_iter().map(Some).collect(),
+            Some(Held::TooMany) => vec![None],
+            None => Vec::new(),
+        };
         // Nobody listening is not an error.
-        state.held.take().into_iter().flatten().for_each(|events| drop(server.news.send(events)));
+        held.into_iter().for_each(|events| drop(server.news.send(events)));
     }
 }
 
 #[derive(Debug)]
 struct Server {
     state: Mutex<State>,
-    news: broadcast::Sender<Arc<Vec<KeyEvent>>>,
+    /// The events of each transaction; `None` in place of transactions that were held back and were too many.
+    news: broadcast::Sender<Option<Arc<Vec<KeyEvent>>>>,
+}
+
+/// Transactions that watches are not told of yet.
+#[derive(Debug)]
+enum Held {
+    Events(Vec<Arc<Vec<KeyEvent>>>),
+    /// They were more than [`WATCH_QUEUE`] and are forgotten.
+    TooMany,
 }
 
 #[derive(Debug, Default)]
 struct State {
     revision: u64,
     keys: BTreeMap<String, Stored>,
-    /// What watches are not told yet.
-    held: Option<Vec<Arc<Vec<KeyEvent>>>>,
+    held: Option<Held>,
 }
 
 #[derive(Debug, Clone)]
@@ -167,9 +181,10 @@ impl Memory {
             state.revision = at.0;
             let events = Arc::new(events);
             match &mut state.held {
-                Some(held) => held.push(events),
+                Some(Held::Events(held)) if held.len() < WATCH_QUEUE => held.push(events),
+                Some(held) => *held = Held::TooMany,
                 // Sent under the lock: watchers must hear revisions in order. Nobody listening is not an error.
-                None => drop(self.server.news.send(events)),
+                None => drop(self.server.news.send(Some(events))),
             }
         }
         Ok(Applied { at: Revision(state.revision), versions })
@@ -224,14 +239,16 @@ impl Backend for Memory {
             (self.list_now(&state, &TopoPath::root()), self.server.news.subscribe())
         };
         let keys = self.keys.clone();
-        let live = futures::stream::unfold(live, |mut live| async move {
+        let live = futures::stream::unfold(Some(live), |live| async move {
+            let mut live = live?;
+            let behind = |much: &str| BackendError::new(Failure::Compacted, format!("the watch fell {much} behind"));
             let next = match live.recv().await {
-                Ok(events) => Ok(events),
+                Ok(Some(events)) => Ok(events),
+                Ok(None) => Err(behind("too far")),
                 Err(broadcast::error::RecvError::Closed) => return None,
-                Err(broadcast::error::RecvError::Lagged(n)) => {
-                    Err(BackendError::new(Failure::Compacted, format!("the watch fell {n} transactions behind")))
-                }
+                Err(broadcast::error::RecvError::Lagged(n)) => Err(behind(&format!("{n} transactions"))),
             };
+            let live = next.is_ok().then_some(live);
             Some((next, live))
         });
         Ok((listing, live.map(move |next| next.map(|events| Self::batch(&keys, &events))).boxed()))
@@ -300,6 +317,74 @@ impl Place for Waiting {
             // Gone, or somebody else's now.
             Err(error) if matches!(error.failure, Failure::NoNode | Failure::BadVersion) => Ok(Revision::default()),
             Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVER: &str = "test";
+
+    fn memory() -> (MemoryServers, Memory) {
+        let servers = MemoryServers::default();
+        let location = Location {
+            implementation: crate::backend::location::Implementation::Memory,
+            server: SERVER.to_owned(),
+            root: "/x".to_owned(),
+        };
+        let memory = servers.open(&location).unwrap();
+        (servers, memory)
+    }
+
+    fn write(memory: &Memory, times: usize) {
+        for time in 0..times {
+            let value = Bytes::from(time.to_string());
+            let path = TopoPath::parse("f").unwrap();
+            memory.apply_now(&[Change { path, guard: Guard::Any, action: Action::Put(value) }]).unwrap();
+        }
+    }
+
+    /// How many transactions a watch tells of, and how it ends if it does.
+    async fn told(mut watch: WatchStream) -> (usize, Option<Failure>) {
+        let mut told = 0;
+        while let Some(Some(next)) = futures::FutureExt::now_or_never(tokio::task::unconstrained(watch.next())) {
+            match next {
+                Ok(_) => told += 1,
+                Err(error) => {
+                    assert!(watch.next().await.is_none(), "it has ended");
+                    return (told, Some(error.failure));
+                }
+            }
+        }
+        (told, None)
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_is_too_far_behind_ends() {
+        for (behind, expected) in [(WATCH_QUEUE, (WATCH_QUEUE, None)), (WATCH_QUEUE + 1, (0, Some(Failure::Compacted)))]
+        {
+            let (_, memory) = memory();
+            let (_, watch) = memory.follow().await.unwrap();
+            write(&memory, behind);
+            assert_eq!(told(watch).await, expected, "{behind}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_is_bounded() {
+        for (held, expected) in [(WATCH_QUEUE, (WATCH_QUEUE, None)), (WATCH_QUEUE + 1, (0, Some(Failure::Compacted)))] {
+            let (servers, memory) = memory();
+            servers.hold_back(SERVER);
+            let (_, watch) = memory.follow().await.unwrap();
+            write(&memory, held);
+            servers.let_go(SERVER);
+            assert_eq!(told(watch).await, expected, "{held}");
+            // Whoever begins again is told of everything.
+            let (_, watch) = memory.follow().await.unwrap();
+            write(&memory, 1);
+            assert_eq!(told(watch).await, (1, None), "{held}");
         }
     }
 }

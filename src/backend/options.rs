@@ -23,11 +23,11 @@ pub struct ConnectOptions {
     pub consul: ConsulOptions,
     /// The services that live in this process.
     pub memory: MemoryServers,
-    /// What each backend is opened within.
+    /// A wrapper around each backend that is opened.
     pub wrap: Wrap,
 }
 
-/// What is put around a backend when it is opened, such as [`super::faulty::Faulty`]; nothing by default.
+/// A wrapper that is put around a backend when it is opened, such as [`super::faulty::Faulty`]; none by default.
 #[derive(Clone, Default)]
 pub struct Wrap(Option<Arc<Wrapper>>);
 

@@ -1,5 +1,6 @@
-//! Which servers are connected, and get the credentials: those that the administrator named, and of those that CellInfo
-//! records name the ones that a rule allows. Whoever may write one record could have them sent to a server of his own otherwise.
+//! Decides which servers are connected and get the credentials: those that the administrator named, and those in
+//! CellInfo records that a rule allows. Without the rule, anybody who may write one record could have the credentials
+//! sent to a server of their own.
 
 use std::fmt;
 
@@ -13,8 +14,8 @@ use super::options::ConnectOptions;
 pub enum CellServers {
     /// All, with the credentials: as in Vitess.
     Any,
-    /// All while no credentials are configured; else those of the global topology, and those that the configured authority
-    /// vouches for.
+    /// All while no credentials are configured; else those of the global topology, and those that the configured
+    /// authority vouches for.
     #[default]
     Verified,
     /// Those of the global topology.
@@ -23,7 +24,7 @@ pub enum CellServers {
     These(Vec<Named>),
 }
 
-/// A server of a list of the administrator's.
+/// A server in the administrator's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     host: String,
@@ -85,8 +86,8 @@ impl CellServers {
     pub fn check(&self, cell: &Location, global: &Location, options: &ConnectOptions) -> Result<(), BackendError> {
         let refused = |reason: &str| {
             let message = format!(
-                "its CellInfo record names servers that are not those of the global topology, and {reason}: they are not \
-                 connected (--cell-servers={self})"
+                "its CellInfo record names servers that are not those of the global topology, and {reason}: they are \
+                 not connected (--cell-servers={self})"
             );
             Err(BackendError::new(Failure::Denied, message))
         };
@@ -97,8 +98,8 @@ impl CellServers {
             && options.credentials(cell.implementation).is_some()
         {
             let message = format!(
-                "the address of the global topology asks for TLS, and {} in its CellInfo record does not: nothing is sent; \
-                 write https:// there",
+                "the address of the global topology asks for TLS, and {} in its CellInfo record does not: nothing is \
+                 sent; write https:// there",
                 cell.server
             );
             return Err(BackendError::new(Failure::Denied, message));
@@ -110,8 +111,8 @@ impl CellServers {
             CellServers::Any => Ok(()),
             CellServers::Verified => match options.credentials(cell.implementation) {
                 Some(credentials) if !credentials.verified => refused(&format!(
-                    "would get {} without an authority that vouches for them (allow them with --cell-servers, or use TLS \
-                     with {})",
+                    "would get {} without an authority that vouches for them (allow them with --cell-servers, or use \
+                     TLS with {})",
                     credentials.what, credentials.authority
                 )),
                 _ => Ok(()),
@@ -185,8 +186,8 @@ impl ConnectOptions {
         for address in location.addresses() {
             if let (Scheme::Clear(scheme), rest) = scheme(address) {
                 let message = format!(
-                    "the address {address} asks for a connection in clear, and the flags for TLS: nothing is sent; write \
-                     {rest} without {scheme} (in a cell's CellInfo record, or in --topo-global-server-address)"
+                    "the address {address} asks for a connection in clear, and the flags for TLS: nothing is sent; \
+                     write {rest} without {scheme} (in a cell's CellInfo record, or in --topo-global-server-address)"
                 );
                 return Err(BackendError::new(Failure::Denied, message));
             }
@@ -230,7 +231,8 @@ fn scheme(address: &str) -> (Scheme, &str) {
     (Scheme::None, address)
 }
 
-/// Scheme, host and port of an address. `None` for what has more than these: clients may read it in another way than we do.
+/// Scheme, host and port of an address. `None` for what has more than these: clients may read it in another way than we
+/// do.
 fn parts(address: &str) -> Option<(Scheme, Named)> {
     let (scheme, rest) = scheme(address);
     let rest = rest.strip_suffix('/').unwrap_or(rest);

@@ -73,13 +73,13 @@ impl Codec {
             return Ok(if old == Some(input) { None } else { Some(input.clone()) });
         }
         let mut new = self.parse(message, form, input)?;
-        // Bytes that do not decode have nothing that could be kept.
+        // Bytes that do not decode hold nothing to keep.
         let old = old.and_then(|old| self.decode(message, old).ok());
         if let Some(old) = &old {
             unknown::carry_over(old, &mut new);
         }
         let new = encode::encode(&new);
-        // What is encoded is compared: a field that is written with its default value is one that is not there.
+        // The encoded bytes are compared: a field with its default value is the same as no field.
         let same = old.is_some_and(|old| encode::encode(&old) == new);
         Ok(if same { None } else { Some(new.into()) })
     }

@@ -16,7 +16,8 @@ pub(super) fn flaw(message: &MessageDescriptor, form: Form, input: &[u8]) -> Opt
     let input = complete_characters(input);
     let flaw = parse(message, form, input).err()?;
     let is_final = match form {
-        // What reaches to the end may go on there: a number, or the byte before the one that the reader cannot take.
+        // A token that reaches the end may go on there: a number, or the byte before the one that the reader cannot
+        // take.
         Form::Json => flaw.span.end < input.len(),
         Form::Raw | Form::Text => is_final_text(&flaw, input),
     };

@@ -1,5 +1,5 @@
-//! Encodes messages so that equal ones are equal bytes: maps sorted by key, unlike prost-reflect's random order. A record that is
-//! restored in all its forms is then stored once.
+//! Encodes messages so that equal ones are equal bytes: maps sorted by key, unlike prost-reflect's random order. A
+//! record that is restored in all its forms is then stored once.
 
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};

@@ -1,4 +1,5 @@
-//! Which paths are records that may be made, and which message each holds: what `layout` says, and what `--record` adds.
+//! Which paths are records that may be made, and which message each holds: what `layout` says, and what `--record`
+//! adds.
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
@@ -15,7 +16,8 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    /// With globs of further record paths, written as `cell/path` (`global/custom/*`). `*` does not cross a slash, `**` does.
+    /// With globs of further record paths, written as `cell/path` (`global/custom/*`). `*` does not cross a slash, `**`
+    /// does.
     pub fn new(globs: &[String]) -> Result<Self, globset::Error> {
         let mut extra = GlobSetBuilder::new();
         for glob in globs {
@@ -30,7 +32,7 @@ impl Kinds {
         layout::message(cell, path)
     }
 
-    /// Whether a new file of this name is stored. Everything else that is created is scratch: a stray key can break a cell.
+    /// Whether a new file of this name is stored. Any other new file is scratch: a stray key can break a cell.
     pub fn is_record(&self, cell: &CellName, path: &TopoPath) -> bool {
         is_vitess_record(cell, path) || (!is_editor_file(path.name()) && self.extra.is_match(format!("{cell}/{path}")))
     }

@@ -1,7 +1,8 @@
 //! Vitess's key layout: which path stands for what. The one place that spells it; everybody else asks here by meaning.
 //!
-//! Facts: go/vt/topo/server.go names the records and their directories, shard_lock.go and its like the directories that are locked,
-//! and election.go the elections. Whether a name may be given to a keyspace or a shard is not decided here, but in `kind`.
+//! Facts: go/vt/topo/server.go names the records and their directories, shard_lock.go and its like the directories that
+//! are locked, and election.go the elections. Whether a name may be given to a keyspace or a shard is not decided here,
+//! but in `kind`.
 
 use std::fmt;
 
@@ -179,8 +180,8 @@ impl fmt::Display for Key<'_> {
     }
 }
 
-/// The message that a record holds: its name decides, wherever it is, as in Vitess's own tools. In the global topology, `metadata`
-/// holds plain bytes. `None` for plain bytes and what nobody knows.
+/// The message that a record holds: its name decides, wherever it is, as in Vitess's own tools. In the global topology,
+/// `metadata` holds plain bytes. `None` for plain bytes and what nobody knows.
 pub fn message(cell: &CellName, path: &TopoPath) -> Option<&'static str> {
     let names: Vec<&str> = path.components().collect();
     match (cell.is_global(), names.as_slice()) {

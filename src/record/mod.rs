@@ -28,12 +28,12 @@ pub use cell_info::CellInfo;
 pub use codec::Codec;
 pub use kind::{Kinds, is_editor_file};
 
-/// Printed forms kept, in bytes, with the values that they are of: a few megabyte-sized VSchemas and some ten thousand small records.
+/// Room for printed forms and their values, in bytes: a few large VSchemas and some ten thousand small records.
 const CACHE_BYTES: u64 = 64 << 20;
-/// Parts of the cache, each with its share of the room: few enough that a large VSchema fits into one of them. (The library would
-/// make four for each processor.)
+/// Parts of the cache, each with its share of the room: few enough that a large VSchema fits into one of them. (The
+/// library would make four for each processor.)
 const CACHE_SHARDS: usize = 4;
-/// Entries that the cache is laid out for.
+/// The number of entries that the cache expects.
 const CACHE_ENTRIES: usize = 100_000;
 
 /// How a record is shown.
@@ -98,7 +98,8 @@ pub struct Records {
 /// One form of a record.
 type Shown = (CellName, TopoPath, Form);
 
-/// What was printed, and of which value: versions can come again when a service is restored, and digests can be made to.
+/// A printed text, and the value it shows. The whole value is the key: versions come again when a service is restored,
+/// and digests can be forged.
 #[derive(Debug, Clone)]
 struct Printed {
     value: Bytes,

@@ -1,7 +1,7 @@
 //! Parses proto3 JSON as Vitess's parser (Go's protojson) does: what that one refuses is refused here.
 //!
-//! The library's own parser is more generous than that: of a member that occurs twice the last one wins, and quoted numbers that no
-//! field can hold become infinite.
+//! The library's own parser is more generous than that: of a member that occurs twice the last one wins, and quoted
+//! numbers that no field can hold become infinite.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -68,7 +68,7 @@ impl Input<'_> {
     }
 }
 
-/// What is wrong with the message in an Any: the library takes it as generously as any other. Where in it is not said.
+/// The flaw of the message in an Any: the library accepts too much there, too. It does not say where the flaw is.
 fn flaw_of_any(any: &MessageDescriptor, part: &str) -> Option<Flaw> {
     const TYPE: &str = "@type";
     if any.full_name() != "google.protobuf.Any" {

@@ -1,5 +1,6 @@
-//! Parses the text format, and refuses what the library takes silently: a field that is set twice, the first time to its default
-//! value, and a key that occurs twice in a map. (Of keys, Vitess's parser takes the last one, too; here nothing is lost.)
+//! Parses the text format, and refuses what the library takes silently: a field that is set twice, the first time to
+//! its default value, and a key that occurs twice in a map. (Of keys, Vitess's parser takes the last one, too; here
+//! nothing is lost.)
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -9,9 +10,10 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescri
 
 use super::flaw::Flaw;
 
-/// Deepest nesting of an input. The library has no limit of its own and would overflow the stack; protobuf's own is 100.
+/// Deepest nesting of an input. The library has no limit of its own and would overflow the stack; protobuf's own is
+/// 100.
 const DEPTH_LIMIT: usize = 100;
-/// What people want to know who have written an old value beside the new one.
+/// Help for people who have written an old value beside the new one.
 const ONE_VALUE: &str = "a record keeps one value for it, and no comments";
 
 /// The message of a text.
@@ -139,8 +141,8 @@ impl<'a> Tokens<'a> {
         self.text.get(span.clone()).unwrap_or_default()
     }
 
-    /// Walks through the fields of a message, to its closing bracket or the end of the text. Returns where the value of its first
-    /// field is: of a map's entry, that is the key.
+    /// Walks through the fields of a message, to its closing bracket or the end of the text. Returns where the value of
+    /// its first field is: of a map's entry, that is the key.
     fn message(&mut self, message: Option<&MessageDescriptor>) -> Result<Option<Range<usize>>, Flaw> {
         let mut seen = HashSet::new();
         let mut keys = HashSet::new();

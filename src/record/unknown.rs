@@ -2,8 +2,9 @@
 //! comes back without them. Here they are carried over from the stored record.
 //!
 //! A field finds its place by the path of its message: by field number, by map key, and in lists by the element that is
-//! otherwise equal, else by the one that has most in common with it and stands where it stood (or has moved with more than half of
-//! its fields), else by its place in a list that is as long as before. What the edit removed takes its unknown fields with it.
+//! otherwise equal, else by the one that has most in common with it and stands where it stood (or has moved with more
+//! than half of its fields), else by its place in a list that is as long as before. If an edit removes an element, its
+//! unknown fields go with it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -125,12 +126,13 @@ fn any_message(value: &Value, test: &impl Fn(&DynamicMessage) -> bool) -> bool {
     }
 }
 
-/// Whether this build does not know something in the message.
+/// Whether the message holds fields that this build does not know.
 pub(super) fn has_unknown(message: &DynamicMessage) -> bool {
     message.unknown_fields().next().is_some() || message.fields().any(|(_, value)| any_message(value, &has_unknown))
 }
 
-/// Made anew: a message from which unknown fields are taken keeps places for them, and is not equal to one that never had any.
+/// Made anew: a message from which unknown fields are taken keeps places for them, and is not equal to one that never
+/// had any.
 fn without_unknown(message: &DynamicMessage) -> DynamicMessage {
     let mut copy = DynamicMessage::new(message.descriptor());
     for (field, value) in message.fields() {

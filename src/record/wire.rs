@@ -1,5 +1,5 @@
-//! The wire format, as far as the library does not look at it: it takes a map entry of any wire type, and reads what follows as
-//! one. Vitess would not.
+//! The wire format, as far as the library does not look at it: it takes a map entry of any wire type, and reads what
+//! follows as one. Vitess would not.
 
 use prost::bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint};
@@ -20,7 +20,7 @@ struct Field {
     content: usize,
 }
 
-/// What no further bytes could repair in the fields of a message that are complete.
+/// The first flaw in the complete fields of a message that no further bytes could repair.
 pub(super) fn flaw(message: &MessageDescriptor, input: &[u8]) -> Option<Flaw> {
     flaw_in(message, input, 0, DEPTH)
 }

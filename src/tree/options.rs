@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::record::Form;
+pub use crate::store::RespectLocks;
 
 /// How the tree is shown and what may be done to it.
 #[derive(Debug, Clone)]
@@ -32,18 +33,6 @@ pub struct TreeOptions {
     pub request_timeout: Option<Duration>,
     /// Processes that cannot be seen may write records, too.
     pub allow_unseen_writers: bool,
-}
-
-/// The records that are not saved while somebody else holds the lock of their directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RespectLocks {
-    /// None.
-    None,
-    /// Keyspace records, as Vitess insists, and the routing rules of keyspaces.
-    Keyspace,
-    /// Shard records, too.
-    All,
 }
 
 /// Work that nobody waits for, until the mount ends.

@@ -3,15 +3,14 @@
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
+use crate::common::eventually;
 use crate::common::world::{self, Service, put, runtime};
-use crate::common::{etcd, eventually};
-use topofs::backend::Implementation;
 
 const RECORDS: usize = 10_000;
 
 #[test]
 fn a_burst_is_delivered_or_the_kernel_says_that_it_was_too_much() {
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     let cell = service.cell();
     let store = |value: &'static str| {
         let changes: Vec<_> =
@@ -55,7 +54,7 @@ fn a_burst_is_delivered_or_the_kernel_says_that_it_was_too_much() {
 
 #[test]
 fn who_is_woken_by_an_event_never_reads_older_bytes() {
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     for flags in [&[][..], &["--read-only"]] {
         let mount = service.mount(flags);
         service.put("global/metadata/owner", b"00000000");
@@ -96,7 +95,7 @@ fn of_digit(digit: usize) -> String {
 #[test]
 fn a_record_that_keeps_changing_its_size_is_never_read_in_part() {
     use std::sync::atomic::{AtomicBool, Ordering};
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     let cell = service.cell();
     let store =
         |digit| runtime().block_on(cell.apply(&[put("global/metadata/owner", of_digit(digit))])).map(drop).unwrap();

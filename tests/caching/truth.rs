@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use crate::common::eventually;
 use crate::common::mount::{Mount, write_knowingly};
 use crate::common::world::{Service, runtime};
-use crate::common::{consul, etcd, eventually, zookeeper};
-use topofs::backend::{Action, Change, Guard, Implementation};
+use topofs::backend::{Action, Change, Guard};
 use topofs::name::TopoPath;
 
 /// Records with three forms, and some with one, in directories that come and go with them.
@@ -224,15 +224,15 @@ fn what_is_kept_is_true(service: &Service, cases: u32) {
 
 #[test]
 fn what_is_kept_is_true_on_etcd2() {
-    what_is_kept_is_true(&Service::new(Implementation::Etcd2, etcd::shared().endpoint()), 64);
+    what_is_kept_is_true(&Service::etcd2(), 64);
 }
 
 #[test]
 fn what_is_kept_is_true_on_zk2() {
-    what_is_kept_is_true(&Service::new(Implementation::Zk2, zookeeper::shared().endpoint()), 24);
+    what_is_kept_is_true(&Service::zk2(), 24);
 }
 
 #[test]
 fn what_is_kept_is_true_on_consul() {
-    what_is_kept_is_true(&Service::new(Implementation::Consul, consul::shared().endpoint()), 12);
+    what_is_kept_is_true(&Service::consul(), 12);
 }

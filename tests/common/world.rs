@@ -6,13 +6,31 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use topofs::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
 use topofs::name::{CellName, TopoPath};
-use topofs::record::{Codec, Kinds};
+use topofs::record::{Codec, Form, Kinds};
 use topofs::sample::Cluster;
+use topofs::tree::{RespectLocks, TreeOptions};
 
 use super::mount::Mount;
 use super::proxy::Proxy;
 use super::server::fresh_root;
 use super::{consul, etcd, eventually, zookeeper};
+
+/// A tree with all forms, for tests without a mount.
+pub fn tree_options() -> TreeOptions {
+    TreeOptions {
+        read_only: false,
+        no_delete: false,
+        forms: Form::ALL.to_vec(),
+        list: Form::ALL.to_vec(),
+        uid: 0,
+        gid: 0,
+        umask: 0o077,
+        scratch_quota: 1 << 20,
+        respect_locks: RespectLocks::Keyspace,
+        request_timeout: None,
+        allow_unseen_writers: false,
+    }
+}
 
 /// Runs a test once on each backend: `on_each_backend!(fn name(world: World) { ... })`.
 #[macro_export]
@@ -31,6 +49,25 @@ macro_rules! on_each_backend {
             fn zk2() { test($crate::common::world::World::zk2()) }
             #[test]
             fn consul() { test($crate::common::world::World::consul()) }
+        }
+    )*};
+}
+
+/// Runs a test once on each service that several mounts can share: `on_each_service!(fn name(service) { ... })`.
+#[macro_export]
+macro_rules! on_each_service {
+    ($($(#[$meta:meta])* fn $name:ident($service:ident) $body:block)*) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+            fn test($service: $crate::common::world::Service) $body
+            #[test]
+            fn etcd2() { test($crate::common::world::Service::etcd2()) }
+            #[test]
+            fn zk2() { test($crate::common::world::Service::zk2()) }
+            #[test]
+            fn consul() { test($crate::common::world::Service::consul()) }
         }
     )*};
 }
@@ -64,13 +101,13 @@ impl World {
     }
 
     pub fn etcd2() -> Self {
-        let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+        let service = Service::etcd2();
         let counter = Counter::History(History { root: service.root.clone() });
         Self { mount: service.mount(&[]), service: Some(service), counter }
     }
 
     pub fn zk2() -> Self {
-        let service = Service::new(Implementation::Zk2, zookeeper::shared().endpoint());
+        let service = Service::zk2();
         let counter = Counter::Events(count_events(&service));
         Self { mount: service.mount(&[]), service: Some(service), counter }
     }
@@ -127,6 +164,21 @@ impl World {
 const MARKER_UNIT: usize = 1 << 20;
 
 impl Service {
+    /// A fresh root of the shared etcd.
+    pub fn etcd2() -> Self {
+        Self::new(Implementation::Etcd2, etcd::shared().endpoint())
+    }
+
+    /// The same of ZooKeeper.
+    pub fn zk2() -> Self {
+        Self::new(Implementation::Zk2, zookeeper::shared().endpoint())
+    }
+
+    /// The same of Consul.
+    pub fn consul() -> Self {
+        Self::new(Implementation::Consul, consul::shared().endpoint())
+    }
+
     /// A fresh root with the sample cluster.
     pub fn new(implementation: Implementation, server: String) -> Self {
         let address = server.clone();

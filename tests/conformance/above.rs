@@ -1,4 +1,5 @@
-//! What stands on a backend keeps its promises while the backend has faults: cells say what they cannot know, and mirrors never go back.
+//! What stands on a backend keeps its promises while the backend has faults: cells say what they cannot know, and
+//! mirrors never go back.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -233,7 +234,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// Runs the steps; at each, no record may be older than it was shown or told before, and at the end the mirror shows what is stored.
+/// Runs the steps; at each, no record may be older than it was shown or told before, and at the end the mirror shows
+/// what is stored.
 async fn never_goes_back(steps: Vec<Step>) {
     let world = World::new().await;
     let cell = world.cell();

@@ -35,7 +35,8 @@ fn held(node: &Node) -> Change {
     check(node.path.as_str(), Guard::Held(holding))
 }
 
-/// Without a queue nobody has a right to be next, but one at a time has it, everybody gets it, and nobody who has given up does.
+/// Without a queue nobody has a right to be next, but one at a time has it, everybody gets it, and nobody who has given
+/// up does.
 async fn everybody_has_it_once(cell: &dyn Backend, mut places: Vec<SharedPlace>) {
     let gone = places.remove(5);
     gone.leave().await.unwrap();
@@ -231,7 +232,8 @@ conformance! {
         assert_eq!((records, listing.nodes.len()), (3, 5));
         // A record in a place like that of a lock is a record, unless everybody who wants the lock waits for it.
         let waited_for = ["keyspaces/ks/locks/note", "keyspaces/ks/locks/deep/er"];
-        for odd in [&waited_for[..], &["keyspaces/locks/note", "keyspaces/ks/shards/locks/Shard", "metadata/locks/5"]].concat() {
+        let records = ["keyspaces/locks/note", "keyspaces/ks/shards/locks/Shard", "metadata/locks/5"];
+        for odd in [&waited_for[..], &records].concat() {
             if factory.implementation != Implementation::Zk2 {
                 apply_one(&*cell, put(odd, Guard::Any, "x")).await.unwrap();
                 let role = cell.get(&path(odd)).await.unwrap().node.unwrap().role;

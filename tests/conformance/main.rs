@@ -1,4 +1,5 @@
-//! What every backend must do, whatever the service behind it. A new backend adds a factory to `factories!` and nothing else.
+//! What every backend must do, whatever the service behind it. A new backend adds a factory to `factories!` and nothing
+//! else.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -151,6 +152,7 @@ fn failure<T: std::fmt::Debug>(result: Result<T, BackendError>) -> Failure {
 }
 
 mod above;
+mod bounds;
 mod faults;
 mod locks;
 mod records;

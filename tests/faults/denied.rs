@@ -8,11 +8,10 @@ use crate::common::consul::Consul;
 use crate::common::etcd::Etcd;
 use crate::common::mount::{Mount, lines};
 use crate::common::proxy::Proxy;
-use crate::common::server::{Server, free_port};
 use crate::common::world::{cell, etcd_cell, load, put, runtime};
 use crate::common::zookeeper::Zookeeper;
 use crate::common::{bash_in, eventually, signal, text};
-use crate::rig::{OWNER, state, wait_for_state};
+use crate::rig::{OWNER, etcd_with_certificates, state, wait_for_state};
 use topofs::backend::Implementation;
 use topofs::sample::Cluster;
 
@@ -300,19 +299,7 @@ fn certificates_that_have_changed_are_read_again() {
     let files = tempfile::tempdir().unwrap();
     let file = |name: &str| files.path().join(name).display().to_string();
     certificates(files.path());
-    let port = free_port();
-    let url = format!("https://127.0.0.1:{port}");
-    let flags = vec![
-        format!("--listen-client-urls={url}"),
-        format!("--advertise-client-urls={url}"),
-        format!("--cert-file={}", file("cert.pem")),
-        format!("--key-file={}", file("key.pem")),
-        format!("--trusted-ca-file={}", file("ca.pem")),
-        "--client-cert-auth".to_owned(),
-    ];
-    let mut etcd = Server::new("etcd", flags);
-    etcd.port = port;
-    etcd.launch();
+    let (mut etcd, url) = etcd_with_certificates(files.path());
     let tls = [
         format!("--topo-etcd-tls-cert={}", file("cert.pem")),
         format!("--topo-etcd-tls-key={}", file("key.pem")),

@@ -7,10 +7,10 @@ use crate::access::certificates;
 use crate::common::etcd::Etcd;
 use crate::common::mount::{Mount, TOPOFS};
 use crate::common::proxy::Proxy;
-use crate::common::server::{Server, free_port};
+use crate::common::server::free_port;
 use crate::common::world::{etcd_cell, load};
 use crate::common::{bash_in, eventually, text};
-use crate::rig::{OWNER, nothing_blocks, stored, wait_for_state, wait_until_equal};
+use crate::rig::{OWNER, etcd_with_certificates, nothing_blocks, stored, wait_for_state, wait_until_equal};
 use topofs::sample::Cluster;
 
 /// Short time-outs, so that the tests need not wait long: what they check does not depend on the length.
@@ -255,19 +255,7 @@ fn tls_with_client_certificates() {
     let dir = files.path();
     certificates(dir);
     let file = |name: &str| dir.join(name).display().to_string();
-    let port = free_port();
-    let url = format!("https://127.0.0.1:{port}");
-    let flags = vec![
-        format!("--listen-client-urls={url}"),
-        format!("--advertise-client-urls={url}"),
-        format!("--cert-file={}", file("cert.pem")),
-        format!("--key-file={}", file("key.pem")),
-        format!("--trusted-ca-file={}", file("ca.pem")),
-        "--client-cert-auth".to_owned(),
-    ];
-    let mut etcd = Server::new("etcd", flags);
-    etcd.port = port;
-    etcd.launch();
+    let (etcd, url) = etcd_with_certificates(dir);
     let (cert, key) =
         (format!("--topo-etcd-tls-cert={}", file("cert.pem")), format!("--topo-etcd-tls-key={}", file("key.pem")));
     let trusted = format!("--topo-etcd-tls-ca={}", file("ca.pem"));

@@ -21,3 +21,4 @@ mod size;
 mod tools;
 mod zookeeper;
 mod zookeeper_async;
+mod zookeeper_rights;

@@ -1,6 +1,7 @@
 //! A mount over a server of its own, of each kind, and what the tests look at.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use topofs::backend::{Backend, Implementation};
@@ -11,7 +12,7 @@ use crate::common::consul::Consul;
 use crate::common::etcd::Etcd;
 use crate::common::eventually;
 use crate::common::mount::Mount;
-use crate::common::server::Server;
+use crate::common::server::{Server, free_port};
 use crate::common::world::{cell, load, runtime};
 use crate::common::zookeeper::Zookeeper;
 
@@ -62,6 +63,25 @@ impl Any {
             Any::Consul(server) => server.restart(),
         }
     }
+}
+
+/// An etcd that asks its clients for certificates (see `access::certificates`), and its URL.
+pub fn etcd_with_certificates(files: &Path) -> (Server, String) {
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    let file = |name: &str| files.join(name).display().to_string();
+    let flags = vec![
+        format!("--listen-client-urls={url}"),
+        format!("--advertise-client-urls={url}"),
+        format!("--cert-file={}", file("cert.pem")),
+        format!("--key-file={}", file("key.pem")),
+        format!("--trusted-ca-file={}", file("ca.pem")),
+        "--client-cert-auth".to_owned(),
+    ];
+    let mut etcd = Server::new("etcd", flags);
+    etcd.port = port;
+    etcd.launch();
+    (etcd, url)
 }
 
 /// A service with the sample cluster below /t.

@@ -1,12 +1,11 @@
-//! What is ZooKeeper's own: locks without a session, empty nodes, limits that cannot be asked for, rights, followers that lag.
+//! What is ZooKeeper's own: locks without a session, empty nodes, limits that cannot be asked for, followers that lag.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use topofs::backend::{Action, Backend, BackendError, Change, Failure, Guard, Implementation, Role, Version};
-use topofs::backend::{Holding, Owner};
+use topofs::backend::{Action, Backend, BackendError, Change, Failure, Guard, Holding, Implementation, Owner, Role};
 use topofs::name::TopoPath;
-use zookeeper_client::{Acl, Acls, AuthId, CreateMode, Permission};
+use zookeeper_client::{Acls, CreateMode};
 
 use crate::common::mount::{Mount, TOPOFS};
 use crate::common::proxy::Proxy;
@@ -16,28 +15,28 @@ use crate::common::zookeeper::{Zookeeper, shared};
 use crate::common::{eventually, text};
 use topofs::sample::Cluster;
 
-fn path(text: &str) -> TopoPath {
+pub fn path(text: &str) -> TopoPath {
     TopoPath::parse(text).unwrap()
 }
 
-fn at(server: &str, root: &str) -> Arc<dyn Backend> {
+pub fn at(server: &str, root: &str) -> Arc<dyn Backend> {
     cell(Implementation::Zk2, server, root)
 }
 
-fn guarded(at: &str, guard: Guard, value: &str) -> Change {
+pub fn guarded(at: &str, guard: Guard, value: &str) -> Change {
     Change { guard, ..put(at, value.to_owned()) }
 }
 
-fn delete(at: &str, guard: Guard) -> Change {
+pub fn delete(at: &str, guard: Guard) -> Change {
     Change { path: path(at), guard, action: Action::Delete }
 }
 
-fn get(cell: &Arc<dyn Backend>, at: &str) -> Option<String> {
+pub fn get(cell: &Arc<dyn Backend>, at: &str) -> Option<String> {
     let node = runtime().block_on(cell.get(&path(at))).unwrap().node?;
     Some(String::from_utf8(node.value.to_vec()).unwrap())
 }
 
-fn names(cell: &Arc<dyn Backend>) -> Vec<String> {
+pub fn names(cell: &Arc<dyn Backend>) -> Vec<String> {
     let mut names: Vec<String> = runtime()
         .block_on(cell.list(&TopoPath::root()))
         .unwrap()
@@ -52,7 +51,7 @@ fn names(cell: &Arc<dyn Backend>) -> Vec<String> {
 const UNCERTAIN: &str = "may have been carried out";
 
 #[track_caller]
-fn certain<T: std::fmt::Debug>(outcome: Result<T, BackendError>) -> Failure {
+pub fn certain<T: std::fmt::Debug>(outcome: Result<T, BackendError>) -> Failure {
     let error = outcome.unwrap_err();
     assert!(!error.message.contains(UNCERTAIN), "{error}");
     error.failure
@@ -243,117 +242,6 @@ fn what_is_larger_than_the_server_takes_is_efbig_and_disturbs_nobody() {
     let both = [put("a", large.clone()), put("b", large.clone())];
     assert_eq!(certain(runtime().block_on(cell.apply(&both))), Failure::TooLarge);
     runtime().block_on(cell.apply(&[put("a", large)])).unwrap();
-}
-
-/// What everybody may do with a node; one user may do everything.
-fn restrict_one(node: &str, rights: Permission) {
-    restrict_all(node, rights, false);
-}
-
-/// The same, with all that is below it.
-fn restrict(root: &str, rights: Permission) {
-    restrict_all(root, rights, true);
-}
-
-fn restrict_all(root: &str, rights: Permission, recursive: bool) {
-    runtime().block_on(async {
-        let client = shared().client().await;
-        client.auth("digest", b"boss:s3cret").await.unwrap();
-        let all = Acl::new(Permission::ALL, AuthId::new("auth", ""));
-        let acls = [all, Acl::new(rights, AuthId::anyone())];
-        let mut nodes = vec![root.to_owned()];
-        while let Some(node) = nodes.pop() {
-            let below = client.list_children(&node).await.unwrap();
-            nodes.extend(below.into_iter().filter(|_| recursive).map(|name| format!("{node}/{name}")));
-            let acls = if rights == Permission::NONE { &acls[..1] } else { &acls[..] };
-            client.set_acl(&node, acls, None).await.unwrap();
-        }
-    });
-}
-
-#[test]
-fn what_is_forbidden_is_denied_in_every_operation() {
-    let root = fresh_root();
-    let cell = at(&shared().endpoint(), &root);
-    let stored = [put("keyspaces/ks/Keyspace", "x"), put("metadata/owner", "team")];
-    let versions = runtime().block_on(cell.apply(&stored)).unwrap().versions;
-    let version = versions[1].unwrap();
-    let writes = |version: Version| {
-        vec![
-            vec![guarded("metadata/owner", Guard::Version(version), "new")],
-            vec![put("metadata/owner", "new")],
-            vec![guarded("metadata/other", Guard::Absent, "new")],
-            vec![guarded("one/two/three", Guard::Absent, "new")],
-            vec![delete("metadata/owner", Guard::Version(version))],
-            vec![delete("metadata/owner", Guard::Version(version)), guarded("metadata/moved", Guard::Absent, "team")],
-        ]
-    };
-    restrict(&root, Permission::READ);
-    runtime().block_on(async {
-        for write in writes(version) {
-            assert_eq!(certain(cell.apply(&write).await), Failure::Denied, "{write:?}");
-        }
-        assert_eq!(certain(cell.enter(&path("keyspaces/ks"), &"x".into()).await.map(drop)), Failure::Denied);
-        assert_eq!(certain(cell.enter(&path("elections/e"), &"x".into()).await.map(drop)), Failure::Denied);
-    });
-    assert_eq!(get(&cell, "metadata/owner").as_deref(), Some("team"));
-    assert_eq!(names(&cell), ["keyspaces/ks/Keyspace", "metadata/owner"]);
-    restrict(&root, Permission::NONE);
-    runtime().block_on(async {
-        assert_eq!(certain(cell.get(&path("metadata/owner")).await), Failure::Denied);
-        assert_eq!(certain(cell.attribute(&path("metadata/owner"), "acl").await), Failure::Denied);
-        for write in writes(version) {
-            assert_eq!(certain(cell.apply(&write).await), Failure::Denied, "{write:?}");
-        }
-        // A whole cell.
-        for cell in [cell.clone(), at(&shared().endpoint(), &root)] {
-            assert_eq!(certain(cell.list(&TopoPath::root()).await), Failure::Denied);
-            assert_eq!(certain(cell.follow().await.map(drop)), Failure::Denied);
-        }
-    });
-}
-
-#[test]
-fn rights_that_are_taken_away_make_nothing_disappear() {
-    let root = fresh_root();
-    let cell = at(&shared().endpoint(), &root);
-    runtime().block_on(cell.apply(&[put("keyspaces/ks/Keyspace", "x"), put("metadata/owner", "team")])).unwrap();
-    let (_, watch) = runtime().block_on(cell.follow()).unwrap();
-    restrict(&format!("{root}/keyspaces"), Permission::NONE);
-    assert_eq!(certain(runtime().block_on(cell.list(&TopoPath::root()))), Failure::Denied);
-    drop(watch);
-    assert_eq!(certain(runtime().block_on(cell.follow()).map(drop)), Failure::Denied);
-    // Who may not look at what is above may use what he may use.
-    let inner = at(&shared().endpoint(), &format!("{root}/metadata"));
-    restrict_one(&root, Permission::CREATE);
-    runtime().block_on(inner.apply(&[put("more", "x")])).unwrap();
-    assert_eq!((get(&inner, "more").as_deref(), names(&inner).len()), (Some("x"), 2));
-    restrict_one(&root, Permission::READ);
-    runtime().block_on(inner.apply(&[delete("more", Guard::Any)])).unwrap();
-    // Who never saw it, sees the rest.
-    assert_eq!(names(&at(&shared().endpoint(), &root)), ["metadata/owner"]);
-    restrict(&format!("{root}/keyspaces"), Permission::READ);
-    assert_eq!(names(&cell), ["keyspaces/ks/Keyspace", "metadata/owner"]);
-}
-
-#[test]
-fn credentials_are_read_again_when_they_are_refused() {
-    let root = fresh_root();
-    shared().create(&format!("{root}/global/keyspaces/ks/Keyspace"), "");
-    shared().create(&format!("{root}/global/metadata/owner"), "team");
-    restrict(&format!("{root}/global"), Permission::READ);
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("auth");
-    std::fs::write(&file, "digest:boss:old").unwrap();
-    let mount = Mount::of("zk2", &shared().endpoint(), &root, &[&format!("--topo-zk-auth-file={}", file.display())]);
-    mount.sh("echo new > ../new");
-    assert!(text(&mount.bash("cp ../new global/metadata/owner")).contains("Permission denied"));
-    let lock = "flock global/elections/nightly/.lock true";
-    assert!(!mount.bash(lock).status.success());
-    std::fs::write(&file, "digest:boss:s3cret\n").unwrap();
-    mount.sh(&format!("cp ../new global/metadata/owner; {lock}"));
-    assert_eq!(mount.read("global/metadata/owner"), "new\n");
-    assert!(!mount.log().contains("s3cret"));
 }
 
 #[test]

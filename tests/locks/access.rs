@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::mount::Mount;
 use crate::common::{PYTHON, eventually, signal, text};
+use crate::on_each_service;
 use crate::{Holder, LOCK, is_free, py, report};
 
 /// A user who may read, like everybody.

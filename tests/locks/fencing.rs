@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::mount::TOPOFS;
 use crate::common::{eventually, signal, text};
+use crate::on_each_service;
 use crate::{DIR, Holder, LOCK, SHORT, events, is_free, is_free_for_each, py, report};
 
 const VSCHEMA: &str = "global/keyspaces/commerce/VSchema.json";

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::mount::Mount;
 use crate::common::{eventually, signal, text};
+use crate::on_each_service;
 use crate::{DIR, Holder, LOCK, SHORT, events, is_free, py, report};
 
 on_each_service! {

@@ -8,10 +8,9 @@ mod common;
 use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
 
+use common::eventually;
 use common::mount::Mount;
 use common::world::Service;
-use common::{consul, etcd, eventually, zookeeper};
-use topofs::backend::Implementation;
 
 /// Leases and sessions that end soon.
 const SHORT: &[&str] = &[
@@ -23,34 +22,16 @@ const SHORT: &[&str] = &[
 const DIR: &str = "global/keyspaces/commerce";
 const LOCK: &str = "global/keyspaces/commerce/.lock";
 
-/// Runs a test once on each service that several mounts can share: `on_each_service!(fn name(service) { ... })`.
-macro_rules! on_each_service {
-    ($($(#[$meta:meta])* fn $name:ident($service:ident) $body:block)*) => {$(
-        $(#[$meta])*
-        mod $name {
-            #[allow(unused_imports)]
-            use super::*;
-            fn test($service: crate::common::world::Service) $body
-            #[test]
-            fn etcd2() { test(crate::etcd_service()) }
-            #[test]
-            fn zk2() { test(crate::zk_service()) }
-            #[test]
-            fn consul() { test(crate::consul_service()) }
-        }
-    )*};
-}
-
 fn etcd_service() -> Service {
-    Service::new(Implementation::Etcd2, etcd::shared().endpoint())
+    Service::etcd2()
 }
 
 fn zk_service() -> Service {
-    Service::new(Implementation::Zk2, zookeeper::shared().endpoint())
+    Service::zk2()
 }
 
 fn consul_service() -> Service {
-    Service::new(Implementation::Consul, consul::shared().endpoint())
+    Service::consul()
 }
 
 /// Somebody who holds a lock until told to stop.

@@ -8,6 +8,7 @@ use topofs::backend::Implementation;
 
 use crate::common::mount::Mount;
 use crate::common::{eventually, signal};
+use crate::on_each_service;
 use crate::{DIR, LOCK, events, is_free, py};
 
 /// Counts in a record, `times` times, and prints what else than ESTALE went wrong.

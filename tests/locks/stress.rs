@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::mount::Mount;
 use crate::common::{eventually, signal};
+use crate::on_each_service;
 use crate::{LOCK, SHORT, is_free_for_each, report};
 
 /// Enters critical sections: counts in a file without atomics, and makes a directory that must not be there.

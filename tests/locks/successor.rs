@@ -3,6 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::common::{self, eventually};
+use crate::on_each_service;
 use crate::{DIR, Holder, LOCK, events, report};
 
 on_each_service! {

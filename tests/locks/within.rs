@@ -13,10 +13,10 @@ use topofs::control::Control;
 use topofs::error::Kind;
 use topofs::mirror::MirrorOptions;
 use topofs::name::{CellName, TopoPath};
-use topofs::record::{Codec, Form, Kinds, Records};
-use topofs::tree::{Caller, LockCall, OpenMode, ROOT, RespectLocks, Tree, TreeOptions};
+use topofs::record::{Codec, Kinds, Records};
+use topofs::tree::{Caller, LockCall, OpenMode, ROOT, Tree, TreeOptions};
 
-use crate::common::world::{connect_options, put};
+use crate::common::world::{connect_options, put, tree_options};
 
 const DIR: &str = "metadata";
 
@@ -53,19 +53,7 @@ impl Within {
         )
         .await
         .unwrap();
-        let options = TreeOptions {
-            read_only: false,
-            no_delete: false,
-            forms: Form::ALL.to_vec(),
-            list: Form::ALL.to_vec(),
-            uid: 0,
-            gid: 0,
-            umask: 0o077,
-            scratch_quota: 1 << 20,
-            respect_locks: RespectLocks::Keyspace,
-            request_timeout: None,
-            allow_unseen_writers: true,
-        };
+        let options = TreeOptions { allow_unseen_writers: true, ..tree_options() };
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         let tree = Tree::new(cells, records, control, options);
         topofs::notify::follow(&tree);

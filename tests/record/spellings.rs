@@ -1,5 +1,5 @@
-//! What Vitess's parser refuses is refused, with the place; and what is printed is what Vitess prints. The tables were made with Vitess's
-//! library, and `tests/interop/spellings` holds them against it.
+//! What Vitess's parser refuses is refused, with the place; and what is printed is what Vitess prints. The tables were
+//! made with Vitess's library, and `tests/interop/spellings` holds them against it.
 
 use bytes::Bytes;
 use topofs::error::Kind;

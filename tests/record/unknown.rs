@@ -87,9 +87,11 @@ fn columns(keyspace: &DynamicMessage) -> Vec<(String, String)> {
 /// The columns of the forms as pieces of text: (text form, JSON form).
 fn piece(form: Form, name: &str, size: u32) -> String {
     match form {
-        Form::Json => format!(
-            "        {{\n          \"name\": \"{name}\",\n          \"type\": \"VARCHAR\",\n          \"size\": {size}\n        }}"
-        ),
+        Form::Json => {
+            let members =
+                [format!("\"name\": \"{name}\""), "\"type\": \"VARCHAR\"".to_owned(), format!("\"size\": {size}")];
+            format!("        {{\n          {}\n        }}", members.join(",\n          "))
+        }
         _ => format!("    columns {{\n      name: \"{name}\"\n      type: VARCHAR\n      size: {size}\n    }}\n"),
     }
 }

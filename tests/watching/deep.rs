@@ -1,9 +1,8 @@
 //! Keys that no program could name: they are counted, and cost nothing.
 
 use crate::common::world::Service;
-use crate::common::{consul, etcd, eventually, zookeeper};
-use crate::{CLOSED, Watcher};
-use topofs::backend::Implementation;
+use crate::common::{consul, etcd, eventually};
+use crate::watcher::{CLOSED, Watcher};
 use topofs::name::{DEPTH_MAX, PATH_MAX};
 
 fn levels(count: usize) -> String {
@@ -48,7 +47,7 @@ fn is_passed_over(service: &Service, keys: &[String], set: impl Fn(&str, bool)) 
 
 #[test]
 fn a_deep_key_of_etcd() {
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     let keys = [levels(DEPTH_MAX + 1), levels(60_000), vec!["n".repeat(200); PATH_MAX / 200 + 1].join("/")];
     is_passed_over(&service, &keys, |key, is_there| {
         let key = format!("{}/global/d/{key}", service.root);
@@ -61,7 +60,7 @@ fn a_deep_key_of_etcd() {
 
 #[test]
 fn a_deep_key_of_consul() {
-    let service = Service::new(Implementation::Consul, consul::shared().endpoint());
+    let service = Service::consul();
     is_passed_over(&service, &[levels(DEPTH_MAX + 1)], |key, is_there| {
         let path = format!("kv/{}/global/d/{key}", service.root.trim_start_matches('/'));
         let how: &[&str] = if is_there { &["-f", "-X", "PUT", "-d", "v"] } else { &["-f", "-X", "DELETE"] };
@@ -72,7 +71,7 @@ fn a_deep_key_of_consul() {
 #[test]
 fn a_deep_key_of_zookeeper() {
     use zookeeper_client::{Acls, Client, CreateMode};
-    let service = Service::new(Implementation::Zk2, zookeeper::shared().endpoint());
+    let service = Service::zk2();
     is_passed_over(&service, &[levels(1_000)], |key, is_there| {
         let path = format!("{}/global/d/{key}", service.root);
         crate::common::world::runtime().block_on(async {
@@ -90,7 +89,7 @@ fn a_deep_key_of_zookeeper() {
 
 #[test]
 fn nothing_is_made_that_could_not_be_shown() {
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     let mount = service.mount(&["--record", "global/metadata/**"]);
     let below = |count: usize| format!("global/metadata/{}", levels(count - 1));
     mount.sh(&format!("mkdir -p {}; echo x > {}/b", below(DEPTH_MAX - 1), below(DEPTH_MAX - 1)));

@@ -4,11 +4,10 @@
 use std::io::Write;
 use std::process::{ChildStdin, Command, Stdio};
 
+use crate::common::eventually;
 use crate::common::mount::Mount;
 use crate::common::world::Service;
-use crate::common::{etcd, eventually};
-use crate::{CLOSED, Watcher};
-use topofs::backend::Implementation;
+use crate::watcher::{CLOSED, Watcher};
 
 /// Holds a directory until told otherwise.
 struct Holder {
@@ -55,7 +54,7 @@ fn told(mount: &Mount, path: &str) -> usize {
 
 #[test]
 fn who_holds_a_cell_is_not_in_the_way_of_what_happens_below() {
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     let mount = service.mount(&[]);
     mount.sh("ls -R . > /dev/null; ls global > /dev/null");
     let watcher = Watcher::new(&mount, "global/metadata");
@@ -76,7 +75,7 @@ fn who_holds_a_cell_is_not_in_the_way_of_what_happens_below() {
 
 #[test]
 fn what_is_shown_is_new_also_where_a_directory_is_held() {
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     service.put("global/metadata/owner", b"old");
     let mount = service.mount(&[]);
     mount.sh("ls -R . > /dev/null; ls global/metadata > /dev/null; cat global/metadata/owner > /dev/null");
@@ -112,7 +111,7 @@ fn what_is_shown_is_new_also_where_a_directory_is_held() {
 
 #[test]
 fn a_helper_that_is_killed_is_replaced() {
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     let mount = service.mount(&[]);
     let watcher = Watcher::new(&mount, "global/metadata");
     let helpers = || -> Vec<u32> {

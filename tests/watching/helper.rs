@@ -2,17 +2,16 @@
 
 use std::process::Command;
 
-use super::{CLOSED, Watcher};
 use crate::common::mount::{Mount, TOPOFS, is_mounted};
 use crate::common::world::Service;
-use crate::common::{bash_apart, bash_in, etcd, eventually, signal, text};
+use crate::common::{bash_apart, bash_in, eventually, signal, text};
+use crate::watcher::{CLOSED, Watcher};
 use nix::sys::signal::Signal;
-use topofs::backend::Implementation;
 
 const OWNER: &str = "global/metadata/owner";
 
 fn service() -> Service {
-    Service::new(Implementation::Etcd2, etcd::shared().endpoint())
+    Service::etcd2()
 }
 
 /// Of a mount of the service.

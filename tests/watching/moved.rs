@@ -2,11 +2,10 @@
 
 use std::process::{Command, Stdio};
 
+use crate::common::eventually;
 use crate::common::mount::{Mount, lines};
 use crate::common::world::Service;
-use crate::common::{etcd, eventually};
-use crate::{CLOSED, Watcher};
-use topofs::backend::Implementation;
+use crate::watcher::{CLOSED, Watcher};
 
 const TABLET: &str = "tablets/zone1-0000000001/Tablet";
 
@@ -27,7 +26,7 @@ struct Places {
 
 impl Places {
     fn new() -> Self {
-        let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+        let service = Service::etcd2();
         for (place, name, port) in [
             ("zone1", "zone1-0000000001", 1),
             ("zone1", "zone1-0000000002", 2),

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::mount::Mount;
 use crate::common::world::Service;
-use crate::common::{etcd, eventually, text};
-use topofs::backend::Implementation;
+use crate::common::{eventually, text};
 
 fn length() -> Duration {
     let seconds = std::env::var("TOPOFS_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -25,7 +24,7 @@ fn keep(mount: &Mount, dir: &std::path::Path, round: &str) -> Child {
 
 #[test]
 fn nothing_hangs() {
-    let service = Service::new(Implementation::Etcd2, etcd::shared().endpoint());
+    let service = Service::etcd2();
     let (here, there) = (service.mount(&[]), service.mount(&[]));
     let stop = here.outside().join("stop");
     let rounds = [

@@ -2,15 +2,14 @@
 
 use std::process::{Command, Stdio};
 
+use crate::common::eventually;
 use crate::common::mount::{Lines, Mount, lines};
 use crate::common::world::Service;
-use crate::common::{etcd, eventually};
-use topofs::backend::Implementation;
 
 const OWNER: &str = "global/metadata/owner";
 
 fn service() -> Service {
-    Service::new(Implementation::Etcd2, etcd::shared().endpoint())
+    Service::etcd2()
 }
 
 fn start(mount: &Mount, script: &str) -> Lines {

@@ -1,5 +1,5 @@
-//! One call to Consul: sent within its time, again while it is certainly refused for the moment, with the token as it is now,
-//! and its answer read up to a bound.
+//! One call to Consul: sent within its time, again while it is certainly refused for the moment, with the token as it
+//! is now, and its answer read up to a bound.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use crate::backend::contract::{BackendError, Failure};
 
 /// Longest reason of the server that is passed on, in bytes.
 const REASON_LIMIT: usize = 500;
-/// Largest answer to a question for one key, or to a change: a value of 512 KiB in base64, with room for servers that take more.
+/// Largest answer to a question for one key, or to a change: a value of 512 KiB in base64, with room for servers that
+/// take more.
 pub(super) const SMALL: usize = 8 << 20;
 /// Largest answer to a question for a few keys with their values.
 pub(super) const MEDIUM: usize = 32 << 20;
@@ -53,7 +54,7 @@ impl Call {
     }
 }
 
-/// An answer: success, 404, or 409 for a reason of the store's.
+/// An answer: success, 404, or 409 if the store refused.
 pub(super) struct Answer {
     pub status: StatusCode,
     pub index: Option<u64>,
@@ -63,11 +64,11 @@ pub(super) struct Answer {
 /// Why an attempt failed.
 struct Refusal {
     error: BackendError,
-    /// The server has certainly done nothing, and may do it in a moment.
+    /// The server has certainly done nothing, and may accept the call a moment later.
     again: bool,
 }
 
-/// What came of a transaction that was refused.
+/// The answer to a refused transaction.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Refused {
@@ -81,7 +82,7 @@ struct What {
     what: String,
 }
 
-/// Who sends: as which server it is named in errors, and with whose token.
+/// The sender of calls: the name of its server in errors, and its token.
 pub(super) struct Caller {
     pub shown: String,
     pub token: Arc<Token>,
@@ -104,7 +105,8 @@ impl Caller {
                 Ok(answer) => return Ok(answer),
                 Err(refusal) => refusal,
             };
-            // It may have been replaced. Once in a call: whoever has no rights asks the disk no more than the service.
+            // The token may have been replaced. Read once in a call, so that a user without rights does not cause more
+            // reads from disk than calls.
             if error.failure == Failure::Denied && !token_read_again {
                 token_read_again = true;
                 if self.token.differs_from(token.as_ref()).await {
@@ -141,7 +143,7 @@ impl Caller {
         let mut response = request.timeout(left).send().await.map_err(|error| lost(&error))?;
         let status = response.status();
         let wanted = status.is_success() || matches!(status, StatusCode::NOT_FOUND | StatusCode::CONFLICT);
-        // Of a refusal the beginning is enough.
+        // The beginning of a refusal is enough.
         if !wanted {
             let body = read(&mut response, REASON_LIMIT).await.map(|(body, _)| body).unwrap_or_default();
             return Err(self.refused(status, &body, call.writes));
@@ -199,7 +201,7 @@ impl Caller {
 
     pub(super) fn parse<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, BackendError> {
         serde_json::from_slice(&answer.body).map_err(|error| {
-            // A place and a kind: what stands there may be a value.
+            // Only the place and the kind of the error: the text there may be a value.
             let (line, column) = (error.line(), error.column());
             let message =
                 format!("{}: the answer is not what Consul answers: line {line}, column {column}", self.shown);
@@ -222,14 +224,14 @@ async fn read(response: &mut Response, limit: usize) -> reqwest::Result<(Bytes, 
     Ok((body.freeze(), true))
 }
 
-/// What a transaction says that was refused because of rights, rather than because of what is stored.
+/// The reason of a transaction that was refused for missing rights, and not for what is stored.
 fn denial(body: &[u8]) -> Option<String> {
     let refused: Refused = serde_json::from_slice(body).ok()?;
     let denied = |what: &String| what.contains("Permission denied") || what.contains("ACL not found");
     refused.errors.unwrap_or_default().into_iter().map(|error| error.what).find(denied)
 }
 
-/// The whole chain of causes, without the address: that may hold a secret, and is said anyway.
+/// The whole chain of causes, without the address: it may hold a secret, and the message names it already.
 pub(super) fn causes(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();

@@ -1,8 +1,8 @@
 //! What has changed, without asking for everything.
 //!
-//! A blocking query says that something below the root has changed, not what. But each prefix has an index of its own: where
-//! it has not moved, nothing has changed. So the keys are searched as a tree of prefixes, only where the index has moved,
-//! until few keys are left, and those are read.
+//! A blocking query says that something below the root has changed, not what. But each prefix has an index of its own:
+//! where it has not moved, nothing has changed. So the keys are searched as a tree of prefixes, only where the index
+//! has moved, until few keys are left, and those are read.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -20,9 +20,10 @@ use crate::backend::keys::KeySpace;
 
 /// So few keys are read with their values rather than searched further.
 const FEW: usize = 16;
-/// Queries of a search under way at the same time.
+/// Queries of a search under way at the same time; the next is sent when the oldest is answered.
 const PIPELINE: usize = 8;
-/// Looks at prefixes in one search at most, beside two for each known key: whatever goes wrong, it ends.
+/// Looks at prefixes in one search at most, plus two for each known key: a search ends, whatever a server answers. If
+/// it needs more, it ends the watch with [`Failure::Compacted`], and the mirror begins again with a list.
 const LOOKS: usize = 10_000;
 /// The part of the poll duration before which the end of a wait is no time-out.
 const EARLY: f64 = 0.9;
@@ -136,8 +137,8 @@ impl Changes {
         })
     }
 
-    /// The scopes that together hold all keys of a prefix, those that are there and those that were: one for each character
-    /// that goes on after what they share, as long as its keys agree, and the prefix itself if it is a key.
+    /// The scopes that together hold all keys of a prefix, those that are there and those that were: one for each
+    /// character that goes on after what they share, as long as its keys agree, and the prefix itself if it is a key.
     fn branches(&self, prefix: &str, mut keys: Vec<String>) -> Vec<Scope> {
         keys.extend(self.in_scope(&Scope::Below(prefix.to_owned())).cloned());
         keys.sort();

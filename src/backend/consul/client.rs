@@ -13,8 +13,8 @@ use super::token::Token;
 use crate::backend::contract::{BackendError, Failure};
 use crate::name::CellName;
 
-/// Connections of a cell that wait for the next question. An agent takes 200 from one address (limits.http_max_conns_per_client), for all cells and
-/// mounts of a host together.
+/// Connections of a cell that wait for the next question. An agent takes 200 from one address
+/// (limits.http_max_conns_per_client), for all cells and mounts of a host together.
 const IDLE: usize = 2;
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -101,7 +101,7 @@ pub(super) struct KvOperation {
     pub session: Option<String>,
 }
 
-/// What came of a transaction.
+/// The outcome of a transaction.
 pub(super) enum Transacted {
     /// The pairs of the operations that have one, in their order.
     Done(Vec<Pair>),
@@ -156,7 +156,7 @@ impl Client {
             false if secure => format!("https://{server}"),
             false => format!("http://{server}"),
         };
-        // What a server answers goes to nobody else: where it sends us, the token would go along.
+        // We follow no redirect: the token would be sent along.
         let redirect = reqwest::redirect::Policy::none();
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -214,8 +214,8 @@ impl Client {
         Ok(Indexed { value: if found { self.caller.parse(&answer)? } else { T::default() }, index })
     }
 
-    /// A read of what begins with a key, as the leader has it once it is sure of being the leader. A server that has just become it may not have
-    /// gone through its log yet, and would show a part of what is stored as all there is.
+    /// A read of what begins with a key, as the leader has it once it is sure of being the leader. A server that has
+    /// just become it may not have gone through its log yet, and would show a part of what is stored as all there is.
     fn sure(&self, key: &str, query: &[(&str, &str)]) -> Call {
         self.get(&kv(key)).query(query).query(&[("consistent", "")])
     }
@@ -247,8 +247,8 @@ impl Client {
         self.indexed(Call { limit: MEDIUM, ..self.sure(prefix, &[("keys", "")]) }).await
     }
 
-    /// Whether this token may read a key, whether or not there is one. Of a list it is never said that rights were missing, only
-    /// of a single key.
+    /// Whether this token may read a key, even if the key does not exist. Consul reports missing rights only for a
+    /// single key, never for a list.
     pub async fn may_read(&self, key: &str) -> Result<(), BackendError> {
         self.caller.send(self.sure(key, &[])).await.map(drop)
     }
@@ -258,8 +258,8 @@ impl Client {
         self.caller.send(self.get(&kv(key))).await.map(drop)
     }
 
-    /// Reads what no address can name. The index is that of everything: it may be newer than what was read is old, so what is
-    /// missing is dated by it, and read again when in doubt.
+    /// Reads keys that no address can name. The index is that of the whole store, so it may be newer than the keys that
+    /// were read: a missing key is dated by it, and read again when in doubt.
     async fn by_transaction(&self, verb: &'static str, key: &str) -> Result<Indexed<Vec<Pair>>, BackendError> {
         let index = self.newest().await?;
         let operation =
@@ -277,8 +277,8 @@ impl Client {
         Ok(self.indexed::<Vec<String>>(call).await?.index)
     }
 
-    /// Waits until something below a prefix changes after an index, or the poll duration is over. Transfers hardly anything. An
-    /// answer that comes early all the same means that the store was replaced.
+    /// Waits until something below a prefix changes after an index, or the poll duration is over. Transfers hardly
+    /// anything. An answer that comes early all the same means that the store was replaced.
     pub async fn wait(&self, prefix: &str, after: u64) -> Result<u64, BackendError> {
         /// The server adds up to a sixteenth of the time, and the answer takes its own.
         const MARGIN: Duration = Duration::from_secs(5);

@@ -1,5 +1,5 @@
-//! Keys that stand for directories (`a/b/`), as Consul's user interface makes them: no file names, so nobody sees them, but Vitess
-//! takes their directories for something that is there.
+//! Keys that stand for directories (`a/b/`), as Consul's user interface makes them: no file names, so nobody sees them,
+//! but Vitess takes their directories for something that is there.
 
 use super::call::MEDIUM;
 use super::client::{Client, KvOperation, Operation, has_dots};
@@ -10,8 +10,8 @@ use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 use crate::record::layout::LOCK;
 
-/// Takes away what is left of the directories of removed records if that is nothing but such keys. What fails is tried again with the
-/// next removal. `most` is how many fit into one transaction.
+/// Takes away what is left of the directories of removed records if that is nothing but such keys. What fails is tried
+/// again with the next removal. `most` is how many fit into one transaction.
 pub(super) async fn sweep_folders(client: &Client, keys: &KeySpace, rights: &Rights, changes: &[Change], most: usize) {
     let removed = changes.iter().filter(|change| change.action == Action::Delete);
     let mut dirs: Vec<TopoPath> = removed.filter_map(|change| change.path.parent()).collect();
@@ -38,7 +38,7 @@ async fn sweep_above(
             continue;
         }
         let pairs = client.pairs(&prefix, MEDIUM).await?.value;
-        // A lock that is there for this very moment is no reason to stay.
+        // A lock that exists for a moment is no reason to keep the directory.
         let counts = |pair: &&Pair| pair.key.rsplit('/').next() != Some(LOCK);
         let (folders, others): (Vec<&Pair>, Vec<&Pair>) = pairs.iter().filter(counts).partition(|pair| is_folder(pair));
         if !others.is_empty() {
@@ -52,7 +52,7 @@ async fn sweep_above(
     Ok(())
 }
 
-/// One with a value is somebody's record.
+/// A key with a value is a record.
 fn is_folder(pair: &Pair) -> bool {
     pair.key.ends_with('/') && pair.session.is_none() && pair.value.as_deref().unwrap_or_default().is_empty()
 }

@@ -1,4 +1,5 @@
-//! Locks on Consul: one key for all, taken by whoever is first when it is free. There is no queue, so nobody knows who is next.
+//! Locks on Consul: one key for each lock. When it is free, the first to ask takes it. There is no queue, so nobody
+//! knows who is next.
 //!
 //! The layout is that of Consul's own client library, which Vitess uses.
 
@@ -34,7 +35,7 @@ impl Terms {
     }
 }
 
-/// Who wants the lock. A session is made when it is first tried for.
+/// A process that wants the lock. Its session is made when it first tries.
 #[derive(Debug)]
 pub(super) struct Waiting {
     client: Arc<Client>,
@@ -165,8 +166,8 @@ impl Place for Waiting {
         let Some(Session { id, keeper }) = &*session else { return Ok(Revision::default()) };
         keeper.stop();
         let key = self.key();
-        // Released and removed in one step: a key that stayed behind would look locked to Vitess. Also when we do not know that
-        // we hold it: an answer may have been lost.
+        // Released and removed in one step: a key that stayed behind would look locked to Vitess. Also when we do not
+        // know that we hold it: an answer may have been lost.
         let operation = |verb, session: Option<String>| Operation {
             kv: KvOperation { verb, key: key.clone(), value: None, index: None, session },
         };

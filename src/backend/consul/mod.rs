@@ -37,7 +37,8 @@ use folders::sweep_folders;
 use pair::{Pair, bytes, node, owner, session_id, version};
 use rights::Rights;
 
-/// Consul refuses values of more than 512 KiB, and transactions of more than 64 operations, of which a change may need two.
+/// Consul refuses values of more than 512 KiB, and transactions of more than 64 operations, of which a change may need
+/// two.
 const LIMITS: Limits = Limits { value: 512 * 1024, changes: 32 };
 /// Consul refuses transactions of more than 512 KiB; values are in base64 there.
 const TRANSACTION_BYTES: usize = 350 * 1024;
@@ -75,7 +76,8 @@ impl Consul {
     async fn list_prefix(&self, prefix: &str) -> Result<(Listing, Vec<Pair>), BackendError> {
         // Rights that go while it is listed are missing before or afterwards.
         self.rights.check().await?;
-        // The index of a prefix can be lower than that of a deletion there; the index of everything, read before, cannot.
+        // The index of a prefix can be lower than that of a deletion there; the index of everything, read before,
+        // cannot.
         let at = self.client.newest().await?;
         let pairs = self.client.pairs(prefix, call::LARGE).await?.value;
         self.rights.check().await?;

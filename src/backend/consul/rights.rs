@@ -1,8 +1,10 @@
-//! What is not in a list is not there, or may not be read: Consul leaves out what the token has no rights to, without a word.
+//! A key that is missing in a list does not exist, or we may not read it: Consul silently leaves out keys that the
+//! token has no rights to.
 //!
-//! Newer servers say so (`X-Consul-Results-Filtered-By-Acls`), but not to everybody. For a single key every server says whether it may
-//! be read, whether or not there is one. So a list is believed only if the places may be read where it could have left
-//! something out, and a key that was known and is not listed is gone only if it may be read and is not there.
+//! Newer servers say so (`X-Consul-Results-Filtered-By-Acls`), but not for every token. For a single key every server
+//! says whether we may read it, even if the key does not exist. So a list is believed only if the places may be read
+//! where it could have left something out, and a key that was known and is not listed is gone only if it may be read
+//! and is not there.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Bound;
@@ -16,10 +18,11 @@ use crate::backend::contract::{BackendError, Failure};
 use crate::backend::keys::KeySpace;
 use crate::record::layout;
 
-/// Directories below a root, beside the root itself, where rules may begin that take rights away: the directories of Vitess's records.
+/// Directories below a root, beside the root itself, where rules may begin that take rights away: the directories of
+/// Vitess's records.
 const PLACES: [&str; 6] =
     [layout::CELLS, layout::CELLS_ALIASES, layout::KEYSPACES, layout::TABLETS, layout::ELECTIONS, layout::INTERNAL];
-/// Questions under way at the same time.
+/// Questions under way at the same time; the next is sent when one of them is answered.
 const PIPELINE: usize = 4;
 
 /// The rights of a token to the keys of a cell, as far as they have been seen.
@@ -55,8 +58,8 @@ impl Rights {
         ask(places.into_iter().map(|key| may_read(self.client.clone(), key)).collect()).await
     }
 
-    /// Takes over a list of all keys below a prefix, made not before an index. Fails with [`Failure::Denied`] if one is missing only
-    /// because it may not be read.
+    /// Takes over a list of all keys below a prefix, made not before an index. Fails with [`Failure::Denied`] if one is
+    /// missing only because it may not be read.
     pub async fn listed(&self, prefix: &str, keys: Vec<String>, index: u64) -> Result<(), BackendError> {
         let gone = {
             let listed: HashSet<&str> = keys.iter().map(String::as_str).collect();
@@ -70,8 +73,8 @@ impl Rights {
         Ok(())
     }
 
-    /// These keys were not among those that were listed at an index. Fails with [`Failure::Denied`] if one is missing only because
-    /// it may not be read.
+    /// These keys were not among those that were listed at an index. Fails with [`Failure::Denied`] if one is missing
+    /// only because it may not be read.
     pub async fn gone(&self, keys: &[String], index: u64) -> Result<(), BackendError> {
         let asked: Vec<String> = keys.iter().filter(|key| !has_dots(key)).cloned().collect();
         ask(asked.into_iter().map(|key| is_gone(self.client.clone(), key, index)).collect()).await?;

@@ -1,4 +1,4 @@
-//! The ACL token of a cell, as it stands in its file now.
+//! The ACL token of a cell, as its file has it now.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,8 @@ impl Token {
         self.current.lock().clone()
     }
 
-    /// Reads the file again, and says whether the token is another one than that which was used. What cannot be read leaves it as it is.
+    /// Reads the file again, and says whether the token differs from the one that was used. If the file cannot be read,
+    /// the token stays.
     pub async fn differs_from(self: &Arc<Self>, used: Option<&String>) -> bool {
         let token = self.clone();
         // Only the end of the runtime keeps it from being read.

@@ -18,7 +18,7 @@ const INTERNAL: i32 = 13;
 const UNAVAILABLE: i32 = 14;
 const UNAUTHENTICATED: i32 = 16;
 
-/// What an endpoint says that cannot serve now, before it does anything: another one may.
+/// What an endpoint says if it cannot serve now and has done nothing: another one may serve.
 const CANNOT_SERVE: [&str; 5] = [
     "etcdserver: no leader",
     "etcdserver: not leader",
@@ -27,7 +27,7 @@ const CANNOT_SERVE: [&str; 5] = [
     "etcdserver: too many requests",
 ];
 
-/// What the transport of a server says of a request that is larger than it takes.
+/// What a server's transport says when a request is too large for it.
 const LARGER_THAN_TAKEN: &str = "received message larger than max";
 
 /// The class of a failure, and what a person should read.
@@ -80,7 +80,8 @@ fn refuses(code: i32, message: &str) -> bool {
         _ if cannot_serve(message) => true,
         PERMISSION_DENIED | UNAUTHENTICATED | INVALID_ARGUMENT | NOT_FOUND | ALREADY_EXISTS | FAILED_PRECONDITION
         | UNIMPLEMENTED => true,
-        // The transport's own words of an answer that is too large for us are not among them: what was asked has been done.
+        // The transport's own words of an answer that is too large for us are not among them: what was asked has been
+        // done.
         RESOURCE_EXHAUSTED => message.starts_with("etcdserver") || message.contains(LARGER_THAN_TAKEN),
         OUT_OF_RANGE => message.starts_with("etcdserver"),
         _ => false,

@@ -32,17 +32,18 @@ pub(super) fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
     Some(Node { path, value: Bytes::from(value), version, role, modified: None })
 }
 
-/// The directory that a key is waited for in: whoever wants its lock waits for whatever is below `DIR/locks/`, however deep.
+/// The directory that a key is waited for in: whoever wants its lock waits for whatever is below `DIR/locks/`, however
+/// deep.
 pub(super) fn locked_dir(path: &TopoPath) -> Option<TopoPath> {
-    // Most keys are none, and lists are long.
+    // Most keys are no locks, and lists are long.
     path.as_str().contains(LOCKS).then_some(())?;
     let above = std::iter::successors(path.parent(), TopoPath::parent);
     let lines = above.filter(|above| above.name() == LOCKS).filter_map(|line| line.parent());
     dir_of_queued(path).or_else(|| lines.filter(|dir| Lockable::of(dir).is_some()).last())
 }
 
-/// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands there: a copy
-/// of a topology has the keys without the leases.
+/// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands
+/// there: a copy of a topology has the keys without the leases.
 fn role(path: &TopoPath, lease: i64) -> Role {
     let Some(dir) = locked_dir(path) else { return Role::Record };
     let is_number = path.name().bytes().all(|byte| byte.is_ascii_digit());

@@ -1,4 +1,5 @@
-//! The line for a lock on etcd: one key a waiter, bound to a lease and named after it; the lowest ModRevision holds the lock.
+//! The line for a lock on etcd: one key a waiter, bound to a lease and named after it; the lowest ModRevision holds the
+//! lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +56,7 @@ pub(super) async fn enter(
             Ok(Waiting { connection: connection.clone(), keys: keys.clone(), lease, node, line, keeper })
         }
         Err(error) => {
-            // It may have been put all the same. If this fails, too, the lease ends by itself.
+            // The key may have been put although the call failed. If this fails, too, the lease ends by itself.
             let connection = connection.clone();
             tokio::spawn(async move { revoke(&connection, lease).await });
             Err(error)
@@ -77,7 +78,8 @@ async fn put(
             let absent = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
             let put = TxnOp::put(key.clone(), contents.to_vec(), Some(PutOptions::new().with_lease(lease)));
             let get = || TxnOp::get(key.clone(), None);
-            // What an earlier attempt has put, whose answer was lost, is ours, too: nobody else has this lease.
+            // A key that an earlier attempt has put is ours, too, even if its answer was lost: nobody else has this
+            // lease.
             let txn = Txn::new().when([absent]).and_then([put, get()]).or_else([get()]);
             async move { connection::kv(&client).txn(txn).await }
         })
@@ -156,14 +158,15 @@ impl Place for Waiting {
         if first.key() == self.keys.key(&self.node.path).as_bytes() {
             return Ok(Some(self.node.clone()));
         }
-        // One that is no file name is shown nowhere, and would be waited for without a word.
+        // A key that is no file name is shown nowhere, and we would wait for it silently.
         let shown = String::from_utf8_lossy(first.key()).escape_debug().to_string();
         match node(&self.keys, first) {
             Some(_) => Ok(None),
             None => Err(BackendError::new(
                 Failure::Other,
                 format!(
-                    "the key {shown} stands in the line for {}, and is no name of a lock: only etcdctl del takes it away",
+                    "the key {shown} stands in the line for {}, and is no name of a lock: only etcdctl del \
+                     takes it away",
                     self.node.path
                 ),
             )),

@@ -1,7 +1,8 @@
 //! etcd, through its version 3 protocol.
 //!
-//! `connection` owns the clients (one per server, since the crate has no fail-over of its own), `secrets` what they are believed
-//! by, `errors` what failures mean, `watch` the watch stream; this file translates the contract into range reads and transactions.
+//! `connection` owns the clients (one per server, since the crate has no fail-over of its own), `secrets` what they are
+//! believed by, `errors` what failures mean, `watch` the watch stream; this file translates the contract into range
+//! reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,11 +141,11 @@ impl Etcd {
         Txn::new().when(compares).and_then(done).or_else(refused)
     }
 
-    /// What has become of changes that etcd says it has refused.
+    /// Finds out whether changes were applied although etcd says that it has refused them.
     async fn found_after(&self, changes: &[Change], refusal: BackendError) -> Result<Applied, BackendError> {
         let keys = changes.iter().map(|change| self.keys.key(&change.path));
         let gets: Vec<TxnOp> = keys.clone().map(|key| TxnOp::get(key, None)).collect();
-        // Never so: what is wanted is the other branch.
+        // Never true: we want the other branch.
         let never: Vec<Compare> = keys.map(|key| Compare::create_revision(key, CompareOp::Less, 0)).collect();
         let txn = Txn::new().when(never).or_else(gets);
         let look = self.connection.read(|client| {
@@ -194,7 +195,8 @@ impl Etcd {
             };
             if !met {
                 let error = BackendError::unmet(change.guard, &change.path, found);
-                // It may be what the first attempt has made, or somebody else's: creation is exclusive, so it is not taken for ours.
+                // The first attempt may have made it, or another process. Creation is exclusive, so it is not assumed
+                // to be ours.
                 let is_there = |value: &Bytes| kv.as_ref().is_some_and(|kv| kv.value() == value);
                 let perhaps_ours = repeated && matches!(&change.action, Action::Put(value) if is_there(value));
                 return Err(error.uncertain_if(perhaps_ours));
@@ -204,8 +206,8 @@ impl Etcd {
     }
 }
 
-/// Whether the store already is as the change wants it, and by nobody but us as far as can be told: what an earlier attempt
-/// whose answer was lost leaves behind. A create is never assumed: it may be somebody else's, and creation is exclusive.
+/// Whether the store already is as the change wants it, probably because of our own earlier attempt whose answer was
+/// lost. A creation is never assumed to be ours: creation is exclusive, and another process may have made the key.
 fn holds(change: &Change, kv: Option<&KeyValue>) -> bool {
     match (&change.action, change.guard, kv) {
         (Action::Put(value), Guard::Version(old), Some(kv)) => {
@@ -271,7 +273,7 @@ impl Backend for Etcd {
             .await;
         match answer {
             Ok((response, repeated)) => self.outcome(changes, &response, repeated),
-            // What has used up the last room is carried out, and answered as if it were not.
+            // etcd applies the change that uses up the last room, but answers as if it had refused it.
             Err(error) if error.failure == Failure::NoSpace => self.found_after(changes, error).await,
             Err(error) => Err(error),
         }
@@ -303,7 +305,7 @@ impl Backend for Etcd {
             return lock::break_lease(&self.connection, node.owner()).await;
         }
         match self.apply(&[removal(node)]).await {
-            // Gone is what it was to be.
+            // The lock was to be removed, and it is gone.
             Err(error) if error.failure == Failure::NoNode => Ok(()),
             outcome => outcome.map(drop),
         }

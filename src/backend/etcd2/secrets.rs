@@ -1,5 +1,5 @@
-//! Settings of etcd connections, and the files that they name: read again for each new connection, and when etcd refuses what
-//! they said before.
+//! Settings of etcd connections, and the files that they name: read again for each new connection, and when etcd
+//! refuses what they said before.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use crate::backend::contract::{BackendError, Failure};
 /// How long a connection attempt may take, so that the next server gets its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a request may be silent before the connection is checked. etcd punishes clients that check more often than every 5 s.
+/// How long a request may be silent before the connection is checked. etcd punishes clients that check more often than
+/// every 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Settings of etcd connections.
@@ -28,7 +29,7 @@ pub struct EtcdOptions {
     pub ca: Option<PathBuf>,
     /// User name and password.
     pub user: Option<(String, String)>,
-    /// Where the password stands: it may be changed while we are connected.
+    /// The file with the password: it may change while we are connected.
     pub password_file: Option<PathBuf>,
     /// How long a lock outlives its holder, in whole seconds.
     pub lease_ttl: Duration,
@@ -68,13 +69,13 @@ pub fn read_password(file: &Path) -> std::io::Result<String> {
     Ok(std::fs::read_to_string(file)?.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// What a connection needs to know that must not be told.
+/// The secrets of a connection.
 pub(super) struct Secrets {
     options: EtcdOptions,
     password: Mutex<Option<String>>,
     /// Counts the passwords that were found.
     generation: AtomicU64,
-    /// As they were when the files could be read last: they may be looked at while they are being replaced.
+    /// As the files were when they could last be read: we may read them while they are being replaced.
     last_good: Mutex<ConnectOptions>,
 }
 
@@ -91,12 +92,12 @@ impl Secrets {
         }))
     }
 
-    /// Whether the server has no certificate of ours to ask for.
+    /// Whether we have no client certificate that the server could ask for.
     pub fn are_anonymous_tls(&self) -> bool {
         self.options.ca.is_some() && self.options.cert.is_none()
     }
 
-    /// Tells the passwords apart that were used so far.
+    /// A number that changes with the password.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -146,7 +147,7 @@ fn connect_options(options: &EtcdOptions, password: Option<&str>) -> Result<Conn
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_keep_alive(KEEP_ALIVE, CONNECT_TIMEOUT)
         .with_auto_token_refresh(true)
-        // A member that is cut off from the others must say so, instead of showing what it had.
+        // A member that is cut off from the others must say so and not answer with old data.
         .with_require_leader(true);
     let connect = match tls(options)? {
         Some(tls) => connect.with_tls(tls),

@@ -1,7 +1,7 @@
-//! The watch of a cell. etcd says nothing on a watch where nothing happens, so a dead server would look like a quiet one, and a
-//! member that is cut off from the others goes on as if nothing happened. So we ask the member that the watch is on for two
-//! things: to read what only a member with a leader can read, which also tells whether we still may; and then for a message on
-//! the watch. The stream ends when they do not come.
+//! The watch of a cell. etcd says nothing on a watch where nothing happens, so a dead server would look like a quiet
+//! one, and a member that is cut off from the others goes on as if nothing happened. So we ask the member that the
+//! watch is on for two things: to read what only a member with a leader can read, which also tells whether we still
+//! may; and then for a message on the watch. The stream ends when they do not come.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,12 +146,12 @@ impl Watch {
             self.answers_probes |= self.answered.is_some();
             return Ok(self.answered.is_some().then(|| self.lives()));
         }
-        // While many are told nobody looks at the clock.
+        // While many events come, nobody looks at the clock.
         self.last_heard = Instant::now();
         self.batch(response).map(Some)
     }
 
-    /// What was refused with a password that is another one by now may be tried again.
+    /// A call that was refused with an old password may be tried again.
     async fn refused(&mut self, error: BackendError) -> BackendError {
         if error.failure == Failure::Denied && self.connection.secrets_have_changed_since(self.generation).await {
             return BackendError::new(
@@ -162,7 +162,8 @@ impl Watch {
         error
     }
 
-    /// The revision in the header of a message is not used: a watch that is catching up has not delivered everything up to it.
+    /// The revision in the header of a message is not used: a watch that is catching up has not delivered everything up
+    /// to it.
     fn batch(&mut self, response: &WatchResponse) -> Result<WatchBatch, BackendError> {
         if response.canceled() {
             return Err(cancelled(response));

@@ -1,21 +1,23 @@
 //! Finding out how large a request the servers take.
 //!
-//! ZooKeeper's limit (jute.maxbuffer) cannot be asked for: a server closes the connection on which a larger request comes, and so
-//! ends what others wait for on it. So what is large is tried first on a connection of its own, by a question that changes nothing.
+//! ZooKeeper's limit (jute.maxbuffer) cannot be asked for: a server closes the connection on which a larger request
+//! comes, and so ends what others wait for on it. So what is large is tried first on a connection of its own, by a
+//! question that changes nothing.
 
 use zookeeper_client::Error as ZkError;
 
 use super::session::{CallError, Sessions};
 
-/// The limit of a server that says nothing else, in bytes. Tried first, so that most servers are asked once and never again.
+/// The default limit of a server, in bytes. Tried first, so that most servers are asked only once.
 const DEFAULT: usize = 0xf_ffff;
 /// Bytes of the question beside the path in it: xid, operation, length of the path, no watch.
 const AROUND: usize = 4 + 4 + 4 + 1;
-/// Closed connections after which it is the size, if small requests are answered in between.
+/// After so many closed connections the size is the reason, if small requests are answered in between.
 const TRIES: usize = 2;
 
 impl Sessions {
-    /// Fails with [`CallError::TooLarge`] if the servers take no request of so many bytes. `doubtful` if one was lost on the way.
+    /// Fails with [`CallError::TooLarge`] if the servers take no request of so many bytes. `doubtful` if one was lost
+    /// on the way.
     pub async fn admit(&self, bytes: usize, doubtful: bool) -> Result<(), CallError> {
         match self.sizes.admits(bytes, doubtful) {
             Some(true) => return Ok(()),
@@ -40,7 +42,7 @@ impl Sessions {
             match self.bounded(client.check_stat(&question)).await {
                 Err(CallError::Client(error)) if is_closed(&error) => {}
                 Err(error @ (CallError::NoAnswer | CallError::Unreachable(_))) => return Err(error),
-                // Whatever was answered: it was read.
+                // Any answer means that the request was read.
                 Ok(_) | Err(_) => {
                     self.sizes.accept(bytes);
                     return Ok(true);

@@ -1,4 +1,5 @@
-//! The line for a lock on ZooKeeper: one ephemeral sequential node a waiter, all of one session; the lowest number holds the lock.
+//! The line for a lock on ZooKeeper: one ephemeral sequential node a waiter, all of one session; the lowest number
+//! holds the lock.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::backend::lock::{self, removal};
 use crate::name::TopoPath;
 use crate::record::layout::{LOCKS, is_election, needs_no_records};
 
-/// How often a place is tried for while somebody else collects the empty directory.
+/// How often a place is tried for while another process removes the empty directory.
 const ATTEMPTS: usize = 32;
 /// Pause between attempts to remove what a lost answer may have left.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -30,12 +31,12 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Lines {
     sessions: Arc<Sessions>,
     keys: KeySpace,
-    /// The znodes that stand for us. Held while one is made: what else our session owns was made by a request whose answer was
-    /// lost.
+    /// The znodes that stand for us. Locked while one is made: any other node of our session was made by a request
+    /// whose answer was lost.
     ours: tokio::sync::Mutex<HashSet<Made>>,
 }
 
-/// A znode and the transaction that created it. A name alone may come again: numbers begin again in a directory that is made anew.
+/// A znode and the transaction that created it. A name alone may come again: numbers start over in a new directory.
 type Made = (String, i64);
 
 /// A place in the line.
@@ -121,7 +122,7 @@ impl Lines {
         Err(CallError::Client(ZkError::NoNode))
     }
 
-    /// Removes what a request whose answer was lost may have made: nobody would ever leave that place.
+    /// Removes the place that a request may have made whose answer was lost: nobody else would ever leave it.
     async fn sweep(self: Arc<Self>, client: Client, line: String) {
         while !client.state().is_terminated() {
             let ours = self.ours.lock().await;
@@ -209,7 +210,7 @@ impl Place for Waiting {
         let access = Access::pinned(&self.lines.sessions, self.client.clone());
         let left = match write::apply(&access, &self.lines.keys, &[removal(&self.node)]).await {
             Ok(applied) => Ok(applied.at),
-            // Gone, or somebody else's by now: its name may have come again.
+            // It is gone, or its name has come again and belongs to another process.
             Err(error) if matches!(error.failure, Failure::NoNode | Failure::BadVersion | Failure::LockLost) => {
                 Ok(Revision::default())
             }

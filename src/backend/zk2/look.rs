@@ -10,10 +10,10 @@ use super::znode::ancestors;
 use crate::backend::contract::{BackendError, Failure, Revision, Role};
 use crate::backend::keys::KeySpace;
 
-/// Which session a request goes through.
+/// The session that a request uses.
 pub(super) struct Access<'a> {
     pub sessions: &'a Sessions,
-    /// The session that a lock lives with: what it is a guard of must not be done by any other.
+    /// The session that a lock lives with: only this session may make a change that the lock guards.
     pinned: Option<Client>,
 }
 
@@ -54,7 +54,8 @@ pub(super) struct Found {
 pub(super) struct Look {
     /// In the order of the paths.
     pub nodes: Vec<Option<Found>>,
-    /// When this was true: the newest change that the first node shows; if it is missing, that its nearest directory shows.
+    /// When this was true: the newest change that the first node shows; if it is missing, that its nearest directory
+    /// shows.
     pub at: Revision,
     /// For each path: the same.
     pub ats: Vec<Revision>,
@@ -62,7 +63,7 @@ pub(super) struct Look {
     pub exist: BTreeSet<String>,
 }
 
-/// Looks at nodes with all their ancestors, past what other servers may not have heard yet.
+/// Looks at nodes with all their ancestors, as the leader has them.
 pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String]) -> Result<Look, CallError> {
     let mut wanted: Vec<String> = paths.to_vec();
     let above: BTreeSet<String> =
@@ -86,7 +87,7 @@ pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String])
         match result {
             MultiReadResult::Data { data, stat } => drop(found.insert(path, (data, stat))),
             MultiReadResult::Error { err: ZkError::NoNode } => continue,
-            // Who may not look at a directory may still be allowed to use what is in it.
+            // A user who may not read a directory may still be allowed to use what is in it.
             MultiReadResult::Error { err: ZkError::NoAuth } if index >= paths.len() => {}
             MultiReadResult::Error { err } => return Err(CallError::Client(err)),
             other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),

@@ -1,7 +1,7 @@
 //! ZooKeeper.
 //!
-//! `session` owns the connections, `view` reads and watches a subtree, `look` reads single nodes, `write` applies changes,
-//! `roles` says what a node is.
+//! `session` owns the connections, `view` reads and watches a subtree, `look` reads single nodes, `write` applies
+//! changes, `roles` says what a node is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
 
 /// The transaction that created a node, in hexadecimal as ZooKeeper's tools show it.
 const CZXID: &str = "czxid";
-/// Who may do what, as zkCli.sh writes it.
+/// The access rights, as zkCli.sh writes them.
 const ACL: &str = "acl";
 
 /// One cell on ZooKeeper.
@@ -62,7 +62,8 @@ pub struct Zk {
 }
 
 impl Zk {
-    /// Prepares the connections; nothing is sent yet. The server address is a comma list; what stands after `|` are observers.
+    /// Prepares the connections; nothing is sent yet. The server address is a list, separated by commas; servers after
+    /// `|` are observers.
     pub fn new(location: &Location, timeout: Duration, options: &ZkOptions) -> Result<Self, BackendError> {
         let (voters, observers) = match location.server.split_once('|') {
             Some((voters, observers)) => (voters, Some(observers)),
@@ -79,7 +80,7 @@ impl Zk {
         Ok(Self { voters, readers, lines: Lines::new(lasting, keys.clone()), keys, seen: Mutex::default() })
     }
 
-    /// Calls again if it was refused and there are other credentials by now.
+    /// Repeats a refused call if the credentials have changed.
     async fn with_credentials<T, F: Future<Output = Result<T, BackendError>>>(
         &self,
         call: impl Fn() -> F,
@@ -163,6 +164,7 @@ impl Zk {
         match ended {
             Ended::Call(error) => sessions.explain(&error),
             Ended::Session(what) => BackendError::new(Failure::Unreachable, what),
+            Ended::Behind => BackendError::new(Failure::Compacted, "the watch fell too far behind"),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! The sessions of one ensemble: made when needed, replaced when they have ended, every call bounded in time and number.
+//! The sessions of one ensemble: made when needed, replaced when they have ended, every call bounded in time and
+//! number.
 //!
-//! The client reconnects by itself within its session, but not always: a call that finds no connection makes another session.
+//! The client usually reconnects within its session by itself. A call that finds no connection makes a new session.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -17,11 +18,11 @@ use crate::backend::contract::{BackendError, Failure};
 
 /// How long a silent connection is trusted before another server is tried.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(4);
-/// How often a session is asked for again because the answer to the credentials may have come first.
+/// How often a session is requested again because the answer to the credentials may have come first.
 const OVERTAKEN: u32 = 10;
 /// Pause before that.
 const OVERTAKEN_PAUSE: Duration = Duration::from_millis(20);
-/// How long a server may take to say what it is, when we look for the reason why none could be connected.
+/// How long a server may take to say what it is. We ask when no server could be connected, to find out why.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Settings of ZooKeeper connections.
@@ -63,15 +64,16 @@ pub(super) struct Sessions {
     servers: String,
     timeout: Duration,
     base_timeout: Duration,
-    /// The file that the credentials come from, and what stood there last.
+    /// The file that holds the credentials, and what it held last.
     auth_file: Option<PathBuf>,
     auth: Mutex<Option<Auth>>,
     tls: Option<TlsOptions>,
     /// What is known of the size of requests.
     pub sizes: Sizes,
+    /// Requests that may be in flight. Others wait for their turn, each as long as its own time-out lasts.
     slots: Semaphore,
     client: Mutex<Option<Client>>,
-    /// Locks live with the session: it is kept as long as it may live, connected or not.
+    /// Locks live with the session, so it is kept as long as it may live, connected or not.
     lasting: bool,
     /// One connects, the others wait for it.
     connecting: tokio::sync::Mutex<()>,
@@ -90,12 +92,12 @@ impl std::fmt::Debug for Auth {
 }
 
 impl Sessions {
-    /// Of a comma list of servers; nothing is connected yet.
+    /// For a list of servers, separated by commas; nothing is connected yet.
     pub fn new(servers: &str, timeout: Duration, options: &ZkOptions) -> Result<Arc<Self>, BackendError> {
         Self::with(servers, timeout, options, false)
     }
 
-    /// The same, of which the session is kept as long as it may live.
+    /// The same, but the session is kept as long as it may live.
     pub fn lasting(servers: &str, timeout: Duration, options: &ZkOptions) -> Result<Arc<Self>, BackendError> {
         Self::with(servers, timeout, options, true)
     }
@@ -173,8 +175,8 @@ impl Sessions {
             let begin = Instant::now();
             match timeout_at(deadline, self.connect()).await {
                 Ok(Ok(client)) => return Ok(client),
-                // The client sends its credentials right behind the request for a session; a server on Netty may answer them
-                // first, and the client takes the one answer for the other.
+                // The client sends its credentials right behind the request for a session; a server on Netty may answer
+                // them first, and the client takes the one answer for the other.
                 Ok(Err(ZkError::NoHosts)) if self.auth_file.is_some() && overtaken < OVERTAKEN => {
                     overtaken += 1;
                     tokio::time::sleep(OVERTAKEN_PAUSE).await;
@@ -189,7 +191,8 @@ impl Sessions {
         }
     }
 
-    /// Reads the credentials again; says whether they are others now, so that a call that was refused is worth repeating.
+    /// Reads the credentials again; says whether they are others now, so that a call that was refused is worth
+    /// repeating.
     pub async fn renew_auth(&self) -> bool {
         let Some(path) = self.auth_file.clone() else { return false };
         let read = tokio::task::spawn_blocking(move || read_auth(&path)).await;
@@ -218,8 +221,8 @@ impl Sessions {
     }
 
     fn living(&self) -> Option<Client> {
-        // One that has lost its server may never find another (a server that was made anew refuses what has seen more than it
-        // has); a new one costs little.
+        // One that has lost its server may never find another (a server that was made anew refuses what has seen more
+        // than it has); a new one costs little.
         let client = self.client.lock().clone()?;
         let state = client.state();
         let lives = if self.lasting { !state.is_terminated() } else { state == SessionState::SyncConnected };

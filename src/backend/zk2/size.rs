@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Up to here nothing is tried: no server has so small a limit, unless a request was lost already.
+/// Smaller requests are not tried first: no server has so small a limit. After a lost request they are.
 const SMALL: usize = 16 << 10;
 /// How long a refusal counts: the limit may have been raised.
 const REMEMBERED: Duration = Duration::from_secs(30);
@@ -19,8 +19,8 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Whether the servers take a request of so many bytes; `None` if that must be tried. After a lost request (`doubtful`) nothing
-    /// counts that was accepted before.
+    /// Whether the servers take a request of so many bytes; `None` if that must be tried. After a lost request
+    /// (`doubtful`) nothing counts that was accepted before.
     pub fn admits(&self, bytes: usize, doubtful: bool) -> Option<bool> {
         if doubtful {
             self.accepted.store(0, Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! One look at a whole subtree, and how it is kept current.
 //!
-//! ZooKeeper has no snapshots, but within one session events and answers come in order: when no event came between two answers,
-//! nothing has changed between them. So the tree is read under a watch, and what changed meanwhile is read again, in one
-//! request that shows one instant, until no event comes in between.
+//! ZooKeeper has no snapshots, but within one session events and answers come in order: when no event came between two
+//! answers, nothing has changed between them. So the tree is read under a watch, and what changed meanwhile is read
+//! again, in one request that shows one instant, until no event comes in between.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,10 +20,13 @@ use crate::name::TopoPath;
 
 /// Nodes read in one request.
 const BATCH: usize = 64;
-/// Requests of a bulk read under way at the same time.
+/// Requests of a bulk read under way at the same time; the next is sent when the oldest is answered.
 const PIPELINE: usize = 8;
-/// How often what has changed is read again before a tree that never rests is shown as it is. What is still to come arrives as
-/// events all the same.
+/// Paths that have changed and are still to be read again, at most. A watch that is further behind ends with
+/// [`Failure::Compacted`], and its mirror begins again with a list: that reads no more than all.
+const PENDING: usize = 100_000;
+/// How often changes are read again before a tree that never rests is shown as it is. Later changes arrive as events
+/// anyway.
 const SETTLE_ROUNDS: usize = 50;
 
 /// A subtree as one session sees it.
@@ -34,7 +37,8 @@ pub(super) struct View {
     keys: KeySpace,
     root: String,
     nodes: Nodes,
-    /// What the watch before has seen: what must not be read any more is not gone.
+    pending: Pending,
+    /// What the watch before has seen: a node that we may no longer read is not gone.
     before: Nodes,
 }
 
@@ -50,12 +54,19 @@ pub(super) struct Known {
     role: Option<Role>,
 }
 
+/// The paths of events that have arrived and were not read again yet.
+#[derive(Default)]
+struct Pending(BTreeSet<String>);
+
 /// Why a view ends.
+#[derive(Debug)]
 pub(super) enum Ended {
     /// A request failed.
     Call(CallError),
     /// The session was disturbed: events may be lost.
     Session(String),
+    /// More has changed than is read again one by one.
+    Behind,
 }
 
 impl From<CallError> for Ended {
@@ -76,9 +87,17 @@ impl View {
         let root = znode_path(keys, dir);
         let watching = client.clone();
         let watcher = sessions.bounded(watching.watch(&root, AddWatchMode::PersistentRecursive)).await?;
-        // A follower, or an observer, may not have heard of what this mount has just written.
+        // A follower or an observer may not yet have what this mount has just written.
         sessions.bounded(client.sync(&root)).await?;
-        let mut view = Self { client, watcher, keys: keys.clone(), root, nodes: Nodes::default(), before };
+        let mut view = Self {
+            client,
+            watcher,
+            keys: keys.clone(),
+            root,
+            nodes: Nodes::default(),
+            pending: Pending::default(),
+            before,
+        };
         let mut listing = view.read_all(sessions, dir).await?;
         for _ in 0..SETTLE_ROUNDS {
             let changed = view.arrived()?;
@@ -98,10 +117,11 @@ impl View {
 
     /// Waits for changes. May be given up at any moment: nothing is lost.
     pub async fn changed(&mut self) -> Result<BTreeSet<String>, Ended> {
-        let mut changed = BTreeSet::new();
-        note(&mut changed, self.watcher.changed().await)?;
-        changed.append(&mut self.arrived()?);
-        Ok(changed)
+        if self.pending.0.is_empty() {
+            let event = self.watcher.changed().await;
+            self.pending.note(event)?;
+        }
+        self.arrived()
     }
 
     /// Asks for a sign of life.
@@ -112,11 +132,16 @@ impl View {
 
     /// The paths of all events that have arrived by now.
     fn arrived(&mut self) -> Result<BTreeSet<String>, Ended> {
-        let mut changed = BTreeSet::new();
+        self.collect()?;
+        Ok(std::mem::take(&mut self.pending.0))
+    }
+
+    /// Takes the events that have arrived out of the client's own queue, which has no bound.
+    fn collect(&mut self) -> Result<(), Ended> {
         while let Some(event) = self.watcher.changed().now_or_never() {
-            note(&mut changed, event)?;
+            self.pending.note(event)?;
         }
-        Ok(changed)
+        Ok(())
     }
 
     async fn read_all(&mut self, sessions: &Sessions, dir: &TopoPath) -> Result<Listing, Ended> {
@@ -190,7 +215,7 @@ impl View {
         Ok(found)
     }
 
-    /// Whether a znode that must not be read now was read before: rights that are taken away make nothing disappear.
+    /// Whether a znode that we may not read now was read before: nothing disappears when rights are taken away.
     async fn was_readable(&self, sessions: &Sessions, path: &str) -> Result<bool, CallError> {
         let known = self.nodes.lock().get(path).or(self.before.lock().get(path)).copied();
         let Some(known) = known else { return Ok(false) };
@@ -198,7 +223,7 @@ impl View {
         Ok(stat.is_some_and(|stat| stat.czxid == known.created))
     }
 
-    /// Whether the names in a path are those of files. What is not, is not looked into: it may be of any depth.
+    /// Whether the names in a path are valid file names. Other paths are not read any further: they may have any depth.
     fn may_show(&self, path: &str) -> bool {
         path == self.root || self.keys.path(path.as_bytes()).is_some()
     }
@@ -260,6 +285,7 @@ impl View {
                 let znode = found.remove(path);
                 self.tell(sessions, path, znode, at, &mut batch).await?;
             }
+            self.collect()?;
         }
         batch.events.sort_by_key(|event| event.at);
         batch.at = batch.events.last().map_or(Revision::default(), |event| event.at);
@@ -323,13 +349,22 @@ impl Known {
     }
 }
 
-/// Notes the path of an event; anything that happens to the session ends the view.
-fn note(changed: &mut BTreeSet<String>, event: zookeeper_client::WatchedEvent) -> Result<(), Ended> {
-    if event.event_type == EventType::Session {
-        return Err(Ended::Session(format!("the session is {:?}", event.session_state)));
+impl Pending {
+    /// Notes the path of an event; anything that happens to the session ends the view.
+    fn note(&mut self, event: zookeeper_client::WatchedEvent) -> Result<(), Ended> {
+        if event.event_type == EventType::Session {
+            return Err(Ended::Session(format!("the session is {:?}", event.session_state)));
+        }
+        self.add(event.path)
     }
-    changed.insert(event.path);
-    Ok(())
+
+    fn add(&mut self, path: String) -> Result<(), Ended> {
+        if self.0.len() >= PENDING && !self.0.contains(&path) {
+            return Err(Ended::Behind);
+        }
+        self.0.insert(path);
+        Ok(())
+    }
 }
 
 /// Takes what a re-read has found into a listing.
@@ -339,4 +374,20 @@ fn merge(listing: &mut Listing, batch: WatchBatch) {
     listing.at = listing.at.max(batch.at);
     listing.skipped += batch.skipped;
     listing.nodes.extend(batch.events.into_iter().filter_map(|event| event.node));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_is_too_far_behind_ends() {
+        let mut pending = Pending::default();
+        for number in 0..PENDING {
+            pending.add(format!("/f{number}")).unwrap();
+        }
+        pending.add("/f0".to_owned()).expect("a path that is noted already takes no room");
+        assert!(matches!(pending.add("/one/more".to_owned()), Err(Ended::Behind)));
+        assert_eq!(pending.0.len(), PENDING);
+    }
 }

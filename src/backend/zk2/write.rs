@@ -1,5 +1,5 @@
-//! Applying changes. A look at the nodes and their parents decides which operations make up the change; the multi that follows
-//! fails if anything has moved since, and then it all begins again.
+//! Applying changes. A look at the nodes and their parents decides which operations make up the change; the multi that
+//! follows fails if anything has moved since, and then it all begins again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::LazyLock;
@@ -19,14 +19,15 @@ use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 use crate::record::layout::is_named_as_record;
 
-/// How often a change begins again because parents come and go beside it.
+/// How often a change starts over because other processes create and remove its parents.
 const ATTEMPTS: usize = 32;
-/// A look that is older does not count any more: this process was frozen, or something took its time.
+/// An older look no longer counts: this process was frozen, or a step was slow.
 const FRESH: Duration = Duration::from_millis(500);
-/// Pause before a change begins again that a busy server has turned away.
+/// Pause before a change is tried again that a busy server has turned away.
 const THROTTLED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Files are world:anyone without the right to create children, as Vitess makes them; so nothing can be put below a record.
+/// Files are world:anyone without the right to create children, as Vitess makes them; so nothing can be put below a
+/// record.
 pub(super) static FILE_ACL: LazyLock<[Acl; 1]> = LazyLock::new(|| {
     let permission = Permission::READ | Permission::WRITE | Permission::ADMIN;
     [Acl::new(permission, AuthId::anyone())]
@@ -39,12 +40,12 @@ enum Step {
     Set(usize, i32),
     Delete(usize, i32),
     Check(usize, i32),
-    /// There is no check that a node is missing: it is made and removed again, in one transaction that nobody sees inside.
+    /// ZooKeeper cannot check that a node is missing. So it is made and removed in one transaction, and nobody sees it.
     Touch(usize),
 }
 
 pub(super) async fn apply(access: &Access<'_>, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
-    // Whether a request is on its way, or was lost: what nobody has answered may have been carried out.
+    // Whether a request was sent and not answered: it may have been carried out.
     let open = AtomicBool::new(false);
     let outcome = timeout(access.sessions.timeout(), try_apply(access, keys, changes, &open)).await;
     outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer))).map_err(|error| {
@@ -243,8 +244,8 @@ async fn commit(
     })
 }
 
-/// What a change has made. All operations of a multi have one zxid; servers before 3.9 do not tell it for a creation, and never for a
-/// deletion: another look shows it.
+/// What a change has made. All operations of a multi have one zxid; servers before 3.9 do not tell it for a creation,
+/// and never for a deletion: another look shows it.
 async fn outcome(
     access: &Access<'_>,
     keys: &KeySpace,
@@ -297,8 +298,8 @@ fn when(steps: &[Step], seen: &Look) -> Option<Revision> {
     created.or(gone)
 }
 
-/// Whether a change whose answer was lost has been carried out, as far as that can be told. A creation is never assumed: it may
-/// be somebody else's, and creation is exclusive.
+/// Whether a change was carried out although its answer was lost, as far as we can tell. A creation is never assumed to
+/// be ours: creation is exclusive, and another process may have made the node.
 fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
     let holds = |(change, node): (&Change, &Option<Found>)| match (&change.action, change.guard, shown(node.as_ref())) {
         (Action::Put(value), Guard::Version(old), Some(node)) => {

@@ -1,4 +1,5 @@
-//! A znode: its path, what is read of it, and its stat in the terms of the contract. Knows no session and sends nothing.
+//! A znode: its path, what is read of it, and its stat in the terms of the contract. Knows no session and sends
+//! nothing.
 
 use std::time::{Duration, SystemTime};
 

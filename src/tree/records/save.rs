@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::RecordFiles;
@@ -10,17 +11,14 @@ use super::flush::OpenDraft;
 use super::memory::Reading;
 use super::open::moved_on;
 use crate::backend::{Action, Applied, Change, Guard, Version};
-use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
-use crate::locks::{Fence, Temporary};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Process};
 use crate::record::Form;
-use crate::record::layout::{self, Key};
 use crate::store::own::OwnCommit;
+use crate::store::{Commits, Live, Made, Mark, Store};
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
-use crate::tree::options::RespectLocks;
 
 /// How often, and how many times, it is looked whether another thread of a program has just stored what one could not.
 const LOOK: Duration = Duration::from_millis(10);
@@ -200,168 +198,29 @@ impl RecordFiles {
         }
     }
 
-    /// Applies changes whole or not at all, with the locks that concern them: those that this mount holds on directories above
-    /// are guards of the same transaction, and those that a save must have are taken for its moment. `form` is the one that the
-    /// caller sees the change in.
-    pub(crate) async fn commit(&self, who: (Actor, Form), cell: &CellName, changes: &[Change]) -> Result<Applied> {
-        for _ in 0..LOCK_CHANGES {
-            if let Some(applied) = self.commit_once(who, cell, changes).await? {
-                return Ok(applied);
-            }
-        }
-        Err(Error::new(Kind::Busy, format!("the locks above {cell}/{} change too often", first_path(changes))))
-    }
-
-    /// The same once; `None` if a lock that went along was given back meanwhile, and nothing was changed.
-    async fn commit_once(
+    /// Applies changes whole or not at all, with the locks that concern them. `form` is the one that the caller sees the changes in.
+    pub(crate) async fn commit(
         &self,
         (saver, form): (Actor, Form),
         cell: &CellName,
         changes: &[Change],
-    ) -> Result<Option<Applied>> {
-        let connected = self.cell(cell)?;
-        let mut needed: Vec<TopoPath> =
-            changes.iter().filter_map(|change| self.needed_lock(cell, &change.path)).collect();
-        // In one order, so that two saves cannot wait for each other.
-        needed.sort();
-        needed.dedup();
-        let mut taken = Vec::new();
-        // Whoever holds a keyspace's lock may be at work on anything below it: nothing of that is taken away.
-        for change in changes.iter().filter(|change| change.action == Action::Delete) {
-            if let Some(keyspace) = self.keyspace_of(cell, &change.path).filter(|dir| !needed.contains(dir)) {
-                self.locks.refuse_if_foreign(&connected, &keyspace).await?;
-            }
-        }
-        let mut outcome = Ok(());
-        for dir in &needed {
-            match self.locks.for_save(&connected, dir, saver).await {
-                Ok(temporary) => taken.push(temporary),
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-        }
-        let outcome = match outcome {
-            Ok(()) => self.apply_noted(saver, form, &connected, changes, &taken).await,
-            // Somebody has taken away what was taken for this moment only.
-            Err(error) if error.kind == Kind::LockLost => Ok(None),
-            Err(error) => Err(error),
-        };
-        for temporary in taken.into_iter().rev() {
-            self.locks.end_save(temporary).await;
-        }
-        outcome
+    ) -> Result<Applied> {
+        self.live(cell)?.commit(saver, changes, &Heard { files: self, saver, form }).await
     }
 
-    /// Applies changes, and notes which events the kernel has raised for them itself.
-    async fn apply_noted(
-        &self,
-        saver: Actor,
-        form: Form,
-        cell: &Cell,
-        changes: &[Change],
-        taken: &[Temporary],
-    ) -> Result<Option<Applied>> {
-        let place = |change: &Change| CellPath::new(&cell.name, &change.path);
-        let in_flight: Vec<_> = changes.iter().map(|change| self.committing.begin(place(change))).collect();
-        let outcome = self.apply_fenced(saver, cell, changes, taken).await;
-        // Whoever has saved reads what was saved, under every name.
-        if let Some((files, dirs)) =
-            self.invalidate(&cell.name, changes.iter().map(|change| (&change.path, relists(change))))
-        {
-            tokio::join!(files.done(), dirs.done());
-        }
-        for (index, (change, in_flight)) in changes.iter().zip(in_flight).enumerate() {
-            let applied = outcome.as_ref().ok().and_then(Option::as_ref);
-            let stored = applied.and_then(|applied| applied.versions.get(index).copied().flatten());
-            let revision = match (&change.action, stored, change.guard) {
-                (Action::Put(_), Some(version), _) | (Action::Delete, _, Guard::Version(version)) => {
-                    Some(version.written)
-                }
-                _ => None,
-            };
-            if stored.is_some() && change.guard == Guard::Absent {
-                // The directory is a stored one now, and goes with its last record.
-                self.scratch.made_real(&cell.name, &change.path);
-            }
-            if let (Some(revision), Some(_)) = (revision, applied) {
-                let command = crate::process::name(saver.process);
-                self.own.note(&place(change), OwnCommit { revision, form, saver, command });
-            }
-            drop(in_flight);
-        }
-        outcome
-    }
-
-    async fn apply_fenced(
-        &self,
-        saver: Actor,
-        cell: &Cell,
-        changes: &[Change],
-        taken: &[Temporary],
-    ) -> Result<Option<Applied>> {
-        let mut fences: Vec<Fence> = Vec::new();
-        for change in changes {
-            for fence in self.locks.fences(cell, &change.path, saver, taken)? {
-                if fences.iter().all(|known| known.change != fence.change) {
-                    fences.push(fence);
-                }
-            }
-        }
-        let guards = fences.iter().map(|fence| fence.change.clone());
-        let all: Vec<Change> = guards.chain(changes.iter().cloned()).collect();
-        match cell.apply(&all).await {
-            Ok(mut applied) => {
-                applied.versions.drain(..fences.len().min(applied.versions.len()));
-                Ok(Some(applied))
-            }
-            Err(error) if error.kind == Kind::LockLost && fences.iter().any(Fence::was_let_go) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Whether saving a record would be refused because of a lock: what is known at open, since shells ignore what close says.
+    /// Whether saving a record would be refused because of a lock.
     pub(crate) async fn refuse_early(&self, saver: Actor, cell: &CellName, path: &TopoPath) -> Result<()> {
-        let connected = self.cell(cell)?;
-        self.locks.fences(&connected, path, saver, &[])?;
-        match self.needed_lock(cell, path) {
-            Some(dir) => self.locks.refuse_if_foreign(&connected, &dir).await,
-            None => Ok(()),
-        }
+        self.live(cell)?.refuse_early(saver, path).await
     }
 
     /// Whether removing a record would be refused because of a lock.
     pub(crate) async fn refuse_removal(&self, saver: Actor, cell: &CellName, path: &TopoPath) -> Result<()> {
-        self.refuse_early(saver, cell, path).await?;
-        match self.keyspace_of(cell, path) {
-            Some(dir) => self.locks.refuse_if_foreign(&*self.cell(cell)?, &dir).await,
-            None => Ok(()),
-        }
+        self.live(cell)?.refuse_removal(saver, path).await
     }
 
-    /// The keyspace that a record of the global topology belongs to, if its lock is respected.
-    fn keyspace_of(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
-        let respected = || self.holds_global(cell) && self.options.respect_locks != RespectLocks::None;
-        layout::keyspace_dir(path).filter(|_| respected())
-    }
-
-    /// The directory whose lock a save of a record needs.
-    fn needed_lock(&self, cell: &CellName, path: &TopoPath) -> Option<TopoPath> {
-        let respected = self.options.respect_locks;
-        let dir = match Key::in_global(path)? {
-            Key::Keyspace(_) => path.parent(),
-            Key::Shard(..) if respected == RespectLocks::All => path.parent(),
-            // Vitess replaces them whatever their version: its lock is all that protects them.
-            Key::KeyspaceRoutingRules => path.parent()?.parent(),
-            _ => None,
-        };
-        dir.filter(|_| respected != RespectLocks::None && self.holds_global(cell))
-    }
-
-    /// Whether the records of the global topology are in a cell: another one may be the same place.
-    fn holds_global(&self, cell: &CellName) -> bool {
-        self.cells.get(cell).is_some_and(|cell| cell.holds_global())
+    /// The records of a cell, with the locks of this mount.
+    fn live(&self, cell: &CellName) -> Result<Live> {
+        Ok(Live::new(self.cell(cell)?, self.locks.clone(), self.options.respect_locks))
     }
 
     /// The record as the backend has it now; a dead or refusing backend is noticed here, before anything is written.
@@ -402,11 +261,35 @@ impl RecordFiles {
     }
 }
 
-/// How often a change is tried while locks that go along with it are given back.
-const LOCK_CHANGES: usize = 16;
+/// What the files of a mount hear of a commit: who makes it, and through which form.
+struct Heard<'a> {
+    files: &'a RecordFiles,
+    saver: Actor,
+    form: Form,
+}
 
-fn first_path(changes: &[Change]) -> &str {
-    changes.first().map_or("", |change| change.path.as_str())
+#[async_trait]
+impl Commits for Heard<'_> {
+    fn begin(&self, at: &CellPath) -> Mark {
+        Box::new(self.files.committing.begin(at.clone()))
+    }
+
+    async fn answered(&self, cell: &CellName, changes: &[Change]) {
+        // Whoever has saved reads what was saved, under every name.
+        let concerned = changes.iter().map(|change| (&change.path, relists(change)));
+        if let Some((files, dirs)) = self.files.invalidate(cell, concerned) {
+            tokio::join!(files.done(), dirs.done());
+        }
+    }
+
+    fn made(&self, at: &CellPath, Made { revision, is_new }: Made) {
+        if is_new {
+            // The directory is a stored one now, and goes with its last record.
+            self.files.scratch.made_real(&at.cell, &at.path);
+        }
+        let command = crate::process::name(self.saver.process);
+        self.files.own.note(at, OwnCommit { revision, form: self.form, saver: self.saver, command });
+    }
 }
 
 /// Whether a change makes or removes names.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ fn tool(name: &str) -> PathBuf {
 }
 
 fn config(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/posix").join(name)
 }
 
 #[test]

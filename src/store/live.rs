@@ -1,0 +1,173 @@
+//! The records of a connected cell: its mirror and its service, with the locks that protect them from each other's changes.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::commits::{Commits, heard};
+use super::{RespectLocks, Store};
+use crate::backend::{Action, Applied, Change, Fetched, Limits};
+use crate::cells::Cell;
+use crate::error::{Error, Kind, Result};
+use crate::locks::{Fence, Locks, Temporary};
+use crate::mirror::Snapshot;
+use crate::name::{CellName, TopoPath};
+use crate::process::Actor;
+use crate::record::layout::{self, Key};
+
+/// How often a change is tried while locks that go along with it are given back.
+pub(super) const LOCK_CHANGES: usize = 16;
+
+/// A cell, and the locks of this mount.
+#[derive(Debug, Clone)]
+pub struct Live {
+    cell: Arc<Cell>,
+    locks: Arc<Locks>,
+    respected: RespectLocks,
+}
+
+impl Live {
+    /// The records of a cell.
+    pub fn new(cell: Arc<Cell>, locks: Arc<Locks>, respected: RespectLocks) -> Self {
+        Self { cell, locks, respected }
+    }
+
+    /// One try of a commit; `None` if a lock that went along was given back meanwhile, and nothing was changed.
+    async fn commit_once(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Option<Applied>> {
+        let mut needed: Vec<TopoPath> = changes.iter().filter_map(|change| self.needed_lock(&change.path)).collect();
+        // In one order, so that two saves cannot wait for each other.
+        needed.sort();
+        needed.dedup();
+        let mut taken = Vec::new();
+        // Whoever holds a keyspace's lock may be at work on anything below it: nothing of that is taken away.
+        for change in changes.iter().filter(|change| change.action == Action::Delete) {
+            if let Some(keyspace) = self.keyspace_of(&change.path).filter(|dir| !needed.contains(dir)) {
+                self.locks.refuse_if_foreign(&self.cell, &keyspace).await?;
+            }
+        }
+        let mut outcome = Ok(());
+        for dir in &needed {
+            match self.locks.for_save(&self.cell, dir, actor).await {
+                Ok(temporary) => taken.push(temporary),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        let outcome = match outcome {
+            Ok(()) => heard(&self.cell.name, changes, commits, self.apply_fenced(actor, changes, &taken)).await,
+            // Somebody has taken away what was taken for this moment only.
+            Err(error) if error.kind == Kind::LockLost => Ok(None),
+            Err(error) => Err(error),
+        };
+        for temporary in taken.into_iter().rev() {
+            self.locks.end_save(temporary).await;
+        }
+        outcome
+    }
+
+    /// Makes changes while this mount still has the locks above them, and in the same transaction.
+    async fn apply_fenced(&self, actor: Actor, changes: &[Change], taken: &[Temporary]) -> Result<Option<Applied>> {
+        let mut fences: Vec<Fence> = Vec::new();
+        for change in changes {
+            for fence in self.locks.fences(&self.cell, &change.path, actor, taken)? {
+                if fences.iter().all(|known| known.change != fence.change) {
+                    fences.push(fence);
+                }
+            }
+        }
+        let guards = fences.iter().map(|fence| fence.change.clone());
+        let all: Vec<Change> = guards.chain(changes.iter().cloned()).collect();
+        match self.cell.apply(&all).await {
+            Ok(mut applied) => {
+                applied.versions.drain(..fences.len().min(applied.versions.len()));
+                Ok(Some(applied))
+            }
+            Err(error) if error.kind == Kind::LockLost && fences.iter().any(Fence::was_let_go) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The keyspace that a record of the global topology belongs to, if its lock is respected.
+    fn keyspace_of(&self, path: &TopoPath) -> Option<TopoPath> {
+        let respected = || self.cell.holds_global() && self.respected != RespectLocks::None;
+        layout::keyspace_dir(path).filter(|_| respected())
+    }
+
+    /// The directory whose lock a save of a record needs.
+    fn needed_lock(&self, path: &TopoPath) -> Option<TopoPath> {
+        let dir = match Key::in_global(path)? {
+            Key::Keyspace(_) => path.parent(),
+            Key::Shard(..) if self.respected == RespectLocks::All => path.parent(),
+            // Vitess replaces them whatever their version: its lock is all that protects them.
+            Key::KeyspaceRoutingRules => path.parent()?.parent(),
+            _ => None,
+        };
+        dir.filter(|_| self.respected != RespectLocks::None && self.cell.holds_global())
+    }
+}
+
+#[async_trait]
+impl Store for Live {
+    fn cell(&self) -> &CellName {
+        &self.cell.name
+    }
+
+    async fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        self.cell.snapshot().await
+    }
+
+    fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
+        self.cell.snapshot_now()
+    }
+
+    async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
+        self.cell.fetch(path).await
+    }
+
+    /// With the locks that concern the changes: those that this mount holds on directories above are guards of the same
+    /// transaction, and those that a save must have are taken for its moment.
+    async fn commit(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
+        for _ in 0..LOCK_CHANGES {
+            if let Some(applied) = self.commit_once(actor, changes, commits).await? {
+                return Ok(applied);
+            }
+        }
+        let first = changes.first().map_or("", |change| change.path.as_str());
+        Err(Error::new(Kind::Busy, format!("the locks above {}/{first} change too often", self.cell.name)))
+    }
+
+    /// What is known of locks at open, since shells ignore what close says.
+    async fn refuse_early(&self, actor: Actor, path: &TopoPath) -> Result<()> {
+        self.locks.fences(&self.cell, path, actor, &[])?;
+        match self.needed_lock(path) {
+            Some(dir) => self.locks.refuse_if_foreign(&self.cell, &dir).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn refuse_removal(&self, actor: Actor, path: &TopoPath) -> Result<()> {
+        self.refuse_early(actor, path).await?;
+        match self.keyspace_of(path) {
+            Some(dir) => self.locks.refuse_if_foreign(&self.cell, &dir).await,
+            None => Ok(()),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        self.cell.limits()
+    }
+
+    fn attributes(&self) -> &'static [&'static str] {
+        self.cell.attributes()
+    }
+
+    async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>> {
+        self.cell.attribute(path, name).await
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.cell.mirror.is_fresh()
+    }
+}

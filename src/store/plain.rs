@@ -1,0 +1,115 @@
+//! Records in a map: without a service, without locks, and without anybody else.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use super::Store;
+use super::commits::{Commits, heard};
+use crate::backend::{
+    Action, Applied, BackendError, Change, Fetched, Guard, Limits, Node, Revision, Role, Version, check_limits,
+};
+use crate::error::{Error, Result};
+use crate::mirror::{Record, Snapshot};
+use crate::name::{CellName, TopoPath};
+use crate::process::Actor;
+
+/// A map of records, as one cell.
+#[derive(Debug)]
+pub struct Plain {
+    cell: CellName,
+    limits: Limits,
+    /// The newest state. Whoever has a copy keeps it as it was.
+    now: Mutex<Snapshot>,
+}
+
+impl Plain {
+    /// Begins with these records.
+    pub fn new(cell: CellName, limits: Limits, begin: Snapshot) -> Self {
+        Self { cell, limits, now: Mutex::new(begin) }
+    }
+
+    fn make(&self, changes: &[Change]) -> Result<Applied> {
+        check_limits(changes, self.limits).map_err(Error::from)?;
+        let mut now = self.now.lock();
+        for change in changes {
+            let found = now.records.get(&change.path).map(|record| record.version);
+            let is_met = match change.guard {
+                Guard::Any => change.action != Action::Delete || found.is_some(),
+                Guard::Absent => found.is_none(),
+                Guard::Version(version) => found == Some(version),
+                // There are no locks here.
+                Guard::Held(_) => false,
+            };
+            if !is_met {
+                return Err(BackendError::unmet(change.guard, &change.path, found).into());
+            }
+        }
+        // One that only checks makes no revision.
+        let is_change = changes.iter().any(|change| change.action != Action::Check);
+        now.at = Revision(now.at.0 + u64::from(is_change));
+        let versions = changes.iter().map(|change| put(&mut now, change)).collect();
+        Ok(Applied { at: now.at, versions })
+    }
+}
+
+/// Makes one change. Returns the new version of its record.
+fn put(now: &mut Snapshot, change: &Change) -> Option<Version> {
+    let at = now.at;
+    match &change.action {
+        Action::Check => None,
+        Action::Delete => {
+            now.records.remove(&change.path);
+            None
+        }
+        Action::Put(value) => {
+            let created = now.records.get(&change.path).map_or(at, |old| old.version.created);
+            let version = Version { number: at.0, written: at, created };
+            let record = Record { value: value.clone(), version, modified: SystemTime::now() };
+            now.records.insert(change.path.clone(), record);
+            Some(version)
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Plain {
+    fn cell(&self) -> &CellName {
+        &self.cell
+    }
+
+    async fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        self.snapshot_now()
+    }
+
+    fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
+        Ok(Arc::new(self.now.lock().clone()))
+    }
+
+    async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
+        let now = self.now.lock();
+        let node = now.records.get(path).map(|record| Node {
+            path: path.clone(),
+            value: record.value.clone(),
+            version: record.version,
+            role: Role::Record,
+            modified: Some(record.modified),
+        });
+        Ok(Fetched { node, at: now.at })
+    }
+
+    async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
+        let made = heard(&self.cell, changes, commits, async { self.make(changes).map(Some) }).await?;
+        made.ok_or_else(|| Error::new(crate::error::Kind::Io, "no answer"))
+    }
+
+    async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}

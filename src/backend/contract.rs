@@ -331,7 +331,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     }
 
     /// Stands in line for the lock of a directory. Fails with [`Failure::NoNode`] if nothing is stored there, unless
-    /// [`super::lock::needs_no_records`].
+    /// [`crate::record::layout::needs_no_records`].
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError>;
 
     /// Takes a lock node away, whoever holds it, if it is still the same one.

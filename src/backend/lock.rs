@@ -1,4 +1,4 @@
-//! Locks and elections: what a service keeps of them, in the layout that Vitess gives it.
+//! Locks and elections: what all services need for them. Where they stand, `record/layout` says.
 //!
 //! A lock of a directory is taken by standing in line: [`super::contract::Backend::enter`] returns a place, and who has no place before
 //! it holds the lock. A place lives as long as its lease or session, which is kept alive here until the place is left. Once
@@ -11,42 +11,11 @@ use tokio::time::Instant;
 
 use super::contract::{Action, BackendError, Change, Failure, Guard, Holding, Node};
 use crate::name::TopoPath;
+use crate::record::layout;
 
-/// Leader elections are below here, one directory each.
-pub const ELECTIONS: &str = "elections";
-/// Locks of names that stand for no records are below here.
-pub const NAMED_LOCKS: &str = "internal/named_locks";
-/// The directory of the locks of a directory, on etcd and ZooKeeper.
-pub(crate) const LOCKS: &str = "locks";
-/// The key of the lock of a directory, on Consul.
-pub(crate) const LOCK: &str = "Lock";
-
-/// Whether a directory stands for an election.
-pub fn is_election(dir: &TopoPath) -> bool {
-    dir.parent().is_some_and(|parent| parent.as_str() == ELECTIONS)
-}
-
-/// Whether a directory can be locked although nothing is stored there.
-pub fn needs_no_records(dir: &TopoPath) -> bool {
-    let below = |above: &str| dir.as_str().strip_prefix(above).is_some_and(|rest| rest.starts_with('/'));
-    is_election(dir) || below(NAMED_LOCKS)
-}
-
-/// Whether Vitess's own tools lock a directory.
-pub(crate) fn is_locked_by_vitess(dir: &TopoPath) -> bool {
-    let names: Vec<&str> = dir.components().collect();
-    matches!(names.as_slice(), ["keyspaces", _] | ["keyspaces", _, "shards", _] | ["routing_rules"])
-        || needs_no_records(dir)
-}
-
-/// The directory of a lock of etcd's, and of the embedded service's: `DIR/locks/ID`.
-pub(crate) fn dir_of_queued(node: &TopoPath) -> Option<TopoPath> {
-    node.parent().filter(|parent| parent.name() == LOCKS)?.parent()
-}
-
-/// Where such a lock stands.
+/// Where a place in line stands, on services that have a queue.
 pub(crate) fn queued_path(dir: &TopoPath, id: impl std::fmt::Display) -> Result<TopoPath, BackendError> {
-    let path = dir.join(LOCKS).and_then(|line| line.join(&id.to_string()));
+    let path = layout::line(dir).and_then(|line| line.join(&id.to_string()));
     path.map_err(|error| BackendError::new(Failure::Other, error.to_string()))
 }
 

@@ -15,8 +15,9 @@ use super::contract::{
 };
 use super::keys::KeySpace;
 use super::location::Location;
-use super::lock::{self};
+use super::lock;
 use crate::name::TopoPath;
+use crate::record::layout;
 
 /// Events that a slow watcher may be behind before its watch breaks (and its mirror compares everything).
 const WATCH_QUEUE: usize = 4_096;
@@ -237,14 +238,14 @@ impl Backend for Memory {
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
-        lock::dir_of_queued(node)
+        layout::dir_of_queued(node)
     }
 
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
         let mut state = self.server.state.lock();
         let line = self.keys.dir_prefix(dir);
         let exists = state.keys.range(line.clone()..).next().is_some_and(|(key, _)| key.starts_with(&line));
-        if !exists && !lock::needs_no_records(dir) {
+        if !exists && !layout::needs_no_records(dir) {
             return Err(BackendError::unmet(Guard::Any, dir, None));
         }
         let number = state.revision + 1;

@@ -14,6 +14,7 @@ use crate::backend::Location;
 use crate::error::Result;
 use crate::mirror::{Batch, Health};
 use crate::name::{CellName, TopoPath};
+use crate::record::layout::{CELL_INFO, CELLS};
 use crate::record::{CellInfo, Records};
 
 mod cell;
@@ -26,9 +27,6 @@ mod turns;
 pub use cell::{Cell, CellOptions};
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
-
-/// The name of the records that name cells.
-const CELL_INFO: &str = "CellInfo";
 
 /// Cells that are the same place as others, and which.
 pub type Twins = BTreeMap<CellName, Vec<CellName>>;
@@ -222,7 +220,7 @@ impl Cells {
     fn known_cells(&self) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
         let snapshot = self.global.mirror.snapshot();
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
-        let Ok(dir) = TopoPath::parse("cells") else { return (known, hidden) };
+        let Ok(dir) = TopoPath::parse(CELLS) else { return (known, hidden) };
         for (path, record) in snapshot.below(&dir).filter(|(path, _)| path.name() == CELL_INFO) {
             let Some(rest) = path.below(&dir) else { continue };
             let called = rest.strip_suffix(CELL_INFO).unwrap_or(rest).trim_end_matches('/');

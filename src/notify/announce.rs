@@ -11,6 +11,7 @@ use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
 use crate::mirror::{Record, Snapshot, Update};
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::record::Form;
+use crate::record::layout::Key;
 use crate::store::own::OwnCommit;
 use crate::tree::file::FileId;
 use crate::tree::kernel::invalidation::LONGEST;
@@ -208,8 +209,7 @@ impl Follower {
 
     /// A cell comes and goes with its CellInfo record.
     async fn announce_cell(self: &Arc<Self>, cell: &Cell, path: &TopoPath, happened: Happened) {
-        let names: Vec<&str> = path.components().collect();
-        let (true, ["cells", name, "CellInfo"]) = (cell.name.is_global(), names.as_slice()) else { return };
+        let Some(Key::CellInfo(name)) = Key::of(&cell.name, path) else { return };
         let Ok(name) = CellName::new(name) else { return };
         if name.is_global() {
             return;

@@ -10,9 +10,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use scopeguard::ScopeGuard;
 
 use super::echo::{Echo, HELPERS};
 use super::helper::{Helpers, Notifier};
+use crate::alive;
 use crate::tree::Tree;
 use crate::tree::kernel::Kernel;
 use crate::tree::kernel::outbox::{Announcement, Next};
@@ -38,7 +40,8 @@ pub(crate) fn serve(helpers: Arc<Helpers>, tree: &Tree, runtime: tokio::runtime:
         Arc::new(Delivery { helpers, kernel, echo, runtime, pool: Mutex::new(pool), turn: Mutex::default() });
     start(&delivery, 0)?;
     std::thread::Builder::new().name("deadlines".to_owned()).spawn(move || {
-        while delivery.look_after() {
+        // A panic here ends nothing: the next look comes.
+        while alive::run("the deadlines of events", || delivery.look_after()).unwrap_or(true) {
             std::thread::sleep(LOOK);
         }
     })?;
@@ -47,7 +50,16 @@ pub(crate) fn serve(helpers: Arc<Helpers>, tree: &Tree, runtime: tokio::runtime:
 
 fn start(delivery: &Arc<Delivery>, number: u64) -> io::Result<()> {
     let delivery = delivery.clone();
-    std::thread::Builder::new().name("notifier".to_owned()).spawn(move || delivery.work(number)).map(drop)
+    std::thread::Builder::new()
+        .name("notifier".to_owned())
+        .spawn(move || {
+            // Whatever an announcement can do has been caught there. What else panics is begun again, as long as it is this thread's turn.
+            while alive::run("the notifier", || delivery.clone().work(number)).is_err() && delivery.has_turn(number) {
+                delivery.turn.lock().announcement = None;
+                std::thread::sleep(PAUSE);
+            }
+        })
+        .map(drop)
 }
 
 #[derive(Debug)]
@@ -105,7 +117,13 @@ impl Delivery {
                 Next::End => break,
             };
             self.turn.lock().announcement = Some((announcement.clone(), Instant::now()));
-            let outcome = self.deliver(number, &announcement);
+            let delivered = alive::run("the notifier", || self.deliver(number, &announcement));
+            let outcome = delivered.unwrap_or_else(|_| {
+                // The event is lost, and so is all that the kernel keeps of the cell: it may be older than the event.
+                let cell = announcement.dir.as_ref().map(|dir| &dir.cell).or(announcement.file.cell());
+                cell.iter().for_each(|cell| self.kernel.forget_cell(cell, 1));
+                Outcome::Done
+            });
             let hung = {
                 let mut turn = self.turn.lock();
                 if turn.thread == number {
@@ -169,15 +187,16 @@ impl Delivery {
     /// Has a helper make a call. `None` if there is none.
     fn call(&self, announcement: &Announcement, size: u64) -> Option<i32> {
         loop {
-            let mut helper = self.helper()?;
+            // A panic ends the helper, too, and its number must not be trusted any longer than it lives.
+            let mut helper = scopeguard::guard(self.helper()?, |helper| self.has_ended(helper));
             match helper.call(announcement.happened, announcement.path(), size) {
                 Ok(errno) => {
-                    self.pool.lock().ready.push(helper);
+                    self.pool.lock().ready.push(ScopeGuard::into_inner(helper));
                     return Some(errno);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a helper that raises events has ended");
-                    self.has_ended(helper);
+                    drop(helper);
                 }
             }
         }

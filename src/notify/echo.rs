@@ -245,7 +245,33 @@ impl Namespace for Echo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::conformance;
+    use crate::name::CellName;
+    use crate::record::Form;
+    use crate::tree::{FileKind, conformance};
+
+    fn at(path: &str) -> CellPath {
+        CellPath { cell: CellName::global(), path: TopoPath::parse(path).unwrap() }
+    }
+
+    /// Tells of a record's raw form.
+    fn announcement(path: &str, happened: Happened) -> Announcement {
+        let record = at(path);
+        let (dir, name) = (record.parent(), record.path.name().to_owned());
+        Announcement { happened, file: FileId::Record(record, Form::Raw), dir, name }
+    }
+
+    async fn look_up(echo: &Echo, path: &str) -> Result<FileId> {
+        let caller = Caller::new(0, 0, 7);
+        let mut file = FileId::Root;
+        for name in ["global"].into_iter().chain(path.split('/')) {
+            file = echo.lookup(&caller, &file, name).await?;
+            let inode = Inode { ino: 9, file: file.clone() };
+            let attr = echo.attr_of_name(&caller, &inode).await?;
+            assert_eq!(attr.kind, file.kind(), "{file}");
+            assert!(echo.keep(&file) == Keep::Never, "the kernel keeps nothing of what it is told here");
+        }
+        Ok(file)
+    }
 
     #[tokio::test]
     async fn a_process_is_a_helper_until_it_is_gone() {
@@ -259,5 +285,55 @@ mod tests {
         assert!(!is_helper(7) && is_helper(6));
         let more = (100..).take_while(|process| echo.add_helper(*process)).count();
         assert_eq!(more, HELPERS - 1, "there are as many as can be");
+    }
+
+    #[tokio::test]
+    async fn a_helper_sees_the_file_of_its_call_and_the_way_there_and_nothing_else() {
+        let tree = conformance::tree().await;
+        let echo = Echo::new(&tree);
+        let not_found = async |path: &str| look_up(&echo, path).await.is_err_and(|error| error.kind == Kind::NotFound);
+        assert!(not_found("metadata/note").await, "no call is made");
+        assert!(echo.begin(&announcement("metadata/note", Happened::Changed)).is_none(), "nobody could notice");
+        // The kernel knows the directory.
+        let dir = FileId::Dir(at("metadata"));
+        tree.kernel().inodes.count_lookup(&dir);
+        let (call, size) = echo.begin(&announcement("metadata/note", Happened::Changed)).unwrap();
+        let (_, content) = conformance::RECORDS[1];
+        assert_eq!(size, content.len() as u64);
+        assert_eq!(look_up(&echo, "metadata/note").await.unwrap(), FileId::Record(at("metadata/note"), Form::Raw));
+        assert!(not_found("metadata/both").await && not_found("keyspaces").await);
+        echo.end(call + 1);
+        assert!(!not_found("metadata/note").await, "another call has ended");
+        echo.end(call);
+        assert!(not_found("metadata/note").await);
+    }
+
+    #[tokio::test]
+    async fn a_call_makes_or_removes_its_own_name_once_and_changes_nothing() {
+        let tree = conformance::tree().await;
+        let (echo, caller) = (Echo::new(&tree), Caller::new(0, 0, 7));
+        let dir = FileId::Dir(at("metadata"));
+        tree.kernel().inodes.count_lookup(&dir);
+        let name = |name| Name { dir: &dir, name };
+        let write = OpenMode { write: true, ..OpenMode::default() };
+        let refused = |outcome: Result<()>| outcome.is_err_and(|error| error.kind == Kind::NotPermitted);
+
+        echo.begin(&announcement("metadata/note", Happened::Created)).unwrap();
+        assert!(echo.lookup(&caller, &dir, "note").await.is_err(), "not before it is made");
+        assert!(refused(echo.create(&caller, name("other"), 0, write).await.map(drop)));
+        assert!(refused(echo.unlink(&caller, name("note")).await));
+        let made = echo.create(&caller, name("note"), 0, write).await.unwrap();
+        assert!(made.open.file.is_none() && made.attr.kind == FileKind::Regular);
+        assert!(echo.lookup(&caller, &dir, "note").await.is_ok());
+
+        echo.begin(&announcement("metadata/note", Happened::Deleted)).unwrap();
+        assert!(echo.lookup(&caller, &dir, "note").await.is_ok(), "not before it is removed");
+        assert!(refused(echo.rename(&caller, name("note"), name("other"), false).await));
+        echo.unlink(&caller, name("note")).await.unwrap();
+        assert!(echo.lookup(&caller, &dir, "note").await.is_err());
+        // The record is still there: what a helper does is a word to the kernel.
+        let space: &dyn Namespace = tree.records();
+        assert!(space.lookup(&caller, &dir, "note").await.is_ok());
+        assert!(echo.list(&caller, &dir).await.is_err() && echo.xattr_names(&dir).await.unwrap().is_empty());
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::batches::{Updates, next};
+use crate::alive;
 use crate::cells::{Cell, KnownLocks};
 use crate::control::Control;
 use crate::mirror::{Snapshot, Update};
@@ -48,7 +49,14 @@ pub fn follow(tree: &Tree) {
 impl Follower {
     /// Announces what happens in a cell from now on. Who watches a cell that was elsewhere before, or was not shown for a while,
     /// hears of what is different.
+    ///
+    /// After a panic nobody would tell the kernel what has become old. So it keeps nothing of the cell until the cell is followed
+    /// again; then watchers hear of what is different. Meanwhile everything is answered from the mirror, which knows better.
     pub fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
+        self.follow_after(cell, alive::Pauses::default());
+    }
+
+    fn follow_after(self: &Arc<Self>, cell: &Arc<Cell>, mut panics: alive::Pauses) {
         // Subscribed to before anything is answered that lasts.
         let (first, updates) = (cell.mirror.subscribe(), cell.mirror.subscribe());
         let Some(followed) = self.kernel.follow(cell) else { return };
@@ -56,7 +64,8 @@ impl Follower {
         self.records.locks.follow(cell);
         let (all, cell) = (self.clone(), cell.clone());
         let background = self.records.background.clone();
-        self.records.background.tasks.spawn(async move {
+        let (follower, followed_cell) = (self.clone(), cell.clone());
+        let task = async move {
             // One that is another place now has been shown with the records of the old one.
             all.kernel.invalidate_cell(&cell.name).await;
             let mut shown = None;
@@ -71,6 +80,20 @@ impl Follower {
             all.kernel.invalidate_cell(&cell.name).await;
             if let Some(shown) = shown.filter(|_| all.records.cells.get(&cell.name).is_none()) {
                 all.announce_end(&cell, shown).await;
+            }
+        };
+        let stop = self.records.background.stop.clone();
+        self.records.background.tasks.spawn(async move {
+            let (all, cell) = (follower, followed_cell);
+            if alive::guarded(format!("the follower of {}", cell.name), task).await.is_ok() {
+                return;
+            }
+            all.kernel.unfollow(&cell);
+            all.kernel.invalidate_cell(&cell.name).await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = cell.replaced() => {}
+                () = tokio::time::sleep(panics.pause()) => all.follow_after(&cell, panics),
             }
         });
     }

@@ -1,7 +1,8 @@
-//! Which paths are records, and which message each holds (Vitess's key layout).
+//! Which paths are records that may be made, and which message each holds: what `layout` says, and what `--record` adds.
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
+use super::layout::{self, Key};
 use crate::name::{CellName, TopoPath};
 
 /// Longest keyspace or shard name that Vitess accepts, in bytes.
@@ -26,62 +27,27 @@ impl Kinds {
 
     /// The message that a stored record holds; `None` for plain bytes and what nobody knows.
     pub fn message(&self, cell: &CellName, path: &TopoPath) -> Option<&'static str> {
-        let parts: Vec<&str> = path.components().collect();
-        if cell.is_global() {
-            match parts.as_slice() {
-                ["metadata", ..] => return None,
-                ["ExternalClusters", "vitess", _] => return Some("topodata.ExternalVitessCluster"),
-                _ => {}
-            }
-        }
-        // Elsewhere the name decides, as in Vitess's own tools.
-        Some(match *parts.as_slice() {
-            [.., "CellInfo"] => "topodata.CellInfo",
-            [.., "CellsAlias"] => "topodata.CellsAlias",
-            [.., "Keyspace"] => "topodata.Keyspace",
-            [.., "VSchema"] => "vschema.Keyspace",
-            [.., "Shard"] => "topodata.Shard",
-            [.., "ShardReplication"] => "topodata.ShardReplication",
-            [.., "Tablet"] => "topodata.Tablet",
-            [.., "SrvKeyspace"] => "topodata.SrvKeyspace",
-            [.., "SrvVSchema"] => "vschema.SrvVSchema",
-            [.., "RoutingRules"] => "vschema.RoutingRules",
-            [.., "ShardRoutingRules"] => "vschema.ShardRoutingRules",
-            [.., "MirrorRules"] => "vschema.MirrorRules",
-            [.., "keyspace", "Rules"] => "vschema.KeyspaceRoutingRules",
-            [.., "Workflow"] => "workflow.Workflow",
-            _ => return None,
-        })
+        layout::message(cell, path)
     }
 
     /// Whether a new file of this name is stored. Everything else that is created is scratch: a stray key can break a cell.
     pub fn is_record(&self, cell: &CellName, path: &TopoPath) -> bool {
-        let parts: Vec<&str> = path.components().collect();
-        let known = if cell.is_global() { is_global_record(&parts) } else { is_cell_record(&parts) };
-        known || (!is_editor_file(path.name()) && self.extra.is_match(format!("{cell}/{path}")))
+        is_vitess_record(cell, path) || (!is_editor_file(path.name()) && self.extra.is_match(format!("{cell}/{path}")))
     }
 }
 
-fn is_global_record(parts: &[&str]) -> bool {
-    match *parts {
-        ["cells", _, "CellInfo"] | ["cells_aliases", _, "CellsAlias"] | ["workflows", _, "Workflow"] => true,
-        ["keyspaces", keyspace, "Keyspace" | "VSchema"] => is_vitess_name(keyspace),
-        ["keyspaces", keyspace, "shards", shard, "Shard"] => is_vitess_name(keyspace) && is_vitess_name(shard),
-        ["RoutingRules" | "ShardRoutingRules" | "MirrorRules"] | ["routing_rules", "keyspace", "Rules"] => true,
-        ["ExternalClusters", "vitess", name] | ["metadata", name] => !is_editor_file(name),
-        _ => false,
-    }
-}
-
-fn is_cell_record(parts: &[&str]) -> bool {
-    match *parts {
-        ["tablets", alias, "Tablet"] => is_tablet_alias(alias),
-        ["keyspaces", keyspace, "SrvKeyspace"] => is_vitess_name(keyspace),
-        ["keyspaces", keyspace, "shards", shard, "ShardReplication"] => {
+/// Whether Vitess keeps a record here, and would give its directories these names.
+fn is_vitess_record(cell: &CellName, path: &TopoPath) -> bool {
+    match Key::of(cell, path) {
+        Some(Key::Keyspace(keyspace) | Key::VSchema(keyspace) | Key::SrvKeyspace(keyspace)) => is_vitess_name(keyspace),
+        Some(Key::Shard(keyspace, shard) | Key::ShardReplication(keyspace, shard)) => {
             is_vitess_name(keyspace) && is_vitess_name(shard)
         }
-        ["SrvVSchema"] => true,
-        _ => false,
+        Some(Key::Tablet(alias)) => is_tablet_alias(alias),
+        Some(Key::ExternalCluster(name) | Key::Metadata(name)) => !is_editor_file(name),
+        Some(Key::CellInfo(_) | Key::CellsAlias(_) | Key::Workflow(_) | Key::SrvVSchema) => true,
+        Some(Key::RoutingRules | Key::ShardRoutingRules | Key::MirrorRules | Key::KeyspaceRoutingRules) => true,
+        None => false,
     }
 }
 

@@ -15,6 +15,7 @@ mod encode;
 mod flaw;
 mod json;
 mod kind;
+pub mod layout;
 mod parse;
 mod parse_json;
 mod parse_text;

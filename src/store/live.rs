@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::commits::{Commits, heard};
-use super::{RespectLocks, Store};
+use super::contract::{RespectLocks, Store};
 use crate::backend::{Action, Applied, Change, Fetched, Limits};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
@@ -13,6 +13,7 @@ use crate::locks::{Fence, Locks, Temporary};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
+use crate::record::layout::{self, Key};
 
 /// How often a change is tried while locks that go along with it are given back.
 pub(super) const LOCK_CHANGES: usize = 16;
@@ -90,20 +91,17 @@ impl Live {
 
     /// The keyspace that a record of the global topology belongs to, if its lock is respected.
     fn keyspace_of(&self, path: &TopoPath) -> Option<TopoPath> {
-        let mut names = path.components();
-        let (Some("keyspaces"), Some(name), Some(_)) = (names.next(), names.next(), names.next()) else { return None };
-        let respected = self.cell.holds_global() && self.respected != RespectLocks::None;
-        TopoPath::parse(&format!("keyspaces/{name}")).ok().filter(|_| respected)
+        let respected = || self.cell.holds_global() && self.respected != RespectLocks::None;
+        layout::keyspace_dir(path).filter(|_| respected())
     }
 
     /// The directory whose lock a save of a record needs.
     fn needed_lock(&self, path: &TopoPath) -> Option<TopoPath> {
-        let names: Vec<&str> = path.components().collect();
-        let dir = match names.as_slice() {
-            ["keyspaces", _, "Keyspace"] => path.parent(),
-            ["keyspaces", _, "shards", _, "Shard"] if self.respected == RespectLocks::All => path.parent(),
+        let dir = match Key::in_global(path)? {
+            Key::Keyspace(_) => path.parent(),
+            Key::Shard(..) if self.respected == RespectLocks::All => path.parent(),
             // Vitess replaces them whatever their version: its lock is all that protects them.
-            ["routing_rules", "keyspace", "Rules"] => path.parent()?.parent(),
+            Key::KeyspaceRoutingRules => path.parent()?.parent(),
             _ => None,
         };
         dir.filter(|_| self.respected != RespectLocks::None && self.cell.holds_global())

@@ -12,7 +12,7 @@ use super::caller::Caller;
 use super::file::{Attr, Caching, Defaults, DirEntry, FileId, OpenMode};
 use super::kernel::Kernel;
 use super::namespace::{At, Inode, Keep, Namespace, Open, OpenFile, Part, Rest};
-use super::records::room::{Charge, Room};
+use super::room::{Charge, Room};
 use crate::cells::Cells;
 use crate::control::{Control, ControlFile, TreeCounts};
 use crate::error::{Error, Kind, Result};

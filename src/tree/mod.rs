@@ -11,18 +11,16 @@
 
 use std::ffi::OsStr;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::cells::Cells;
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Locks, Patience, Range};
 use crate::name::{CONTROL_DIR, CellName};
-use crate::record::{Form, Records};
+use crate::record::Records;
 
 pub(crate) mod caller;
 #[cfg(test)]
@@ -32,14 +30,18 @@ pub(crate) mod file;
 mod handles;
 pub(crate) mod kernel;
 pub(crate) mod namespace;
+pub(crate) mod options;
 pub(crate) mod records;
+pub(crate) mod room;
 
+pub use crate::store::RespectLocks;
 pub use caller::Caller;
 pub use file::{Attr, Caching, DirEntry, Entry, FileId, FileKind, OpenMode, Opened, ScratchId, SetAttr};
 pub use kernel::KernelCaches;
 pub use kernel::inodes::ROOT;
 pub use kernel::listings::Listing;
 pub use namespace::Rest;
+pub use options::TreeOptions;
 pub use records::lockfile::LockCall;
 
 use control::ControlFiles;
@@ -48,36 +50,8 @@ use handles::Handles;
 use kernel::Kernel;
 use kernel::listings::Listings;
 use namespace::{At, Inode, Keep, Name, Namespace, Open, Part};
+use options::Background;
 use records::RecordFiles;
-
-/// How the tree is shown and what may be done to it.
-#[derive(Debug, Clone)]
-pub struct TreeOptions {
-    /// Refuse every change.
-    pub read_only: bool,
-    /// Refuse to delete stored records.
-    pub no_delete: bool,
-    /// The forms that exist.
-    pub forms: Vec<Form>,
-    /// The forms that a directory listing shows.
-    pub list: Vec<Form>,
-    /// Owner of everything stored.
-    pub uid: u32,
-    /// Group of everything stored.
-    pub gid: u32,
-    /// Permission bits that are taken away.
-    pub umask: u32,
-    /// Room for scratch files, in bytes.
-    pub scratch_quota: u64,
-    /// The records whose saves need a lock.
-    pub respect_locks: RespectLocks,
-    /// How long the kernel lets a request take, if it does not let it take for ever.
-    pub request_timeout: Option<Duration>,
-    /// Processes that cannot be seen may write records, too.
-    pub allow_unseen_writers: bool,
-}
-
-pub use crate::store::RespectLocks;
 
 /// Room and contents of a mount.
 #[derive(Debug, Clone, Copy)]
@@ -88,13 +62,6 @@ pub struct Usage {
     pub used: u64,
     /// Records of the connected cells.
     pub records: u64,
-}
-
-/// Work that nobody waits for, until the mount ends.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Background {
-    pub tasks: TaskTracker,
-    pub stop: CancellationToken,
 }
 
 /// What the helper process sees: a namespace of its own.

@@ -7,8 +7,8 @@ use super::pair::Pair;
 use super::rights::Rights;
 use crate::backend::contract::{Action, BackendError, Change};
 use crate::backend::keys::KeySpace;
-use crate::backend::lock::LOCK;
 use crate::name::TopoPath;
+use crate::record::layout::LOCK;
 
 /// Takes away what is left of the directories of removed records if that is nothing but such keys. What fails is tried again with the
 /// next removal. `most` is how many fit into one transaction.

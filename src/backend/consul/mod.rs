@@ -17,8 +17,9 @@ use super::contract::{
 };
 use super::keys::KeySpace;
 use super::location::Location;
-use super::lock::{is_election, needs_no_records, removal};
+use super::lock::removal;
 use crate::name::{CellName, TopoPath};
+use crate::record::layout::{LOCK, is_election, needs_no_records};
 
 mod call;
 mod changes;
@@ -234,7 +235,7 @@ impl Backend for Consul {
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
         match node.name() {
-            super::lock::LOCK => node.parent(),
+            LOCK => node.parent(),
             _ if is_election(node) => Some(node.clone()),
             _ => None,
         }
@@ -253,9 +254,7 @@ impl Backend for Consul {
         }
         let path = match is_election(dir) {
             true => dir.clone(),
-            false => {
-                dir.join(super::lock::LOCK).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?
-            }
+            false => dir.join(LOCK).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?,
         };
         Ok(Arc::new(lock::Waiting::new(&self.client, &self.keys, &self.terms, path, contents.clone())))
     }

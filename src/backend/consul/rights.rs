@@ -14,9 +14,11 @@ use parking_lot::Mutex;
 use super::client::{Client, has_dots};
 use crate::backend::contract::{BackendError, Failure};
 use crate::backend::keys::KeySpace;
+use crate::record::layout;
 
-/// Places below a root where rules may begin that take rights away: the directories of Vitess's records.
-const PLACES: [&str; 7] = ["", "cells/", "cells_aliases/", "keyspaces/", "tablets/", "elections/", "internal/"];
+/// Directories below a root, beside the root itself, where rules may begin that take rights away: the directories of Vitess's records.
+const PLACES: [&str; 6] =
+    [layout::CELLS, layout::CELLS_ALIASES, layout::KEYSPACES, layout::TABLETS, layout::ELECTIONS, layout::INTERNAL];
 /// Questions under way at the same time.
 const PIPELINE: usize = 4;
 
@@ -45,8 +47,11 @@ impl Rights {
 
     /// Fails with [`Failure::Denied`] if something may not be read that a list of the whole cell would have left out.
     pub async fn check(&self) -> Result<(), BackendError> {
-        let places = PLACES.iter().map(|place| format!("{}{place}", self.keys.prefix()));
-        let places: Vec<String> = places.filter(|place| !place.is_empty()).collect();
+        let root = self.keys.prefix();
+        let below = PLACES.iter().map(|place| format!("{root}{place}/"));
+        // No key has an empty name, so nobody can ask for it.
+        let places: Vec<String> =
+            Some(root.to_owned()).filter(|root| !root.is_empty()).into_iter().chain(below).collect();
         ask(places.into_iter().map(|key| may_read(self.client.clone(), key)).collect()).await
     }
 

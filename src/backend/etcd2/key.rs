@@ -5,8 +5,8 @@ use etcd_client::KeyValue;
 
 use crate::backend::contract::{BackendError, Failure, Node, Owner, Revision, Role, Version};
 use crate::backend::keys::KeySpace;
-use crate::backend::lock::{LOCKS, dir_of_queued, is_locked_by_vitess};
 use crate::name::TopoPath;
+use crate::record::layout::{LOCKS, Lockable, dir_of_queued, is_metadata};
 
 /// The point that an answer shows.
 pub(super) fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Result<Revision, BackendError> {
@@ -35,22 +35,20 @@ pub(super) fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
 /// The directory that a key is waited for in: whoever wants its lock waits for whatever is below `DIR/locks/`, however deep.
 pub(super) fn locked_dir(path: &TopoPath) -> Option<TopoPath> {
     // Most keys are none, and lists are long.
-    path.as_str().contains("locks/").then_some(())?;
+    path.as_str().contains(LOCKS).then_some(())?;
     let above = std::iter::successors(path.parent(), TopoPath::parent);
     let lines = above.filter(|above| above.name() == LOCKS).filter_map(|line| line.parent());
-    dir_of_queued(path).or_else(|| lines.filter(is_locked_by_vitess).last())
+    dir_of_queued(path).or_else(|| lines.filter(|dir| Lockable::of(dir).is_some()).last())
 }
 
 /// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands there: a copy
 /// of a topology has the keys without the leases.
 fn role(path: &TopoPath, lease: i64) -> Role {
-    /// Its records may have any names.
-    const METADATA: &str = "metadata";
     let Some(dir) = locked_dir(path) else { return Role::Record };
     let is_number = path.name().bytes().all(|byte| byte.is_ascii_digit());
-    let named_like_one = is_number && dir.components().next() != Some(METADATA);
+    let named_like_one = is_number && !is_metadata(&dir);
     match lease {
-        0 if named_like_one || is_locked_by_vitess(&dir) => Role::Lock(Owner::UNBOUND),
+        0 if named_like_one || Lockable::of(&dir).is_some() => Role::Lock(Owner::UNBOUND),
         0 => Role::Record,
         lease => Role::Lock(owner(lease)),
     }

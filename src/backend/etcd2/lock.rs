@@ -12,8 +12,9 @@ use super::connection::{self, Connection};
 use super::key::{header_revision, lease_of, node, owner, version};
 use crate::backend::contract::{BackendError, Failure, Node, Owner, Place, Revision, Role};
 use crate::backend::keys::KeySpace;
-use crate::backend::lock::{self, Keeper, LOCKS};
+use crate::backend::lock::{self, Keeper};
 use crate::name::TopoPath;
+use crate::record::layout::LOCKS;
 
 /// A place in the line.
 #[derive(Debug)]

@@ -16,8 +16,9 @@ use super::contract::{
 };
 use super::keys::KeySpace;
 use super::location::Location;
-use super::lock::{needs_no_records, removal};
+use super::lock::removal;
 use crate::name::TopoPath;
+use crate::record::layout::needs_no_records;
 
 mod connection;
 mod errors;

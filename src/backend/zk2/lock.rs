@@ -16,8 +16,9 @@ use super::write::{self, FILE_ACL};
 use super::znode::{owner, version, znode_path};
 use crate::backend::contract::{BackendError, Failure, Guard, Node, Owner, Place, Revision, Role};
 use crate::backend::keys::KeySpace;
-use crate::backend::lock::{self, LOCKS, is_election, removal};
+use crate::backend::lock::{self, removal};
 use crate::name::TopoPath;
+use crate::record::layout::{LOCKS, is_election, needs_no_records};
 
 /// How often a place is tried for while somebody else collects the empty directory.
 const ATTEMPTS: usize = 32;
@@ -64,7 +65,7 @@ impl Lines {
     pub async fn enter(self: &Arc<Self>, dir: &TopoPath, contents: &Bytes) -> Result<Arc<dyn Place>, BackendError> {
         let explain = |error: CallError| self.sessions.explain(&error);
         let client = self.sessions.client().await.map_err(explain)?;
-        if !lock::needs_no_records(dir) {
+        if !needs_no_records(dir) {
             // ZooKeeper would make the directory.
             let children = self.sessions.bounded(client.list_children(&znode_path(&self.keys, dir))).await;
             match children {

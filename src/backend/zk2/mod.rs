@@ -18,8 +18,9 @@ use super::contract::{
 };
 use super::keys::KeySpace;
 use super::location::Location;
-use super::lock::{LOCKS, removal};
+use super::lock::removal;
 use crate::name::TopoPath;
+use crate::record::layout;
 
 mod admit;
 mod lock;
@@ -153,7 +154,7 @@ impl Zk {
 
     async fn sweep(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
         // Vitess takes any directory of this name for a lock, also an empty one.
-        let line = dir.join(LOCKS).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?;
+        let line = layout::line(dir).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?;
         let removed = write::remove_empty(&Access::any(&self.voters), &self.keys, &line).await;
         Ok(removed.map_err(|error| self.voters.explain(&error))?.then(|| line.to_string()))
     }

@@ -5,32 +5,8 @@ use zookeeper_client::{Acl, Error as ZkError, Permission, Stat};
 use super::session::CallError;
 use super::znode::owner;
 use crate::backend::contract::{Owner, Role};
-use crate::backend::lock::{self, is_election};
 use crate::name::TopoPath;
-
-/// What Vitess calls its records, wherever they stand.
-const RECORDS: [&str; 13] = [
-    "CellInfo",
-    "CellsAlias",
-    "Keyspace",
-    "MirrorRules",
-    "RoutingRules",
-    "Shard",
-    "ShardReplication",
-    "ShardRoutingRules",
-    "SrvKeyspace",
-    "SrvVSchema",
-    "Tablet",
-    "VSchema",
-    "Workflow",
-];
-/// Where people choose the names of directories: a keyspace can be called Keyspace.
-const CHOSEN: [&str; 8] =
-    ["cells", "cells_aliases", "elections", "keyspaces", "named_locks", "shards", "tablets", "workflows"];
-/// Directories in which every name is one of a record.
-const ALL_RECORDS: [&str; 2] = ["metadata", "ExternalClusters/vitess"];
-/// A record whose name alone says little.
-const RULES: &str = "routing_rules/keyspace/Rules";
+use crate::record::layout::{dir_of_queued, is_election, is_named_as_record, stands_among_records};
 
 /// What a znode is shown as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,52 +55,11 @@ pub(super) fn locked_dir(node: &TopoPath) -> Option<TopoPath> {
     let parent = node.parent().filter(|_| is_number(node.name()))?;
     match is_election(&parent) {
         true => Some(parent),
-        false => lock::dir_of_queued(node),
+        false => dir_of_queued(node),
     }
-}
-
-/// Whether a path is one at which Vitess keeps a record, also an empty one.
-pub(super) fn is_named_as_record(path: &TopoPath) -> bool {
-    let chosen = path.parent().is_some_and(|parent| CHOSEN.contains(&parent.name()));
-    path.as_str() == RULES || (RECORDS.contains(&path.name()) && !chosen)
-}
-
-fn stands_among_records(path: &TopoPath) -> bool {
-    path.parent().is_some_and(|parent| ALL_RECORDS.contains(&parent.as_str()))
 }
 
 /// Whether a node with this role is shown: what lives with a session and is no lock is only counted.
 pub(super) fn is_shown(path: &TopoPath, role: Role) -> bool {
     role == Role::Record || locked_dir(path).is_some()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::name::CellName;
-    use crate::record::Kinds;
-
-    fn path(text: &str) -> TopoPath {
-        TopoPath::parse(text).unwrap()
-    }
-
-    #[test]
-    fn names_of_records_are_those_that_stand_for_messages() {
-        let (kinds, zone1) = (Kinds::default(), CellName::new("zone1").unwrap());
-        for name in RECORDS {
-            let path = path(&format!("some/where/{name}"));
-            assert!(kinds.message(&zone1, &path).is_some() && is_named_as_record(&path), "{name}");
-        }
-        for record in
-            ["RoutingRules", "keyspaces/ks/Keyspace", "keyspaces/ks/shards/0/Shard", "keyspaces/Shard/Keyspace", RULES]
-        {
-            assert!(is_named_as_record(&path(record)), "{record}");
-        }
-        for other in
-            ["keyspaces/Keyspace", "keyspaces/ks/shards/Shard", "cells/CellInfo", "a/Rules", "locks", "keyspaces"]
-        {
-            assert!(!is_named_as_record(&path(other)), "{other}");
-        }
-        assert!(stands_among_records(&path("metadata/owner")) && !stands_among_records(&path("metadata/a/b")));
-    }
 }

@@ -12,12 +12,12 @@ use zookeeper_client::{
 };
 
 use super::look::{Access, Found, Look, look};
-use super::roles::is_named_as_record;
 use super::session::CallError;
 use super::znode::{ancestors, parent, version, znode_path};
 use crate::backend::contract::{Action, Applied, BackendError, Change, Failure, Guard, Revision, Role, Version};
 use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
+use crate::record::layout::is_named_as_record;
 
 /// How often a change begins again because parents come and go beside it.
 const ATTEMPTS: usize = 32;

@@ -75,6 +75,14 @@ impl Kernel {
         Some(followed)
     }
 
+    /// Nobody follows a cell any more: nothing that the kernel is given of it lasts.
+    pub fn unfollow(&self, cell: &Arc<Cell>) {
+        let mut all = self.followed.lock();
+        if all.get(&cell.name).is_some_and(|known| known.cell.as_ptr() == Arc::as_ptr(cell)) {
+            all.remove(&cell.name);
+        }
+    }
+
     /// What is followed under the name of a cell, if it is still the same cell.
     pub fn followed(&self, cell: &Arc<Cell>) -> Option<Arc<Followed>> {
         let followed = self.followed.lock().get(&cell.name).cloned()?;

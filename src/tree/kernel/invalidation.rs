@@ -17,9 +17,12 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::KernelCaches;
 use super::inodes::Inodes;
+use crate::alive;
 
 /// Longer than the kernel ever takes, unless somebody holds what is to be let go of: nobody is to hang for that.
 pub(crate) const LONGEST: Duration = Duration::from_secs(1);
+/// Attempts to invalidate an inode where they panic.
+const ATTEMPTS: usize = 3;
 /// Threads that directories may hold. Beyond that, directories wait for each other.
 const DIRS: usize = 64;
 /// Threads that let go of files at once.
@@ -190,16 +193,29 @@ impl Invalidations {
     fn work(&self, ino: u64) {
         loop {
             let Some((round, names)) = self.begin(ino) else { return };
-            invalidate_inode(&self.inodes, &*self.kernel, ino);
-            let names = match names {
-                Names::None => Vec::new(),
-                Names::Some(names) => names,
-                Names::All => self.inodes.names_in(ino),
+            let invalidate = || {
+                invalidate_inode(&self.inodes, &*self.kernel, ino);
+                let names = match &names {
+                    Names::None => Vec::new(),
+                    Names::Some(names) => names.clone(),
+                    Names::All => self.inodes.names_in(ino),
+                };
+                names.iter().for_each(|name| self.kernel.forget_name(ino, name));
             };
-            names.iter().for_each(|name| self.kernel.forget_name(ino, name));
+            if !(0..ATTEMPTS).any(|_| alive::run("an invalidation", invalidate).is_ok()) {
+                return self.give_up(ino);
+            }
             if self.end(ino, round) {
                 return;
             }
+        }
+    }
+
+    /// A panic leaves an inode pending: nothing that is answered about it lasts, and whoever asks next has it tried again.
+    fn give_up(&self, ino: u64) {
+        if let Some(pending) = self.state.lock().pending.get_mut(&ino) {
+            pending.has_worker = false;
+            pending.names = Names::All;
         }
     }
 
@@ -358,5 +374,40 @@ mod tests {
         }
         assert_eq!(count(7), 2, "what was asked for meanwhile is done once");
         assert!(!invalidations.is_held(7));
+    }
+
+    /// A kernel that panics so often.
+    #[derive(Debug, Default)]
+    struct Panicking {
+        panics: AtomicUsize,
+        invalidated: AtomicUsize,
+    }
+
+    impl KernelCaches for Panicking {
+        fn invalidate(&self, _: u64) -> bool {
+            let left = self.panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            assert!(left.is_err(), "in the kernel's caches");
+            self.invalidated.fetch_add(1, Ordering::SeqCst);
+            true
+        }
+        fn forget_name(&self, _: u64, _: &str) {}
+        fn store_pages(&self, _: u64, _: &[u8]) {}
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_panic_leaves_nothing_old_that_lasts() {
+        let kernel = Arc::new(Panicking::default());
+        let invalidations = Invalidations::new(kernel.clone(), Arc::default());
+        let done = || kernel.invalidated.load(Ordering::SeqCst);
+        // One panic is made good at once.
+        kernel.panics.store(1, Ordering::SeqCst);
+        invalidations.invalidate(vec![1], Vec::new(), false).0.done().await;
+        assert!(done() == 1 && !invalidations.is_pending(1));
+        // Where it cannot be, the inode stays pending, and the next who asks has it done.
+        kernel.panics.store(ATTEMPTS, Ordering::SeqCst);
+        invalidations.invalidate(vec![1], Vec::new(), false).0.done().await;
+        assert!(done() == 1 && invalidations.is_pending(1));
+        invalidations.invalidate(vec![1], Vec::new(), false).0.done().await;
+        assert!(done() == 2 && !invalidations.is_pending(1));
     }
 }

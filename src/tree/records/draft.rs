@@ -6,13 +6,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::exclusive::Claim;
-use super::room::Charge;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Process};
 use crate::record::Form;
 use crate::tree::file::FileId;
+use crate::tree::room::Charge;
 
 /// Largest content of one open file, in bytes: the text of the largest record that any service takes.
 const CONTENT_LIMIT: usize = 32 << 20;

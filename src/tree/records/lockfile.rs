@@ -7,12 +7,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::RecordFiles;
-use crate::backend::lock::{ELECTIONS, NAMED_LOCKS, is_election, needs_no_records};
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Range, Reason, Request, contents, host_name, user_name};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{self, Locking};
+use crate::record::layout::{self, Lockable, is_election};
 use crate::tree::caller::Caller;
 use crate::tree::file::{Attr, Caching, FileId, OpenMode};
 use crate::tree::handles::as_kind;
@@ -92,18 +92,16 @@ impl LockCall {
 
 /// Directories that can be named although nothing is stored there: elections and named locks come to be by being locked.
 pub(crate) fn is_virtual(cell: &CellName, dir: &TopoPath) -> bool {
-    let above =
-        |path: &str| path.strip_prefix(dir.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    cell.is_global() && !dir.is_root() && (above(ELECTIONS) || above(NAMED_LOCKS) || needs_no_records(dir))
+    cell.is_global() && layout::is_virtual(dir)
 }
 
 /// Whether a listing shows the lock of a directory: where Vitess takes locks.
 pub(crate) fn is_listed(cell: &CellName, snapshot: &Snapshot, dir: &TopoPath) -> bool {
-    let names: Vec<&str> = dir.components().collect();
     cell.is_global()
-        && match names.as_slice() {
-            ["keyspaces", _] | ["keyspaces", _, "shards", _] => snapshot.has_children(dir),
-            _ => is_election(dir),
+        && match Lockable::of(dir) {
+            Some(Lockable::Keyspace(_) | Lockable::Shard(..)) => snapshot.has_children(dir),
+            Some(Lockable::Election(_)) => true,
+            Some(Lockable::RoutingRules | Lockable::Named) | None => false,
         }
 }
 

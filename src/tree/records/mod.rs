@@ -20,7 +20,6 @@ pub(crate) mod open;
 pub(crate) mod reader;
 pub(crate) mod removal;
 pub(crate) mod rename;
-pub(crate) mod room;
 pub(crate) mod save;
 pub(crate) mod scratch;
 pub(crate) mod scratch_file;
@@ -31,7 +30,8 @@ use super::file::{Attr, Defaults, DirEntry, FileId, OpenMode, SetAttr};
 use super::handles::Handles;
 use super::kernel::Kernel;
 use super::namespace::{Created, Inode, Keep, Name, Namespace, Open, OpenFile, Part};
-use super::{Background, TreeOptions};
+use super::options::{Background, TreeOptions};
+use super::room::Room;
 use crate::cells::{Cell, Cells};
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
@@ -56,7 +56,7 @@ pub(crate) struct RecordFiles {
     handles: Arc<Handles>,
     pub scratch: ScratchSpace,
     memory: Memory,
-    pub room: room::Room,
+    pub room: Room,
     /// Records that are to be removed unless whoever has removed one of their names makes it again.
     removals: removal::Removals,
     /// Saves of closed files.
@@ -88,7 +88,7 @@ impl RecordFiles {
             kernel,
             handles,
             memory: Memory::default(),
-            room: room::Room::default(),
+            room: Room::default(),
             removals: removal::Removals::default(),
             saving: InFlight::default(),
             exclusive: exclusive::Claims::default(),

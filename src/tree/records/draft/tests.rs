@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::Revision;
-use crate::tree::records::room::Room;
+use crate::tree::room::Room;
 
 const LIMIT: usize = 100;
 
@@ -240,7 +240,7 @@ fn a_large_content_is_looked_at_only_when_it_has_doubled() {
 fn what_there_is_no_room_for_is_refused_and_room_is_given_back() {
     let room = Room::default();
     let mut others = room.charge(1);
-    others.resize(crate::tree::records::room::PER_USER - 10).unwrap();
+    others.resize(crate::tree::room::PER_USER - 10).unwrap();
     assert_eq!(kind(open(Form::Raw, start(b"hello, world", &room))), Some(Kind::NoSpace));
     let draft = open(Form::Raw, start(b"hello", &room)).unwrap();
     draft.truncate(10).unwrap();

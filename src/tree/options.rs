@@ -1,0 +1,43 @@
+//! How a tree is made: its options, and where its background work runs.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::record::Form;
+use crate::store::RespectLocks;
+
+/// How the tree is shown and what may be done to it.
+#[derive(Debug, Clone)]
+pub struct TreeOptions {
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Refuse to delete stored records.
+    pub no_delete: bool,
+    /// The forms that exist.
+    pub forms: Vec<Form>,
+    /// The forms that a directory listing shows.
+    pub list: Vec<Form>,
+    /// Owner of everything stored.
+    pub uid: u32,
+    /// Group of everything stored.
+    pub gid: u32,
+    /// Permission bits that are taken away.
+    pub umask: u32,
+    /// Room for scratch files, in bytes.
+    pub scratch_quota: u64,
+    /// The records whose saves need a lock.
+    pub respect_locks: RespectLocks,
+    /// How long the kernel lets a request take, if it does not let it take for ever.
+    pub request_timeout: Option<Duration>,
+    /// Processes that cannot be seen may write records, too.
+    pub allow_unseen_writers: bool,
+}
+
+/// Work that nobody waits for, until the mount ends.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Background {
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::commits::{Commits, heard};
-use super::{RespectLocks, Store};
+use super::contract::{RespectLocks, Store};
 use crate::backend::{Action, Applied, Change, Fetched, Limits};
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::Store;
 use super::commits::{Commits, heard};
+use super::contract::Store;
 use crate::backend::{
     Action, Applied, BackendError, Change, Fetched, Guard, Limits, Node, Revision, Role, Version, check_limits,
 };

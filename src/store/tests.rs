@@ -1,23 +1,26 @@
 //! One test over every store, and what a store of a service adds to it.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::*;
 use crate::backend::faulty::{Call, Fault, Faulty};
 use crate::backend::{
-    Action, Backend, ConnectOptions, Failure, Guard, Holding, Implementation, Location, Owner, Revision, SharedPlace,
-    Version, Wrap,
+    Action, Applied, Backend, Change, ConnectOptions, Failure, Guard, Holding, Implementation, Limits, Location, Owner,
+    Revision, SharedPlace, Version, Wrap,
 };
 use crate::cells::{CellOptions, Cells};
 use crate::control::Control;
-use crate::error::Kind;
+use crate::error::{Kind, Result};
 use crate::locks::{Locks, Patience};
-use crate::mirror::MirrorOptions;
-use crate::name::CellPath;
+use crate::mirror::{MirrorOptions, Snapshot};
+use crate::name::{CellName, CellPath, TopoPath};
+use crate::process::Actor;
 use crate::record::{Codec, Kinds, Records};
 
 const ACTOR: Actor = Actor { uid: 0, process: 0 };

@@ -34,13 +34,14 @@ pub(crate) mod options;
 pub(crate) mod records;
 pub(crate) mod room;
 
+pub use crate::store::RespectLocks;
 pub use caller::Caller;
 pub use file::{Attr, Caching, DirEntry, Entry, FileId, FileKind, OpenMode, Opened, ScratchId, SetAttr};
 pub use kernel::KernelCaches;
 pub use kernel::inodes::ROOT;
 pub use kernel::listings::Listing;
 pub use namespace::Rest;
-pub use options::{RespectLocks, TreeOptions};
+pub use options::TreeOptions;
 pub use records::lockfile::LockCall;
 
 use control::ControlFiles;

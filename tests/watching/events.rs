@@ -2,8 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use crate::common::{self, eventually};
 use crate::common::world::Service;
+use crate::common::{self, eventually};
 use crate::on_each_service;
 use crate::watcher::{CLOSED, Watcher};
 

@@ -393,3 +393,19 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
     state.restart(Listing { nodes: vec![], at: Revision(2), skipped: 0 }, now).unwrap();
     assert!(state.put_own(node("gone", "saved", 3), now).is_some());
 }
+
+#[test]
+fn what_is_below_a_directory_is_neither_itself_nor_its_neighbours() {
+    let mut state = State::default();
+    // The last one is the first name that comes after all that is below foo.
+    for name in ["foo", "foo/a", "foo/a/b", "foo-bar", "foo.x/c", "foo\u{1}"] {
+        state.put(node(name, "x", 1), SystemTime::now());
+    }
+    let (snapshot, path) = (state.snapshot, |text: &str| TopoPath::parse(text).unwrap());
+    let below = |dir: &TopoPath| snapshot.below(dir).map(|(path, _)| path.to_string()).collect::<Vec<_>>();
+    assert_eq!(below(&path("foo")), ["foo/a", "foo/a/b"]);
+    assert_eq!(below(&TopoPath::root()).len(), 6);
+    for (dir, has_children) in [("foo", true), ("foo/a", true), ("foo.x", true), ("foo-bar", false), ("fo", false)] {
+        assert_eq!(snapshot.has_children(&path(dir)), has_children, "{dir}");
+    }
+}

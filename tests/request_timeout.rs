@@ -1,4 +1,5 @@
-//! Kernels that give up a mount when a request takes too long: a program of its own, because the limit is that of the machine.
+//! Kernels that give up a mount when a request takes too long: a program of its own, because the limit is that of the
+//! machine.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

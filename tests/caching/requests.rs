@@ -25,13 +25,15 @@ fn difference(before: &Requests, after: &Requests) -> Requests {
     changed.filter(|(_, count)| *count != 0).collect()
 }
 
-/// How often the watches of a mount's cells were silent, as they are on a machine that is too busy: the kernel keeps nothing then.
+/// How often the watches of a mount's cells were silent, as they are on a machine that is too busy: the kernel keeps
+/// nothing then.
 fn silences(mount: &Mount) -> i64 {
     mount.status()["cells"].as_object().unwrap().values().map(|cell| cell["silences"].as_i64().unwrap()).sum()
 }
 
-/// The requests of a script that is run after another one. Where memory is taken from the kernel's caches meanwhile (some hosts page
-/// out what has not been used for a while), it asks once more for single pages and listings: what is not right is tried again.
+/// The requests of a script that is run after another one. Where memory is taken from the kernel's caches meanwhile
+/// (some hosts page out what has not been used for a while), it asks once more for single pages and listings: what is
+/// not right is tried again.
 fn asked(mount: &Mount, first: &str, script: &str, right: impl Fn(&Requests) -> bool) -> Requests {
     const TRIES: usize = 5;
     let mut tries = (0..TRIES).map(|_| asked_once(mount, first, script));
@@ -106,7 +108,8 @@ fn reading_again_asks_to_open_and_no_more() {
         let script = reader.replace('D', TABLETS) + " > /dev/null";
         assert_asked(&mount, &first, &script, &[("open", files), ("release", files)]);
     }
-    // Locks are asked for their content and told of each close; what is larger than a page is read from one state of it.
+    // Locks are asked for their content and told of each close; what is larger than a page is read from one state of
+    // it.
     let count = |script: &str| -> i64 { mount.sh(script).trim().parse().unwrap() };
     let (all, locks) = (count("find . -type f | wc -l"), count("find . -name .lock | wc -l"));
     let past_cache = locks + count("find . -type f -size +4096c | wc -l");
@@ -273,7 +276,8 @@ open(\"a\", \"w\").write(\"one\\n\")
 #[test]
 fn a_name_that_is_free_for_one_program_is_there_for_all_others() {
     let mount = cluster(&[]);
-    // An editor moves the record out of its way. The record is there until it is saved, but not for the editor, whoever else looks.
+    // An editor moves the record out of its way. The record is there until it is saved, but not for the editor, whoever
+    // else looks.
     mount.sh("mkdir -p global/metadata; cd global/metadata; echo one > a; python3 -c '
 import os, subprocess
 for round in range(20):

@@ -1,5 +1,5 @@
-//! Random changes from here and elsewhere, while the kernel's caches are full: at every quiet point, what a reader sees is what the
-//! service has. One's own changes are seen at once.
+//! Random changes from here and elsewhere, while the kernel's caches are full: at every quiet point, what a reader sees
+//! is what the service has. One's own changes are seen at once.
 
 use std::collections::BTreeMap;
 

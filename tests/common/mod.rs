@@ -1,4 +1,5 @@
-//! What the tests share: servers, mounts, commands, waiting. Everything started here ends with the test, also when it fails.
+//! What the tests share: servers, mounts, commands, waiting. Everything started here ends with the test, also when it
+//! fails.
 
 #![allow(dead_code)] // each test program uses its part
 

@@ -101,8 +101,8 @@ impl Proxy {
         *self.shared.drop_marked.lock().unwrap() = marker.map(|text| text.as_bytes().to_vec());
     }
 
-    /// The next request that contains these bytes gets no answer: the connection ends. The server gets it or not, and then
-    /// something is done before the end.
+    /// The next request that contains these bytes gets no answer: the connection ends. The server gets it or not, and
+    /// then something is done before the end.
     pub fn lose_request(&self, marker: &str, deliver: bool, then: impl FnOnce() + Send + 'static) {
         let trap = Trap { marker: marker.as_bytes().to_vec(), deliver, then: Box::new(then) };
         *self.shared.trap.lock().unwrap() = Some(trap);

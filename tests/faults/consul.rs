@@ -1,4 +1,5 @@
-//! What is Consul's own: rights that take records out of lists, refusals that are certain, limits of rate, keys of its user interface.
+//! What is Consul's own: rights that take records out of lists, refusals that are certain, limits of rate, keys of its
+//! user interface.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -395,7 +396,8 @@ fn one_waiter_of_a_mount_tries_at_a_time() {
     );
     let output = mount.bash(&format!("timeout 50 bash -c '{script}'"));
     assert!(output.status.success(), "{}", text(&output));
-    // Each looks whether it is free, has it, and gives it back. If all looked each time that it comes free, it would be a square.
+    // Each looks whether it is free, has it, and gives it back. If all looked each time that it comes free, it would be
+    // a square.
     let looks = proxy.count();
     println!("{looks} looks by {WAITERS} waiters");
     assert!(looks < WAITERS * 8, "{looks} looks by {WAITERS} waiters");

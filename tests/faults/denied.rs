@@ -1,5 +1,5 @@
-//! Services that refuse: what may not be read is EACCES and nothing is deleted by it, what was refused is not called uncertain,
-//! and what they are to believe is read again.
+//! Services that refuse: what may not be read is EACCES and nothing is deleted by it, what was refused is not called
+//! uncertain, and what they are to believe is read again.
 
 use std::process::Command;
 

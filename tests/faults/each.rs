@@ -71,8 +71,8 @@ fn under_load(mut rig: Rig, mut happen: impl FnMut(&mut Rig, &crate::common::mou
     assert_eq!(mount.status()["cells"]["global"]["missed"], 0);
 }
 
-/// A hundred programs that read and write through the mount, each many times, until told to stop. Each returns how long its
-/// slowest operation took.
+/// A hundred programs that read and write through the mount, each many times, until told to stop. Each returns how long
+/// its slowest operation took.
 fn hundred(mount: &crate::common::mount::Mount, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<Duration>> {
     (0..100)
         .map(|number| {

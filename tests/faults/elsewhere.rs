@@ -1,4 +1,5 @@
-//! Credentials go where the administrator sent them: not to servers that somebody's record names, not over redirects, not in clear.
+//! Credentials go where the administrator sent them: not to servers that somebody's record names, not over redirects,
+//! not in clear.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! etcd whose members do not reach each other while clients reach them all: a mount shows what the majority has, or says that it
-//! does not know. And members that cannot serve at all.
+//! etcd whose members do not reach each other while clients reach them all: a mount shows what the majority has, or
+//! says that it does not know. And members that cannot serve at all.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +17,8 @@ use topofs::sample::Cluster;
 
 const SHORT: &[&str] = &["--remote-operation-timeout=6s", "--stale-after=3s"];
 
-/// The links between the members. Each member says who it is when it connects to another, so one can be cut off in both directions.
+/// The links between the members. Each member says who it is when it connects to another, so one can be cut off in both
+/// directions.
 #[derive(Default)]
 struct Network(Mutex<Option<(usize, String)>>);
 
@@ -31,8 +32,9 @@ impl Network {
         *self.0.lock().unwrap() = None;
     }
 
-    /// Whether a link works. If not, it says so only when it does again: what was on its way is lost, and the link with it. (A write that
-    /// comes late, after its writer has given it up and repeated it, would be carried out after what came later.)
+    /// Whether a link works. If not, it says so only when it does again: what was on its way is lost, and the link with
+    /// it. (A write that comes late, after its writer has given it up and repeated it, would be carried out after what
+    /// came later.)
     fn works(&self, from: Option<&str>, to: usize) -> bool {
         let is_cut = || matches!(&*self.0.lock().unwrap(), Some((number, id)) if *number == to || Some(&**id) == from);
         let works = !is_cut();

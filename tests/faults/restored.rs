@@ -45,8 +45,9 @@ fn consul_from_a_snapshot() {
 
 #[test]
 fn consul_is_asked_for_what_is_sure() {
-    // A server that has come back answers before it has gone through its log, with a part of what is stored, unless it is asked so.
-    // That lasts for some milliseconds only: what is looked at is the questions. Waiting shows nothing, nor does the sign of life.
+    // A server that has come back answers before it has gone through its log, with a part of what is stored, unless it
+    // is asked so. That lasts for some milliseconds only: what is looked at is the questions. Waiting shows nothing,
+    // nor does the sign of life.
     let questions = [("GET /v1/kv/", 1), ("consistent=", -1), ("&wait=", -1), ("GET /v1/kv/t/global/ HTTP", -1)];
     let rig = Rig::new(Implementation::Consul);
     let proxy = Proxy::counting(rig.server.port, &questions);

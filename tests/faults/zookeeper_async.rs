@@ -1,4 +1,5 @@
-//! Why zookeeper-async is not the client (docs/decisions.md): the core of the evidence, to be looked at again when it changes.
+//! Why zookeeper-async is not the client (docs/decisions.md): the core of the evidence, to be looked at again when it
+//! changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

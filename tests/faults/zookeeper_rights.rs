@@ -1,4 +1,5 @@
-//! Rights of ZooKeeper: what is forbidden is denied, makes nothing disappear, and is asked for again with new credentials.
+//! Rights of ZooKeeper: what is forbidden is denied, makes nothing disappear, and is asked for again with new
+//! credentials.
 
 use topofs::backend::{Failure, Guard, Version};
 use topofs::name::TopoPath;

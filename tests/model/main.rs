@@ -1,6 +1,6 @@
 //! The tree and the write path against a simple reference: random operations of one program and of others on the same
-//! records; both must agree after every step. The mirror may be behind when the program does something, and catch up while it does. The
-//! kernel's habit of repeating what fails with ESTALE is part of it.
+//! records; both must agree after every step. The mirror may be behind when the program does something, and catch up
+//! while it does. The kernel's habit of repeating what fails with ESTALE is part of it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -83,7 +83,8 @@ mod known {
         check(&[save("a", 1), Op::Read("a"), Op::Unlink("a"), save(".x", 3), Op::Rename(".x", "a")]);
     }
 
-    /// close(2) returns before the kernel says that the last descriptor is gone: what was open then is still in the table.
+    /// close(2) returns before the kernel says that the last descriptor is gone: what was open then is still in the
+    /// table.
     #[test]
     fn a_program_sees_the_file_that_it_wrote_last() {
         runtime().block_on(async {

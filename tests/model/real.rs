@@ -130,7 +130,8 @@ impl Real {
     /// The mirror hears of everything that has happened.
     pub async fn catch_up(&self) {
         self.servers.let_go(SERVER);
-        // Its revision does not tell, own writes are ahead of what is unheard. Watches tell in order, so what comes last does.
+        // Its revision does not tell, own writes are ahead of what is unheard. Watches tell in order, so what comes
+        // last does.
         let path = TopoPath::parse("mark").unwrap();
         let put = Change { path: path.clone(), guard: Guard::Any, action: Action::Put("m".into()) };
         let mark = self.backend.apply(&[put]).await.unwrap().versions[0].unwrap();

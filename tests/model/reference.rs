@@ -50,7 +50,8 @@ impl Model {
         self.shown(name) != self.records.get(name)
     }
 
-    /// What a program hears when it removes a name that is outdated: the kernel tries again, and then the mirror has caught up.
+    /// What a program hears when it removes a name that is outdated: the kernel tries again, and then the mirror has
+    /// caught up.
     pub fn refused(&self, name: Name) -> Kind {
         if self.records.contains_key(name) { Kind::Conflict } else { Kind::NotFound }
     }

@@ -86,7 +86,8 @@ on_each_backend! {
     }
 
     fn listings_stay_correct_while_entries_come_and_go(world) {
-        // Every entry that exists all the time is seen exactly once by every listing, whatever comes and goes beside it.
+        // Every entry that exists all the time is seen exactly once by every listing, whatever comes and goes beside
+        // it.
         let mount = &world.mount;
         mount.sh("for i in $(seq 100); do echo x > global/metadata/fixed$i; done");
         let script = "(for i in $(seq 200); do echo x > global/metadata/key$i; rm global/metadata/key$((i-1)); done) 2>/dev/null &

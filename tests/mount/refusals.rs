@@ -1,4 +1,5 @@
-//! What a program was told stays true: what is refused, what is written after a rename, what is removed after a refusal.
+//! What a program was told stays true: what is refused, what is written after a rename, what is removed after a
+//! refusal.
 
 use super::replacing::{KEYSPACE, python};
 use crate::on_each_backend;

@@ -1,4 +1,5 @@
-//! The Rust ports of pjdfstest and fsx, over the scratch space and over a raw record; and a long mixed run that must leak nothing.
+//! The Rust ports of pjdfstest and fsx, over the scratch space and over a raw record; and a long mixed run that must
+//! leak nothing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

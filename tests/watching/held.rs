@@ -1,5 +1,6 @@
-//! A reader of the mount who lists a directory and does not take the answer: the kernel holds the directory, and the page of its
-//! listing, for as long as he likes. He is in nobody's way but of those who make and remove names in that very directory.
+//! A reader of the mount who lists a directory and does not take the answer: the kernel holds the directory, and the
+//! page of its listing, for as long as he likes. He is in nobody's way but of those who make and remove names in that
+//! very directory.
 
 use std::io::Write;
 use std::process::{ChildStdin, Command, Stdio};

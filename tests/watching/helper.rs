@@ -213,7 +213,8 @@ fn a_daemon_without_descriptors_keeps_its_helper_and_leaves_no_mount() {
     eventually("the daemon has ended", || crate::common::process_has_ended(mount.pid()).then_some(()));
 }
 
-/// What is mounted on a directory or a file inside the mount does not get the calls that are meant for what lies under it.
+/// What is mounted on a directory or a file inside the mount does not get the calls that are meant for what lies under
+/// it.
 fn spares_what_is_mounted_inside(missing: &[&str]) {
     let service = service();
     for key in ["gone", "kept"] {
@@ -251,8 +252,8 @@ fn a_read_only_mount_is_read_only_wherever_it_is_seen() {
     let service = service();
     let dir = tempfile::tempdir().unwrap();
     let flags = flags(&service);
-    // In a namespace of its own, where what is mounted is passed on: to a peer, to a slave, to another namespace. A program there may
-    // have a file open for writing as soon as there is one.
+    // In a namespace of its own, where what is mounted is passed on: to a peer, to a slave, to another namespace. A
+    // program there may have a file open for writing as soon as there is one.
     let script = format!(
         r#"set -e
         mkdir base peer slave; mount -t tmpfs none base; mount --make-shared base; mkdir base/m

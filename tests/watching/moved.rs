@@ -18,7 +18,8 @@ fn told(mount: &Mount) -> Vec<String> {
         .collect()
 }
 
-/// A service whose zone1 has one tablet more than the sample, and another place with some that are the same, some that are not.
+/// A service whose zone1 has one tablet more than the sample, and another place with some that are the same, some that
+/// are not.
 struct Places {
     service: Service,
     info: Vec<u8>,

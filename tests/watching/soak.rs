@@ -13,7 +13,8 @@ fn length() -> Duration {
     Duration::from_secs(seconds.unwrap_or(60))
 }
 
-/// A loop of a shell until a file appears; no round may take longer than two thirds of a minute, however busy the machine is.
+/// A loop of a shell until a file appears; no round may take longer than two thirds of a minute, however busy the
+/// machine is.
 fn keep(mount: &Mount, dir: &std::path::Path, round: &str) -> Child {
     let script = format!(
         "while [ -d {0} -a ! -e {0}/stop ]; do timeout -s KILL 40 bash -c {round:?} > /dev/null 2>&1; [ $? = 137 ] && exit 9; done; exit 0",

@@ -18,7 +18,8 @@ fn start(mount: &Mount, script: &str) -> Lines {
     lines(command)
 }
 
-/// Changes the record elsewhere, again and again, until the program has noticed: when it begins to watch, it does not say.
+/// Changes the record elsewhere, again and again, until the program has noticed: when it begins to watch, it does not
+/// say.
 fn noticed(service: &Service, mut notices: impl FnMut() -> bool) {
     let mut number = 0;
     eventually("the program has noticed", || {

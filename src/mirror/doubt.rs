@@ -1,7 +1,7 @@
 //! The state of a mirror, which a panic makes doubtful.
 //!
-//! Whoever panics while it changes the state leaves half of a change behind, and the lock does not notice. Until a fresh list has
-//! replaced the state, nothing of it counts as current.
+//! Whoever panics while it changes the state leaves half of a change behind, and the lock does not notice. Until a
+//! fresh list has replaced the state, nothing of it counts as current.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,8 +43,8 @@ impl Doubtful {
         *self.raised.borrow() != self.settled.load(Ordering::Acquire)
     }
 
-    /// A fresh list is asked for. A doubtful state gives way to what is shown, which is whole: it was replaced by one assignment.
-    /// Returns the doubts that the list settles.
+    /// A fresh list is asked for. A doubtful state gives way to what is shown, which is whole: it was replaced by one
+    /// assignment. Returns the doubts that the list settles.
     pub fn renew(&self, shown: &Snapshot) -> u64 {
         let mut state = self.lock();
         let doubts = *self.raised.borrow();

@@ -1,5 +1,5 @@
-//! What /proc says about other processes and threads. They come and go at any moment, and /proc may not tell: what is not known is
-//! said to be so, and is never taken for the best case.
+//! What /proc says about other processes and threads. They come and go at any moment, and /proc may not tell: what is
+//! not known is said to be so, and is never taken for the best case.
 
 use std::fs::read_to_string;
 use std::io;
@@ -14,7 +14,8 @@ const ANCESTORS: usize = 64;
 /// Threads whose process is remembered.
 const THREADS: usize = 10_000;
 
-/// What is below /proc for a process or thread; an error if that is the /proc of another pid namespace, whose numbers are others'.
+/// What is below /proc for a process or thread; an error if that is the /proc of another pid namespace, whose numbers
+/// are others'.
 pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
     static IS_OURS: LazyLock<bool> = LazyLock::new(|| {
         let own = std::fs::read_link("/proc/self").ok();
@@ -67,8 +68,8 @@ pub enum Ending {
 }
 
 impl Process {
-    /// The process of a thread that is waiting for an answer; `None` if it cannot be seen (0 stands for a thread of another pid
-    /// namespace). Not for a thread that closes a file: see [`stat`].
+    /// The process of a thread that is waiting for an answer; `None` if it cannot be seen (0 stands for a thread of
+    /// another pid namespace). Not for a thread that closes a file: see [`stat`].
     pub fn of(thread: u32) -> Option<Self> {
         static KNOWN: LazyLock<quick_cache::sync::Cache<(u32, u64), Process>> =
             LazyLock::new(|| quick_cache::sync::Cache::new(THREADS));
@@ -132,8 +133,8 @@ struct Stat {
 
 /// The numbers of the fields are those of proc(5); the name, field 2, may contain anything up to the last parenthesis.
 ///
-/// The kernel lets it wait while the process is in execve(2), and that waits for us when it closes a file of the mount: both would wait
-/// for ever. So this is not for a process that may be there.
+/// The kernel lets it wait while the process is in execve(2), and that waits for us when it closes a file of the mount:
+/// both would wait for ever. So this is not for a process that may be there.
 fn stat(id: u32) -> io::Result<Stat> {
     let text = std::fs::read(entry(id, "stat")?)?;
     let text = String::from_utf8_lossy(&text);
@@ -146,8 +147,8 @@ fn stat(id: u32) -> io::Result<Stat> {
     Ok(Stat { flags: number(field(9)?)?, started: number(field(22)?)?, exit_code: number(field(52)?)? })
 }
 
-/// When a thread was started, in clock ticks since the machine was; `None` if that cannot be told. Like [`stat`], this is not for
-/// a thread that closes a file.
+/// When a thread was started, in clock ticks since the machine was; `None` if that cannot be told. Like [`stat`], this
+/// is not for a thread that closes a file.
 pub fn started(thread: u32) -> Option<u64> {
     stat(thread).ok().map(|stat| stat.started)
 }
@@ -190,7 +191,8 @@ pub fn ending(thread: u32) -> Ending {
     if found.exit_code != 0 {
         return if found.exit_code & SIGNAL == 0 { Ending::Own } else { Ending::Killed };
     }
-    // When one thread ends its process, the kernel kills the others: this is the flag of a thread, the code that of the process.
+    // When one thread ends its process, the kernel kills the others: this is the flag of a thread, the code that of the
+    // process.
     match (found.flags & PF_SIGNALED == 0, may_see_code(thread)) {
         (true, _) | (false, true) => Ending::Own,
         (false, false) => Ending::Unknown,
@@ -240,7 +242,8 @@ pub enum Locking {
     Fcntl,
 }
 
-/// By which call a waiting thread locks or unlocks; `None` if that cannot be told. (The kernel tells, but fuser does not.)
+/// By which call a waiting thread locks or unlocks; `None` if that cannot be told. (The kernel tells, but fuser does
+/// not.)
 pub fn locking(thread: u32) -> Option<Locking> {
     let text = read_to_string(entry(thread, "syscall").ok()?).ok()?;
     match text.split_whitespace().next()?.parse().ok()? {
@@ -279,7 +282,8 @@ pub fn is_being_killed(thread: u32) -> Option<bool> {
     Some(pending & SIGKILL != 0)
 }
 
-/// How many descriptors of a process are open for writing on an inode; `None` if that cannot be told, or is too much to look at.
+/// How many descriptors of a process are open for writing on an inode; `None` if that cannot be told, or is too much to
+/// look at.
 pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
     /// Descriptors looked at.
     const LIMIT: usize = 16_384;
@@ -301,7 +305,8 @@ pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         count += usize::from(writes && info.lines().any(|line| line == wanted));
     }
-    // A process that is ending has given back its table before it closes what was in it; its first thread may have ended, too.
+    // A process that is ending has given back its table before it closes what was in it; its first thread may have
+    // ended, too.
     seen.then_some(count)
 }
 

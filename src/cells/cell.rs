@@ -175,8 +175,8 @@ impl Cell {
         self.call(("attribute", ""), self.backend.attribute(path, name)).await
     }
 
-    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record names the same
-    /// server and root.
+    /// Whether the records of the global topology are here: in the global cell itself, and in one whose CellInfo record
+    /// names the same server and root.
     pub fn holds_global(&self) -> bool {
         self.holds_global
     }

@@ -1,7 +1,7 @@
 //! Locks of a cell's directories: standing in line for them and waiting.
 //!
-//! Whose turn it is, the service says. When to ask it, the mirror tells: it hears of every lock that comes and goes, so that
-//! hundreds of waiters cost the service nothing but their places.
+//! Whose turn it is, the service says. When to ask it, the mirror tells: it hears of every lock that comes and goes, so
+//! that hundreds of waiters cost the service nothing but their places.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,7 +34,8 @@ pub struct LockPlace {
     held: Mutex<Option<Node>>,
 }
 
-/// The holders of a cell's locks that somebody has been told of, wherever the cell was then; `None` if it was never loaded.
+/// The holders of a cell's locks that somebody has been told of, wherever the cell was then; `None` if it was never
+/// loaded.
 pub type KnownLocks = Arc<tokio::sync::Mutex<Option<BTreeMap<TopoPath, Node>>>>;
 
 /// Follows who holds the locks of a cell.
@@ -58,8 +59,8 @@ pub struct HolderChange {
 }
 
 impl Holders {
-    /// From the first list of the cell on, without asking for it: what is locked then is nothing new, unless the cell was another place
-    /// before.
+    /// From the first list of the cell on, without asking for it: what is locked then is nothing new, unless the cell
+    /// was another place before.
     pub async fn of(cell: Arc<Cell>, known: &KnownLocks) -> Self {
         let mut known = known.clone().lock_owned().await;
         cell.mirror.loaded().await;
@@ -129,8 +130,8 @@ impl Cell {
         dirs
     }
 
-    /// Whether the service still has a lock node as the mirror shows it. If not, the mirror knows better afterwards: another lock
-    /// may have the same name by now, even of the same session.
+    /// Whether the service still has a lock node as the mirror shows it. If not, the mirror knows better afterwards:
+    /// another lock may have the same name by now, even of the same session.
     pub async fn still_locked(&self, node: &Node) -> Result<bool> {
         let fetched = self.fetch(&node.path).await?;
         let same = |now: Node| now.owner() == node.owner() && now.version.created == node.version.created;

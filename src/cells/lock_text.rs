@@ -60,7 +60,8 @@ pub fn save_below(cell: &CellName, dir: &TopoPath) -> String {
     format!("{SAVE}{cell}/{dir}")
 }
 
-/// Whether a lock says that it is taken for one save. Anybody can say so: it is waited for a little longer, and that is all.
+/// Whether a lock says that it is taken for one save. Anybody can say so: it is waited for a little longer, and that is
+/// all.
 pub fn says_save(value: &[u8]) -> bool {
     shown(value).get("Action").and_then(serde_json::Value::as_str).is_some_and(|action| action.starts_with(SAVE))
 }

@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 
 use crate::name::CellName;
 
-/// Cells that are remembered. One more is forgotten: if its record comes back, it is connected when somebody looks into it.
+/// Cells that are remembered. One more is forgotten: if its record comes back, it is connected when somebody looks into
+/// it.
 const REMEMBERED: usize = 1_000;
 
 /// Cells that are connected again, without being asked for, when their records come back.

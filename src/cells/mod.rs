@@ -55,7 +55,8 @@ impl std::fmt::Debug for Cells {
 }
 
 impl Cells {
-    /// Connects the global topology and waits until it is loaded. The error names cell, implementation, server, root and cause.
+    /// Connects the global topology and waits until it is loaded. The error names cell, implementation, server, root
+    /// and cause.
     pub async fn start(options: CellOptions, records: Arc<Records>) -> Result<Arc<Self>> {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -76,7 +77,8 @@ impl Cells {
         });
         let updates = cells.global.mirror.subscribe();
         cells.refresh();
-        // A panic in it leaves the cells as they were. Whoever uses one looks for newer records first; the task is begun again.
+        // A panic in it leaves the cells as they were. Whoever uses one looks for newer records first; the task is
+        // begun again.
         let (weak, global, stop) = (Arc::downgrade(&cells), Arc::downgrade(&cells.global), cells.stop.clone());
         let mut first = Some(updates);
         cells.tasks.spawn(alive::restarted("the cells", move || {
@@ -167,8 +169,8 @@ impl Cells {
         Cell::open(name, location, &self.options, &self.tasks, &self.stop)
     }
 
-    /// Ends cells that are not shown any more. What was connected is connected again where it is now, by itself: whoever watches it
-    /// looks at nothing that would do so.
+    /// Ends cells that are not shown any more. What was connected is connected again where it is now, by itself:
+    /// whoever watches it looks at nothing that would do so.
     fn pass_on(&self, current: &BTreeMap<CellName, Arc<Cell>>, next: &BTreeMap<CellName, Arc<Cell>>) {
         for (name, cell) in current {
             if next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {

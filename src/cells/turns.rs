@@ -7,9 +7,9 @@ use tokio::sync::watch;
 
 use crate::name::TopoPath;
 
-/// The order in which this mount's own waiters try for a lock of a service that has no queue. One at a time tries, so that a mount
-/// with many waiters has no better chance than one with few. There is a ticket for each place that the mount stands at, and the
-/// number of those places is bounded (`locks/bounds.rs`).
+/// The order in which this mount's own waiters try for a lock of a service that has no queue. One at a time tries, so
+/// that a mount with many waiters has no better chance than one with few. There is a ticket for each place that the
+/// mount stands at, and the number of those places is bounded (`locks/bounds.rs`).
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     /// The tickets of those who wait, by directory, in the order in which they came.

@@ -1,4 +1,5 @@
-//! Locking a directory of the topology for a program: finding what it has already, standing in line, waiting, giving up.
+//! Locking a directory of the topology for a program: finding what it has already, standing in line, waiting, giving
+//! up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,8 +150,8 @@ impl Locks {
         }
     }
 
-    /// Waits for what has been let go of here and may still be on its way: the kernel does not wait for it, and can pass on the
-    /// end of one process and the beginning of the next at the same time.
+    /// Waits for what has been let go of here and may still be on its way: the kernel does not wait for it, and can
+    /// pass on the end of one process and the beginning of the next at the same time.
     pub async fn settled(&self, cell: &Cell, dir: &TopoPath, ino: u64) {
         let abandoned = || {
             let holder = cell.holder(&cell.mirror.snapshot(), dir);

@@ -1,4 +1,5 @@
-//! How many there may be of what one user can make: each is a request that waits, a lease or session that is kept alive.
+//! How many there may be of what one user can make: each is a request that waits, a lease or session that is kept
+//! alive.
 
 use std::collections::HashMap;
 use std::sync::Arc;

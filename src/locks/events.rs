@@ -13,7 +13,8 @@ use crate::cells::lock_text::shown;
 use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
 
 impl Locks {
-    /// Tells of the locks of a cell from now on, whoever takes them. One that was another place before is told of with what is different.
+    /// Tells of the locks of a cell from now on, whoever takes them. One that was another place before is told of with
+    /// what is different.
     pub fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
         let known = {
             let mut followed = self.followed.lock();

@@ -127,8 +127,8 @@ impl Held {
         self.ino == ino && self.owners.lock().contains(&owner)
     }
 
-    /// Whether a request is of the same process, or through the same open file, as what is held here, but by the other call.
-    /// On a local file these do not see each other, so neither may wait for the other here.
+    /// Whether a request is of the same process, or through the same open file, as what is held here, but by the other
+    /// call. On a local file these do not see each other, so neither may wait for the other here.
     pub fn is_shared_with(&self, table: &Table, ino: u64, wanted: &Range) -> bool {
         let owners = self.owners.lock();
         let same = |range: &Range| {

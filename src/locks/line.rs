@@ -1,7 +1,8 @@
 //! Standing in the line for a lock of the topology, and who is before us there.
 //!
-//! Every waiter stands in the service's line itself, so that hosts are served in the order in which they came, whoever they
-//! are; where a service has no line (Consul), one waiter of this mount tries at a time (see [`crate::cells::LockPlace`]).
+//! Every waiter stands in the service's line itself, so that hosts are served in the order in which they came, whoever
+//! they are; where a service has no line (Consul), one waiter of this mount tries at a time (see
+//! [`crate::cells::LockPlace`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,8 +155,8 @@ impl Locks {
         })
     }
 
-    /// Who is in the way and does not go away within the time of grace. Whoever does not stand in line yet (`own`) hears that
-    /// nobody is; who does, goes on looking.
+    /// Who is in the way and does not go away within the time of grace. Whoever does not stand in line yet (`own`)
+    /// hears that nobody is; who does, goes on looking.
     pub(super) async fn in_the_way(
         &self,
         cell: &Cell,

@@ -1,27 +1,29 @@
-//! Locks of files. The locks of `.lock` files are the topology's own; the locks of all other files concern this mount only.
+//! Locks of files. The locks of `.lock` files are the topology's own; the locks of all other files concern this mount
+//! only.
 //!
 //! Each file knows only files that stand before it here:
 //!
-//! - `table` knows who of this mount holds which bytes; `patience` knows how long a caller waits; `bounds` limits how many wait;
-//!   `contents` and `users` write what stands in a lock; `names` gives locks and processes their names in events and reports;
+//! - `table` knows who of this mount holds which bytes; `patience` knows how long a caller waits; `bounds` limits how
+//!   many wait; `users` and `cells/lock_text` write what stands in a lock; `names` names locks and processes in events;
 //! - `save_turns`, `staying` and `times_left` remember things for the saves and the report;
 //! - `held` has the locks that this mount holds, and gives them back;
-//! - `line` stands in a service's line; `acquire` locks a directory for a program; `saving` has the locks that a save needs;
+//! - `line` stands in a service's line; `acquire` locks a directory for a program; `saving` has the locks that a save
+//!   needs;
 //! - `events` tells of locks that come and go; `report` shows them all and breaks them.
 //!
 //! # The order of locks
 //!
-//! **Our own mutexes.** A mutex may be taken while those that stand before it in one of these rows are held. No other two are held
-//! together, and none is held across an await:
+//! **Our own mutexes.** A mutex may be taken while those that stand before it in one of these rows are held. No other
+//! two are held together, and none is held across an await:
 //!
 //! - `acquiring`, `table`, `held`, then the owners of one [`held::Held`];
 //! - `places`, then `entering`, or the counts of a [`bounds::Bound`], or the state that a backend keeps of one place.
 //!
-//! **The locks of the service.** A save that needs several takes them in the order of their paths, and gives them back in the
-//! opposite order, so two saves never wait for each other. Before a save stands in a service's line, it waits for its turn among
-//! this mount's own saves (`save_turns`), lock by lock in the same order. A turn is the only thing here that is held across an
-//! await. A program chooses the order of its own locks: two programs may wait for each other until one is interrupted. A save
-//! waits ten seconds at most for each lock.
+//! **The locks of the service.** A save that needs several takes them in the order of their paths, and gives them back
+//! in the opposite order, so two saves never wait for each other. Before a save stands in a service's line, it waits
+//! for its turn among this mount's own saves (`save_turns`), lock by lock in the same order. A turn is the only thing
+//! here that is held across an await. A program chooses the order of its own locks: two programs may wait for each
+//! other until one is interrupted. A save waits ten seconds at most for each lock.
 
 use std::sync::Arc;
 
@@ -128,7 +130,8 @@ impl Locks {
         self.give_back_unused(ino).await;
     }
 
-    /// The last descriptor of an open file is gone: all that was taken through it ends. `owner` is that of its flock(2) locks.
+    /// The last descriptor of an open file is gone: all that was taken through it ends. `owner` is that of its flock(2)
+    /// locks.
     pub async fn released(self: &Arc<Self>, ino: u64, handle: u64, owner: Option<u64>) {
         {
             let mut table = self.table.lock();

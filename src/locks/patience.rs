@@ -1,8 +1,9 @@
-//! How long a caller waits: until a signal is pending for it, it is gone, or the kernel would lose patience with the mount.
+//! How long a caller waits: until a signal is pending for it, it is gone, or the kernel would lose patience with the
+//! mount.
 //!
-//! The kernel does not tell us of signals (fuser refuses FUSE_INTERRUPT), so waiting threads are looked at in /proc, all
-//! together, from one place. Only a signal that this very thread is going to handle may end its wait with EINTR: the kernel
-//! would pass anything else to the caller as errno 512.
+//! The kernel does not tell us of signals (fuser refuses FUSE_INTERRUPT), so waiting threads are looked at in /proc,
+//! all together, from one place. Only a signal that this very thread is going to handle may end its wait with EINTR:
+//! the kernel would pass anything else to the caller as errno 512.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,12 +21,13 @@ use crate::alive;
 use crate::error::{Error, Kind};
 use crate::process;
 
-/// Pause after which a lock that nobody would wait for is looked at again: the kernel passes on the end of one process and the
-/// beginning of the next at the same time.
+/// Pause after which a lock that nobody would wait for is looked at again: the kernel passes on the end of one process
+/// and the beginning of the next at the same time.
 pub(super) const SECOND_LOOK: Duration = Duration::from_millis(10);
 /// How often waiting threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// Looks after which a thread must still be the same: the numbers of those that have ended are used again, but not soon.
+/// Looks after which a thread must still be the same: the numbers of those that have ended are used again, but not
+/// soon.
 const IDENTITY: u64 = 50;
 /// How long those may wait that cannot be looked at: they live in another pid namespace, or /proc does not tell.
 const UNSEEN: Duration = Duration::from_secs(45);
@@ -33,8 +35,8 @@ const UNSEEN: Duration = Duration::from_secs(45);
 const MARGIN: f64 = 0.8;
 /// Longest /proc/PID/status that is read, in bytes: a process may have 65,536 groups, of up to 11 bytes each.
 const STATUS_LIMIT: usize = 1 << 20;
-/// Files that are kept open for all waiters together, so that those who wait do not use up the daemon's descriptors. The file of
-/// any further waiter is opened for each look.
+/// Files that are kept open for all waiters together, so that those who wait do not use up the daemon's descriptors.
+/// The file of any further waiter is opened for each look.
 const KEPT: usize = 256;
 /// What it takes without groups.
 const STATUS_SIZE: usize = 4_096;
@@ -337,8 +339,8 @@ impl Status {
         self.shared & !self.blocked & !self.ignored
     }
 
-    /// Whether one of the signals sent to the process is certainly this thread's to handle. The kernel gives a signal to the
-    /// first thread of the process unless that one blocks it, else to any that does not.
+    /// Whether one of the signals sent to the process is certainly this thread's to handle. The kernel gives a signal
+    /// to the first thread of the process unless that one blocks it, else to any that does not.
     fn handles_shared(&self, thread: u32, signals: u64, siblings: &dyn Fn(u32) -> Option<Vec<(u32, Status)>>) -> bool {
         if signals == 0 {
             return false;

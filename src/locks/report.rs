@@ -58,8 +58,8 @@ impl Locks {
         })
     }
 
-    /// Takes a lock away from its holder: the one with this key, if it is still there. `-` stands for what is left behind by
-    /// nobody, if there is anything, and `--` for the same, which must be there.
+    /// Takes a lock away from its holder: the one with this key, if it is still there. `-` stands for what is left
+    /// behind by nobody, if there is anything, and `--` for the same, which must be there.
     pub async fn break_lock(self: &Arc<Self>, cells: &Cells, path: &str, key: &str, by: Actor) -> Result<()> {
         let wrong = |reason: String| Error::new(Kind::Invalid, reason);
         let path = path.trim_matches('/');

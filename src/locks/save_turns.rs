@@ -10,8 +10,8 @@ use crate::name::{CellName, TopoPath};
 /// Whose turn it is to save under one lock.
 type Turn = tokio::sync::Mutex<()>;
 
-/// One turn for each lock that a save of this mount needs now. A turn that nobody has or waits for is forgotten, so there are no
-/// more of them than saves under way.
+/// One turn for each lock that a save of this mount needs now. A turn that nobody has or waits for is forgotten, so
+/// there are no more of them than saves under way.
 #[derive(Debug, Default)]
 pub(super) struct SaveTurns(Mutex<HashMap<(CellName, TopoPath), Weak<Turn>>>);
 

@@ -1,8 +1,9 @@
-//! What a save needs of the topology's locks: the locks of this mount above it go along as guards, and the one that it must
-//! have is taken for its moment.
+//! What a save needs of the topology's locks: the locks of this mount above it go along as guards, and the one that it
+//! must have is taken for its moment.
 //!
-//! A lock of a moment is waited for, whoever's it is, and never reported as somebody's. Another topofs's is known by what it
-//! says. Anybody can say so, and gains nothing: it is waited for a little longer, and then is a lock like any other.
+//! A lock of a moment is waited for, whoever's it is, and never reported as somebody's. Another topofs's is known by
+//! what it says. Anybody can say so, and gains nothing: it is waited for a little longer, and then is a lock like any
+//! other.
 
 use std::sync::Arc;
 
@@ -51,8 +52,9 @@ impl Who {
 }
 
 impl Locks {
-    /// What a change of a record carries along: every lock of this mount on a directory above, of saves only those that were
-    /// taken for it. Fails with EIO if one of them is lost, unless whoever saves descends from a process that holds one now.
+    /// What a change of a record carries along: every lock of this mount on a directory above, of saves only those that
+    /// were taken for it. Fails with EIO if one of them is lost, unless whoever saves descends from a process that
+    /// holds one now.
     pub fn fences(&self, cell: &Cell, path: &TopoPath, saver: Actor, taken: &[Temporary]) -> Result<Vec<Fence>> {
         let held: Vec<Arc<Held>> = {
             let held = self.held.lock();

@@ -1,4 +1,5 @@
-//! Locks that a save has waited for in vain. Somebody else holds them for longer, so the next save need not wait for them again.
+//! Locks that a save has waited for in vain. Somebody else holds them for longer, so the next save need not wait for
+//! them again.
 
 use std::time::Duration;
 
@@ -8,10 +9,11 @@ use tokio::time::Instant;
 use crate::backend::{Node, Revision};
 use crate::name::{CellName, TopoPath};
 
-/// How long a save waits for a lock that no save has taken: it may be on its way out. A process ends, its lock goes, and others
-/// hear of that: these are three steps.
+/// How long a save waits for a lock that no save has taken: it may be on its way out. A process ends, its lock goes,
+/// and others hear of that: these are three steps.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
-/// Locks that are remembered: one program may remove the records below many of them (`rm -r`). A save waits for any further one.
+/// Locks that are remembered: one program may remove the records below many of them (`rm -r`). A save waits for any
+/// further one.
 const REMEMBERED: usize = 256;
 
 /// The locks that were found to stay less than [`GRACE`] ago.

@@ -1,7 +1,7 @@
 //! Who of this mount holds which bytes of which file. Decides conflicts; waits for nothing.
 //!
-//! flock(2) and fcntl(2) locks come from the kernel in one shape, so there is one table for both: a range, shared or exclusive,
-//! of an owner that only the kernel can interpret. As on a local file, the two kinds do not see each other.
+//! flock(2) and fcntl(2) locks come from the kernel in one shape, so there is one table for both: a range, shared or
+//! exclusive, of an owner that only the kernel can interpret. As on a local file, the two kinds do not see each other.
 
 use std::collections::HashMap;
 
@@ -76,7 +76,8 @@ impl Table {
         Ok(())
     }
 
-    /// Takes away what an owner has in a range by a call. Fails with ENOLCK if a lock would become two and there are too many.
+    /// Takes away what an owner has in a range by a call. Fails with ENOLCK if a lock would become two and there are
+    /// too many.
     pub fn unset(&mut self, ino: u64, owner: u64, by: Option<Locking>, start: u64, end: u64) -> Result<()> {
         let splits = self.own(ino, owner, by).find(|range| range.start < start && end < range.end);
         if let Some(uid) = splits.map(|range| range.uid) {

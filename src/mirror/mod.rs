@@ -1,7 +1,7 @@
 //! The mirror of one cell: loaded in bulk, kept current by a watch, compared with a bulk list at intervals.
 //!
-//! Readers take snapshots and never wait for the watcher. A mirror that has lost its watch says so ([`Health`]); whether
-//! its snapshot may still be shown is decided in one place, [`Mirror::health`].
+//! Readers take snapshots and never wait for the watcher. A mirror that has lost its watch says so ([`Health`]);
+//! whether its snapshot may still be shown is decided in one place, [`Mirror::health`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,12 +28,13 @@ mod state;
 use doubt::Doubtful;
 pub use state::{Batch, Entry, Record, Snapshot, Update};
 
-/// Batches that wait for a slow listener. One more, and the oldest is lost to it: the channel says so, and the listener compares
-/// what it knows with the snapshot.
+/// Batches that wait for a slow listener. One more, and the oldest is lost to it: the channel says so, and the listener
+/// compares what it knows with the snapshot.
 const UPDATE_QUEUE: usize = 1_024;
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// The same while the service refuses us: it is a person who changes that, and checking a password costs the service much.
+/// The same while the service refuses us: it is a person who changes that, and checking a password costs the service
+/// much.
 const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// How long the watch may lag behind a bulk list before what it has not delivered counts as missed.
 const RESYNC_GRACE: Duration = Duration::from_secs(2);
@@ -299,10 +300,11 @@ impl Mirror {
         self.publish(updates);
     }
 
-    /// Keeps the mirror until cancelled. The first connection is made when somebody calls [`Mirror::load`] or [`Mirror::wake`].
+    /// Keeps the mirror until cancelled. The first connection is made when somebody calls [`Mirror::load`] or
+    /// [`Mirror::wake`].
     ///
-    /// A panic, here or in whoever changes the records, takes the cell down at once, however short it lasts. It comes back with a
-    /// fresh list.
+    /// A panic, here or in whoever changes the records, takes the cell down at once, however short it lasts. It comes
+    /// back with a fresh list.
     pub async fn run(self: Arc<Self>, task: impl Into<TaskName>, stop: CancellationToken) {
         let task = task.into();
         tokio::select! {
@@ -382,7 +384,8 @@ impl Mirror {
         }
     }
 
-    /// Compares with a bulk list while the watch goes on. Only what the watch has not delivered after a grace time counts.
+    /// Compares with a bulk list while the watch goes on. Only what the watch has not delivered after a grace time
+    /// counts.
     async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
         let root = TopoPath::root();
         let before = self.revision();
@@ -478,7 +481,8 @@ impl Mirror {
     fn broken(&self, cause: BackendError) {
         tracing::warn!(%cause, "the watch is broken");
         self.link.send_modify(|link| {
-            // What counts is when we last heard of it, neither when we noticed its silence nor when the last attempt failed.
+            // What counts is when we last heard of it, neither when we noticed its silence nor when the last attempt
+            // failed.
             let since = match link {
                 Link::Broken { since, .. } => *since,
                 Link::Live => *self.last_heard.lock(),

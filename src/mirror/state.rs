@@ -1,9 +1,10 @@
 //! What a mirror holds: the records of one cell as a persistent map, and the rules by which reports are merged into it.
 //!
-//! Three sides report what a record is now, and may overtake each other: the watch, bulk lists, and this mount's own calls.
-//! Every report carries a revision, and an older report never replaces a newer one. Deletions are remembered while an older
-//! report may still be on its way. There is one exception: a list that begins a new watch is the truth, whatever was known
-//! before. The service may have been restored from a backup, and then its revisions begin again at a lower number.
+//! Three sides report what a record is now, and may overtake each other: the watch, bulk lists, and this mount's own
+//! calls. Every report carries a revision, and an older report never replaces a newer one. Deletions are remembered
+//! while an older report may still be on its way. There is one exception: a list that begins a new watch is the truth,
+//! whatever was known before. The service may have been restored from a backup, and then its revisions begin again at a
+//! lower number.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -58,7 +59,8 @@ impl Snapshot {
     pub fn entries(&self, dir: &TopoPath) -> Vec<Entry> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut from = dir.clone();
-        // Each step seeks past the subtree of the entry before, so that the cost is that of the entries, not of all below.
+        // Each step seeks past the subtree of the entry before, so that the cost is that of the entries, not of all
+        // below.
         loop {
             let next = self.records.range(from.clone()..).find(|(path, _)| *path != dir);
             let Some((path, _)) = next else { break };
@@ -129,17 +131,18 @@ pub(super) struct State {
     deleted: HashMap<TopoPath, Revision>,
     /// A list has shown everything up to here: what is not in the snapshot was gone by then.
     complete: Revision,
-    /// While a list is under way: what this mount's own calls have reported since it was begun. That may be newer than the list.
+    /// While a list is under way: what this mount's own calls have reported since it was begun. That may be newer than
+    /// the list.
     own: Option<HashSet<TopoPath>>,
     /// Locks have come, gone or changed since this was last reset.
     pub locks_changed: bool,
 }
 
-/// Deletions that are remembered. One more, and all before it are forgotten: a report that was overtaken may then bring a record
-/// back until the next comparison with a list. This needs as many deletions between two comparisons.
+/// Deletions that are remembered. One more, and all before it are forgotten: a report that was overtaken may then bring
+/// a record back until the next comparison with a list. This needs as many deletions between two comparisons.
 const DELETIONS: usize = 100_000;
-/// Records that this mount's own calls may report while one list is under way. One more, and the list does not count: it is asked
-/// for again.
+/// Records that this mount's own calls may report while one list is under way. One more, and the list does not count:
+/// it is asked for again.
 const OWN: usize = 100_000;
 
 impl State {
@@ -162,8 +165,8 @@ impl State {
         self.insert(Node { path, value, version, role, modified }, now)
     }
 
-    /// Merges what one of this mount's own calls has reported of a node. Its answer may be so late that the node has been deleted since and
-    /// a list has taken the place of what was known of deletions.
+    /// Merges what one of this mount's own calls has reported of a node. Its answer may be so late that the node has
+    /// been deleted since and a list has taken the place of what was known of deletions.
     pub fn put_own(&mut self, node: Node, now: SystemTime) -> Option<Update> {
         let shown = self.snapshot.records.contains_key(&node.path) || self.snapshot.locks.contains_key(&node.path);
         if !shown && node.version.written <= self.complete {
@@ -253,8 +256,8 @@ impl State {
         self.own.is_some()
     }
 
-    /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have reported more since. `None` if
-    /// they have reported too much: the list changes nothing then, and must be asked for again.
+    /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have reported more
+    /// since. `None` if they have reported too much: the list changes nothing then, and must be asked for again.
     pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Option<Vec<Update>> {
         let own = self.own.take()?;
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();

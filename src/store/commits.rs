@@ -23,10 +23,12 @@ pub struct Made {
 /// Who hears of a commit.
 #[async_trait]
 pub trait Commits: Send + Sync {
-    /// A change is about to be made. Others may hear of it before the commit has returned: they wait until the mark is dropped.
+    /// A change is about to be made. Others may hear of it before the commit has returned: they wait until the mark is
+    /// dropped.
     fn begin(&self, at: &CellPath) -> Mark;
 
-    /// The changes were made, or refused, or nobody knows. The commit goes on when nobody is shown any more what was before.
+    /// The changes were made, or refused, or nobody knows. The commit goes on when nobody is shown any more what was
+    /// before.
     async fn answered(&self, cell: &CellName, changes: &[Change]);
 
     /// A change was certainly made. Its mark is dropped afterwards.

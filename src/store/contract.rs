@@ -26,10 +26,11 @@ pub enum RespectLocks {
 
 /// The records of one cell.
 ///
-/// - A commit changes everything or nothing. It fails with [`crate::error::Kind::Exists`], `NotFound` or `Conflict` where a guard is
-///   not met, and with `TooLarge` or `TooMany` where a change is beyond [`Store::limits`].
+/// - A commit changes everything or nothing. It fails with [`crate::error::Kind::Exists`], `NotFound` or `Conflict`
+///   where a guard is not met, and with `TooLarge` or `TooMany` where a change is beyond [`Store::limits`].
 /// - Whoever has committed finds it in the next snapshot and in the next fetch.
-/// - Each version of a record has a greater revision than the one before; a record that is made anew has another creation.
+/// - Each version of a record has a greater revision than the one before; a record that is made anew has another
+///   creation.
 /// - A snapshot never changes. Two records of one snapshot were there at one time.
 #[async_trait]
 pub trait Store: Send + Sync + Debug {
@@ -48,7 +49,8 @@ pub trait Store: Send + Sync + Debug {
     /// Makes all changes or none, for somebody, and lets a listener hear of it.
     async fn commit(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied>;
 
-    /// Fails if a change of this record would be refused now, whatever its content. That it does not fail promises nothing.
+    /// Fails if a change of this record would be refused now, whatever its content. That it does not fail promises
+    /// nothing.
     async fn refuse_early(&self, actor: Actor, path: &TopoPath) -> Result<()>;
 
     /// Fails if a removal of this record would be refused now.

@@ -1,4 +1,5 @@
-//! The records of a connected cell: its mirror and its service, with the locks that protect them from each other's changes.
+//! The records of a connected cell: its mirror and its service, with the locks that protect them from each other's
+//! changes.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! What this mount has committed itself, until the mirror has told of it: who it was, and through which form, since the kernel has
-//! raised the event of that one already.
+//! What this mount has committed itself, until the mirror has told of it: who it was, and through which form, since the
+//! kernel has raised the event of that one already.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -15,8 +15,8 @@ use crate::record::Form;
 /// Commits remembered for each record until the mirror has told of them, and records with such.
 const COMMITS: usize = 64;
 const RECORDS: usize = 10_000;
-/// How long it may take until the mirror tells of a commit. After that it is not going to: somebody else was faster, or the
-/// cell is another one.
+/// How long it may take until the mirror tells of a commit. After that it is not going to: somebody else was faster, or
+/// the cell is another one.
 const TIME: Duration = Duration::from_secs(10);
 
 /// A commit of this mount's own.
@@ -32,8 +32,8 @@ pub(crate) struct OwnCommit {
     pub command: Option<String>,
 }
 
-/// The commits of this mount that the mirror has not told of yet. Bounded: a commit that does not fit is announced as somebody
-/// else's.
+/// The commits of this mount that the mirror has not told of yet. Bounded: a commit that does not fit is announced as
+/// somebody else's.
 #[derive(Debug, Default)]
 pub(crate) struct OwnCommits {
     by_record: Mutex<HashMap<CellPath, VecDeque<(Instant, OwnCommit)>>>,

@@ -136,7 +136,8 @@ async fn check_heard(store: &dyn Store) {
     let changes = [delete("heard/b", Guard::Version(b)), delete("heard/c", Guard::Any)];
     store.commit(ACTOR, &changes, &ear).await.unwrap();
     let expected = format!(
-        "begin heard/b true, begin heard/c true, answered [false, false], made heard/b {} false, end heard/b, end heard/c, ",
+        "begin heard/b true, begin heard/c true, answered [false, false], \
+         made heard/b {} false, end heard/b, end heard/c, ",
         b.written.0
     );
     assert_eq!(ear.take(), expected, "a deletion has the revision of what it has deleted");

@@ -1,6 +1,6 @@
-//! Locks through descriptors that are opened twice, duplicated, inherited and passed on: as Linux does it for local files, and
-//! after the last close nothing is held in the service. The cases are those of xfstests generic/478 and generic/504 and of
-//! LTP's fcntl14 and fcntl17, written anew.
+//! Locks through descriptors that are opened twice, duplicated, inherited and passed on: as Linux does it for local
+//! files, and after the last close nothing is held in the service. The cases are those of xfstests generic/478 and
+//! generic/504 and of LTP's fcntl14 and fcntl17, written anew.
 
 use crate::common::mount::Mount;
 use crate::{LOCK, eventually, py, report};

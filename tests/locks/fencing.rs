@@ -15,8 +15,8 @@ on_each_service! {
         let holder = Holder::new(&one, LOCK);
         one.sh(&format!("jq '.tables.one = {{}}' {VSCHEMA} > /tmp/$$; cat /tmp/$$ > {VSCHEMA}; rm /tmp/$$"));
         signal(one.pid(), Signal::SIGSTOP);
-        // As long as the service believes in the holder, everybody waits. The successor leaves the record alone: it is not
-        // versions that decide.
+        // As long as the service believes in the holder, everybody waits. The successor leaves the record alone: it is
+        // not versions that decide.
         two.sh(&format!("timeout 55 flock {LOCK} sed -i s/semi_sync/none/ {DIR}/Keyspace.txt"));
         let theirs = two.read(VSCHEMA);
         assert!(theirs.contains("\"one\""));

@@ -91,8 +91,8 @@ fn is_free(mount: &Mount, lock: &str) -> bool {
     mount.bash(&format!("flock -n {lock} true")).status.success()
 }
 
-/// Whether it is free for each of several mounts. Whoever has let go is over before the service has heard of it, and a look takes the
-/// lock for a moment, too: one after the other, when all have heard.
+/// Whether it is free for each of several mounts. Whoever has let go is over before the service has heard of it, and a
+/// look takes the lock for a moment, too: one after the other, when all have heard.
 fn is_free_for_each(mounts: &[&Mount], lock: &str) -> bool {
     mounts.iter().all(|mount| {
         for each in mounts {

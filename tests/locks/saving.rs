@@ -1,4 +1,5 @@
-//! Saves that need a lock: they wait for each other, on this mount and on another, and nobody takes them for somebody's lock.
+//! Saves that need a lock: they wait for each other, on this mount and on another, and nobody takes them for somebody's
+//! lock.
 
 use std::process::{Child, Command, Stdio};
 

@@ -80,8 +80,9 @@ open(sys.argv[2], 'a').write('first ')";
 
 #[test]
 fn nobody_ever_sees_an_errno_that_is_none() {
-    // Many threads of one process, waiting with fcntl and flock, some handling, blocking or ignoring signals, under storms of
-    // signals for the process and for single threads, while the lock changes hands and the service is slow now and then.
+    // Many threads of one process, waiting with fcntl and flock, some handling, blocking or ignoring signals, under
+    // storms of signals for the process and for single threads, while the lock changes hands and the service is slow
+    // now and then.
     let service = crate::etcd_service();
     let (mount, other) = (service.mount(&[]), service.mount(&[]));
     let program = r#"
@@ -179,7 +180,8 @@ fn many_who_wait_cost_nothing() {
     eventually("some time has passed", || (begin.elapsed() > Duration::from_secs(10)).then_some(()));
     #[allow(clippy::cast_precision_loss)]
     let share = (ticks() - used) as f64 / 100.0 / begin.elapsed().as_secs_f64();
-    // Each is looked at ten times a second. Where reading their states alone takes more than that, it is the machine's doing.
+    // Each is looked at ten times a second. Where reading their states alone takes more than that, it is the machine's
+    // doing.
     let begin = Instant::now();
     for waiter in (0..10).flat_map(|_| &waiters) {
         drop(std::fs::read(format!("/proc/{}/status", waiter.id())).unwrap());

@@ -1,5 +1,5 @@
-//! Moments that a real mount cannot be made to wait for: a tree over the embedded service, whose mirror hears of nothing until
-//! this thread lets it.
+//! Moments that a real mount cannot be made to wait for: a tree over the embedded service, whose mirror hears of
+//! nothing until this thread lets it.
 
 use std::ffi::OsStr;
 use std::sync::Arc;

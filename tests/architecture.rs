@@ -1,5 +1,5 @@
-//! The map of docs/architecture.md is true: every `use` line of src/ is an arrow, and arrows go down the map. Who needs another
-//! one changes the map, and says why.
+//! The map of docs/architecture.md is true: every `use` line of src/ is an arrow, and arrows go down the map. Who needs
+//! another one changes the map, and says why.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

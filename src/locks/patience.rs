@@ -136,7 +136,8 @@ impl Patience {
     }
 }
 
-/// After a panic nobody knows who has a signal: all waits end, as if their time were over, and the next one is watched anew.
+/// After a panic nobody knows who has a signal: all waits end, as if their time were over, and the next one is watched
+/// anew.
 async fn watch_all(waiting: Arc<Mutex<Waiting>>) {
     if alive::guarded("the watch over who waits", watch(waiting.clone())).await.is_err() {
         let mut waiting = waiting.lock();

@@ -1,4 +1,5 @@
-//! A sample cluster: what `topofs demo` shows, and, by size, what tests and benchmarks load. Builds records, stores none.
+//! A sample cluster: what `topofs demo` shows, and, by size, what tests and benchmarks load. Builds records, stores
+//! none.
 
 use bytes::Bytes;
 

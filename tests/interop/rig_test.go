@@ -1,4 +1,5 @@
-// Package interop lets Vitess's own topology library judge topofs: on real servers, through real mounts. scripts/test-interop runs it.
+// Package interop lets Vitess's own topology library judge topofs: on real servers, through real mounts.
+// scripts/test-interop runs it.
 package interop
 
 import (

@@ -1,5 +1,5 @@
-// Package mounttopo is a Vitess topology implementation that works only through the files of a topofs mount: whatever Vitess
-// does over it, a script could do. The address of the global server is the mount point.
+// Package mounttopo is a Vitess topology implementation that works only through the files of a topofs mount: whatever
+// Vitess does over it, a script could do. The address of the global server is the mount point.
 package mounttopo
 
 import (
@@ -37,8 +37,8 @@ type Factory struct {
 // HasGlobalReadOnlyCell is part of topo.Factory.
 func (*Factory) HasGlobalReadOnlyCell(string, string) bool { return false }
 
-// Create is part of topo.Factory. The global topology comes first, and its address is the mount point; where the other cells are, the mount
-// knows.
+// Create is part of topo.Factory. The global topology comes first, and its address is the mount point; where the other
+// cells are, the mount knows.
 func (f *Factory) Create(cell, serverAddr, _ string) (topo.Conn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -60,8 +60,9 @@ func (c *conn) openLock(dir, reason string) (*os.File, error) {
 	return f, nil
 }
 
-// wait waits for a lock until ctx ends, as a script would: flock(1) takes it on a file that both have open, and can be killed while it waits.
-// Go handles signals so that the kernel starts flock(2) again after them; nothing ends such a call in this process.
+// wait waits for a lock until ctx ends, as a script would: flock(1) takes it on a file that both have open, and can be
+// killed while it waits. Go handles signals so that the kernel starts flock(2) again after them; nothing ends such a
+// call in this process.
 func wait(ctx context.Context, f *os.File) error {
 	done := make(chan error, 1)
 	go func() {

@@ -50,8 +50,8 @@ func (c *conn) Watch(ctx context.Context, name string) (*topo.WatchData, <-chan 
 	return first, changes, nil
 }
 
-// next waits until something has happened; false if nobody wants to know any more. What was missed is no harm: everything is
-// looked at again.
+// next waits until something has happened; false if nobody wants to know any more. What was missed is no harm:
+// everything is looked at again.
 func (c *conn) next(ctx context.Context, watcher *fsnotify.Watcher) bool {
 	select {
 	case <-ctx.Done():

@@ -1,4 +1,5 @@
-// Package spellings holds the tables that tests/record takes for Vitess's judgement against Vitess's own parser and printer.
+// Package spellings holds the tables that tests/record takes for Vitess's judgement against Vitess's own parser and
+// printer.
 package spellings
 
 import (

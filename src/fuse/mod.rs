@@ -279,11 +279,11 @@ impl fuser::Filesystem for Adapter {
     ) {
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         // Taking bytes waits for nothing: done here, the data need not be copied for a task.
-        let outcome = self.tree.write(handle.0, offset, data);
+        let outcome = alive::run(Op::Write.task(), || self.tree.write(handle.0, offset, data));
         self.answer_file(
             (Op::Write, request, ino, handle),
             |_, _| async move {
-                match outcome? {
+                match outcome?? {
                     Some(rest) => rest.await,
                     None => Ok(()),
                 }

@@ -183,10 +183,10 @@ impl Draft {
             // Some callers try again in another way, and would take the rest for the whole.
             return Err(error.clone());
         }
+        // If it panics, half of it may have been taken: that stands until it has returned.
+        state.broken = Some(Error::new(Kind::Io, "a write was broken off in the middle"));
         let outcome = state.write(if self.append { None } else { Some(offset) }, data, self.limit, check);
-        if let Err(error) = &outcome {
-            state.broken = Some(error.clone());
-        }
+        state.broken = outcome.as_ref().err().cloned();
         outcome
     }
 

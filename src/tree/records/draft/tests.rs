@@ -265,3 +265,21 @@ fn a_record_that_is_there_again_is_replaced_by_the_next_save() {
     draft.refuse(error(Kind::Conflict));
     assert_eq!(kind(draft.begin(Occasion::Sync)), Some(Kind::Conflict));
 }
+
+#[test]
+fn a_write_that_panics_leaves_nothing_that_would_be_stored() {
+    let draft = draft(b"", false);
+    draft.write(0, b"whole", |_| Ok(())).unwrap();
+    let write = || draft.write(5, b" half", |_| panic!("the parser was wrong"));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(write)).is_err());
+    let refused = draft.write(10, b" more", |_| Ok(())).unwrap_err();
+    assert_eq!(refused.kind, Kind::Io);
+    for occasion in [Occasion::Flush, Occasion::Sync] {
+        assert!(draft.begin(occasion).is_err(), "{occasion:?}");
+    }
+    assert!(draft.begin(Occasion::Release).unwrap().is_none());
+    // Who begins anew is heard.
+    draft.truncate(0).unwrap();
+    draft.write(0, b"new", |_| Ok(())).unwrap();
+    assert!(draft.begin(Occasion::Flush).unwrap().is_some());
+}

@@ -25,8 +25,10 @@ use crate::name::TopoPath;
 /// A kind of call. Each has its own count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
-    /// Every call, whatever its kind.
+    /// Every call of these kinds but [`Call::LockedDir`], which asks no service.
     Any,
+    /// [`Backend::locked_dir`]. Of the faults, only a panic can meet it.
+    LockedDir,
     /// [`Backend::list`].
     List,
     /// [`Backend::get`].
@@ -58,6 +60,11 @@ pub enum Call {
 }
 
 impl Call {
+    /// Whether it counts among [`Call::Any`].
+    fn asks_the_service(self) -> bool {
+        self != Call::LockedDir
+    }
+
     /// Whether it changes something: a caller without an answer cannot know whether it was done.
     fn changes_something(self) -> bool {
         matches!(self, Call::Apply | Call::Enter | Call::TryHold | Call::Leave | Call::BreakLock | Call::SweepLocks)
@@ -148,11 +155,12 @@ impl Faulty {
     fn begin(&self, call: Call) -> Option<Fault> {
         let mut script = self.0.script.lock();
         self.0.begun.send_modify(|begun| {
-            for kind in [call, Call::Any] {
+            for kind in std::iter::once(call).chain(call.asks_the_service().then_some(Call::Any)) {
                 *begun.entry(kind).or_default() += 1;
             }
         });
-        let counts = |kind: Call| (kind == call || kind == Call::Any).then(|| self.count(kind));
+        let is_any = |kind: Call| kind == Call::Any && call.asks_the_service();
+        let counts = |kind: Call| (kind == call || is_any(kind)).then(|| self.count(kind));
         let at = script.iter().position(|(kind, nth, _)| counts(*kind) == Some(*nth))?;
         Some(script.remove(at).2)
     }
@@ -277,6 +285,9 @@ impl Backend for Faulty {
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
+        if self.begin(Call::LockedDir) == Some(Fault::Panic) {
+            panics(Call::LockedDir);
+        }
         self.0.inner.locked_dir(node)
     }
 

@@ -144,3 +144,57 @@ impl Follower {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::faulty::{Call, Fault, Faulty};
+    use crate::backend::{Action, Change, ConnectOptions, Guard, Wrap};
+    use crate::name::TopoPath;
+    use crate::tree::conformance;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_that_panics_leaves_nothing_lasting_and_follows_again() {
+        alive::note_panics();
+        let made: Arc<Mutex<Option<Faulty>>> = Arc::default();
+        let maker = made.clone();
+        let mut connect = ConnectOptions::default();
+        connect.wrap = Wrap::new(move |_, backend| {
+            let faulty = Faulty::new(backend, Duration::from_secs(5));
+            *maker.lock() = Some(faulty.clone());
+            Arc::new(faulty)
+        });
+        let (tree, service) = conformance::tree_over(connect, false).await;
+        let faulty = made.lock().take().unwrap();
+        follow(&tree);
+        let cell = tree.records().cells.all().remove(0);
+        let kernel = tree.kernel();
+        assert!(kernel.gives_lasting(&cell));
+        // Whoever looks at the locks panics: this follower, and that of the locks of files.
+        for nth in 1..=4 {
+            let _ = faulty.clone().on(Call::LockedDir, faulty.count(Call::LockedDir) + nth, Fault::Panic);
+        }
+        let dir = TopoPath::parse("keyspaces/commerce").unwrap();
+        let place = service.enter(&dir, &"{}".into()).await.unwrap();
+        let until = async |what: &dyn Fn() -> bool| {
+            let wait = async {
+                while !what() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(300), wait).await.expect("it happens");
+        };
+        until(&|| !kernel.gives_lasting(&cell)).await;
+        let panics = alive::panics();
+        let known = panics.known().find(|panic| panic.task == "the follower of global").expect("it is remembered");
+        assert!(known.at.contains("faulty.rs") && known.message.contains("LockedDir"), "{known:?}");
+        // It is begun again, and what has changed meanwhile is announced.
+        let path = TopoPath::parse("metadata/later").unwrap();
+        let change = Change { path, guard: Guard::Any, action: Action::Put("x".into()) };
+        service.apply(&[change]).await.unwrap();
+        let events = || String::from_utf8(tree.control().events.read_at(0, usize::MAX).to_vec()).unwrap();
+        until(&|| kernel.gives_lasting(&cell) && events().contains("metadata/later")).await;
+        place.leave().await.unwrap();
+        tree.shutdown().await;
+    }
+}

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::namespace::{At, Inode, Name, Namespace, Part};
 use super::{Caller, FileId, OpenMode, RespectLocks, SetAttr, Tree, TreeOptions};
-use crate::backend::{Action, Change, ConnectOptions, Guard, Implementation, Location};
+use crate::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
 use crate::cells::{CellOptions, Cells};
 use crate::control::{Control, ControlFile};
 use crate::error::Kind;
 use crate::mirror::MirrorOptions;
-use crate::name::{CellName, TopoPath};
+use crate::name::TopoPath;
 use crate::record::{Codec, Form, Kinds, Records};
 
 /// What is stored in the topology of [`tree`].
@@ -31,10 +31,14 @@ pub(crate) async fn tree() -> Arc<Tree> {
 }
 
 async fn tree_with(read_only: bool) -> Arc<Tree> {
+    tree_over(ConnectOptions::default(), read_only).await.0
+}
+
+/// The same over a service that is opened so, with the service itself.
+pub(crate) async fn tree_over(connect: ConnectOptions, read_only: bool) -> (Arc<Tree>, Arc<dyn Backend>) {
     let location =
         Location { implementation: Implementation::Memory, server: "conformance".to_owned(), root: "/g".to_owned() };
-    let connect = ConnectOptions::default();
-    let backend = crate::backend::open(&CellName::global(), &location, &connect).unwrap();
+    let backend: Arc<dyn Backend> = Arc::new(connect.memory.open(&location).unwrap());
     let put = |(path, value): &(&str, &'static [u8])| Change {
         path: TopoPath::parse(path).unwrap(),
         guard: Guard::Any,
@@ -67,7 +71,7 @@ async fn tree_with(read_only: bool) -> Arc<Tree> {
     for cell in cells.all() {
         cell.snapshot().await.unwrap();
     }
-    tree
+    (tree, backend)
 }
 
 fn caller() -> Caller {

@@ -158,12 +158,12 @@ mod tests {
         alive::note_panics();
         let made: Arc<Mutex<Option<Faulty>>> = Arc::default();
         let maker = made.clone();
-        let mut connect = ConnectOptions::default();
-        connect.wrap = Wrap::new(move |_, backend| {
+        let wrap = Wrap::new(move |_, backend| {
             let faulty = Faulty::new(backend, Duration::from_secs(5));
             *maker.lock() = Some(faulty.clone());
             Arc::new(faulty)
         });
+        let connect = ConnectOptions { wrap, ..ConnectOptions::default() };
         let (tree, service) = conformance::tree_over(connect, false).await;
         let faulty = made.lock().take().unwrap();
         follow(&tree);

@@ -1,3 +1,3 @@
-//! Records and guarded changes, wherever they are kept. Knows no files.
+//! Records and guarded changes, wherever they are kept. Must never know files.
 
 pub(crate) mod own;

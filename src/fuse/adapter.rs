@@ -66,7 +66,7 @@ impl Adapter {
         notifier: Option<PollNotifier>,
     ) -> std::result::Result<bool, Errno> {
         let is_readable = || match handle {
-            UNOPENED => self.tree.has_news(ino, waiter),
+            UNOPENED => self.tree.is_readable_unopened(ino, waiter),
             handle => self.tree.is_readable(handle),
         };
         if is_readable() {

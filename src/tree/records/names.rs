@@ -212,7 +212,7 @@ impl RecordFiles {
                     self.require_dir(&at.cell, &at.path).await?;
                 }
                 // The kernel keeps the listing.
-                self.kernel.gives_lasting(&connected);
+                self.kernel.count_lasting(&connected);
                 self.removals.settled_below(at).await;
                 let snapshot = connected.snapshot().await?;
                 Ok(self.entries(&connected, &snapshot, &at.path))

@@ -1,5 +1,5 @@
-//! What the processes of a mount are left with: the daemon without anybody's descriptors and without core dumps, since it has
-//! passwords in its memory; the helper with one capability.
+//! Confines the processes of a mount. The daemon must never keep a foreign descriptor or dump its core, since it has
+//! passwords in its memory; the helper must never have more than one capability.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -7,48 +7,49 @@ use std::os::fd::RawFd;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
-/// Descriptors that whoever has started this process left open: a shell's, a lock's. A daemon would keep them for as long as it
-/// runs.
+/// Descriptors that whoever has started this process left open: a shell's, a lock's. A daemon would keep them for as
+/// long as it runs.
 #[derive(Debug)]
 pub struct Inherited(Vec<RawFd>);
 
 impl Inherited {
-    /// To be called before anything is opened.
+    /// Call this before anything is opened.
     pub fn note() -> Self {
         const STANDARD: RawFd = 2;
         let listing = std::fs::read_dir("/proc/self/fd");
         let names = listing.into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let numbers: Vec<RawFd> = names.filter_map(|name| name.parse().ok()).filter(|fd| *fd > STANDARD).collect();
-        // The listing's own is closed by now.
+        // The descriptor of the listing itself is closed by now.
         Self(
             numbers.into_iter().filter(|fd| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok()).collect(),
         )
     }
 
-    /// To be called when the files that the command line names have been read: one of them may be such a descriptor
+    /// Call this when the files that the command line names have been read: one of them may be such a descriptor
     /// (`--topo-etcd-password-file <(...)`).
     pub fn close(self) {
         for fd in self.0 {
-            // One that somebody has closed meanwhile is no error.
+            // It is no error if somebody has closed one meanwhile.
             let _ = nix::unistd::close(fd);
         }
     }
 }
 
-/// For a process that will read passwords: no core dumps, nobody may look into its memory, and all the descriptors that it may have.
+/// For a process that will read passwords: no core dumps, nobody can look into its memory, and as many descriptors as
+/// it may have.
 pub fn daemon() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    // A core pattern that is a pipe does not ask for the limit.
+    // A core pattern that is a pipe ignores the limit.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let limit = getrlimit(Resource::Nofile);
-    // Open files of users, waiting threads of theirs and connections each need one: the usual 1,024 are few.
+    // Open files of users, their waiting threads, and connections need one each: the usual 1,024 are few.
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     Ok(())
 }
 
-/// For the helper, which needs to come to files of any owner, as root has to, and nothing more.
+/// For the helper. It must reach files of any owner, as root can, and needs nothing more.
 pub(crate) fn helper() -> io::Result<()> {
-    // It is started as `exe`.
+    // It is started as `exe`, which would be its name.
     rustix::thread::set_name(c"topofs-notifier")?;
     Inherited::note().close();
     set_no_new_privs(true)?;
@@ -56,7 +57,7 @@ pub(crate) fn helper() -> io::Result<()> {
     if had.effective.contains(CapabilitySet::SETPCAP) {
         let all = (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit));
         for capability in all.filter(|capability| *capability != CapabilitySet::DAC_OVERRIDE) {
-            // The kernel says which ones there are.
+            // The kernel says which capabilities exist.
             if rustix::thread::capability_is_in_bounding_set(capability).is_ok_and(|there| there) {
                 rustix::thread::remove_capability_from_bounding_set(capability)?;
             }

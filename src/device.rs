@@ -1,4 +1,4 @@
-//! The device of a file: a mount is known by it.
+//! The device of a file, by which a mount is known. Must never ask the file system itself.
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,7 +9,8 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 /// The device of a mounted file system: major and minor number.
 pub(crate) type Device = (u32, u32);
 
-/// The device of what a name in a directory leads to, or of the descriptor itself where there is no name. Nobody is asked for it.
+/// The device of what a name in a directory leads to, or of the descriptor itself if the name is empty. No file system
+/// is asked.
 pub(crate) fn device_of(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Device> {
     let empty = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::empty() };
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC | empty;

@@ -1,4 +1,4 @@
-//! Names: cells and paths inside a cell. Values of these types are always valid file names, so nothing
+//! Names: cells, and paths inside a cell. Values of these types must never be anything but valid file names, so nothing
 //! above has to check again.
 
 use std::cmp::Ordering;
@@ -7,18 +7,19 @@ use std::sync::Arc;
 
 /// Longest file name that the kernel passes on (NAME_MAX of Linux), in bytes.
 pub const NAME_MAX: usize = 255;
-/// Longest path in a cell, in bytes: what a program can name in one call (PATH_MAX of Linux, which counts the NUL at its end).
+/// Longest path in a cell, in bytes: what a program can name in one call. PATH_MAX of Linux counts the NUL at the end,
+/// too.
 pub const PATH_MAX: usize = 4096 - 1;
-/// Most components of a path. Everything that happens to a record concerns each directory above it, so a single deep key would
-/// cost its length squared. Vitess has less than ten.
+/// Most components of a path. A change of a record concerns each directory above it, so a single deep key would cost
+/// its length squared. Vitess has less than ten.
 pub const DEPTH_MAX: usize = 64;
 
 // The names that the tree keeps for itself.
 
-/// The name of the control directory in the root of a mount. It opens by name and is not listed, so that `grep -r`, `tar` and
-/// `cp -a` of a mount see the topology and nothing else.
+/// The name of the control directory in the root of a mount. It can be opened by name, but is not listed, so that
+/// `grep -r`, `tar` and `cp -a` of a mount see only the topology.
 pub const CONTROL_DIR: &str = ".topofs";
-/// The name of a directory's lock: a key of this name is not shown.
+/// The name of a directory's lock. A key of this name is not shown.
 pub const LOCK_FILE: &str = ".lock";
 /// The name that a record has inside the directory of the same name (ZooKeeper nodes with data and children).
 pub const DATA_FILE: &str = ".data";
@@ -32,7 +33,7 @@ pub enum NameError {
     /// Longer than [`NAME_MAX`].
     #[error("longer than {NAME_MAX} bytes")]
     TooLong,
-    /// As a path longer than [`PATH_MAX`].
+    /// As a path, longer than [`PATH_MAX`].
     #[error("a path of more than {PATH_MAX} bytes")]
     PathTooLong,
     /// More components than [`DEPTH_MAX`].
@@ -98,8 +99,8 @@ impl fmt::Debug for CellName {
 
 /// A path inside a cell, relative to the cell's root, without slashes at either end. The empty path is the root.
 ///
-/// The order is that of a depth-first walk with sorted names: everything below `a` stands directly after `a`
-/// and before `a-b`, which plain byte order does not give.
+/// The order is that of a depth-first walk with sorted names: everything below `a` comes directly after `a` and before
+/// `a-b`. Plain byte order does not do that.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TopoPath(Arc<str>);
 
@@ -109,8 +110,8 @@ impl TopoPath {
         Self("".into())
     }
 
-    /// Checks a path as stored by a backend. Every component must be a valid file name, and none that stands for something else in
-    /// every directory; the whole must be short enough to be named.
+    /// Checks a path as a backend stores it. Every component must be a valid file name, but not `.lock`, which stands
+    /// for something else in every directory. The whole must be short enough to be named.
     pub fn parse(path: &str) -> Result<Self, NameError> {
         if path.len() > PATH_MAX {
             return Err(NameError::PathTooLong);
@@ -219,7 +220,7 @@ impl fmt::Debug for TopoPath {
     }
 }
 
-/// A path in a cell: what a record, a directory or a lock is known by.
+/// A path in a cell, which identifies a record, a directory or a lock.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CellPath {
     /// The cell.
@@ -291,7 +292,7 @@ mod tests {
         assert_eq!(longest.len(), PATH_MAX);
         assert_eq!(path(&longest).join("n"), Err(NameError::PathTooLong));
         assert_eq!(TopoPath::parse(&format!("{longest}/n")), Err(NameError::PathTooLong));
-        // As etcd stores it: the length is looked at first.
+        // As etcd stores it: the length is checked first.
         assert_eq!(TopoPath::parse(&["a"; 60_000].join("/")), Err(NameError::PathTooLong));
     }
 

@@ -1,4 +1,4 @@
-//! How a request is run and answered, and who is woken when there is more to read.
+//! Runs and answers requests, and wakes readers when there is more to read. Must never let a session thread wait.
 
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
@@ -21,12 +21,12 @@ use crate::tree::{Caller, Tree};
 pub struct Adapter {
     pub(super) tree: Arc<Tree>,
     runtime: tokio::runtime::Handle,
-    under_way: TaskTracker,
-    /// Who waits for more to read.
+    in_flight: TaskTracker,
+    /// The open files that wait for more to read.
     pollers: Arc<Pollers>,
 }
 
-/// One request, as the log of errors names it.
+/// One request, as the log of errors describes it.
 struct Call {
     op: Op,
     ino: u64,
@@ -37,28 +37,30 @@ struct Call {
 }
 
 impl Adapter {
-    /// Over a tree; what waits runs in the given runtime.
+    /// Serves a tree. Operations that wait run in the given runtime.
     pub fn new(tree: Arc<Tree>, runtime: tokio::runtime::Handle) -> Self {
         let pollers: Arc<Pollers> = Arc::default();
-        // A panic in it wakes nobody until it is begun again: then everybody who still waits looks.
+        // After a panic it wakes nobody until it begins again; then everybody who still waits looks again.
         let (growth, waiting) = (tree.control().events.growth(), Arc::downgrade(&pollers));
         runtime.spawn(alive::restarted("the waking of readers", move || wake(growth.clone(), waiting.clone())));
-        Self { tree, runtime, under_way: TaskTracker::new(), pollers }
+        Self { tree, runtime, in_flight: TaskTracker::new(), pollers }
     }
 
-    /// The requests that wait for a backend: what is to be waited for after the last one.
-    pub fn under_way(&self) -> TaskTracker {
-        self.under_way.clone()
+    /// The requests that wait for a backend. When the last request has come, wait for these.
+    pub fn in_flight(&self) -> TaskTracker {
+        self.in_flight.clone()
     }
 
-    /// Counts a request; those about `.topofs` itself do not count, so that looking at the counts does not change them.
+    /// Counts a request. Requests about `.topofs` itself do not count, so that a look at the counts does not change
+    /// them.
     pub(super) fn count(&self, op: Op, ino: INodeNo, name: Option<&OsStr>) {
         if !self.tree.is_control(ino.0, name) {
             self.tree.control().requests.count(op);
         }
     }
 
-    /// Whether reading gives something now; if not, the notifier of a user's is told when it does. Fails if too many are waiting.
+    /// Whether a read returns something now. If not, the user's `notifier` is notified when it does. Fails if too many
+    /// wait.
     pub(super) fn is_readable(
         &self,
         (uid, ino, handle): (u32, u64, u64),
@@ -66,7 +68,7 @@ impl Adapter {
         notifier: Option<PollNotifier>,
     ) -> std::result::Result<bool, Errno> {
         let is_readable = || match handle {
-            UNOPENED => self.tree.has_news(ino, waiter),
+            UNOPENED => self.tree.is_readable_unopened(ino, waiter),
             handle => self.tree.is_readable(handle),
         };
         if is_readable() {
@@ -75,11 +77,11 @@ impl Adapter {
         let Some(notifier) = notifier else { return Ok(false) };
         match self.pollers.add(waiter, Poller { uid, handle, notifier }) {
             None => return Err(Errno::ENOSPC),
-            // Not from here: this is a session thread.
+            // Not in this thread: it is a session thread.
             Some(Some(other)) => drop(self.runtime.spawn_blocking(move || other.notify())),
             Some(None) => {}
         }
-        // It may have come before we were there to be told.
+        // More may have come before the poller was added.
         Ok(is_readable())
     }
 
@@ -130,8 +132,8 @@ impl Adapter {
         let Call { op, uid, pid, .. } = call;
         let caller = Caller::new(uid, request.gid(), pid);
         let tree = self.tree.clone();
-        // A panic in a request is its answer (EIO), with a reason in `.topofs/errors`. It neither ends a session thread nor leaves
-        // the caller waiting.
+        // A panic in a request is answered with EIO, with a reason in `.topofs/errors`. It neither ends a session
+        // thread nor leaves the caller waiting.
         let operation = alive::run(op.task(), || operation(tree.clone(), caller));
         let mut task = Box::pin(async move {
             let outcome = match operation {
@@ -149,20 +151,20 @@ impl Adapter {
         });
         let _runtime = self.runtime.enter();
         let mut context = Context::from_waker(Waker::noop());
-        // What panics while it replies is answered with EIO when the reply is dropped.
+        // If the reply itself panics, it is dropped, which answers EIO.
         match alive::run(op.task(), || task.as_mut().poll(&mut context)) {
             Ok(Poll::Ready(())) | Err(_) => {}
-            Ok(Poll::Pending) => drop(self.under_way.spawn_on(task, &self.runtime)),
+            Ok(Poll::Pending) => drop(self.in_flight.spawn_on(task, &self.runtime)),
         }
     }
 }
 
-/// Wakes up who waits for more events, for as long as there is an adapter.
+/// Wakes everybody who waits for more events, for as long as the adapter exists.
 async fn wake(mut growth: watch::Receiver<u64>, pollers: Weak<Pollers>) {
     while growth.changed().await.is_ok() {
         let Some(pollers) = pollers.upgrade() else { return };
         for notifier in pollers.take() {
-            // Who has closed the file meanwhile is not to be woken.
+            // It is no error if somebody has closed the file meanwhile.
             let _ = notifier.notify();
         }
     }

@@ -1,4 +1,5 @@
-//! The kernel's caches through fuser's notifications.
+//! The kernel's caches, by fuser's notifications. An error must never matter: the kernel need not forget what it does
+//! not have.
 
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
@@ -12,26 +13,26 @@ use crate::tree::KernelCaches;
 #[derive(Debug)]
 pub struct Caches {
     notifier: Notifier,
-    /// The device, where we have opened it ourselves.
+    /// The device, if we have opened it ourselves.
     device: Option<OwnedFd>,
 }
 
 impl Caches {
-    /// Over a session's way of telling the kernel. fuser does not say whether the kernel knows an inode; who has the device is told.
+    /// The caches of a session. fuser does not say whether the kernel knows an inode; a write to the device does.
     pub fn new(notifier: Notifier, device: Option<OwnedFd>) -> Self {
         Self { notifier, device }
     }
 }
 
-/// What the kernel does not have, it need not forget; a mount that is gone keeps nothing.
-fn heard(what: &str, outcome: io::Result<()>) {
+/// Logs an error. The kernel need not forget what it does not have, and a mount that is gone keeps nothing.
+fn log_error(what: &str, outcome: io::Result<()>) {
     if let Err(error) = outcome {
         tracing::debug!(%error, what, "the kernel's cache");
     }
 }
 
-/// FUSE_NOTIFY_INVAL_INODE for attributes and all pages, as linux/fuse.h has it: `fuse_out_header` (length, code, 0), and
-/// `fuse_notify_inval_inode_out` (inode, first byte, length).
+/// FUSE_NOTIFY_INVAL_INODE for attributes and all pages, as linux/fuse.h defines it: `fuse_out_header` (length, code,
+/// 0), and `fuse_notify_inval_inode_out` (inode, first byte, length).
 fn inval_inode(ino: u64) -> Vec<u8> {
     const LENGTH: u32 = 16 + 24;
     const CODE: i32 = 2;
@@ -46,15 +47,15 @@ impl KernelCaches for Caches {
             None => self.notifier.inval_inode(INodeNo(ino), 0, 0),
         };
         let known = !matches!(&outcome, Err(error) if error.kind() == ErrorKind::NotFound);
-        heard("invalidate an inode", outcome);
+        log_error("invalidate an inode", outcome);
         known
     }
 
     fn forget_name(&self, parent: u64, name: &str) {
-        heard("forget a name", self.notifier.inval_entry(INodeNo(parent), OsStr::new(name)));
+        log_error("forget a name", self.notifier.inval_entry(INodeNo(parent), OsStr::new(name)));
     }
 
     fn store_pages(&self, ino: u64, content: &[u8]) {
-        heard("store pages", self.notifier.store(INodeNo(ino), 0, content));
+        log_error("store pages", self.notifier.store(INodeNo(ino), 0, content));
     }
 }

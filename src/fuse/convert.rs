@@ -1,4 +1,4 @@
-//! fuser's types and ours: what is translated without deciding anything.
+//! Translates between fuser's types and ours. Must never decide anything.
 
 use std::time::{Duration, SystemTime};
 
@@ -77,7 +77,7 @@ pub(super) fn reply_entry(reply: ReplyEntry) -> impl FnOnce(std::result::Result<
     }
 }
 
-/// As for an entry; without one, the kernel may keep for a moment that there is none, which is said with inode number 0.
+/// Replies with an entry. Without one, the kernel may keep for a moment that there is none: inode number 0 says so.
 pub(super) fn reply_found(
     reply: ReplyEntry,
     none: Attr,
@@ -89,7 +89,7 @@ pub(super) fn reply_found(
     }
 }
 
-/// How long the kernel may keep what it is told of a file.
+/// How long the kernel may keep a reply about a file.
 pub(super) fn time_of(entry: &Entry) -> Duration {
     match entry {
         Entry { lasting: false, .. } => Duration::ZERO,

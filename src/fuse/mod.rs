@@ -1,7 +1,7 @@
-//! The kernel side: fuser's callbacks translated to the tree and back. Decides nothing.
+//! The kernel side: translates fuser's callbacks to the tree and back. Must never decide anything.
 //!
-//! A callback polls its future once, right in the session thread: what is answered from memory is answered there and then.
-//! What has to wait for a backend goes on in the runtime, so that no session thread ever waits.
+//! A callback polls its future once, in the session thread. If memory can answer, the callback answers there. If the
+//! future has to wait for a backend, it continues in the runtime: a session thread must never wait.
 
 use std::ffi::OsStr;
 use std::time::{Duration, SystemTime};
@@ -31,11 +31,12 @@ use convert::{
     time_of,
 };
 
-/// How long the kernel may keep what it will be told about: only a daemon that has died tells nothing.
+/// How long the kernel may keep a lasting reply. It is invalidated earlier, unless the daemon has died.
 const LASTING: Duration = Duration::from_secs(60);
-/// The same for the root of the mount, through which everybody comes from outside: so they hear soon that the daemon has died.
+/// The same for the root of the mount, through which everybody comes from outside: so they notice soon that the daemon
+/// has died.
 const ROOT_LASTING: Duration = Duration::from_secs(1);
-/// How long it may keep that there is no such name. Nobody tells it when the cell becomes unreachable.
+/// How long the kernel may keep that there is no such name. Nobody invalidates that when the cell becomes unreachable.
 const ABSENT: Duration = Duration::from_secs(1);
 /// The handle of a file that the kernel has opened without asking.
 const UNOPENED: u64 = 0;
@@ -54,8 +55,8 @@ impl fuser::Filesystem for Adapter {
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_POSIX_LOCKS
             | InitFlags::FUSE_FLOCK_LOCKS;
-        // The rest is for speed; without the first `> file` would be two changes, without the others a lock would be nobody's
-        // but this machine's.
+        // The others are for speed. Without the first of these, `> file` would be two changes; without the other two, a
+        // lock would be known on this machine only.
         let needed = InitFlags::FUSE_ATOMIC_O_TRUNC | InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
         let missing = needed - config.capabilities();
         if !missing.is_empty() {
@@ -63,7 +64,7 @@ impl fuser::Filesystem for Adapter {
         }
         let known = wanted & config.capabilities();
         config.add_capabilities(known).map_err(|flags| std::io::Error::other(format!("not granted: {flags:?}")))?;
-        // A kernel that takes less says so, and gets what it takes.
+        // A kernel that takes less says so, and gets as much as it takes.
         let _ = config.set_max_write(MAX_WRITE);
         Ok(())
     }
@@ -80,7 +81,8 @@ impl fuser::Filesystem for Adapter {
 
     fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
         self.count(Op::Forget, ino, None);
-        // A panic must not end a session thread. What the kernel has forgotten and we have not is only kept for longer.
+        // A panic must not end a session thread. If the kernel has forgotten an inode and we have not, we only keep it
+        // for longer.
         let _ = alive::run(Op::Forget.task(), || self.tree.forget(ino.0, lookups));
     }
 
@@ -187,7 +189,7 @@ impl fuser::Filesystem for Adapter {
         let (from, to) = (name.to_owned(), new_name.to_owned());
         let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
         self.answer(
-            // The target is what a refused save is about.
+            // A refused save is about the target.
             (Op::Rename, request, new_parent, Some(new_name)),
             |tree, caller| async move {
                 tree.rename(&caller, (parent.0, &from), (new_parent.0, &to), no_replace).await
@@ -278,7 +280,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        // Taking bytes waits for nothing: done here, the data need not be copied for a task.
+        // Taking bytes waits for nothing. If it is done here, the data need not be copied for a task.
         let outcome = alive::run(Op::Write.task(), || self.tree.write(handle.0, offset, data));
         self.answer_file(
             (Op::Write, request, ino, handle),
@@ -410,7 +412,7 @@ impl fuser::Filesystem for Adapter {
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.count(Op::Opendir, ino, None);
-        // The kernel need not ask: it keeps listings until it is told.
+        // The kernel need not ask: it keeps listings until they are invalidated.
         reply.error(Errno::ENOSYS);
     }
 
@@ -453,16 +455,16 @@ impl fuser::Filesystem for Adapter {
                 Ok(listing) => {
                     let own = file_attr(ino.0, &tree.dir_attr());
                     for (name, next) in listing.dots() {
-                        // The kernel takes nothing but the number from these.
+                        // The kernel takes only the number from these.
                         let _ = reply.add(ino, next, name, &Duration::ZERO, &own, GENERATION);
                     }
                     for (entry, next) in listing.entries() {
-                        // What has gone meanwhile is passed over.
+                        // Skips what has gone meanwhile.
                         let Some(listed) = tree.listed(entry) else { continue };
                         let (number, time) = (INodeNo(listed.ino), time_of(&listed));
                         let attr = file_attr(listed.ino, &listed.attr);
                         if reply.add(number, next, &entry.name, &time, &attr, GENERATION) {
-                            // It did not fit: the kernel does not know of it.
+                            // It did not fit, so the kernel does not know of it.
                             tree.forget(listed.ino, 1);
                             break;
                         }
@@ -484,8 +486,9 @@ impl fuser::Filesystem for Adapter {
         let (total, free) = (usage.quota / BLOCK, usage.quota.saturating_sub(usage.used) / BLOCK);
         let block = u32::try_from(BLOCK).unwrap_or(0);
         let name_max = u32::try_from(crate::name::NAME_MAX).unwrap_or(0);
-        // Space is that of scratch files: how much a topology service has left, nobody can tell. So there is always room for as
-        // many records again as nobody will ever make, and there are never more free ones than there are in all.
+        // The space is that of scratch files, since nobody knows how much a topology service has left. So there is
+        // always room for as many more records as nobody will ever make, and the free files are never more than all
+        // files.
         let free_files = u64::from(u32::MAX);
         reply.statfs(total, free, free, usage.records + free_files, free_files, block, name_max, block);
     }

@@ -1,4 +1,5 @@
-//! Who waits in poll(2) until there is more to read: each open file once, and no more than can be for a user, and in all.
+//! Owns the open files that wait in poll(2) until there is more to read. Each waits once, and there must never be more
+//! than a bound, for one user and in all.
 
 use std::collections::HashMap;
 
@@ -7,11 +8,11 @@ use parking_lot::Mutex;
 
 use super::UNOPENED;
 
-/// Open files that wait for one user, and in all. A program has one, or a few.
+/// Open files that may wait, for one user and in all. A program has one, or a few.
 const OF_USER: usize = 256;
 const ALL: usize = 4_096;
 
-/// One that waits.
+/// An open file that waits.
 #[derive(Debug)]
 pub(super) struct Poller<N = PollNotifier> {
     pub uid: u32,
@@ -20,7 +21,7 @@ pub(super) struct Poller<N = PollNotifier> {
     pub notifier: N,
 }
 
-/// All that wait, by the kernel's name of the open file.
+/// All that wait, by the kernel's number for the open file.
 #[derive(Debug)]
 pub(super) struct Pollers<N = PollNotifier>(Mutex<HashMap<u64, Poller<N>>>);
 
@@ -31,14 +32,15 @@ impl<N> Default for Pollers<N> {
 }
 
 impl<N> Pollers<N> {
-    /// One more waits. `None` if there are too many; otherwise perhaps one that gives way, and is to be woken so that it asks again.
+    /// Adds an open file. `None` if too many wait. Otherwise this may return one that gives way: wake it, so that it
+    /// asks again.
     pub fn add(&self, waiter: u64, poller: Poller<N>) -> Option<Option<N>> {
         let mut all = self.0.lock();
         let mut gives_way = None;
         if !all.contains_key(&waiter) {
             let of_user = || all.values().filter(|known| known.uid == poller.uid).count();
             if all.len() >= ALL || of_user() >= OF_USER {
-                // Where the kernel opens without asking, it does not tell of closed files either: any of these may be one.
+                // A kernel that opens without asking does not report closed files either: any of these may be closed.
                 let unopened = |known: &Poller<N>| known.handle == UNOPENED && known.uid == poller.uid;
                 let oldest = all.iter().filter(|(_, known)| unopened(known)).map(|(name, _)| *name).min()?;
                 gives_way = all.remove(&oldest).map(|poller| poller.notifier);
@@ -55,7 +57,7 @@ impl<N> Pollers<N> {
         }
     }
 
-    /// All of them, to be woken.
+    /// Removes all of them, to wake them.
     pub fn take(&self) -> Vec<N> {
         std::mem::take(&mut *self.0.lock()).into_values().map(|poller| poller.notifier).collect()
     }

@@ -1,9 +1,9 @@
-//! root's way to mount: two mounts of one file system are made where nobody sees them. One is for the helper and is never shown;
-//! the other gets its flags, the read-only one among them, and is then moved to its place. So no copy that the kernel makes of it
-//! in other namespaces was ever writable, and nothing is seen before it answers.
+//! The way of root to mount: it makes two mounts of one file system where nobody sees them. One is for the helper and
+//! is never shown. The other gets its flags, read-only among them, and is then moved to its place. So no copy that the
+//! kernel makes of it in other namespaces may ever be writable, and nothing may be seen before it answers.
 //!
-//! It needs Linux 5.13. Before, mount(2) shows the mount at once, and a read-only one is made so afterwards: copies in namespaces
-//! that receive mounts stay writable for the kernel, though not for the daemon.
+//! This needs Linux 5.13. Older kernels show the mount at once with mount(2), and a read-only mount becomes read-only
+//! afterwards: copies in namespaces that receive mounts stay writable for the kernel, though not for the daemon.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -26,7 +26,7 @@ const FLAGS: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID).union(MsFlags
 const ATTRIBUTES: MountAttrFlags =
     MountAttrFlags::MOUNT_ATTR_NODEV.union(MountAttrFlags::MOUNT_ATTR_NOSUID).union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
-/// A file system that the kernel knows.
+/// A file system that is attached to the kernel.
 #[derive(Debug)]
 pub(super) struct Attached {
     /// Where its requests come from.
@@ -35,17 +35,17 @@ pub(super) struct Attached {
     pub number: Device,
     /// A mount of it that nobody sees; not on kernels before 5.2.
     pub hidden: Option<OwnedFd>,
-    /// The mount that is still to be shown.
+    /// The mount that must still be shown.
     pub unseen: Option<OwnedFd>,
 }
 
 impl Attached {
-    /// Makes the mount. Where the kernel is too old to keep it back, it is there already.
+    /// Makes the mount. If the kernel is too old to hide it, it is shown already.
     pub fn new(spec: &MountSpec, point: &mut MountPoint) -> io::Result<Self> {
         use nix::errno::Errno;
         match Self::unseen(spec) {
             Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-                // What kernels say to calls and options that they do not know, and filters of calls.
+                // The errors of kernels that do not know the calls or options, and of filters of calls.
                 Errno::ENOSYS | Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP => {
                     tracing::info!(%error, "the newer calls for mounting cannot be used");
                     Self::seen_at_once(spec, point)
@@ -65,12 +65,12 @@ impl Attached {
         Ok(Self { device, number, hidden: Some(hidden), unseen: Some(shown) })
     }
 
-    /// Shows what has been made; for the time before, nobody could come to it.
+    /// Shows the mount that was made. Before that, nobody could reach it.
     pub fn show(unseen: &OwnedFd, number: Device, point: &mut MountPoint) -> io::Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(unseen, "", point.place()?, "", flags)?;
         point.is_mounted(number).inspect_err(|_: &io::Error| {
-            // It is somewhere else than anybody would look for it.
+            // It is somewhere where nobody would look for it.
             let _ = nix::mount::umount2(&super::point::by_descriptor(unseen.as_fd()), nix::mount::MntFlags::MNT_DETACH);
         })
     }
@@ -99,14 +99,15 @@ impl Attached {
             let hidden = open_tree(rustix::fs::CWD, &path, clone | OpenTreeFlags::AT_SYMLINK_NOFOLLOW).ok();
             if spec.read_only {
                 tracing::warn!("this kernel is too old to keep copies of the mount in other namespaces read-only");
-                // Nobody has come further than the root yet, since nothing has been answered: nothing is open for writing.
+                // Nobody has come further than the root, since nothing has been answered yet: nothing is open for
+                // writing.
                 let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | FLAGS;
                 nix::mount::mount(None::<&str>, &path, None::<&str>, flags, None::<&str>)?;
             }
             Ok((number, hidden))
         };
         let (number, hidden) = attached().inspect_err(|_: &io::Error| {
-            // The link of a descriptor leads to what lies under the mount, so the path is all there is.
+            // The link of a descriptor leads to what lies under the mount, so only the path is left.
             let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
             let _ = nix::mount::umount2(&spec.mountpoint, flags);
         })?;
@@ -121,7 +122,7 @@ fn open_device() -> io::Result<OwnedFd> {
     Ok(device.into())
 }
 
-/// What the kernel insists on.
+/// Options that the kernel insists on.
 fn options(device: &OwnedFd) -> [(&'static str, String); 4] {
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
     [
@@ -132,7 +133,7 @@ fn options(device: &OwnedFd) -> [(&'static str, String); 4] {
     ]
 }
 
-/// A mount that is nowhere yet. The second with one device is one of the same file system.
+/// A mount that is nowhere yet. A second one with the same device is of the same file system.
 fn make(spec: &MountSpec, device: &OwnedFd, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     /// The kernel takes strings of 255 bytes.
     const LONGEST: usize = 255;

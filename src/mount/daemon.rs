@@ -1,4 +1,5 @@
-//! Going to the background: the parent waits until the mount answers or the child has said why it does not.
+//! Going to the background: the parent waits until the mount answers or the child has said why it does not. Must never
+//! fork a process that has threads.
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -7,16 +8,17 @@ use nix::fcntl::OFlag;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
 
-/// Who returned from [`detach`].
+/// Which process returned from [`detach`].
 #[derive(Debug)]
 pub enum Side {
-    /// The caller's process; the child has come up, or has ended with this exit status.
+    /// The caller's process. The child is ready, or has ended with this exit status.
     Parent(Result<(), u8>),
     /// The daemon, which must say when it is ready.
     Child(Readiness),
 }
 
-/// Tells the parent that the mount answers. Dropped without [`Readiness::tell`], it tells that it does not.
+/// Reports to the parent that the mount answers. If it is dropped without [`Readiness::report`], the parent learns that
+/// the mount does not answer.
 #[derive(Debug)]
 pub struct Readiness(Option<OwnedFd>);
 
@@ -26,8 +28,8 @@ impl Readiness {
         Self(None)
     }
 
-    /// The mount answers. Lets go of the terminal, so that a pipeline waiting for its end goes on.
-    pub fn tell(self) -> std::io::Result<()> {
+    /// The mount answers. Closes the terminal, so that a pipeline that waits for its end continues.
+    pub fn report(self) -> std::io::Result<()> {
         let Some(pipe) = self.0 else { return Ok(()) };
         let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
         nix::unistd::dup2_stdin(&null)?;
@@ -38,10 +40,10 @@ impl Readiness {
     }
 }
 
-/// Makes a child in a session of its own. To be called before any thread is started.
+/// Makes a child in a session of its own. Call this before any thread is started.
 #[allow(unsafe_code)]
 pub fn detach(failure: u8) -> std::io::Result<Side> {
-    // Nothing that the daemon starts is to have it.
+    // Nothing that the daemon starts may inherit it.
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     // SAFETY: the process has one thread, so the child may do anything that the parent might.
     match unsafe { fork() }? {

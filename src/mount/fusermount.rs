@@ -1,6 +1,7 @@
-//! The way of ordinary users: fusermount3, which may mount for them and passes on where the requests come from.
+//! The way of ordinary users: fusermount3, which may mount for them and passes on the descriptor that requests come
+//! from. Must never pass on a descriptor of ours.
 //!
-//! fuser could ask it, too, but would unmount by name when its session ends, whatever is mounted there by then.
+//! fuser could run it, too, but would unmount by name when its session ends, whatever is mounted there by then.
 
 use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -14,12 +15,12 @@ use super::point::KIND;
 use super::spec::MountSpec;
 
 const PROGRAM: &str = "fusermount3";
-/// Names the descriptor of the socket that the answer goes to.
+/// The variable that names the descriptor of the socket for the answer.
 const SOCKET: &str = "_FUSE_COMMFD";
 
-/// Mounts on a directory, by its name: the program looks itself whether its caller may.
+/// Mounts on a directory, by its name. The program itself checks whether its caller may.
 pub(super) fn mount(spec: &MountSpec) -> io::Result<OwnedFd> {
-    // It takes a list: a comma in a name would begin another option.
+    // The option is a list: a comma in a name would begin another option.
     let source = spec.source.replace('\\', "\\\\").replace(',', "\\,");
     let subtype = KIND.trim_start_matches("fuse.");
     let mut options = format!("nosuid,nodev,noexec,default_permissions,subtype={subtype},fsname={source}");
@@ -29,10 +30,10 @@ pub(super) fn mount(spec: &MountSpec) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new(PROGRAM);
     command.args(["-o", &options, "--"]).arg(&spec.mountpoint);
-    // In the place of standard input: nothing else of ours is left open for it.
+    // The socket takes the place of standard input. Nothing else of ours is open for it.
     command.stdin(OwnedFd::from(theirs)).env(SOCKET, "0").stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{PROGRAM}: {error}")))?;
-    // Our copy of its end of the socket, so that its death is the end of what we read.
+    // This closes our copy of its end of the socket, so that we read an end when it dies.
     drop(command);
     let device = receive(&ours);
     let outcome = child.wait_with_output()?;
@@ -68,7 +69,7 @@ fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
     descriptors.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Unmounts: the program looks itself whether the mount is its caller's, and follows no symbolic link.
+/// Unmounts. The program itself checks whether the mount is its caller's, and follows no symbolic link.
 pub(super) fn unmount(flags: &[&str], path: &Path) -> io::Result<()> {
     let mut command = Command::new(PROGRAM);
     command.arg("-u").args(flags).arg("--").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

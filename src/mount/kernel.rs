@@ -1,7 +1,7 @@
-//! The mount itself: attaching to the kernel and letting go.
+//! The mount itself: attaches to the kernel and detaches. Must never leave a mount behind for which nobody answers.
 //!
-//! root mounts by itself, because fuser's own way leaves the type `fuse` and cannot say `fuse.topofs`; everybody else
-//! through fusermount3.
+//! root mounts by itself, because fuser's own way leaves the type `fuse` and cannot say `fuse.topofs`. Everybody else
+//! mounts through fusermount3.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -41,13 +41,13 @@ impl KernelMount {
             if own { Self::attach(adapter, spec, point, tree)? } else { Self::ask(adapter, spec, point, tree)? };
         let started = mount.start_notifier(tree, unseen);
         if started.is_err() {
-            // Nobody would ever unmount it. The first error is the one to tell.
+            // Nobody would ever unmount it. The first error is the one to report.
             let _ = mount.unmount();
         }
         started.map(|()| mount)
     }
 
-    /// root's way. What is still to be shown comes with it.
+    /// The way of root. It also returns the mount that must still be shown.
     fn attach(
         adapter: Adapter,
         spec: &MountSpec,
@@ -72,7 +72,8 @@ impl KernelMount {
         match answering {
             Ok((helpers, ended)) => Ok((Self { point, number, own: true, helpers, ended }, unseen)),
             Err(error) => {
-                // The device is closed: what is left, if it was seen at all, is a dead mount. The first error is the one to tell.
+                // The device is closed: what is left, if it was seen at all, is a dead mount. The first error is the
+                // one to report.
                 let _ = point.unmount(number);
                 Err(error)
             }
@@ -104,14 +105,14 @@ impl KernelMount {
         match answering {
             Ok((number, helpers, ended)) => Ok((Self { point, number, own: false, helpers, ended }, None)),
             Err(error) => {
-                // The device is closed: what is left is a dead mount. The first error is the one to tell.
+                // The device is closed: what is left is a dead mount. The first error is the one to report.
                 let _ = fusermount::unmount(&["-z"], &spec.mountpoint);
                 Err(error)
             }
         }
     }
 
-    /// Starts telling of what happens elsewhere, and shows the mount where it has not been seen yet.
+    /// Starts to announce what happens elsewhere, and shows the mount if it has not been seen yet.
     fn start_notifier(&mut self, tree: &Arc<Tree>, unseen: Option<OwnedFd>) -> io::Result<()> {
         notify::serve(self.helpers.clone(), tree, tokio::runtime::Handle::current())?;
         let mut table = Table::open()?;
@@ -142,12 +143,12 @@ impl KernelMount {
 
     /// Unmounts; a busy mount disappears from the tree at once, and its open files end with this process.
     pub fn unmount(&mut self) -> io::Result<()> {
-        // As long as it is held, the device is nobody else's.
+        // While this is held, nobody else gets the device.
         let Some(way) = self.helpers.hold() else { return Ok(()) };
         let outcome = if self.own {
             self.point.unmount(self.number)
         } else {
-            // The helper makes its calls by way of the mount: one under way would make it busy.
+            // The helper makes its calls through the mount: a call in flight would make it busy.
             self.helpers.end();
             self.unmount_by_fusermount()
         };
@@ -167,8 +168,8 @@ impl KernelMount {
         })
     }
 
-    /// Nobody answers any more: takes the mount away if it is still there, because the session has failed or somebody has ended the
-    /// kernel's connection. What has come to its place since is left alone.
+    /// Removes the mount if it is still there although nobody answers any more: the session has failed, or somebody has
+    /// ended the kernel's connection. What has taken its place since is left alone.
     pub fn clear(&mut self) -> io::Result<()> {
         let mut left = false;
         if let Some(Way::Clone(_)) = self.helpers.hold().as_deref() {
@@ -178,7 +179,7 @@ impl KernelMount {
     }
 }
 
-/// By way of the mount point.
+/// The way by path, through the mount point.
 fn way_into(point: &MountPoint, device: Device) -> io::Result<Way> {
     let (dir, name) = point.dir_and_name();
     Ok(Way::Path { dir: dir.try_clone_to_owned()?, name: name.to_owned(), device })
@@ -192,7 +193,7 @@ fn config(spec: &MountSpec) -> Config {
     config
 }
 
-/// Answers from now on. What is returned becomes true when there is nothing more to answer.
+/// Answers from now on. The returned value becomes true when there is nothing more to answer.
 fn run(session: Session<Adapter>, own: OwnedFd, spec: &MountSpec, tree: &Tree) -> io::Result<watch::Receiver<bool>> {
     tree.use_caches(Arc::new(Caches::new(session.notifier(), Some(own))), spec.threads);
     let (end, ended) = watch::channel(false);
@@ -200,7 +201,7 @@ fn run(session: Session<Adapter>, own: OwnedFd, spec: &MountSpec, tree: &Tree) -
         if let Err(error) = session.run() {
             tracing::error!(%error, "the session has ended with an error");
         }
-        // Nobody listening is not an error.
+        // It is no error if nobody listens.
         let _ = end.send(true);
     })?;
     Ok(ended)

@@ -1,4 +1,5 @@
-//! The life of a mount: connect, attach to the kernel, serve, let go. The one place where blocking and asynchronous code meet.
+//! The life of a mount: connect, attach to the kernel, serve, detach. Nowhere else may blocking and asynchronous code
+//! meet.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,12 +33,12 @@ use spec::MountSpec;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long open files may keep a session alive after it was asked to end.
 const BUSY_GRACE: Duration = Duration::from_secs(1);
-/// Session threads: one a core, within reason.
+/// Session threads: one for each core, within bounds.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Everything that a mount is made from.
 pub struct Settings {
-    /// Where.
+    /// Where to mount.
     pub mountpoint: MountPoint,
     /// The cells.
     pub cells: CellOptions,
@@ -55,11 +56,11 @@ pub struct Settings {
     pub set_log_level: SetLogLevel,
 }
 
-/// Serves a mount until it is unmounted or the process is told to end. Returns once nothing is under way any more.
+/// Serves a mount until it is unmounted or a signal ends the process. Returns when nothing is in flight any more.
 pub fn serve(settings: Settings, ready: Readiness) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error)?;
     let outcome = runtime.block_on(run(settings, ready));
-    // What is left waits for backends that do not answer.
+    // Work that is left waits for backends that do not answer.
     runtime.shutdown_background();
     outcome
 }
@@ -75,7 +76,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
             .map_or(*THREADS.start(), usize::from)
             .clamp(*THREADS.start(), *THREADS.end()),
     };
-    // Signals are heard from before the mount exists, so that none can leave it behind.
+    // Signals are caught before the mount exists, so that none can leave it behind.
     let mut signals = Signals::listen().map_err(io_error)?;
     let cells = tokio::select! {
         cells = connect(&settings) => cells?,
@@ -94,20 +95,20 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
     notify::follow(&tree);
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
-    let under_way = adapter.under_way();
+    let in_flight = adapter.in_flight();
     let mut mount = KernelMount::start(adapter, &spec, settings.mountpoint, &tree)
         .map_err(|error| Error::new(Kind::Io, format!("cannot mount {}: {error}", spec.mountpoint.display())))?;
     tracing::info!(mountpoint = %spec.mountpoint.display(), source = %spec.source, "mounted");
-    let served = match ready.tell() {
+    let served = match ready.report() {
         Ok(()) => until_end(&mut mount, &mut signals, &cells, &tree).await,
-        // Nobody would ever unmount it.
+        // Otherwise nobody would ever unmount it.
         Err(error) => mount.unmount().and(Err(error)),
     };
-    // Saves that are under way may need the locks that are held; who waits for one does not get it any more.
+    // Saves in flight may need the locks that are held. Whoever waits for a lock does not get it any more.
     tree.locks().close();
-    under_way.close();
-    if tokio::time::timeout(timeout, under_way.wait()).await.is_err() {
-        tracing::error!("the backend has not answered in time: changes that were under way may be lost");
+    in_flight.close();
+    if tokio::time::timeout(timeout, in_flight.wait()).await.is_err() {
+        tracing::error!("the backend has not answered in time: changes in flight may be lost");
     }
     for path in tree.scratch_files() {
         tracing::warn!(path, "a scratch file is gone with the mount; it was never stored");
@@ -123,7 +124,7 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
         tokio::select! {
             () = mount.ended() => {
                 if let Err(error) = mount.clear() {
-                    tracing::warn!(%error, "whether the mount is still there cannot be known");
+                    tracing::warn!(%error, "it is unknown whether the mount is still there");
                 }
                 tracing::info!("unmounted");
                 return Ok(());
@@ -133,9 +134,9 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
                     cells.all().iter().for_each(|cell| cell.mirror.request_resync());
                     continue;
                 }
-                tracing::info!("told to end");
-                // Whoever still has something open is not to take the kernel's copy for what there is. Nobody who holds a page is in
-                // the way of the end.
+                tracing::info!("a signal asks to end");
+                // Whoever still has something open must not take the kernel's copy for the present state. Nobody who
+                // holds a page can delay the end.
                 let _ = tokio::time::timeout(BUSY_GRACE, tree.invalidate_all()).await;
                 mount.unmount()?;
                 // Open files keep a busy mount alive; they fail when the process ends.
@@ -146,17 +147,18 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
     }
 }
 
-/// How long the kernel lets a request take before it gives up a mount; `None` if for ever. What takes longer, a wait for a
-/// lock as well, would lose the mount.
+/// How long the kernel lets a request take before it gives up a mount; `None` if for ever. Anything that takes longer,
+/// even a wait for a lock, would lose the mount.
 pub fn request_timeout() -> Option<Duration> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}")).ok()?.trim().parse().ok();
     let limits = ["default_request_timeout", "max_request_timeout"].into_iter().filter_map(read);
     limits.filter(|seconds| *seconds > 0).min().map(Duration::from_secs)
 }
 
-/// The longest time for one call to a service: a request may need several, and must end before the kernel's patience does.
+/// The longest time for one call to a service. A request may need several calls, and must end before the kernel's
+/// patience does.
 pub fn operation_timeout(wanted: Duration, request_timeout: Option<Duration>) -> Duration {
-    /// A save that takes a lock for its moment needs six.
+    /// A save that takes a lock for a moment needs six.
     const CALLS: u32 = 8;
     request_timeout.map_or(wanted, |limit| wanted.min((limit / CALLS).max(Duration::from_secs(1))))
 }
@@ -177,13 +179,13 @@ async fn connect(settings: &Settings) -> Result<Arc<Cells>> {
     }
 }
 
-/// A wrong root is an empty topology, which is legal: whoever mounts it should hear so all the same.
+/// A wrong root is an empty topology. That is legal, but whoever mounts it should know.
 fn warn_if_empty(cells: &Cells) {
     let Some(global) = cells.get(&CellName::global()) else { return };
     if global.location.implementation != Implementation::Memory && global.mirror.snapshot().records.is_empty() {
         let warning = format!("{global}: nothing is stored there (is the root right?)");
         tracing::warn!("{warning}");
-        // The terminal is still there. A closed one is nobody's loss.
+        // The terminal is still there. If it is closed, nothing is lost.
         let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("topofs: {warning}\n").as_bytes());
     }
 }

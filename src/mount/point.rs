@@ -1,5 +1,6 @@
-//! The mount point: a directory that is held by descriptors from the start, so that nobody who may rename things on the way to
-//! it leads a mount, or the end of one, elsewhere. Symbolic links are followed once, when the command line is read.
+//! The mount point: a directory that descriptors hold from the start. Somebody who may rename things on the way to it
+//! must never lead a mount, or the end of one, elsewhere. Symbolic links are followed once, when the command line is
+//! read.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -24,12 +25,12 @@ pub struct MountPoint {
     /// The directory that holds it. Nobody can rename a mount point, so together with the name this is the mount.
     dir: OwnedFd,
     name: OsString,
-    /// What was there at the start, until it is mounted on.
+    /// What was there at the start; `None` once it is mounted on.
     place: Option<OwnedFd>,
 }
 
 impl MountPoint {
-    /// Takes hold of a directory, or of what is left of a dead mount there.
+    /// Takes hold of a directory, or of a dead mount there.
     pub fn open(mountpoint: &Path) -> io::Result<Self> {
         let path = resolve(mountpoint)?;
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -40,7 +41,7 @@ impl MountPoint {
         Ok(Self { dir, name: name.to_owned(), place, path })
     }
 
-    /// As it was called at the start, without symbolic links.
+    /// Its path at the start, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -50,8 +51,8 @@ impl MountPoint {
         (self.dir.as_fd(), &self.name)
     }
 
-    /// Makes ready for mounting: a dead mount of topofs is taken away, so that a restart just works. What is not the directory of the
-    /// start any more is refused.
+    /// Prepares the mount point: removes a dead mount of topofs, so that a restart just works. Refuses a directory that
+    /// is no longer the one of the start.
     pub(super) fn prepare(&mut self) -> io::Result<()> {
         if let Some(place) = self.place.take_if(|place| is_dead(place.as_fd())) {
             let device = device_of(place.as_fd(), OsStr::new(""))?;
@@ -88,7 +89,7 @@ impl MountPoint {
         self.place.as_ref().map(OwnedFd::as_fd).ok_or_else(|| io::Error::other("already mounted"))
     }
 
-    /// What is mounted stays, what was there before is let go. Fails if something else than the device has come up there.
+    /// Forgets what was there before, since it is mounted on. Fails if something else than the device is mounted there.
     pub(super) fn is_mounted(&mut self, device: Device) -> io::Result<()> {
         self.place = None;
         if self.device()? == device {
@@ -102,7 +103,7 @@ impl MountPoint {
         device_of(self.dir.as_fd(), &self.name)
     }
 
-    /// Whether what is mounted topmost is a device, and nobody answers for it any more.
+    /// Whether a device is mounted topmost, and nobody answers for it any more.
     pub(super) fn holds_dead(&self, device: Device) -> bool {
         let topmost = open_place(&self.dir, &self.name);
         topmost.is_ok_and(|root| {
@@ -110,14 +111,15 @@ impl MountPoint {
         })
     }
 
-    /// For calls that know paths only. It leads to the mount itself, not to what lies under it; the name at its end is no symbolic link.
+    /// The path, for calls that need one. It leads to the mount itself, not to what lies under it. The name at its end
+    /// is no symbolic link.
     pub(super) fn by_descriptor(&self) -> PathBuf {
         by_descriptor(self.dir.as_fd()).join(&self.name)
     }
 
-    /// Takes a mount away, wherever it has been moved to. A busy mount disappears from the tree at once.
+    /// Removes a mount, wherever it has been moved. A busy mount disappears from the tree at once.
     pub(super) fn unmount(&self, device: Device) -> io::Result<()> {
-        // It needs no descriptor: there may be none left.
+        // This needs no descriptor: there may be none left.
         if self.device().is_ok_and(|topmost| topmost == device) {
             unmount(&self.by_descriptor())?;
         }
@@ -136,7 +138,7 @@ impl MountPoint {
                     let place = entry.mountpoint.display();
                     tracing::warn!(%place, "something else is mounted over the mount point: it is left alone");
                 }
-                // A copy that has gone with another is gone.
+                // The copy may also be gone already, with another one.
                 Err(error) => {
                     tracing::warn!(%error, place = %entry.mountpoint.display(), "a copy of the mount is left")
                 }
@@ -156,7 +158,7 @@ fn unmount(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes away the mount whose root a descriptor is.
+/// Detaches the mount whose root a descriptor is.
 fn detach(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     if nix::unistd::geteuid().is_root() {
         // The link of a descriptor leads to that very mount.
@@ -170,7 +172,7 @@ pub(super) fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
-/// Device and number.
+/// Device and inode number.
 fn identity(place: BorrowedFd<'_>) -> io::Result<(Device, u64)> {
     let found = statx(place, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
     Ok(((found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
@@ -191,13 +193,13 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Whether nobody answers any more for what is mounted.
+/// Whether nobody answers for a mount any more.
 fn is_dead(place: BorrowedFd<'_>) -> bool {
-    // Attributes may still be in the kernel's cache; this is not.
+    // Attributes may still be in the kernel's cache; what statfs returns is not.
     matches!(nix::sys::statvfs::fstatvfs(place), Err(nix::Error::ENOTCONN))
 }
 
-/// The absolute path of a mount point; a dead mount there cannot be asked itself.
+/// The absolute path of a mount point. A dead mount there cannot be asked.
 fn resolve(mountpoint: &Path) -> io::Result<PathBuf> {
     match mountpoint.canonicalize() {
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {

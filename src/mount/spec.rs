@@ -1,4 +1,4 @@
-//! What is asked of a mount.
+//! What a mount is asked for. Must never hold a secret: the mount table shows its source.
 
 use std::path::PathBuf;
 

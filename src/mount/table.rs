@@ -1,8 +1,8 @@
 //! The mount table, /proc/self/mountinfo: which mounts there are, and whether one of them is ours.
 //!
-//! Anybody's mount point may hold bytes that are not UTF-8. Mount numbers are used again at once; the device of a file system is
-//! its own for as long as anything holds it, so devices are compared. A table that cannot be read says nothing: never that a
-//! mount has gone.
+//! Anybody's mount point may hold bytes that are not UTF-8. Mount numbers are reused at once, but a file system keeps
+//! its device for as long as anything holds it, so devices are compared. A table that cannot be read says nothing: it
+//! must never mean that a mount is gone.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use crate::device::Device;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// The table, open: reading it again needs no other descriptor.
+/// The open table: it can be read again without another descriptor.
 #[derive(Debug)]
 pub(super) struct Table(File);
 
@@ -42,19 +42,19 @@ impl Table {
         parse(&bytes)
     }
 
-    /// Whether a file system is mounted anywhere; an error if that cannot be known.
+    /// Whether a file system is mounted anywhere; an error if that is unknown.
     pub fn has(&mut self, device: Device) -> io::Result<bool> {
         Ok(self.read()?.iter().any(|entry| entry.device == device))
     }
 
-    /// Waits until a file system is mounted nowhere any more. What cannot be known is looked at again.
+    /// Waits until a file system is mounted nowhere any more. If that is unknown, it looks again.
     pub fn wait_until_gone(&mut self, device: Device) {
-        /// Looked at so often even if the kernel says nothing, in milliseconds.
+        /// How often to look even if the kernel reports nothing, in milliseconds.
         const LOOK: u16 = 1_000;
-        /// The kernel gives out the table in pieces, and a mount may move while it does.
+        /// How many looks must agree: the kernel returns the table in pieces, and a mount may move meanwhile.
         const LOOKS: usize = 2;
         while !(0..LOOKS).all(|_| matches!(self.has(device), Ok(false))) {
-            // The kernel says so when any mount comes or goes.
+            // The kernel reports when any mount appears or disappears.
             let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLPRI)];
             if poll(&mut fds, PollTimeout::from(LOOK)).is_err() {
                 std::thread::sleep(std::time::Duration::from_millis(LOOK.into()));
@@ -63,7 +63,7 @@ impl Table {
     }
 }
 
-/// All lines; a line that cannot be understood makes the whole unknown, since it might be the one that is looked for.
+/// All lines. A line that cannot be understood makes the whole table unknown, since it might be the wanted one.
 fn parse(table: &[u8]) -> io::Result<Vec<Entry>> {
     let lines = table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let entries: Option<Vec<Entry>> = lines.map(entry).collect();
@@ -73,7 +73,8 @@ fn parse(table: &[u8]) -> io::Result<Vec<Entry>> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the mount table cannot be understood"))
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: optional fields stand before the hyphen. See proc(5).
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: optional fields come before the hyphen. See
+/// proc(5).
 fn entry(line: &[u8]) -> Option<Entry> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = std::str::from_utf8(fields.nth(2)?).ok()?;

@@ -1,4 +1,5 @@
-//! Which events a change is: for the record's forms, for the directories that come and go with it, for cells and for locks.
+//! Decides which events a change is: for the record's forms, for the directories that appear and disappear with it, for
+//! cells and for locks. Must never make a call: it only fills the outbox.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use crate::tree::records::lockfile::is_virtual;
 use crate::tree::records::names::{ancestors, name_of};
 
 impl Follower {
-    /// Announces what happens in a cell. What its watchers were shown last is this task's own as long as it runs.
+    /// Announces what happens in a cell. While this task runs, it alone holds what the cell's watchers were shown last.
     pub(super) async fn announce(
         self: &Arc<Self>,
         cell: &Cell,
@@ -28,14 +29,15 @@ impl Follower {
         shared: &Shown,
         own: &mut Option<OwnedMutexGuard<Option<Snapshot>>>,
     ) {
-        // Who has announced the cell when it was another place has come to an end then.
+        // By then, the task that announced the cell when it was another place has ended.
         let shown = own.insert(shared.clone().lock_owned().await);
         if shown.is_some() {
-            // It is watched: somebody has looked into it. Nobody may do so again before something happens there.
+            // The cell is watched: somebody has looked into it. Perhaps nobody looks again before something happens
+            // there, so it is loaded now.
             cell.mirror.load().await;
         }
         cell.mirror.loaded().await;
-        // What has come in between is in it already, and is passed over.
+        // What came in between is in this snapshot already, and is skipped.
         let now = Snapshot::clone(&cell.mirror.snapshot());
         let shown = match shown.as_mut() {
             None => shown.insert(now),
@@ -51,15 +53,15 @@ impl Follower {
         }
     }
 
-    /// A cell is no longer shown: nothing that was in it is there any more.
+    /// A cell is no longer shown: all that was in it is gone.
     pub(super) async fn announce_end(self: &Arc<Self>, cell: &Cell, mut shown: OwnedMutexGuard<Option<Snapshot>>) {
         if let Some(shown) = shown.as_mut() {
             self.announce_differences(cell, shown, &Snapshot::default()).await;
         }
     }
 
-    /// Announces what is different where a cell is another place than before: what was written when and how often says nothing
-    /// then.
+    /// Announces the differences if a cell is another place than before. Times and numbers of the two places cannot be
+    /// compared, so values are.
     async fn announce_differences(self: &Arc<Self>, cell: &Cell, shown: &mut Snapshot, now: &Snapshot) {
         for update in differences(shown, now) {
             let old = shown.records.get(&update.path).cloned();
@@ -81,7 +83,7 @@ impl Follower {
             None => shown.records.get(path).cloned(),
         };
         let place = CellPath::new(&cell.name, path);
-        // Whether it was our own commit is known when that has come back.
+        // Whether this is our own commit is known only when that commit has returned.
         self.records.committing.wait(&place).await;
         let revision = new.as_ref().or(old.as_ref()).map(|record| record.version.written);
         let own = revision.and_then(|revision| self.records.own.find(&place, revision));
@@ -89,7 +91,7 @@ impl Follower {
             (Some(old), Some(new)) if old.version == new.version => update.apply(shown),
             _ => self.announce_change(cell, (update, old), own.as_ref(), shown).await,
         }
-        // Not before it stands among the events.
+        // Only now: the change must be among the events first.
         revision.iter().for_each(|revision| self.records.own.is_announced(&place, *revision));
     }
 
@@ -128,7 +130,7 @@ impl Follower {
                 self.announce_forms(cell, &before, path, own, Happened::Deleted);
                 if own.is_none() {
                     for dir in ancestors(path).filter(|dir| !shown.has_children(dir)) {
-                        // One that went on being shown for `rm -r` here is gone now, too.
+                        // A directory that was still shown for an `rm -r` here is gone now, too.
                         let place = CellPath::new(&cell.name, &dir);
                         self.records.scratch.end_linger(&place);
                         self.records.scratch.linger_if_used(&place, self.records.options.uid);
@@ -168,7 +170,8 @@ impl Follower {
 
     fn announce_forms(&self, cell: &Cell, shown: &Snapshot, path: &TopoPath, own: Option<Form>, happened: Happened) {
         for form in self.records.forms(&cell.name, path) {
-            // The kernel has shown of its own call already; only who was listing at that moment may have an old list.
+            // If the change was made through this form here, the kernel has raised the event already. Only a reader who
+            // was listing at that moment may have an old list.
             let happened = match (Some(form) == own, happened) {
                 (false, happened) => happened,
                 (true, Happened::Changed) => continue,
@@ -176,7 +179,7 @@ impl Follower {
             };
             let (Some(dir), name) = name_of(shown, path, form) else { continue };
             let file = FileId::Record(CellPath::new(&cell.name, path), form);
-            // A stored key may have that name: then it is that one's, and nobody has seen this form.
+            // A stored key may have that name: then the name stands for the key, and nobody has seen this form.
             let named = self.records.named(&cell.name, shown, &dir, &name);
             if named.is_ok_and(|named| named.is_none_or(|named| named == file)) {
                 self.kernel.outbox.push(Announcement {
@@ -189,7 +192,7 @@ impl Follower {
         }
     }
 
-    /// Names that a record has no more, or has again.
+    /// Invalidates names that a record no longer has, or has again.
     fn forget_forms(&self, cell: &Cell, path: &TopoPath) {
         for form in self.records.forms(&cell.name, path).filter(|form| *form != Form::Raw) {
             let name = format!("{}{}", path.name(), form.suffix());
@@ -201,13 +204,13 @@ impl Follower {
 
     fn announce_dir(&self, cell: &Cell, dir: &TopoPath, happened: Happened) {
         let place = CellPath::new(&cell.name, dir);
-        // One that this mount has anyway neither comes nor goes.
+        // A directory that this mount shows in any case neither appears nor disappears.
         let stays = is_virtual(&cell.name, dir) || self.records.scratch.has_dir(&place);
         let happened = if stays { Happened::InvalidateOnly } else { happened };
         self.kernel.outbox.push(Announcement::of_dir(&cell.name, dir, happened));
     }
 
-    /// A cell comes and goes with its CellInfo record.
+    /// A cell appears and disappears with its CellInfo record.
     async fn announce_cell(self: &Arc<Self>, cell: &Cell, path: &TopoPath, happened: Happened) {
         let Some(Key::CellInfo(name)) = Key::of(&cell.name, path) else { return };
         let Ok(name) = CellName::new(name) else { return };
@@ -218,7 +221,7 @@ impl Follower {
         match &shown {
             Some(cell) => self.follow(cell),
             None => {
-                // What was in it goes first.
+                // The end of what was in it is announced first.
                 let known = self.announced.lock().get(&name).map(|(shown, _)| shown.clone());
                 if let Some(known) = known {
                     let _ = tokio::time::timeout(LONGEST, known.lock()).await;
@@ -227,7 +230,7 @@ impl Follower {
         }
         let happened = match (happened, shown.is_some()) {
             (Happened::DirMade, true) | (Happened::DirRemoved, false) => happened,
-            // Whether it can be shown may have changed with what its record says.
+            // The new content of the record may decide whether the cell can be shown.
             _ => Happened::InvalidateOnly,
         };
         self.kernel.outbox.push(Announcement::of_dir(&name, &TopoPath::root(), happened));
@@ -237,7 +240,7 @@ impl Follower {
         let mut holders = Holders::of(cell.clone(), shared).await;
         loop {
             for HolderChange { dir, .. } in holders.changed().await {
-                // Some directories are listed as long as they are locked.
+                // Some directories are listed only while they are locked.
                 if is_virtual(&cell.name, &dir) {
                     let dirs = std::iter::once(dir.clone()).chain(ancestors(&dir));
                     dirs.for_each(|dir| {

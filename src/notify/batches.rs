@@ -1,4 +1,4 @@
-//! The changes of one cell, as its mirror publishes them.
+//! Reads the changes of one cell, as its mirror publishes them. Must never leave out a changed record.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::mirror::{Batch, Snapshot, Update};
 
 pub(super) type Updates = broadcast::Receiver<Arc<Batch>>;
 
-/// The next changes of a cell. After too many at once: what is different now is what has happened, each record once.
+/// The next changes of a cell. If there were too many at once, these are the present differences, each record once.
 pub(super) async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -> Option<Arc<Batch>> {
     match updates.recv().await {
         Ok(batch) => Some(batch),
@@ -22,7 +22,7 @@ pub(super) async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -
     }
 }
 
-/// What is different, deletions first, then in the order in which it was written.
+/// The differences: deletions first, then the others in the order in which they were written.
 pub(super) fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
     use imbl::ordmap::DiffItem;
     let mut updates: Vec<Update> = old

@@ -1,9 +1,10 @@
-//! Tells the kernel, through helpers, of what the tree wants to be told, one announcement after the other.
+//! Delivers the announcements of the outbox, one after the other: has a helper make the call for which the kernel
+//! raises the event. Must never make such a call itself.
 //!
-//! Somebody may hold a directory of the mount (`tree/letting.rs` says how): whatever is done about it then hangs, in
-//! this daemon or in the helper, and nothing can interrupt it. So a thread is given a time for each announcement. When
-//! that is over, the thread is left to its fate, the directory is known to be held, and another thread goes on with the
-//! next announcement, with another helper if need be.
+//! Somebody may hold a directory of the mount (`tree/kernel/invalidation.rs` says how). Then every operation on it
+//! hangs, in this daemon or in the helper, and nothing can interrupt it. So a thread has a deadline for each
+//! announcement. When that has passed, the thread is left to its fate, the directory is known to be held, and another
+//! thread continues with the next announcement, with another helper if necessary.
 
 use std::io;
 use std::sync::Arc;
@@ -20,19 +21,19 @@ use crate::tree::Tree;
 use crate::tree::kernel::Kernel;
 use crate::tree::kernel::outbox::{Announcement, Next};
 
-/// How long one announcement may take: longer than it ever does, unless somebody holds the directory.
+/// How long one announcement may take: longer than it ever takes, unless somebody holds the directory.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// How often that is looked at.
+/// How often to look for a late announcement.
 const LOOK: Duration = Duration::from_millis(200);
-/// Threads at most: one at a time does the work, the others hang. Each has its own directory, since what is held is
-/// left alone.
+/// The most threads: one works, the others hang. Each hangs in a directory of its own, since held directories are left
+/// alone.
 const THREADS: usize = 32;
-/// Pause before a helper is started again, where one could not be.
+/// The pause before the next attempt, if a helper cannot be started.
 const PAUSE: Duration = Duration::from_secs(1);
-/// What the kernel keeps of names must not wait longer for a helper.
+/// The longest wait for a helper: old names in the kernel must not wait longer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Passes on what the tree wants to be told, from threads of its own, for as long as the tree says.
+/// Delivers the tree's announcements, in threads of its own, until the outbox is closed.
 pub(crate) fn serve(helpers: Arc<Helpers>, tree: &Tree, runtime: tokio::runtime::Handle) -> io::Result<()> {
     let first = helpers.start()?;
     let (kernel, echo) = (tree.kernel().clone(), Echo::new(tree));
@@ -42,7 +43,7 @@ pub(crate) fn serve(helpers: Arc<Helpers>, tree: &Tree, runtime: tokio::runtime:
         Arc::new(Delivery { helpers, kernel, echo, runtime, pool: Mutex::new(pool), turn: Mutex::default() });
     start(&delivery, 0)?;
     std::thread::Builder::new().name("deadlines".to_owned()).spawn(move || {
-        // A panic here ends nothing: the next look comes.
+        // A panic here ends nothing: the next look follows.
         while alive::run("the deadlines of events", || delivery.look_after()).unwrap_or(true) {
             std::thread::sleep(LOOK);
         }
@@ -55,8 +56,8 @@ fn start(delivery: &Arc<Delivery>, number: u64) -> io::Result<()> {
     std::thread::Builder::new()
         .name("notifier".to_owned())
         .spawn(move || {
-            // Whatever an announcement can do has been caught there. What else panics is begun again, as long as it is
-            // this thread's turn.
+            // A panic in an announcement is caught in `work`. After any other panic the work begins again, as long as
+            // this thread has the turn.
             while alive::run("the notifier", || delivery.clone().work(number)).is_err() && delivery.has_turn(number) {
                 delivery.turn.lock().announcement = None;
                 std::thread::sleep(PAUSE);
@@ -70,7 +71,7 @@ struct Delivery {
     helpers: Arc<Helpers>,
     kernel: Arc<Kernel>,
     echo: Arc<Echo>,
-    /// Where the tree starts what need not be waited for.
+    /// Where the tree spawns work that nobody waits for.
     runtime: tokio::runtime::Handle,
     pool: Mutex<Pool>,
     turn: Mutex<Turn>,
@@ -80,29 +81,29 @@ struct Delivery {
 #[derive(Debug)]
 struct Pool {
     ready: Vec<Notifier>,
-    /// Those that are at work, or hang, among them.
+    /// How many there are, including those at work and those that hang.
     alive: usize,
-    /// When the next may be started.
+    /// When the next helper may be started.
     not_before: Option<Instant>,
 }
 
-/// Whose turn it is.
+/// Which thread works, and which threads hang.
 #[derive(Debug, Default)]
 struct Turn {
-    /// The thread that does the work.
+    /// The thread that works.
     thread: u64,
-    /// What it is at, and since when.
+    /// Its announcement, and since when it works on that.
     announcement: Option<(Arc<Announcement>, Instant)>,
-    /// Those that hang, with the directories that they hang in.
+    /// The threads that hang, each with its directory.
     hanging: Vec<(u64, Option<u64>)>,
     ended: bool,
 }
 
-/// What has come of a announcement.
+/// What became of an announcement.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Done,
-    /// The directory is held: later.
+    /// Somebody holds the directory: the announcement must wait.
     Held,
 }
 
@@ -122,7 +123,8 @@ impl Delivery {
             self.turn.lock().announcement = Some((announcement.clone(), Instant::now()));
             let delivered = alive::run("the notifier", || self.deliver(number, &announcement));
             let outcome = delivered.unwrap_or_else(|_| {
-                // The event is lost, and so is all that the kernel keeps of the cell: it may be older than the event.
+                // The event is lost. What the kernel keeps of the cell may be older than the event, so all of it is
+                // invalidated.
                 let cell = announcement.dir.as_ref().map(|dir| &dir.cell).or(announcement.file.cell());
                 cell.iter().for_each(|cell| self.kernel.forget_cell(cell, 1));
                 Outcome::Done
@@ -139,7 +141,7 @@ impl Delivery {
                 (None, Outcome::Done) => self.kernel.outbox.end(&announcement),
                 (None, Outcome::Held) => self.kernel.defer(Announcement::clone(&announcement)),
                 (Some(dir), outcome) => {
-                    // Somebody else has gone on meanwhile.
+                    // Another thread has continued meanwhile.
                     match outcome {
                         Outcome::Done => {
                             self.kernel.outbox.end(&announcement);
@@ -159,9 +161,9 @@ impl Delivery {
         self.turn.lock().thread == number
     }
 
-    /// One announcement: what the kernel keeps is dropped, then the call is made.
+    /// Delivers one announcement: first invalidates what the kernel keeps, then has the call made.
     fn deliver(&self, number: u64, announcement: &Announcement) -> Outcome {
-        /// Somebody may look up a name just before it is to be created.
+        /// Somebody may look up a name just before it is created.
         const ATTEMPTS: usize = 3;
         for _ in 0..ATTEMPTS {
             if !self.kernel.invalidate_before(announcement) || !self.has_turn(number) {
@@ -178,19 +180,20 @@ impl Delivery {
                 return Outcome::Done;
             }
             let error = io::Error::from_raw_os_error(errno);
-            tracing::debug!(path = announcement.path(), happened = ?announcement.happened, %error, "an event could not be raised");
+            let (path, happened) = (announcement.path(), announcement.happened);
+            tracing::debug!(path, ?happened, %error, "an event could not be raised");
             if !self.has_turn(number) {
                 return Outcome::Held;
             }
         }
-        // Nobody hears of it, but the kernel must not keep the name.
+        // No event is raised, but the kernel must not keep the name.
         if self.kernel.invalidate_before(&announcement.without_event()) { Outcome::Done } else { Outcome::Held }
     }
 
     /// Has a helper make a call. `None` if there is none.
     fn call(&self, announcement: &Announcement, size: u64) -> Option<i32> {
         loop {
-            // A panic ends the helper, too, and its number must not be trusted any longer than it lives.
+            // A panic ends the helper, too. Its pid must not be trusted for longer than the helper lives.
             let mut helper = scopeguard::guard(self.helper()?, |helper| self.has_ended(helper));
             match helper.call(announcement.happened, announcement.path(), size) {
                 Ok(errno) => {
@@ -221,7 +224,7 @@ impl Delivery {
         std::thread::sleep(wait);
         match self.helpers.start() {
             Ok(helper) if self.echo.add_helper(helper.process()) => Some(helper),
-            // What it does would count as a stranger's.
+            // Its calls would be taken for a stranger's.
             Ok(helper) => {
                 self.has_ended(helper);
                 None
@@ -236,13 +239,13 @@ impl Delivery {
 
     fn has_ended(&self, helper: Notifier) {
         let pause = self.helpers.died(&helper);
-        // Before its number is free: whoever gets that next is somebody else.
+        // This comes before the pid is free: the next process with that pid is a stranger.
         self.echo.remove_helper(helper.process());
         drop(helper);
         self.one_less(pause);
     }
 
-    /// A helper that has nothing to do may die, too. There always is one.
+    /// An idle helper may die, too. There is always one.
     fn replace_dead(&self) {
         let dead: Vec<Notifier> = self.pool.lock().ready.extract_if(.., |helper| helper.is_dead()).collect();
         dead.into_iter().for_each(|helper| self.has_ended(helper));
@@ -258,7 +261,7 @@ impl Delivery {
         pool.not_before = Some(Instant::now() + pause);
     }
 
-    /// Looks after the thread that works. False when there is nothing to be looked after any more.
+    /// Looks after the working thread. False if nothing is left to look after.
     fn look_after(self: &Arc<Self>) -> bool {
         self.replace_dead();
         let mut turn = self.turn.lock();
@@ -272,7 +275,7 @@ impl Delivery {
             return true;
         };
         let (late, next) = (turn.thread, turn.thread + 1);
-        // Where no thread can be started, this one may come back, or the next look will find it.
+        // If no thread can be started, the late one may return, or the next look tries again.
         if let Err(error) = start(self, next) {
             tracing::error!(%error, "no thread can be started: events wait");
             return true;

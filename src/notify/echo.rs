@@ -1,11 +1,12 @@
-//! What the helper sees of the mount: the one call that it is about to make, and the directories on the way.
+//! What the helper sees of the mount: the one call that it is about to make, and the directories on the way. Must never
+//! change or store anything.
 //!
-//! The kernel raises events only for calls that local processes make. So for every remote change the helper makes the matching
-//! call through the mount, and is answered here, from the change itself, without touching anything. By the time of the call the
-//! new state is published: whoever wakes up reads it.
+//! The kernel raises events only for calls that local processes make. So for every remote change the helper makes the
+//! matching call through the mount. This namespace answers that call from the announcement alone. By the time of the
+//! call the new state is published, so whoever wakes up reads it.
 //!
-//! A helper's call may hang in the kernel; then another helper goes on. What the first asks later, when its call is no longer
-//! the one that is being made, finds nothing and changes nothing.
+//! A helper's call may hang in the kernel; then another helper continues. If the first helper asks again later, another
+//! call is being made: it finds nothing and changes nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -26,7 +27,7 @@ use crate::tree::namespace::{Created, Inode, Keep, Name, Namespace, Open, OpenFi
 use crate::tree::records::RecordFiles;
 use crate::tree::{Helper, Tree};
 
-/// Helpers at most: one makes calls, the others hang.
+/// The most helpers: one makes calls, the others hang.
 pub(super) const HELPERS: usize = 4;
 
 /// The namespace of the helpers.
@@ -34,7 +35,7 @@ pub(super) const HELPERS: usize = 4;
 pub(super) struct Echo {
     records: Arc<RecordFiles>,
     kernel: Arc<Kernel>,
-    /// The processes that make the calls; 0 is none.
+    /// The pids of the helpers; 0 is none.
     helpers: [AtomicU32; HELPERS],
     now: Mutex<Option<Call>>,
     calls: AtomicU64,
@@ -46,7 +47,7 @@ struct Call {
     number: u64,
     announcement: Announcement,
     attr: Attr,
-    /// What is created is there, what is deleted is gone.
+    /// What is created exists, what is deleted is gone.
     done: bool,
 }
 
@@ -74,14 +75,14 @@ impl Echo {
         echo
     }
 
-    /// A process makes calls from now on. False if there are as many as can be.
+    /// A process is a helper from now on. False if there are as many as there may be.
     pub fn add_helper(&self, process: u32) -> bool {
         let free =
             |helper: &&AtomicU32| helper.compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         self.helpers.iter().find(free).is_some()
     }
 
-    /// A process that made calls is gone, but its number not free yet: what has that number next is somebody else.
+    /// A helper has ended, but its pid is not free yet: the next process with that pid is a stranger.
     pub fn remove_helper(&self, process: u32) {
         for helper in &self.helpers {
             let _ = helper.compare_exchange(process, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -92,8 +93,8 @@ impl Echo {
         thread != 0 && self.helpers.iter().any(|helper| helper.load(Ordering::Relaxed) == thread)
     }
 
-    /// Prepares the answers for one call. Returns the number of the call, and the size of the file; `None` if nobody could
-    /// notice the call.
+    /// Prepares the answers for one call. Returns the number of the call, and the size of the file; `None` if nobody
+    /// could notice the call.
     pub fn begin(&self, announcement: &Announcement) -> Option<(u64, u64)> {
         let inodes = &self.kernel.inodes;
         if inodes.known(&announcement.file).is_none() && inodes.known(&announcement.parent()).is_none() {
@@ -101,14 +102,15 @@ impl Echo {
         }
         let records = &self.records;
         let gone = || records.defaults.file(0, SystemTime::now());
-        // Of what is loaded: nothing is waited for here.
+        // Looks only at what is loaded: nothing may wait here.
         let attr = match announcement.happened {
-            // One that has come again meanwhile is not taken for dead: who is on the way through it would not arrive.
+            // A directory that exists again must not become a dead inode: callers on their way through it would not
+            // arrive.
             Happened::DirRemoved if records.is_dir_now(&announcement.file) => return None,
             Happened::DirMade | Happened::DirRemoved => records.defaults.dir(),
             Happened::InvalidateOnly => return None,
             Happened::Deleted => gone(),
-            // What has gone again meanwhile is announced by what comes next.
+            // If the file is gone again meanwhile, the next announcement says so.
             Happened::Changed => records.attr_now(&announcement.file).ok()?,
             Happened::Created => records.attr_now(&announcement.file).unwrap_or_else(|_| gone()),
         };
@@ -117,20 +119,20 @@ impl Echo {
         Some((number, size))
     }
 
-    /// A call is made, or has failed.
+    /// A call has been made, or has failed.
     pub fn end(&self, number: u64) {
         // Another may have begun while this one hung.
         self.now.lock().take_if(|now| now.number == number);
     }
 
-    /// The attributes that a call is answered with. The kernel takes over what it hears, so a record that has changed once more
-    /// since the call was prepared is shown as it is now.
+    /// The attributes that answer a call. The kernel takes them over, so a record that has changed again since the call
+    /// was prepared is shown as it is now.
     fn attr_of(&self, Call { announcement, attr, .. }: &Call) -> Attr {
         let newer = attr.record.as_ref().and_then(|_| self.records.attr_now(&announcement.file).ok());
         newer.unwrap_or_else(|| attr.clone())
     }
 
-    /// A name is created or removed.
+    /// Answers the call that creates or removes a name.
     fn done(&self, at: Name<'_>, happened: Happened) -> Result<(FileId, Attr)> {
         let mut now = self.now.lock();
         let now = now.as_mut().ok_or_else(Error::not_found)?;
@@ -158,7 +160,7 @@ impl Echo {
     }
 }
 
-/// Nothing can be done with what a helper opens.
+/// A file that a helper opens. The helper can do nothing with it.
 fn opened() -> Open {
     Open { file: None, caching: Caching { cached: false, kept: true, flushed: false } }
 }
@@ -200,7 +202,7 @@ impl Namespace for Echo {
         self.attr_of_known(file)
     }
 
-    /// Nothing is changed.
+    /// Changes nothing.
     async fn set_attr(&self, _: &Caller, _: &Inode, _: Option<Arc<dyn OpenFile>>, _: &SetAttr) -> Result<()> {
         Ok(())
     }
@@ -253,7 +255,7 @@ mod tests {
         CellPath { cell: CellName::global(), path: TopoPath::parse(path).unwrap() }
     }
 
-    /// Tells of a record's raw form.
+    /// An announcement about the raw form of a record.
     fn announcement(path: &str, happened: Happened) -> Announcement {
         let record = at(path);
         let (dir, name) = (record.parent(), record.path.name().to_owned());
@@ -268,7 +270,7 @@ mod tests {
             let inode = Inode { ino: 9, file: file.clone() };
             let attr = echo.attr_of_name(&caller, &inode).await?;
             assert_eq!(attr.kind, file.kind(), "{file}");
-            assert!(echo.keep(&file) == Keep::Never, "the kernel keeps nothing of what it is told here");
+            assert!(echo.keep(&file) == Keep::Never, "the kernel keeps nothing of these replies");
         }
         Ok(file)
     }
@@ -331,7 +333,7 @@ mod tests {
         assert!(refused(echo.rename(&caller, name("note"), name("other"), false).await));
         echo.unlink(&caller, name("note")).await.unwrap();
         assert!(echo.lookup(&caller, &dir, "note").await.is_err());
-        // The record is still there: what a helper does is a word to the kernel.
+        // The record is still there: the helper's call only lets the kernel raise an event.
         let space: &dyn Namespace = tree.records();
         assert!(space.lookup(&caller, &dir, "note").await.is_ok());
         assert!(echo.list(&caller, &dir).await.is_err() && echo.xattr_names(&dir).await.unwrap().is_empty());

@@ -1,5 +1,5 @@
-//! Follows the mirrors of all cells: the kernel must ask again about what has changed, and about everything as soon as
-//! a cell's watch is silent.
+//! Follows the mirrors of all cells: invalidates what has changed, and a whole cell as soon as its watch is silent.
+//! Must never let anything last that nobody would invalidate.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::tree::kernel::Kernel;
 use crate::tree::kernel::followed::Followed;
 use crate::tree::records::RecordFiles;
 
-/// The records of a cell that its watchers have been shown, wherever it was then; `None` if they have never been shown
-/// any of it. It outlives the cell. Whoever announces what happens there has it to itself.
+/// The records of a cell that its watchers have been shown, wherever the cell was then; `None` if they were never shown
+/// any. It outlives the cell. Only one task holds it, the one that announces the cell's changes.
 pub(super) type Shown = Arc<tokio::sync::Mutex<Option<Snapshot>>>;
 
-/// Follows the cells of a tree, those to come too.
+/// Follows the cells of a tree, and those that will appear.
 #[derive(Debug)]
 pub(super) struct Follower {
     pub records: Arc<RecordFiles>,
     pub kernel: Arc<Kernel>,
     pub control: Arc<Control>,
-    /// What was announced of the cells of each name last: records, and who holds locks.
+    /// What was announced last for the cells of each name: records, and who holds locks.
     pub announced: Mutex<BTreeMap<CellName, (Shown, KnownLocks)>>,
 }
 
@@ -47,18 +47,18 @@ pub fn follow(tree: &Tree) {
 }
 
 impl Follower {
-    /// Announces what happens in a cell from now on. Who watches a cell that was elsewhere before, or was not shown for
-    /// a while, hears of what is different.
+    /// Announces what happens in a cell from now on. If the cell was elsewhere before, or was not shown for a while,
+    /// its watchers get events for the differences.
     ///
-    /// After a panic nobody would tell the kernel what has become old. So it keeps nothing of the cell until the cell
-    /// is followed again; then watchers hear of what is different. Meanwhile everything is answered from the mirror,
-    /// which knows better.
+    /// After a panic nobody would invalidate what becomes old. So the kernel keeps nothing of the cell until it is
+    /// followed again; then watchers get events for the differences. Meanwhile every answer comes from the mirror,
+    /// which is current.
     pub fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
         self.follow_after(cell, alive::Pauses::default());
     }
 
     fn follow_after(self: &Arc<Self>, cell: &Arc<Cell>, mut panics: alive::Pauses) {
-        // Subscribed to before anything is answered that lasts.
+        // Subscribed before anything lasting is replied.
         let (first, updates) = (cell.mirror.subscribe(), cell.mirror.subscribe());
         let Some(followed) = self.kernel.follow(cell) else { return };
         let (records, locks) = self.announced.lock().entry(cell.name.clone()).or_default().clone();
@@ -67,7 +67,7 @@ impl Follower {
         let background = self.records.background.clone();
         let (follower, followed_cell) = (self.clone(), cell.clone());
         let task = async move {
-            // One that is another place now has been shown with the records of the old one.
+            // If the cell is another place now, the kernel has been shown records of the old place.
             all.kernel.invalidate_cell(&cell.name).await;
             let mut shown = None;
             tokio::select! {
@@ -99,33 +99,33 @@ impl Follower {
         });
     }
 
-    /// Makes the kernel ask for everything as soon as a cell's watch is not delivering: what it keeps may be old by
-    /// then, and must be gone when the cell is no longer shown.
+    /// Makes the kernel ask again about everything as soon as a cell's watch is not delivering: what the kernel keeps
+    /// may be old by then, and must be gone when the cell is no longer shown.
     async fn guard_freshness(&self, cell: &Cell, followed: &Followed) {
-        /// How often the watch is looked at.
+        /// How often to look at the watch.
         const LOOK: Duration = Duration::from_millis(250);
-        let mut dropped = 0;
+        let mut invalidated = 0;
         loop {
             if !cell.mirror.is_fresh() {
-                let given = followed.lasting();
-                if given != dropped {
+                let lasting = followed.lasting();
+                if lasting != invalidated {
                     cell.mirror.counters.silences.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(cell = %cell.name, "the watch is silent: the kernel keeps nothing of the cell");
                     self.kernel.invalidate_cell(&cell.name).await;
-                    dropped = given;
+                    invalidated = lasting;
                 }
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// Makes the kernel ask again about what has changed, as soon as it has. An announcement may have to wait for a
-    /// commit of this mount.
+    /// Makes the kernel ask again about what has changed, at once. The announcement may come later: it may have to wait
+    /// for a commit of this mount.
     async fn invalidate_batches(&self, cell: &Cell, followed: &Followed, mut updates: Updates) {
         cell.mirror.loaded().await;
         let mut seen = Snapshot::clone(&cell.mirror.snapshot());
         while let Some(batch) = next(cell, &mut updates, &seen).await {
-            // The first list is no change, and neither is what was in `seen` already.
+            // The first list is no change, and neither is what `seen` has already.
             let changes = batch.updates.iter().filter(|update| seen.records.get(&update.path) != update.new.as_ref());
             changes.for_each(|update| followed.note_change(&update.path));
             batch.updates.iter().for_each(|update| self.records.pin_last(&cell.name, update));
@@ -135,7 +135,7 @@ impl Follower {
         }
     }
 
-    /// Waits for the files only: who lists a directory is told when the event is raised.
+    /// Waits for the files only: listings of directories are invalidated again when the event is raised.
     async fn invalidate_updates(&self, cell: &Cell, updates: &[Update]) {
         let relists = |update: &Update| update.old.is_none() || update.new.is_none();
         let concerned = updates.iter().map(|update| (&update.path, relists(update)));

@@ -1,9 +1,11 @@
-//! The process that makes the calls which let the kernel raise inotify events for what happens elsewhere: through a mount of the file
-//! system that nobody sees (root), or by path (others). How it is started, and what it does; `deliver.rs` says what it is told.
+//! The helper: a process that makes the calls for which the kernel raises inotify events. It makes them through a mount
+//! of the file system that nobody sees (root), or by path (others). This file says how a helper is started and what it
+//! does; `deliver.rs` says which calls it makes. It must never have the device of the mount open.
 //!
-//! A process of its own makes them. A thread of the daemon must not: when the daemon is killed while one of its threads waits
-//! for an answer of the daemon's own, that thread keeps the device open, the kernel goes on waiting for the answer, and neither the
-//! process nor the mount ever ends. A helper has no part in the device; it ends when the daemon does.
+//! A process of its own makes the calls. A thread of the daemon must not: if the daemon is killed while that thread
+//! waits for an answer of the daemon itself, the thread keeps the device open, the kernel continues to wait for the
+//! answer, and neither the process nor the mount ever ends. A helper does not have the device open, and ends when the
+//! daemon does.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Write};
@@ -29,14 +31,14 @@ use crate::control::Control;
 use crate::device::{Device, device_of};
 use crate::tree::kernel::outbox::Happened;
 
-/// The hidden command that the helper runs as.
+/// The hidden command that runs the helper.
 pub const HELPER: &str = "notifier";
 
-/// What the daemon tells the helper, one JSON line each. The answer is a line with an errno, or 0.
+/// What the daemon sends to the helper, one JSON line for each call. The answer is a line with an errno, or 0.
 #[derive(Debug, Serialize, Deserialize)]
 struct Call {
     happened: Happened,
-    /// Below the mount.
+    /// The path below the mount.
     path: String,
     /// The size of the file.
     size: u64,
@@ -47,12 +49,12 @@ struct Call {
 pub(crate) enum Way {
     /// A mount of the file system that is not attached anywhere.
     Clone(OwnedFd),
-    /// The directory that holds the mount point, its name there, and the device that must be mounted on it. A descriptor inside
-    /// the mount would be in the way of whoever unmounts it.
+    /// The directory that holds the mount point, its name there, and the device that must be mounted on it. A
+    /// descriptor inside the mount would keep others from unmounting it.
     Path { dir: OwnedFd, name: OsString, device: Device },
 }
 
-/// Starts helpers, for as long as the mount is there.
+/// Starts helpers, for as long as the mount exists.
 pub(crate) struct Helpers {
     control: Arc<Control>,
     started: Mutex<Started>,
@@ -66,27 +68,27 @@ impl std::fmt::Debug for Helpers {
 
 #[derive(Debug)]
 struct Started {
-    /// `None` when the mount has gone.
+    /// `None` when the mount is gone.
     way: Option<Arc<Way>>,
-    /// The processes that have not been reaped: their numbers are still their own.
+    /// The processes that have not been reaped: until then nobody else gets their pids.
     processes: Vec<Pid>,
-    /// Before another one is started, where the last ones did not live long.
+    /// Pauses before the next start, if the last helpers did not live long.
     pauses: backon::ExponentialBackoff,
 }
 
 impl Helpers {
-    /// None yet.
+    /// Starts none yet.
     pub fn new(way: Way, control: Arc<Control>) -> Arc<Self> {
         let started = Started { way: Some(Arc::new(way)), processes: Vec::new(), pauses: pauses() };
         Arc::new(Self { control, started: Mutex::new(started) })
     }
 
-    /// Starts one, and waits until it has its way into the mount.
+    /// Starts a helper, and waits until it is ready.
     pub fn start(self: &Arc<Self>) -> io::Result<Notifier> {
         let gone = || io::Error::other("the mount is gone");
         let mut command = command(&*self.hold().ok_or_else(gone)?)?;
         let mut child = command.spawn()?;
-        // It keeps a copy of the way.
+        // The child has a copy of the way.
         drop(command);
         let (orders, answers) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
         let mut notifier = Notifier { child, orders, answers, since: Instant::now(), all: self.clone() };
@@ -103,9 +105,9 @@ impl Helpers {
         Ok(notifier)
     }
 
-    /// One has died, which is not its time while the mount is there. Returns how long to wait before the next is started.
+    /// A helper has died, which is an error while the mount exists. Returns how long to wait before the next start.
     pub fn died(&self, notifier: &Notifier) -> Duration {
-        /// One that has lived so long did not die of how it was started.
+        /// A helper that lived so long did not die because of its start.
         const STEADY: Duration = Duration::from_secs(10);
         let mut started = self.started.lock();
         if started.way.is_none() {
@@ -125,18 +127,18 @@ impl Helpers {
         pause
     }
 
-    /// The way into the mount; `None` when the mount is gone. While it is held, the device of the mount is nobody else's, where the
-    /// way is a mount of its own.
+    /// The way into the mount; `None` when the mount is gone. If the way is a mount of its own, nobody else gets the
+    /// device of the mount while the way is held.
     pub fn hold(&self) -> Option<Arc<Way>> {
         self.started.lock().way.clone()
     }
 
-    /// The mount is gone, or is to go: no helper must keep it alive.
+    /// The mount is gone, or soon will be: no helper may keep it alive.
     pub fn end(&self) {
         let mut started = self.started.lock();
         started.way = None;
         for process in &started.processes {
-            // One that has ended already is no error.
+            // It is no error if the process has ended already.
             let _ = nix::sys::signal::kill(*process, nix::sys::signal::Signal::SIGKILL);
         }
     }
@@ -149,7 +151,7 @@ fn pauses() -> backon::ExponentialBackoff {
     backon::ExponentialBuilder::new().with_min_delay(PAUSE.0).with_max_delay(PAUSE.1).without_max_times().build()
 }
 
-/// The daemon's end of one helper, which ends with it.
+/// The daemon's end of one helper. To drop it is to end the helper.
 #[derive(Debug)]
 pub(crate) struct Notifier {
     child: Child,
@@ -160,7 +162,7 @@ pub(crate) struct Notifier {
 }
 
 impl Notifier {
-    /// Makes a call. Returns its errno, or 0. May hang, as the call may; an error means that the helper is gone.
+    /// Makes a call. Returns its errno, or 0. May hang, as the call may. An error means that the helper is gone.
     pub fn call(&mut self, happened: Happened, path: String, size: u64) -> io::Result<i32> {
         let line = serde_json::to_string(&Call { happened, path, size })?;
         let orders = self.orders.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
@@ -177,7 +179,7 @@ impl Notifier {
         line.trim().parse().map_err(io::Error::other)
     }
 
-    /// The process.
+    /// The pid.
     pub fn process(&self) -> u32 {
         self.child.id()
     }
@@ -186,7 +188,7 @@ impl Notifier {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Whether it is dead. Until it is dropped, nobody else has its number.
+    /// Whether it is dead. Until this is dropped, nobody else gets its pid.
     pub fn is_dead(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         !matches!(waitid(Id::Pid(self.pid()), flags), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
@@ -196,7 +198,7 @@ impl Notifier {
 impl Drop for Notifier {
     fn drop(&mut self) {
         drop(self.orders.take());
-        // One that has ended already is no error.
+        // It is no error if the process has ended already.
         let _ = self.child.kill();
         let number = self.pid();
         self.all.started.lock().processes.retain(|process| *process != number);
@@ -204,8 +206,8 @@ impl Drop for Notifier {
     }
 }
 
-/// The helper gets its way into the mount in the place of what it has no use for, standard error, and nothing else of ours: not our
-/// environment, not our directory.
+/// The command that starts a helper. Its standard error, which it does not need, is its way into the mount. It gets
+/// nothing else of ours: not our environment, not our directory.
 fn command(way: &Way) -> io::Result<Command> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("topofs").arg(HELPER).env_clear().current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -219,8 +221,8 @@ fn command(way: &Way) -> io::Result<Command> {
     Ok(command)
 }
 
-/// What the helper does: calls as it is told, until the daemon is gone. What is open as standard error is the mount, or, with a name
-/// and a device, the directory where it is mounted.
+/// What the helper does: makes the calls that it is sent, until the daemon is gone. Its standard error is the mount,
+/// or, with a name and a device, the directory that holds the mount point.
 pub fn help(place: Option<(PathBuf, u64)>) -> io::Result<()> {
     let start = io::stderr();
     confine::helper()?;
@@ -231,7 +233,7 @@ pub fn help(place: Option<(PathBuf, u64)>) -> io::Result<()> {
         let call: Call = serde_json::from_str(&line?)?;
         let outcome = match &place {
             None => make(start.as_fd(), &call),
-            Some((name, device)) => tell(start.as_fd(), name.as_os_str(), *device, &call),
+            Some((name, device)) => make_by_path(start.as_fd(), name.as_os_str(), *device, &call),
         };
         let errno = outcome.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
         writeln!(answers, "{errno}")?;
@@ -241,10 +243,10 @@ pub fn help(place: Option<(PathBuf, u64)>) -> io::Result<()> {
 }
 
 /// Makes a call by way of the mount point.
-fn tell(dir: BorrowedFd<'_>, name: &OsStr, device: u64, call: &Call) -> io::Result<()> {
+fn make_by_path(dir: BorrowedFd<'_>, name: &OsStr, device: u64, call: &Call) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let root = openat(dir, name, flags, Mode::empty())?;
-    // Where the mount is gone, this is somebody else's directory.
+    // If the mount is gone, this is somebody else's directory.
     if !is_on(root.as_fd(), device)? {
         return Ok(());
     }
@@ -256,7 +258,8 @@ fn is_on(fd: BorrowedFd<'_>, device: u64) -> io::Result<bool> {
     Ok(nix::sys::stat::makedev(major.into(), minor.into()) == device)
 }
 
-/// Makes a call in the mount. Something else may be mounted on a directory or a file in there: it must not get the call.
+/// Makes a call in the mount. Another file system may be mounted on a directory or a file in there: it must not get the
+/// call.
 fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Result<()> {
     let write = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
@@ -269,7 +272,7 @@ fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Resul
         Happened::Created => {
             drop(within(parent.as_fd(), name, write | OFlag::O_CREAT | OFlag::O_EXCL, Mode::S_IRUSR)?);
         }
-        // The kernel neither removes nor makes what something is mounted on.
+        // The kernel neither removes nor makes a name that is a mount point.
         Happened::Deleted => unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)?,
         Happened::DirMade => nix::sys::stat::mkdirat(&parent, name, Mode::S_IRWXU)?,
         Happened::DirRemoved => unlinkat(&parent, name, UnlinkatFlags::RemoveDir)?,
@@ -278,7 +281,7 @@ fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Resul
     Ok(())
 }
 
-/// Opens what is below a directory in the same mount.
+/// Opens a path below a directory, in the same mount.
 fn within(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
     let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS;
     match openat2(dir, path, OpenHow::new().flags(flags).mode(mode).resolve(resolve)) {
@@ -288,13 +291,13 @@ fn within(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: Mode) -> io::Resu
     }
 }
 
-/// The same, step by step: each must be on the same device.
+/// The same, one component at a time: each must be on the same device.
 fn walk(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
     let device = device_of(dir, OsStr::new(""))?;
     let mut place = dir.try_clone_to_owned()?;
     let mut steps = path.split('/').peekable();
     while let Some(step) = steps.next() {
-        // A file is looked at before it is opened, so that nobody hears of what is not ours.
+        // The device is checked before a file is opened, so that no watcher of another file system gets an event.
         let same = device_of(place.as_fd(), OsStr::new(step));
         let creates = steps.peek().is_none() && flags.contains(OFlag::O_CREAT);
         if !creates && same? != device {

@@ -1,10 +1,10 @@
-//! Tells the kernel of what happens elsewhere, so that it raises real inotify events and keeps nothing old. The only part of the
-//! program that touches the program's own mount.
+//! Announces to the kernel what happens elsewhere, so that it raises real inotify events and keeps nothing old. Only
+//! this part of the program touches the program's own mount, and it must never do that from the daemon's process.
 //!
-//! - `follow.rs` follows each cell's mirror: what has changed, the kernel must ask again about.
-//! - `batches.rs` reads what a mirror publishes, also by who has fallen behind.
-//! - `announce.rs` says which events a change is, and puts them into the outbox (`tree/kernel/outbox.rs`).
-//! - `deliver.rs` takes them out, one after the other, and has a helper make the matching call.
+//! - `follow.rs` follows the mirror of each cell, and invalidates what has changed.
+//! - `batches.rs` reads what a mirror publishes, also for a reader that has fallen behind.
+//! - `announce.rs` decides which events a change is, and puts announcements into the outbox (`tree/kernel/outbox.rs`).
+//! - `deliver.rs` takes announcements out, one after the other, and has a helper make the matching call.
 //! - `helper.rs` is the helper: a process of its own.
 //! - `echo.rs` is what the helper sees of the mount.
 

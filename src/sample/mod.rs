@@ -1,5 +1,5 @@
-//! A sample cluster: what `topofs demo` shows, and, by size, what tests and benchmarks load. Builds records, stores
-//! none.
+//! A sample cluster. `topofs demo` shows it, and tests and benchmarks load it in several sizes. Must never store a
+//! record: it only builds them.
 
 use bytes::Bytes;
 
@@ -19,11 +19,11 @@ pub struct Cluster {
     pub cells: Vec<String>,
     /// Server address that the CellInfo records name.
     pub server: String,
-    /// Root below which each cell has one of its own.
+    /// Each cell has a root of its own below this one.
     pub root: String,
     /// The keyspaces.
     pub keyspaces: Vec<Keyspace>,
-    /// Tablets of each shard, dealt out to the cells in turn; the first is the primary.
+    /// Tablets of each shard, distributed over the cells in turn. The first is the primary.
     pub tablets: usize,
 }
 

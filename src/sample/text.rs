@@ -1,4 +1,4 @@
-//! The records of the sample cluster in protobuf text format.
+//! The records of the sample cluster, as protobuf text.
 
 use std::fmt::Write;
 
@@ -153,6 +153,7 @@ pub(super) fn srv_vschema(keyspaces: &[Keyspace]) -> String {
         .collect();
     let (tables, rules) = (routing_rules(keyspaces), keyspace_routing_rules(keyspaces));
     format!(
-        "{all} routing_rules {{ {tables} }} shard_routing_rules {{}} mirror_rules {{}} keyspace_routing_rules {{ {rules} }}"
+        "{all} routing_rules {{ {tables} }} shard_routing_rules {{}} mirror_rules {{}} \
+         keyspace_routing_rules {{ {rules} }}"
     )
 }

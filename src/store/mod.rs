@@ -1,7 +1,4 @@
-//! Records and guarded changes, wherever they are kept. Knows no files, and no forms of records.
-//!
-//! `contract` says what every store keeps to, and one test checks it over all of them. `commits` says what a listener
-//! hears of a commit, and when; `own` remembers this mount's own commits. `live` is a connected cell, `plain` a map.
+//! Records and guarded changes, wherever they are kept. Must never know files.
 
 mod commits;
 mod contract;

@@ -1,4 +1,5 @@
-//! Who calls: what the kernel says of a caller, and what /proc says of its process.
+//! Who calls: what the kernel says of a caller, and what /proc says of its process. Must never take an unseen process
+//! for a known one.
 
 use std::sync::OnceLock;
 
@@ -17,7 +18,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// As the kernel tells.
+    /// A caller as the kernel describes it.
     pub fn new(uid: u32, gid: u32, thread: u32) -> Self {
         Self { uid, gid, thread, process: OnceLock::new() }
     }
@@ -27,7 +28,7 @@ impl Caller {
         *self.process.get_or_init(|| Process::of(self.thread))
     }
 
-    /// Whether the call is for a file that must not exist yet, or cannot be looked at.
+    /// Whether the call makes a file that must not exist yet. Also true if the call cannot be seen.
     pub fn may_make_anew(&self) -> bool {
         const ANEW: i32 = libc::O_CREAT | libc::O_EXCL;
         match process::call(self.thread) {
@@ -37,8 +38,8 @@ impl Caller {
         }
     }
 
-    /// Whether the kernel would let the caller at a file of a user, group and mode, as far as can be told: of the caller's groups only one
-    /// is known. For whom the others may matter, a descriptor is the proof.
+    /// Whether the kernel would let the caller access a file of this user, group and mode, as far as that is known: of
+    /// the caller's groups only one is. If the other groups may matter, a descriptor is the proof.
     pub fn may(&self, access: u32, (uid, gid, mode): (u32, u32, u32)) -> bool {
         let bits = match () {
             () if self.uid == 0 => return true,
@@ -49,7 +50,7 @@ impl Caller {
         mode & bits == bits
     }
 
-    /// Whether it is a call that reads, as far as can be told.
+    /// Whether the call reads, as far as that can be seen.
     pub fn reads(&self) -> bool {
         process::call(self.thread) == Some(process::Call::Read)
     }

@@ -1,5 +1,5 @@
-//! One test over every namespace: what is listed can be looked up, attributes are those of what is read, names that are not
-//! there are not found, and what refuses a change changes nothing.
+//! One test over every namespace: what is listed can be looked up, attributes are those of what is read, absent names
+//! are not found, and a refused change changes nothing.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -78,7 +78,8 @@ fn caller() -> Caller {
     Caller::new(0, 0, std::process::id())
 }
 
-/// What every namespace keeps to. `grows` says which files may have grown between a look at their size and their end.
+/// Checks what every namespace must do. `grows` says which files may grow between a look at their size and their last
+/// read.
 pub(crate) async fn check(space: &dyn Namespace, dir: FileId, grows: impl Fn(&FileId) -> bool) {
     let caller = caller();
     let (mut dirs, mut seen) = (vec![dir], 0);
@@ -137,12 +138,12 @@ fn known(file: &FileId) -> Inode {
 async fn every_namespace_lists_what_can_be_looked_up_and_shows_what_is_read() {
     let tree = tree().await;
     check(&tree.records, FileId::Root, |_| false).await;
-    // Reading the status is an operation that it counts.
+    // Each read of the status is an operation that the status counts.
     let grows = |file: &FileId| matches!(file, FileId::ControlFile(ControlFile::Status | ControlFile::Events));
     check(&tree.control, FileId::Control, grows).await;
 }
 
-/// What can be done to names.
+/// Tries every change to names and files, and returns how each is refused.
 async fn changes(tree: &Tree, dir: u64, existing: u64, name: &str) -> Vec<Kind> {
     let (caller, name, new) = (caller(), OsStr::new(name), OsStr::new("new"));
     let write = OpenMode { write: true, ..OpenMode::default() };

@@ -1,4 +1,5 @@
-//! `.topofs` as a namespace: a fixed directory of files that the mount says of itself. What they say, `control/` knows.
+//! `.topofs` as a namespace: a fixed directory of files in which the mount describes itself. Must never make up their
+//! content: `control/` owns that.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,10 +22,10 @@ use crate::locks::Locks;
 use crate::process::Actor;
 use crate::store::own::OwnCommits;
 
-/// Counts what there is.
+/// Counts what the tree holds.
 pub(crate) type Count = Box<dyn Fn() -> TreeCounts + Send + Sync>;
 
-/// Open files that poll(2) has been told of, where the kernel opens without asking.
+/// How many pollers of `events` are remembered, where the kernel opens files without asking.
 const POLLERS: usize = 1_000;
 
 /// The files of `.topofs`.
@@ -37,9 +38,9 @@ pub(crate) struct ControlFiles {
     defaults: Defaults,
     room: Room,
     count: Count,
-    /// What files show, where they are not opened.
+    /// The content of files that the kernel has opened without asking.
     rendered: Mutex<HashMap<ControlFile, (Bytes, SystemTime)>>,
-    /// What those who wait for events without having opened them have been told of.
+    /// How far each poller of `events` has been notified, where the kernel opens files without asking.
     pollers: Mutex<HashMap<u64, u64>>,
 }
 
@@ -50,7 +51,8 @@ impl std::fmt::Debug for ControlFiles {
 }
 
 impl ControlFiles {
-    /// The files of one mount. `room` is what their open contents are charged to; `count` is asked only if its answer is shown.
+    /// The files of one mount. Their open contents are charged to `room`; `count` is called only if its result is
+    /// shown.
     pub fn new(
         (control, cells, locks, own): (Arc<Control>, Arc<Cells>, Arc<Locks>, Arc<OwnCommits>),
         (kernel, defaults): (Arc<Kernel>, Defaults),
@@ -85,10 +87,10 @@ impl ControlFiles {
         }
     }
 
-    /// What a file shows, where it is not opened: the kernel asks for its size and then for its content, perhaps in pieces, and
-    /// all of that must fit.
+    /// The content of a file that the kernel has opened without asking. The kernel asks for its size and then for its
+    /// content, perhaps in pieces, and all of these must fit each other.
     async fn rendered(&self, file: ControlFile) -> (Bytes, SystemTime) {
-        /// How long it shows the same.
+        /// How long a file shows the same.
         const TIME: Duration = Duration::from_millis(200);
         let known = self.rendered.lock().get(&file).cloned();
         if let Some((content, when)) = known.filter(|(_, when)| when.elapsed().is_ok_and(|age| age < TIME)) {
@@ -99,15 +101,15 @@ impl ControlFiles {
         shown
     }
 
-    /// Whether an open file that the kernel has opened without asking has more to read: once for all that is new. `poller` is the
-    /// kernel's name of the open file.
-    pub fn has_news(&self, file: ControlFile, poller: u64) -> bool {
+    /// Whether a file that the kernel has opened without asking has more to read; true once for all new events
+    /// together. `poller` is the kernel's number for the open file.
+    pub fn is_readable_unopened(&self, file: ControlFile, poller: u64) -> bool {
         if file != ControlFile::Events {
             return true;
         }
         let end = self.control.events.size() as u64;
         let mut pollers = self.pollers.lock();
-        // Who is forgotten is told once more.
+        // A poller that is forgotten is notified once more.
         if pollers.len() >= POLLERS && !pollers.contains_key(&poller) {
             pollers.clear();
         }
@@ -161,9 +163,9 @@ impl Namespace for Arc<ControlFiles> {
             return Err(Error::new(Kind::NotPermitted, format!("{} cannot be written", file.name())));
         }
         let open: Arc<dyn OpenFile> = if file == ControlFile::Events {
-            /// No longer, if the service does not tell of it.
+            /// It waits no longer, in case the service does not report the change.
             const LONGEST: Duration = Duration::from_millis(200);
-            // Who has just saved looks for that among the events.
+            // A program that has just saved looks for its save among the events.
             self.own.all_announced(LONGEST).await;
             Arc::new(OpenEvents { control: self.control.clone(), reader: Mutex::default() })
         } else {
@@ -185,7 +187,7 @@ impl Namespace for Arc<ControlFiles> {
     }
 }
 
-/// A file that is open: it shows one state, which is charged to its user.
+/// An open file: it shows one state, which is charged to its user.
 #[derive(Debug)]
 struct OpenControl {
     files: Arc<ControlFiles>,
@@ -199,7 +201,7 @@ impl OpenFile for OpenControl {
     async fn read(&self, _: &Caller, _: At, part: Part) -> Result<Bytes> {
         let mut shown = self.content.lock();
         let (content, room) = &mut *shown;
-        // `tail -f` reads on at the end.
+        // `tail -f` continues at the end.
         if self.file == ControlFile::Errors && part.offset >= content.len() {
             *content = self.files.control.read(self.file, &self.files.cells, &*self.files.count);
             room.resize(content.len())?;
@@ -207,7 +209,7 @@ impl OpenFile for OpenControl {
         Ok(part.of(content))
     }
 
-    /// Does what the commands say. Locks to be broken are left: that waits for a service.
+    /// Carries out the commands. The breaking of locks waits for a service, so it is returned as the rest.
     fn write(&self, _: At, _: usize, data: &[u8]) -> Result<Rest> {
         let ControlFiles { control, cells, locks, .. } = &*self.files;
         let orders = control.command(data, cells)?;
@@ -224,7 +226,7 @@ impl OpenFile for OpenControl {
     }
 }
 
-/// `.topofs/events`, open: it is read as it grows.
+/// `.topofs/events`, open: it grows while it is read.
 #[derive(Debug)]
 struct OpenEvents {
     control: Arc<Control>,

@@ -8,7 +8,7 @@ use crate::mirror::Record;
 use crate::name::{CONTROL_DIR, CellName, CellPath, LOCK_FILE};
 use crate::record::Form;
 
-/// What an inode stands for. Equal ones are the same file.
+/// What an inode stands for. Equal values are the same file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FileId {
     /// The root of the mount: the cells.
@@ -27,7 +27,7 @@ pub enum FileId {
     Scratch(ScratchId),
 }
 
-/// Names a scratch file wherever it is renamed to.
+/// Identifies a scratch file, also after it is renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScratchId(pub u64);
 
@@ -105,7 +105,7 @@ pub struct Attr {
     pub modified: SystemTime,
     /// Time of the last change.
     pub changed: SystemTime,
-    /// The state of the record that these are of, if they are of one.
+    /// The record whose attributes these are, if they are a record's.
     pub(crate) record: Option<Record>,
 }
 
@@ -116,7 +116,7 @@ pub struct Entry {
     pub ino: u64,
     /// Attributes.
     pub attr: Attr,
-    /// Whether the kernel may keep name and attributes until it is told otherwise.
+    /// Whether the kernel may keep name and attributes until they are invalidated.
     pub lasting: bool,
 }
 
@@ -140,10 +140,10 @@ pub struct SetAttr {
 /// Permission bits of files and directories before the umask.
 const FILE_MODE: u32 = 0o666;
 const DIR_MODE: u32 = 0o777;
-/// The bits of those who may read.
+/// The permission bits for reading.
 const READ_MODE: u32 = 0o444;
 
-/// What all files of a mount have in common that are not given anything else.
+/// What all files of a mount have in common, unless they have something of their own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Defaults {
     pub uid: u32,
@@ -182,7 +182,7 @@ impl Defaults {
     }
 }
 
-/// How a file is to be opened.
+/// How to open a file.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenMode {
     /// O_RDONLY or O_RDWR.
@@ -204,7 +204,7 @@ pub struct OpenMode {
 pub struct Caching {
     /// It reads through its page cache.
     pub cached: bool,
-    /// It may go on with the pages that it has.
+    /// It may keep using the pages that it has.
     pub kept: bool,
     /// It must send FLUSH when a descriptor is closed.
     pub flushed: bool,

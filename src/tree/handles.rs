@@ -1,4 +1,4 @@
-//! The table of what is open. Knows no kind of open file.
+//! Owns the table of what is open. Must never know a kind of open file.
 
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use super::namespace::OpenFile;
 use crate::error::{Error, Kind, Result};
 
-/// Files that may be open at once, in all and for one user: each costs memory here, and none of the daemon's descriptors.
+/// Files that may be open at once, in all and for one user. Each costs memory here, but none of the daemon's
+/// descriptors.
 const IN_ALL: usize = 131_072;
 const PER_USER: usize = 32_768;
 
@@ -22,7 +23,7 @@ struct Table {
     last: u64,
     open: HashMap<u64, Handle>,
     by_inode: HashMap<u64, BTreeSet<u64>>,
-    /// Those of them that are drafts: they are looked for at each opening.
+    /// Those that are drafts: every opening looks for them.
     drafts: HashMap<u64, BTreeSet<u64>>,
     by_user: HashMap<u32, usize>,
 }
@@ -38,7 +39,7 @@ fn bad_handle() -> Error {
     Error::new(Kind::BadDescriptor, "no such open file")
 }
 
-/// An open file as what it is, if it is of that kind.
+/// Casts an open file to a kind, if it is of that kind.
 pub(crate) fn as_kind<T: OpenFile>(file: Arc<dyn OpenFile>) -> Option<Arc<T>> {
     let file: Arc<dyn Any + Send + Sync> = file;
     file.downcast().ok()
@@ -60,7 +61,7 @@ impl Table {
 }
 
 impl Handles {
-    /// Notes what a user has opened. Fails with EMFILE if there is too much of it.
+    /// Adds what a user has opened. Fails with EMFILE if too much is open.
     pub fn add(&self, uid: u32, ino: u64, file: Arc<dyn OpenFile>) -> Result<u64> {
         let mut table = self.0.lock();
         let own = table.by_user.get(&uid).copied().unwrap_or(0);
@@ -82,17 +83,17 @@ impl Handles {
         self.0.lock().by_inode.contains_key(&ino)
     }
 
-    /// What is open.
+    /// The open file of a handle.
     pub fn get(&self, number: u64) -> Result<Arc<dyn OpenFile>> {
         self.0.lock().open.get(&number).map(|handle| handle.file.clone()).ok_or_else(bad_handle)
     }
 
-    /// The inode that is open.
+    /// The inode of a handle.
     pub fn inode(&self, number: u64) -> Result<u64> {
         self.0.lock().open.get(&number).map(|handle| handle.ino).ok_or_else(bad_handle)
     }
 
-    /// What was open is not any more.
+    /// Removes a handle, and returns its open file.
     pub fn remove(&self, number: u64) -> Result<Arc<dyn OpenFile>> {
         let mut table = self.0.lock();
         let Handle { ino, uid, file } = table.open.remove(&number).ok_or_else(bad_handle)?;
@@ -123,13 +124,13 @@ impl Handles {
         self.0.lock().drafts.contains_key(&ino)
     }
 
-    /// What is open of an inode, if it is of a kind, oldest first.
+    /// The open files of an inode that are of one kind, oldest first.
     pub fn of_inode<T: OpenFile>(&self, ino: u64) -> Vec<(u64, Arc<T>)> {
         let table = self.0.lock();
         table.of(table.by_inode.get(&ino)).collect()
     }
 
-    /// Who has something open goes on with something else. Returns what it was; `None` if it is open no more.
+    /// Puts another open file behind a handle. Returns the one before; `None` if the handle is no longer open.
     pub fn replace(&self, number: u64, file: Arc<dyn OpenFile>) -> Option<Arc<dyn OpenFile>> {
         let mut table = self.0.lock();
         let before = std::mem::replace(&mut table.open.get_mut(&number)?.file, file);
@@ -137,7 +138,7 @@ impl Handles {
         Some(before)
     }
 
-    /// How much is open.
+    /// How many files are open.
     pub fn count(&self) -> usize {
         self.0.lock().open.len()
     }
@@ -186,7 +187,7 @@ mod tests {
         handles.remove(first).unwrap();
         open(1).unwrap();
         assert_eq!(open(1).unwrap_err().kind, Kind::TooManyOpen);
-        // All together.
+        // All users together.
         (3..7).for_each(|uid| (0..PER_USER).for_each(|_| drop(open(uid))));
         assert_eq!(handles.count(), IN_ALL);
         assert_eq!(open(9).unwrap_err().kind, Kind::TooManyOpen);
@@ -203,7 +204,7 @@ mod tests {
             || handles.drafts::<Draft>(1).into_iter().map(|(number, draft)| (number, draft.0)).collect::<Vec<_>>();
         assert_eq!(drafts(), [(first, 1), (second, 2)]);
         assert_eq!(handles.of_inode::<Nothing>(1).len(), 1);
-        // What was open as something else becomes one.
+        // What was open as another kind becomes a draft.
         assert!(handles.replace(other, Arc::new(Draft(4))).is_some());
         assert_eq!(drafts(), [(other, 4), (first, 1), (second, 2)]);
         for number in [first, second, other] {
@@ -211,7 +212,7 @@ mod tests {
             handles.remove(number).unwrap();
         }
         assert!(!handles.has_drafts(1) && !handles.is_open(1) && handles.is_open(2));
-        assert!(handles.replace(first, Arc::new(Nothing)).is_none(), "it is open no more");
+        assert!(handles.replace(first, Arc::new(Nothing)).is_none(), "it is no longer open");
         assert_eq!(handles.get(first).unwrap_err().kind, Kind::BadDescriptor);
     }
 

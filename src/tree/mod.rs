@@ -1,13 +1,13 @@
-//! The tree: the door through which every file operation comes. It alone knows inode numbers, counts lookups and hands out
-//! handles. It turns a number into a [`FileId`], asks the namespace that the file belongs to (or the helper's, if the helper
-//! calls), and has the kernel's room (`kernel/`) note the answer. It knows neither fuser nor any backend by name.
+//! The door of the tree: every file operation comes through it. Only the door knows inode numbers, counts lookups and
+//! hands out handles. It finds the [`FileId`] of a number, asks the namespace of that file (or the helper's namespace,
+//! if the helper calls), and lets `kernel/` note the answer. It must never know fuser, nor any backend by name.
 //!
-//! Rooms: `records/` (records as files), `control.rs` (`.topofs`), `kernel/` (what the kernel knows), `handles.rs` (what is
-//! open), `caller.rs` (who calls), `file.rs` and `namespace.rs` (the words and the seams).
+//! Rooms: `records/` (records as files), `control.rs` (`.topofs`), `kernel/` (what the kernel knows), `handles.rs`
+//! (what is open), `caller.rs` (who calls), `file.rs` and `namespace.rs` (the words and the seams).
 //!
-//! Every operation is a future. Those that only look at mirrors and buffers are ready at the first poll; the others wait for
-//! a backend, bounded by its time-out. Of our own locks, only the turn of a draft is held across such a wait: one save of it
-//! follows the other.
+//! Every operation is a future. An operation that needs only mirrors and buffers is ready at the first poll; the others
+//! wait for a backend, no longer than its time-out. Few of our own locks are held across such a wait. A draft's turn is
+//! one, so that its saves follow each other; docs/internals/locks.md lists them all.
 
 use std::ffi::OsStr;
 use std::sync::{Arc, OnceLock};
@@ -70,10 +70,10 @@ pub(crate) trait Helper: Namespace {
     fn asks(&self, caller: &Caller) -> bool;
 }
 
-/// The handle of a file with which nothing can be done.
+/// The handle of an open file with which nothing can be done.
 const NOTHING: u64 = u64::MAX;
 
-/// The kind of extended attributes that there are.
+/// The only kind of extended attributes that exists here.
 const USER_XATTR: &str = "user.";
 
 /// The tree of one mount.
@@ -143,12 +143,12 @@ impl Tree {
         &self.kernel
     }
 
-    /// From now on, helpers are answered by a namespace of their own. There is one for each mount.
+    /// Answers helpers by a namespace of their own from now on. Each mount has one.
     pub(crate) fn answer_helpers(&self, helper: Arc<dyn Helper>) {
         let _ = self.helper.set(helper);
     }
 
-    /// Starts using the kernel's caches. `threads` is the number of those that answer requests.
+    /// Starts using the kernel's caches. `threads` is the number of threads that answer requests.
     pub fn use_caches(&self, caches: Arc<dyn KernelCaches>, threads: usize) {
         self.kernel.use_caches(caches, threads);
     }
@@ -158,7 +158,7 @@ impl Tree {
         self.kernel.invalidate_all().await;
     }
 
-    /// The kernel refuses all writes from now on, so that it need not ask before it opens a file.
+    /// From now on the kernel refuses all writes itself, so it need not ask before it opens a file.
     pub fn open_unasked(&self) {
         self.kernel.open_unasked();
     }
@@ -190,7 +190,7 @@ impl Tree {
         self.records.scratch.survey().0.into_iter().map(|at| at.to_string()).collect()
     }
 
-    /// What statfs tells.
+    /// What statfs shows.
     pub fn usage(&self) -> Usage {
         let (quota, used) = self.records.scratch.usage();
         let cells = self.records.cells.all();
@@ -203,7 +203,7 @@ impl Tree {
         Ok(Inode { ino, file: self.kernel.inodes.file(ino).ok_or_else(Error::not_found)? })
     }
 
-    /// The namespace of the helper, if it asks: the one place where that is decided.
+    /// The namespace of the helper, if the helper calls. Only this function decides that.
     fn helper(&self, caller: &Caller) -> Option<&dyn Namespace> {
         let helper = self.helper.get().filter(|helper| helper.asks(caller))?;
         Some(&**helper)
@@ -222,7 +222,7 @@ impl Tree {
         }
     }
 
-    /// The same for a change. Helpers change nothing; nobody else may on a read-only mount.
+    /// The namespace that answers a change. Helpers change nothing; on a read-only mount, nobody else does.
     fn space_to_change(&self, caller: &Caller, file: &FileId) -> Result<&dyn Namespace> {
         match self.helper(caller) {
             Some(helper) => Ok(helper),
@@ -231,9 +231,9 @@ impl Tree {
         }
     }
 
-    /// An answer about a file: notes what the kernel is shown, and says whether it may keep it. An answer may be late: between its
-    /// making and this note, a newer one may have been made and noted, and the kernel passes over what was asked for before an
-    /// invalidation.
+    /// Makes an answer about a file: notes what the kernel is shown, and says whether the kernel may keep it. The
+    /// answer may be late: a newer answer may have been made and noted after this one was made and before it is noted
+    /// here. Besides, the kernel ignores attributes that it asked for before an invalidation.
     fn answered(&self, space: &dyn Namespace, inode: &Inode, attr: Attr) -> Entry {
         let Inode { ino, file } = inode;
         self.kernel.inodes.note_reply(*ino, attr.record.as_ref(), |record| space.is_current(file, record));
@@ -245,7 +245,8 @@ impl Tree {
         self.kernel.answer((file, *ino), attr, keep, |attr| space.is_settled(inode, attr))
     }
 
-    /// Counts a lookup of a file, before its attributes are looked at: whatever is published from now on is told to the kernel.
+    /// Counts a lookup of a file, before anybody looks at its attributes: whatever is published from now on is
+    /// invalidated.
     fn counted(&self, file: FileId) -> Inode {
         Inode { ino: self.kernel.inodes.count_lookup(&file), file }
     }
@@ -271,7 +272,7 @@ impl Tree {
         }
     }
 
-    /// As [`Tree::lookup`]; `None` if there is no such name, and the kernel may keep that for a moment.
+    /// As [`Tree::lookup`], but `None` if there is no such name and the kernel may keep that for a moment.
     pub async fn lookup_or_absent(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
         match self.lookup(caller, parent, name).await {
             Err(error) if error.kind == Kind::NotFound && self.kernel.has_caches() => {
@@ -285,7 +286,7 @@ impl Tree {
         }
     }
 
-    /// The kernel forgets lookups of an inode.
+    /// The kernel has forgotten so many lookups of an inode.
     pub fn forget(&self, ino: u64, lookups: u64) {
         self.kernel.inodes.forget(ino, lookups);
     }
@@ -298,7 +299,7 @@ impl Tree {
         Ok(self.answered(space, &inode, attr))
     }
 
-    /// Changes attributes, as far as there are such that can be changed.
+    /// Changes those attributes that can be changed.
     pub async fn setattr(&self, caller: &Caller, ino: u64, handle: Option<u64>, set: SetAttr) -> Result<Entry> {
         let inode = self.inode(ino)?;
         let open = handle.and_then(|handle| self.handles.get(handle).ok());
@@ -306,8 +307,8 @@ impl Tree {
         self.getattr(caller, ino).await
     }
 
-    /// A directory from an offset on; 0 looks anew. Entries keep their offsets while they are read on, whatever comes
-    /// and goes meanwhile.
+    /// Lists a directory from an offset on; 0 lists it anew. Entries keep their offsets while a reader continues,
+    /// whatever comes and goes meanwhile.
     pub async fn listing(&self, caller: &Caller, ino: u64, offset: u64) -> Result<Listing> {
         let dir = self.inode(ino)?.file;
         let (number, passed) = Listing::place(offset);
@@ -317,12 +318,13 @@ impl Tree {
             return Ok(Listing::from(number, entries, passed));
         }
         let entries = Arc::new(self.space(caller, &dir).list(caller, &dir).await?);
-        // An offset of a listing that is not there (any more) is a position in this one.
+        // If an offset belongs to no listing (any more), it is a position in this one.
         let number = self.listings.keep(&dir, caller.uid, &entries);
         Ok(Listing::from(number, entries, passed))
     }
 
-    /// An entry of a listing with its attributes; the kernel knows the inode from then on. `None` if it has gone meanwhile.
+    /// An entry of a listing with its attributes; the kernel knows the inode from then on. `None` if it has gone
+    /// meanwhile.
     pub fn listed(&self, entry: &DirEntry) -> Option<Entry> {
         let space = self.space_of(&entry.file);
         let inode = self.counted(entry.file.clone());
@@ -413,7 +415,7 @@ impl Tree {
         space.rename(caller, from, Name { dir: &to_dir, name: new_name(to_name)? }, no_replace).await
     }
 
-    /// Reads from an open file; fewer bytes than asked for mean its end.
+    /// Reads from an open file. If there are fewer bytes than asked for, the file ends there.
     pub async fn read(&self, caller: &Caller, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
         self.handles.get(handle)?.read(caller, self.at(handle)?, part(offset, size)).await
     }
@@ -431,7 +433,7 @@ impl Tree {
         self.space(caller, &inode.file).read_unopened(caller, &inode, part(offset, size), direct).await
     }
 
-    /// Writes to an open file; what is left to be done waits for a service.
+    /// Writes to an open file. Returns the rest of the work, if some of it waits for a service.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<Rest> {
         let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
         self.handles.get(handle)?.write(self.at(handle)?, offset, data)
@@ -441,7 +443,7 @@ impl Tree {
         Ok(At { ino: self.handles.inode(handle)?, handle })
     }
 
-    /// A descriptor is closed: unlocks what `owner`, the process, has locked.
+    /// A descriptor is closed: unlocks what the process `owner` has locked.
     pub async fn flush(&self, caller: &Caller, handle: u64, owner: u64) -> Result<()> {
         let at = self.at(handle)?;
         self.locks().closed(at.ino, owner).await;
@@ -466,43 +468,46 @@ impl Tree {
     /// Forgets an open file.
     pub async fn close(&self, handle: u64) -> Result<()> {
         let outcome = self.handles.get(handle)?.release().await;
-        // It may have become something else meanwhile.
+        // Another open file may have replaced it meanwhile.
         self.handles.remove(handle)?.closed().await;
         outcome
     }
 
-    /// Whether reading from an open file gives something now. Only `.topofs/events` is waited for.
+    /// Whether a read of an open file returns something now. Only readers of `.topofs/events` wait.
     pub fn is_readable(&self, handle: u64) -> bool {
         self.handles.get(handle).map_or(true, |file| file.is_readable())
     }
 
-    /// The same for a file that the kernel has opened without asking. `poller` is the kernel's name of the open file.
-    pub fn has_news(&self, ino: u64, poller: u64) -> bool {
+    /// The same for a file that the kernel has opened without asking. `poller` is the kernel's number for the open
+    /// file.
+    pub fn is_readable_unopened(&self, ino: u64, poller: u64) -> bool {
         match self.kernel.inodes.file(ino) {
-            Some(FileId::ControlFile(file)) => self.control.has_news(file, poller),
+            Some(FileId::ControlFile(file)) => self.control.is_readable_unopened(file, poller),
             _ => true,
         }
     }
 
-    /// Locks, or fails: ENOENT where nothing is stored, EROFS on a read-only mount, EBADF through a descriptor of somebody who
-    /// could not write, EWOULDBLOCK if it is held and nobody waits.
+    /// Locks, or fails: ENOENT where nothing is stored, EROFS on a read-only mount, EBADF if the opener of the
+    /// descriptor could not write, EWOULDBLOCK if the lock is held and the caller does not wait.
     pub async fn lock(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool, wait: bool) -> Result<()> {
         self.records.lock(caller, &self.inode(ino)?, call, exclusive, wait).await
     }
 
-    /// Unlocks a range. What is not locked need not be.
+    /// Unlocks a range. Nothing in it need be locked.
     pub async fn unlock(&self, caller: &Caller, ino: u64, call: LockCall) -> Result<()> {
         self.records.unlock(caller, ino, call).await
     }
 
-    /// The lock that is in the way of another of fcntl(2), if there is one. Its process is 0 if it is none of this mount's.
+    /// The lock that conflicts with an fcntl(2) lock, if there is one. Its process is 0 if it is not a lock of this
+    /// mount.
     pub async fn conflict(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool) -> Result<Option<Range>> {
         self.records.conflict(caller, &self.inode(ino)?, call, exclusive).await
     }
 
     /// One extended attribute; ENODATA if there is none of that name.
     pub async fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
-        // Of other kinds (ACLs, labels, capabilities) there are none: `ls -l` asks for three of each file, unless it hears that.
+        // Other kinds (ACLs, labels, capabilities) do not exist. This errno stops `ls -l` from asking for three of them
+        // for each file.
         let unsupported = || Error::new(Kind::Unsupported, "there are only user attributes");
         let name = name.to_str().filter(|name| name.starts_with(USER_XATTR)).ok_or_else(unsupported)?;
         let file = self.inode(ino)?.file;
@@ -516,8 +521,8 @@ impl Tree {
         Ok(names.iter().flat_map(|name| name.bytes().chain([0])).collect())
     }
 
-    /// Attributes describe; they cannot be set or removed. Those that a backup brings back are passed over: what they describe is
-    /// brought back by itself.
+    /// Attributes only describe, so they cannot be set or removed. A backup that is restored may set ours: nothing
+    /// happens, because they come back with what they describe.
     pub fn setxattr(&self, ino: u64, name: &OsStr) -> Result<()> {
         self.inode(ino)?;
         if name.to_str().is_some_and(|name| name.starts_with(records::xattrs::PREFIX)) {
@@ -531,14 +536,14 @@ fn part(offset: u64, size: u32) -> Part {
     Part { offset: usize::try_from(offset).unwrap_or(usize::MAX), size: size as usize }
 }
 
-/// A name given by the kernel, for looking up: what cannot be a name does not exist.
+/// A name from the kernel, to look up: what cannot be a name does not exist.
 fn known_name(name: &OsStr) -> Result<&str> {
     let text = name.to_str().ok_or_else(Error::not_found)?;
     crate::name::check_component(text)?;
     Ok(text)
 }
 
-/// A name given by the kernel, for making something.
+/// A name from the kernel, to make something.
 fn new_name(name: &OsStr) -> Result<&str> {
     let text = name.to_str().ok_or_else(|| Error::new(Kind::Invalid, "names are UTF-8"))?;
     crate::name::check_component(text)?;

@@ -1,7 +1,8 @@
-//! The two seams inside the tree: which names there are and what they do, and what can be done with an open file.
+//! The two seams inside the tree: namespaces (which names exist and what they do) and open files (what can be done with
+//! them).
 //!
-//! A namespace gives out neither inode numbers nor handles: the door (`tree/mod.rs`) counts lookups, keeps what is open, and
-//! lets `tree/kernel` decide what the kernel may keep. Every default refuses.
+//! A namespace must never give out inode numbers or handles: the door (`tree/mod.rs`) counts lookups, keeps what is
+//! open, and lets `tree/kernel` decide what the kernel may keep. Every default refuses.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::Record;
 use crate::name::CellName;
 
-/// A file as the kernel knows it. The number is a key only: of what is open, and of what the kernel was shown.
+/// A file as the kernel knows it. The number is only a key to what is open, and to what the kernel was shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inode {
     /// The inode number.
@@ -28,7 +29,7 @@ pub struct Inode {
 /// How long an answer about a file may be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Keep {
-    /// Not at all: it is one caller's, or nobody tells when it changes.
+    /// Not at all: it is the answer for one caller, or nothing announces a change of it.
     Never,
     /// Until the mount ends: it does not change.
     Always,
@@ -52,11 +53,11 @@ pub struct Created {
     pub file: FileId,
     /// Its attributes.
     pub attr: Attr,
-    /// Opened as it was asked for.
+    /// The file, opened as the caller asked.
     pub open: Open,
 }
 
-/// One end of a rename.
+/// A name in a directory.
 #[derive(Debug, Clone, Copy)]
 pub struct Name<'a> {
     /// The directory.
@@ -65,7 +66,8 @@ pub struct Name<'a> {
     pub name: &'a str,
 }
 
-/// Names, and what they do. Operations that wait for a backend end within its time-out; all others are ready at once.
+/// Names, and what they do. An operation that waits for a backend ends within its time-out; every other is ready at
+/// once.
 #[async_trait]
 pub trait Namespace: Send + Sync + std::fmt::Debug {
     /// What a name in a directory stands for, for a caller.
@@ -101,13 +103,13 @@ pub trait Namespace: Send + Sync + std::fmt::Debug {
     /// How long the kernel may keep an answer about a file.
     fn keep(&self, file: &FileId) -> Keep;
 
-    /// Whether an answer is the same for everybody, and nothing about the file is in flight. Asked after [`Self::keep`], and
-    /// after the last look at the cell's watch.
+    /// Whether an answer is the same for everybody, and nothing about the file is in flight. It is asked after
+    /// [`Self::keep`], and after the last look at the cell's watch.
     fn is_settled(&self, _inode: &Inode, _attr: &Attr) -> bool {
         true
     }
 
-    /// Whether a record is still in the state that an answer is of.
+    /// Whether a record is still in the state that an answer shows.
     fn is_current(&self, _file: &FileId, _record: &Record) -> bool {
         true
     }
@@ -171,13 +173,13 @@ pub struct Part {
 }
 
 impl Part {
-    /// What a content has of it: fewer bytes mean its end.
+    /// This part of a content; fewer bytes mean that the content ends there.
     pub fn of(self, content: &Bytes) -> Bytes {
         let end = self.offset.saturating_add(self.size).min(content.len());
         content.slice(self.offset.min(end)..end)
     }
 
-    /// The same of bytes that are copied.
+    /// The same part of borrowed bytes, as a copy.
     pub fn copied(self, content: &[u8]) -> Bytes {
         let end = self.offset.saturating_add(self.size).min(content.len());
         Bytes::copy_from_slice(content.get(self.offset..end).unwrap_or_default())
@@ -193,16 +195,16 @@ pub struct At {
     pub handle: u64,
 }
 
-/// What a write leaves to be done that waits for a service.
+/// The rest of a write, which waits for a service.
 pub type Rest = Option<BoxFuture<'static, Result<()>>>;
 
 /// What can be done with something that is open.
 #[async_trait]
 pub trait OpenFile: Any + Send + Sync + std::fmt::Debug {
-    /// Reads; fewer bytes than asked for mean the end.
+    /// Reads; fewer bytes than asked for mean that the file ends there.
     async fn read(&self, caller: &Caller, at: At, part: Part) -> Result<Bytes>;
 
-    /// Writes. Taking bytes waits for nothing.
+    /// Writes. Must take the bytes without waiting for anything.
     fn write(&self, _at: At, _offset: usize, _data: &[u8]) -> Result<Rest> {
         Err(Error::new(Kind::BadDescriptor, "not open for writing"))
     }
@@ -217,20 +219,20 @@ pub trait OpenFile: Any + Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
-    /// The last descriptor is gone, and it is still in the table of what is open: saves what is left.
+    /// The last descriptor is gone, but the file is still in the table of what is open: saves what is left.
     async fn release(&self) -> Result<()> {
         Ok(())
     }
 
-    /// It is out of that table.
+    /// The file is out of that table.
     async fn closed(&self) {}
 
-    /// Whether reading gives something now.
+    /// Whether a read returns something now.
     fn is_readable(&self) -> bool {
         true
     }
 
-    /// Whether it holds what is not saved: such files are looked for whenever their inode is opened.
+    /// Whether it holds unsaved content: such files are looked for whenever their inode is opened.
     fn is_draft(&self) -> bool {
         false
     }

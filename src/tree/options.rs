@@ -1,4 +1,4 @@
-//! How a tree is made: its options, and where its background work runs.
+//! How a tree is made: its options, and where its background work runs. Must never decide anything.
 
 use std::time::Duration;
 
@@ -29,13 +29,13 @@ pub struct TreeOptions {
     pub scratch_quota: u64,
     /// The records whose saves need a lock.
     pub respect_locks: RespectLocks,
-    /// How long the kernel lets a request take, if it does not let it take for ever.
+    /// How long the kernel lets a request take; `None` if as long as it likes.
     pub request_timeout: Option<Duration>,
-    /// Processes that cannot be seen may write records, too.
+    /// Unseen processes may write records, too.
     pub allow_unseen_writers: bool,
 }
 
-/// Work that nobody waits for, until the mount ends.
+/// Work in the background. Only the end of the mount waits for it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Background {
     pub tasks: TaskTracker,

@@ -1,4 +1,5 @@
-//! Room for what open files hold, written or shown: each is charged with its content, to its user and to all.
+//! Owns the room for what open files hold, written or shown. Charges each content to its user and to all users; a
+//! smaller content must never be refused.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ struct Used {
     by_user: HashMap<u32, usize>,
 }
 
-/// What one open file is charged with; given back when it is dropped.
+/// What one open file is charged with. To drop it is to return the room.
 #[derive(Debug)]
 pub(crate) struct Charge {
     room: Room,
@@ -31,14 +32,14 @@ pub(crate) struct Charge {
 }
 
 impl Room {
-    /// For a file of a user, of no size yet.
+    /// The charge of a file of a user, which has no size yet.
     pub fn charge(&self, uid: u32) -> Charge {
         Charge { room: self.clone(), uid, bytes: 0 }
     }
 }
 
 impl Charge {
-    /// The file has another size from now on, in bytes. Fails with ENOSPC if there is no room for it.
+    /// Charges the file with another size from now on, in bytes. Fails with ENOSPC if there is no room for it.
     pub fn resize(&mut self, bytes: usize) -> Result<()> {
         let mut used = self.room.0.lock();
         let in_all = used.in_all - self.bytes + bytes;
@@ -60,7 +61,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        // Less is always taken.
+        // A smaller size always succeeds.
         let _ = self.resize(0);
     }
 }
@@ -107,7 +108,7 @@ mod tests {
         assert_eq!(late.bytes, 0);
         assert_eq!(room.0.lock().in_all, IN_ALL);
         assert_eq!(room.0.lock().by_user.len(), 4);
-        // Less is always taken, and the same is not more.
+        // A smaller size always succeeds, and so does the same size.
         charges[0].resize(PER_USER).unwrap();
         charges[0].resize(PER_USER - 1).unwrap();
         late.resize(1).unwrap();

@@ -1,4 +1,5 @@
-//! The cells whose changes are followed: of these only may the kernel keep anything, since somebody tells it when that is old.
+//! Owns the cells whose changes are followed. The kernel must never keep anything of another cell, since nobody would
+//! invalidate it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,16 +12,16 @@ use super::invalidation::LONGEST;
 use crate::cells::Cell;
 use crate::name::TopoPath;
 
-/// Changed records remembered of a cell.
+/// How many changed records are remembered for a cell.
 const CHANGED: usize = 10_000;
 
 /// A cell whose changes are followed.
 #[derive(Debug)]
 pub(crate) struct Followed {
     cell: Weak<Cell>,
-    /// Answers that the kernel may keep until it is told otherwise.
+    /// How many replies the kernel may keep until they are invalidated.
     lasting: AtomicU64,
-    /// The number of the last batch that the kernel has been made to ask again about.
+    /// The number of the last batch that has been invalidated.
     invalidated: watch::Sender<u64>,
     /// Records that have changed, and when.
     changed: quick_cache::sync::Cache<TopoPath, Instant>,
@@ -32,13 +33,13 @@ impl Followed {
         self.changed.insert(path.clone(), Instant::now());
     }
 
-    /// Whether a record has changed a moment ago, and may be about to change again.
+    /// Whether a record changed a moment ago, and may soon change again.
     pub fn is_changing(&self, path: &TopoPath) -> bool {
         const MOMENT: Duration = Duration::from_secs(1);
         !self.changed.is_empty() && self.changed.get(path).is_some_and(|when| when.elapsed() < MOMENT)
     }
 
-    /// The kernel has been made to ask again about a batch and all before it.
+    /// The kernel has been made to ask again about a batch and all batches before it.
     pub fn has_invalidated(&self, batch: u64) {
         self.invalidated.send_if_modified(|known| std::mem::replace(known, batch.max(*known)) < batch);
     }
@@ -51,15 +52,15 @@ impl Followed {
         }
     }
 
-    /// How many answers the kernel may keep so far.
+    /// How many lasting replies there have been so far.
     pub fn lasting(&self) -> u64 {
         self.lasting.load(Ordering::SeqCst)
     }
 }
 
 impl Kernel {
-    /// A cell is followed from now on; `None` if it is already. What was published before is nothing that the kernel was told
-    /// otherwise.
+    /// Follows a cell from now on; `None` if it is followed already. The kernel keeps nothing that contradicts what was
+    /// published before.
     pub fn follow(&self, cell: &Arc<Cell>) -> Option<Arc<Followed>> {
         let mut all = self.followed.lock();
         if all.get(&cell.name).is_some_and(|known| known.cell.as_ptr() == Arc::as_ptr(cell)) {
@@ -75,7 +76,7 @@ impl Kernel {
         Some(followed)
     }
 
-    /// Nobody follows a cell any more: nothing that the kernel is given of it lasts.
+    /// Follows a cell no longer: no reply about it lasts.
     pub fn unfollow(&self, cell: &Arc<Cell>) {
         let mut all = self.followed.lock();
         if all.get(&cell.name).is_some_and(|known| known.cell.as_ptr() == Arc::as_ptr(cell)) {
@@ -83,22 +84,22 @@ impl Kernel {
         }
     }
 
-    /// What is followed under the name of a cell, if it is still the same cell.
+    /// What is known of a followed cell. `None` if another cell is followed under its name.
     pub fn followed(&self, cell: &Arc<Cell>) -> Option<Arc<Followed>> {
         let followed = self.followed.lock().get(&cell.name).cloned()?;
         (followed.cell.as_ptr() == Arc::as_ptr(cell)).then_some(followed)
     }
 
-    /// Notes that the kernel is given something of a cell that it keeps until it is told. False if nobody would tell it.
-    pub fn gives_lasting(&self, cell: &Arc<Cell>) -> bool {
+    /// Counts a lasting reply about a cell. False if nobody would invalidate the reply.
+    pub fn count_lasting(&self, cell: &Arc<Cell>) -> bool {
         self.followed(cell).is_some_and(|followed| {
             followed.lasting.fetch_add(1, Ordering::SeqCst);
             true
         })
     }
 
-    /// Waits until what the kernel keeps of a cell is no older than the last snapshot that was taken: what is answered from that,
-    /// and what is read through the kernel's cache next, must not contradict each other.
+    /// Waits until what the kernel keeps of a cell is no older than what was published last. An answer from that state,
+    /// and the next read through the kernel's cache, must not contradict each other.
     pub async fn keeps_up(&self, cell: &Arc<Cell>) {
         if let Some(followed) = self.followed(cell).filter(|_| self.caches.get().is_some()) {
             followed.wait_until_invalidated(cell.mirror.published()).await;

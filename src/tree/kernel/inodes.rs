@@ -1,5 +1,5 @@
-//! The inode table: which number stands for which file, and how often the kernel has looked it up. Owns
-//! what the kernel was shown of each (`shown.rs`).
+//! Owns the inode table: which number stands for which file, how often the kernel has looked it up, and what the kernel
+//! was shown of it (`shown.rs`). One number must never stand for two files.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,12 +13,12 @@ use crate::tree::file::FileId;
 
 /// The number that the kernel gives to the root.
 pub const ROOT: u64 = 1;
-/// The number of the global topology's directory: the smallest, since `cp` and `tar` walk a directory in the order of inode
-/// numbers, and a copy of a whole tree must make the CellInfo records before it comes to the cells.
+/// The number of the directory of the global topology. It is the smallest, since `cp` and `tar` walk a directory in the
+/// order of inode numbers, and a copy of a whole tree must make the CellInfo records before it comes to the cells.
 const GLOBAL: u64 = 2;
 
-/// Numbers and files. A file's number is a hash of what it stands for, so that it is the same when the kernel has
-/// forgotten the file and asks again (`tar`, `find` and `rsync` compare numbers over time).
+/// Numbers and files. A file's number is a hash of what it stands for. So it is the same when the kernel has forgotten
+/// the file and asks again (`tar`, `find` and `rsync` compare numbers over time).
 #[derive(Debug)]
 pub(crate) struct Inodes {
     table: Mutex<Table>,
@@ -29,7 +29,7 @@ pub(crate) struct Inodes {
 #[derive(Debug)]
 struct Table {
     by_number: HashMap<u64, Slot>,
-    /// Files that have another number than their hash.
+    /// Files whose number is not their hash.
     exceptions: HashMap<FileId, u64>,
     /// Files whose content is being stored in the kernel.
     storing: Vec<u64>,
@@ -81,7 +81,7 @@ impl Table {
             return *number;
         }
         let mut number = natural_number(file);
-        // A number that something else has is passed over.
+        // Skips a number that something else has.
         while self.by_number.get(&number).is_some_and(|slot| slot.replaced || slot.file != *file) {
             number = number.wrapping_add(1).max(GLOBAL + 1);
         }
@@ -112,7 +112,7 @@ impl Table {
 }
 
 impl Inodes {
-    /// The number of a file, without the kernel's knowing it.
+    /// The number of a file, whether or not the kernel knows it.
     pub fn number(&self, file: &FileId) -> u64 {
         self.table.lock().number(file)
     }
@@ -130,7 +130,7 @@ impl Inodes {
         number
     }
 
-    /// The kernel forgets a number of lookups.
+    /// The kernel has forgotten so many lookups.
     pub fn forget(&self, number: u64, lookups: u64) {
         if number == ROOT {
             return;
@@ -146,14 +146,14 @@ impl Inodes {
         }
     }
 
-    /// A directory is removed. The kernel takes its inode for dead as long as anybody has something open below it, so what is made
-    /// of the same name is another inode.
+    /// A directory is removed. The kernel treats its inode as dead for as long as anybody has something open below it.
+    /// So a new directory of the same name gets another inode.
     pub fn retire(&self, file: &FileId) {
         self.table.lock().retire(file);
     }
 
-    /// A name has been renamed: the kernel goes on with the inode that it had, under the other name. What had that name before
-    /// is another inode.
+    /// A name has been renamed: the kernel keeps using the inode that it had, under the new name. The file that had the
+    /// new name before is another inode.
     pub fn renamed(&self, from: &FileId, to: &FileId) {
         let mut table = self.table.lock();
         let Some(number) = table.known(from).filter(|_| from != to) else { return };
@@ -206,7 +206,10 @@ impl Inodes {
             (FileId::Dir(CellPath { cell: of, path: dir }), Some(parent)) => of == cell && *dir == parent,
             _ => false,
         };
-        let is_dir = |cell: &CellName, path: &TopoPath| matches!(dir, FileId::Dir(CellPath { cell: of, path: dir }) if of == cell && dir == path);
+        let is_dir = |cell: &CellName, path: &TopoPath| match dir {
+            FileId::Dir(CellPath { cell: of, path: dir }) => of == cell && dir == path,
+            _ => false,
+        };
         let names = table.by_number.values().filter_map(|slot| match &slot.file {
             FileId::Dir(CellPath { cell, path }) if is_in(cell, path) => {
                 Some(if path.is_root() { cell.to_string() } else { path.name().to_owned() })
@@ -235,13 +238,13 @@ impl Inodes {
         self.table.lock().by_number.get(&number)?.shown.reply().cloned()
     }
 
-    /// A file of a state is opened: whether the kernel may go on with the pages that it has.
+    /// A file is opened in a state: whether the kernel may keep using the pages that it has.
     pub fn open_pages(&self, number: u64, state: Fingerprint) -> bool {
         self.table.lock().by_number.get_mut(&number).is_some_and(|slot| slot.shown.open_pages(state))
     }
 
-    /// The content of a state is about to be stored in the kernel. False if that need not or must not be, or too many are being
-    /// stored.
+    /// The content of a state is about to be stored in the kernel. False if it need not or must not be stored, or if
+    /// too many contents are being stored.
     pub fn begin_storing(&self, number: u64, state: Fingerprint, at_once: usize) -> bool {
         let mut table = self.table.lock();
         if table.storing.len() >= at_once || table.storing.contains(&number) {
@@ -254,13 +257,14 @@ impl Inodes {
         begins
     }
 
-    /// It has been stored.
+    /// The content has been stored.
     pub fn end_storing(&self, number: u64) {
         self.table.lock().storing.retain(|other| *other != number);
         self.stored.notify_all();
     }
 
-    /// Waits while the content of a file is being stored: what is invalidated in the meantime would come back.
+    /// Waits while the content of a file is being stored, and returns whether it waited: the store would bring back
+    /// what is invalidated during it.
     pub fn wait_until_stored(&self, number: u64) -> bool {
         let mut table = self.table.lock();
         let waits = table.storing.contains(&number);
@@ -277,14 +281,14 @@ impl Inodes {
         }
     }
 
-    /// It has forgotten that, if it knew it.
+    /// The kernel has forgotten that, if it knew the inode.
     pub fn invalidated(&self, number: u64, known: bool) {
         if let Some(slot) = self.table.lock().by_number.get_mut(&number) {
             slot.shown.invalidated(known);
         }
     }
 
-    /// Whether the kernel knew nothing of an inode when it was to forget it last.
+    /// Whether the kernel did not know an inode when it was last asked to forget it.
     pub fn was_unknown(&self, number: u64) -> bool {
         self.table.lock().by_number.get(&number).is_some_and(|slot| slot.shown.was_unknown())
     }
@@ -336,8 +340,8 @@ mod tests {
         let (moved, old) = (inodes.count_lookup(&from), inodes.count_lookup(&to));
         inodes.renamed(&from, &to);
         assert_eq!((inodes.known(&from), inodes.known(&to)), (None, Some(moved)));
-        assert_eq!(inodes.file(old), Some(to.clone()), "who has it open still has it");
-        assert_ne!(inodes.count_lookup(&from), moved, "what is made of the old name is another file");
+        assert_eq!(inodes.file(old), Some(to.clone()), "whoever has it open keeps it");
+        assert_ne!(inodes.count_lookup(&from), moved, "a new file of the old name is another inode");
         inodes.forget(moved, 1);
         assert_eq!(inodes.file(moved), None);
         assert_ne!(inodes.number(&to), old, "that one was replaced");
@@ -380,7 +384,7 @@ mod tests {
     fn a_number_that_something_else_has_is_passed_over() {
         let inodes = Inodes::default();
         let (first, second) = (FileId::Scratch(ScratchId(1)), FileId::Scratch(ScratchId(2)));
-        // As if their hashes were the same.
+        // As if their hashes were equal.
         let taken = natural_number(&second);
         inodes.table.lock().by_number.insert(taken, Slot { lookups: 1, ..Slot::new(first.clone()) });
         let number = inodes.count_lookup(&second);
@@ -399,12 +403,12 @@ mod tests {
         let (root, path) = (TopoPath::root(), TopoPath::parse("a").unwrap());
         let form = crate::record::Form::Raw;
         let record = FileId::Record(CellPath { cell: cell.clone(), path: path.clone() }, form);
-        let nodes = [
+        let files = [
             FileId::Dir(CellPath { cell: cell.clone(), path: root.clone() }),
             record,
             FileId::Lock(CellPath { cell: cell.clone(), path: root.clone() }),
         ];
-        let mut own = nodes.map(|node| inodes.count_lookup(&node)).to_vec();
+        let mut own = files.map(|file| inodes.count_lookup(&file)).to_vec();
         for foreign in [
             FileId::Dir(CellPath { cell: other.clone(), path: root }),
             FileId::Record(CellPath { cell: other, path }, form),
@@ -438,7 +442,7 @@ mod tests {
         assert!(!inodes.begin_storing(file, state(1), 1), "its size is not known to the kernel");
         inodes.note_reply(file, Some(&record(1)), |_| true);
         assert!(inodes.begin_storing(file, state(1), 1));
-        assert!(!inodes.begin_storing(file, state(1), 9), "it is under way");
+        assert!(!inodes.begin_storing(file, state(1), 9), "it is in flight");
         inodes.end_storing(file);
         assert!(!inodes.begin_storing(file, state(1), 1), "it is there");
         assert!(inodes.open_pages(file, state(1)));
@@ -465,10 +469,10 @@ mod tests {
         inodes.invalidating(file);
         inodes.invalidated(file, true);
         inodes.note_reply(file, Some(&record(2)), |_| true);
-        // Looked up before the change, noted after it: the kernel does not take it over, and reads on with what is newer.
+        // Looked up before the change, noted after it: the kernel ignores it, and keeps using the newer one.
         inodes.note_reply(file, Some(&record(1)), |_| false);
         assert_eq!(shown().as_deref(), Some(&b"2"[..]));
-        // A service that was restored, or a clock that goes back.
+        // A service was restored, or a clock went back.
         inodes.note_reply(file, Some(&record(1)), |_| true);
         assert_eq!(shown().as_deref(), Some(&b"1"[..]));
     }

@@ -1,10 +1,11 @@
-//! Making the kernel let go of inodes, without waiting for it for ever.
+//! Makes the kernel invalidate inodes. Must never wait for the kernel for ever.
 //!
-//! The kernel holds a directory, and the page of its listing, while it copies names to whoever lists it. If that one does not take
-//! them (its buffer is a mapping of a file whose own file system has stopped), every notification about the directory hangs for as long
-//! as it likes, in a system call that nothing can interrupt. So each directory is let go of in a thread of its own, of which there
-//! is a bounded number, and nobody waits for it longer than [`LONGEST`]. Until the kernel has let go, nothing that is answered about the
-//! inode lasts. Files are no such hostages: their pages are locked only while this daemon answers.
+//! The kernel holds a directory, and the page of its listing, while it copies names to a reader. If the reader does not
+//! take them (its buffer is a mapping of a file whose own file system has stopped), every notification about the
+//! directory hangs for as long as the reader likes, in a system call that nothing can interrupt. So each directory is
+//! invalidated in a thread of its own. The number of these threads is bounded, and nobody waits for one longer than
+//! [`LONGEST`]. As long as the kernel has not invalidated an inode, no reply about it lasts. Files cannot be held in
+//! this way: their pages are locked only while this daemon answers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,22 +20,22 @@ use super::KernelCaches;
 use super::inodes::Inodes;
 use crate::alive;
 
-/// Longer than the kernel ever takes, unless somebody holds what is to be let go of: nobody is to hang for that.
+/// Longer than the kernel ever takes, unless somebody holds the inode: nobody may hang because of that.
 pub(crate) const LONGEST: Duration = Duration::from_secs(1);
-/// Attempts to invalidate an inode where they panic.
+/// How often an invalidation that panics is tried.
 const ATTEMPTS: usize = 3;
-/// Threads that directories may hold. Beyond that, directories wait for each other.
+/// Threads that may hang in directories. If more directories are held, they wait for each other.
 const DIRS: usize = 64;
-/// Threads that let go of files at once.
+/// Threads that invalidate files at the same time.
 const FILES: usize = 4;
 
-/// What the kernel has been asked to let go of, and has not yet.
+/// The invalidations that the kernel has been asked for and has not finished.
 #[derive(Debug)]
 pub(crate) struct Invalidations {
     kernel: Arc<dyn KernelCaches>,
     inodes: Arc<Inodes>,
     state: Mutex<State>,
-    /// How many there are, so that looking costs nothing where there are none.
+    /// How many are pending, so that a look costs nothing if none is.
     count: AtomicUsize,
     done: Notify,
     dirs: Semaphore,
@@ -50,18 +51,18 @@ struct State {
 #[derive(Debug)]
 struct Pending {
     since: Instant,
-    /// The last time that it was asked for, and the last that has been done.
+    /// The number of the last request, and of the last one that is done.
     asked: u64,
     done: u64,
-    /// A thread is at it.
+    /// A thread works on it.
     has_worker: bool,
-    /// Calls that hang in the directory beside that.
+    /// Calls that hang in the directory, besides that thread.
     hanging: usize,
-    /// Names in the directory that are to be forgotten as well.
+    /// Names in the directory that the kernel must forget as well.
     names: Names,
 }
 
-/// Names that are to be forgotten.
+/// Names that the kernel must forget.
 #[derive(Debug, Default)]
 enum Names {
     #[default]
@@ -71,7 +72,7 @@ enum Names {
 }
 
 impl Names {
-    /// More than these are all.
+    /// If there are more, all names are forgotten.
     const MOST: usize = 100;
 
     fn add(&mut self, name: String) {
@@ -97,7 +98,7 @@ impl Invalidations {
         })
     }
 
-    /// Whether the kernel has not let go of an inode yet.
+    /// Whether the kernel has not invalidated an inode yet.
     pub fn is_pending(&self, ino: u64) -> bool {
         self.count.load(Ordering::Acquire) > 0 && self.state.lock().pending.contains_key(&ino)
     }
@@ -113,19 +114,19 @@ impl Invalidations {
                 .is_some_and(|pending| pending.hanging > 0 || pending.since.elapsed() > LONGEST)
     }
 
-    /// Whether somebody holds any.
-    pub fn holds_any(&self) -> bool {
+    /// Whether any inode is pending. If none is, none is held.
+    pub fn any_pending(&self) -> bool {
         self.count.load(Ordering::Acquire) > 0
     }
 
-    /// Asks for inodes to be let go of. What is returned waits until that is done, of files and of directories, but for none that
-    /// somebody holds, and no longer than [`LONGEST`].
+    /// Asks the kernel to invalidate inodes. Returns what to wait for: first the files, then the directories. The wait
+    /// ends after [`LONGEST`], and does not include inodes that somebody holds.
     pub fn invalidate(self: &Arc<Self>, files: Vec<u64>, dirs: Vec<u64>, names: bool) -> (Asked, Asked) {
         let (files, new) = self.ask(files, |_| {});
         if !new.is_empty() {
             let all = self.clone();
             tokio::spawn(async move {
-                // It is never closed.
+                // The semaphore is never closed.
                 let _turn = all.files.acquire().await;
                 let worker = all.clone();
                 let _ = tokio::task::spawn_blocking(move || new.iter().for_each(|ino| worker.work(*ino))).await;
@@ -155,14 +156,14 @@ impl Invalidations {
         }));
     }
 
-    /// Asks for a name in a directory to be forgotten, and for its listing.
+    /// Asks the kernel to forget a name in a directory, and the listing.
     pub fn forget_name(self: &Arc<Self>, dir: u64, name: &str) -> Asked {
         let (asked, new) = self.ask(vec![dir], |names| names.add(name.to_owned()));
         self.start_dirs(new);
         asked
     }
 
-    /// The same, for a directory, in this thread; somebody else who is at it already goes on with it.
+    /// Invalidates a directory in this thread. If another thread works on it already, that thread does this, too.
     pub fn invalidate_dir_here(self: &Arc<Self>, ino: u64) {
         let (_, new) = self.ask(vec![ino], |_| {});
         new.iter().for_each(|ino| self.work(*ino));
@@ -189,7 +190,7 @@ impl Invalidations {
         (asked, new)
     }
 
-    /// Makes the kernel let go of an inode as often as that is asked for.
+    /// Makes the kernel invalidate an inode, as often as that is asked for.
     fn work(&self, ino: u64) {
         loop {
             let Some((round, names)) = self.begin(ino) else { return };
@@ -211,7 +212,7 @@ impl Invalidations {
         }
     }
 
-    /// A panic leaves an inode pending: nothing that is answered about it lasts, and whoever asks next has it tried again.
+    /// After a panic the inode stays pending: no reply about it lasts, and the next request tries again.
     fn give_up(&self, ino: u64) {
         if let Some(pending) = self.state.lock().pending.get_mut(&ino) {
             pending.has_worker = false;
@@ -225,7 +226,7 @@ impl Invalidations {
         Some((pending.asked, std::mem::take(&mut pending.names)))
     }
 
-    /// One round is done. Whether it was the last.
+    /// One round is done. Returns whether it was the last.
     fn end(&self, ino: u64, round: u64) -> bool {
         let mut state = self.state.lock();
         let Some(pending) = state.pending.get_mut(&ino) else { return true };
@@ -253,7 +254,7 @@ impl Invalidations {
         self.count.store(state.pending.len(), Ordering::Release);
     }
 
-    /// It has returned.
+    /// The call has returned.
     pub fn hangs_no_more(&self, ino: u64) {
         let mut state = self.state.lock();
         let Some(pending) = state.pending.get_mut(&ino) else { return };
@@ -271,28 +272,28 @@ impl Pending {
     }
 }
 
-/// Inodes that the kernel has been asked to let go of.
+/// Inodes that the kernel has been asked to invalidate.
 #[derive(Debug)]
 pub(crate) struct Asked {
     all: Arc<Invalidations>,
-    /// Each with the round that is waited for.
+    /// Each inode, with the round to wait for.
     waited: Vec<(u64, u64)>,
 }
 
 impl Asked {
-    /// Waits until it has, but no longer than [`LONGEST`].
+    /// Waits until they are invalidated, but no longer than [`LONGEST`].
     pub async fn done(mut self) {
         let all = self.all.clone();
         let wait = async {
             loop {
-                let told = all.done.notified();
-                tokio::pin!(told);
-                // Before looking: what ends in between must not be missed.
-                told.as_mut().enable();
+                let done = all.done.notified();
+                tokio::pin!(done);
+                // Enabled before the look: otherwise an end in between would be missed.
+                done.as_mut().enable();
                 if self.is_done() {
                     return;
                 }
-                told.await;
+                done.await;
             }
         };
         // What takes longer stays pending.
@@ -311,12 +312,12 @@ impl Asked {
     }
 }
 
-/// Lets go of one inode. May hang.
+/// Invalidates one inode. May hang.
 pub(crate) fn invalidate_inode(inodes: &Inodes, kernel: &dyn KernelCaches, ino: u64) {
     inodes.invalidating(ino);
     let known = kernel.invalidate(ino);
     inodes.invalidated(ino, known);
-    // What was on its way then has arrived after it.
+    // A content that was being stored has arrived after the first invalidation.
     if inodes.wait_until_stored(ino) {
         let known = kernel.invalidate(ino);
         inodes.invalidated(ino, known);
@@ -327,7 +328,7 @@ pub(crate) fn invalidate_inode(inodes: &Inodes, kernel: &dyn KernelCaches, ino: 
 mod tests {
     use super::*;
 
-    /// A kernel that does not let go of one directory.
+    /// A kernel that does not invalidate one directory while it is held.
     #[derive(Debug, Default)]
     struct Holding {
         held: Mutex<Option<u64>>,
@@ -356,7 +357,7 @@ mod tests {
         let (files, dirs) = invalidations.invalidate(vec![1, 2], vec![7, 8], false);
         files.done().await;
         assert_eq!((count(1), count(2), count(7)), (1, 1, 0));
-        // Waits, but not for ever.
+        // This waits, but not for ever.
         dirs.done().await;
         assert_eq!(count(8), 1);
         assert!(invalidations.is_held(7) && !invalidations.is_pending(8));
@@ -376,7 +377,7 @@ mod tests {
         assert!(!invalidations.is_held(7));
     }
 
-    /// A kernel that panics so often.
+    /// A kernel whose first calls panic.
     #[derive(Debug, Default)]
     struct Panicking {
         panics: AtomicUsize,
@@ -399,11 +400,11 @@ mod tests {
         let kernel = Arc::new(Panicking::default());
         let invalidations = Invalidations::new(kernel.clone(), Arc::default());
         let done = || kernel.invalidated.load(Ordering::SeqCst);
-        // One panic is made good at once.
+        // After one panic the next attempt succeeds.
         kernel.panics.store(1, Ordering::SeqCst);
         invalidations.invalidate(vec![1], Vec::new(), false).0.done().await;
         assert!(done() == 1 && !invalidations.is_pending(1));
-        // Where it cannot be, the inode stays pending, and the next who asks has it done.
+        // If all attempts panic, the inode stays pending, and the next request invalidates it.
         kernel.panics.store(ATTEMPTS, Ordering::SeqCst);
         invalidations.invalidate(vec![1], Vec::new(), false).0.done().await;
         assert!(done() == 1 && invalidations.is_pending(1));

@@ -1,9 +1,9 @@
-//! What the kernel may keep without asking again.
+//! Decides what the kernel may keep without asking again. A reply that others may see differently must never last.
 //!
-//! The kernel keeps names, attributes and listings for as long as a reply says, and pages until it is told. A reply lasts only
-//! if everybody sees it alike and the mirror will tell of any change: stored records, while the watch of their cell is
-//! delivering and nothing about them is in flight. The kernel asks for everything else (drafts, scratch files, names that one
-//! process has removed) every time.
+//! The kernel keeps names, attributes and listings for as long as a reply says, and pages until they are invalidated. A
+//! reply lasts only if everybody sees it alike and the mirror will hear of any change. That is so for stored records,
+//! while the watch of their cell is delivering and nothing about them is in flight. For everything else (drafts,
+//! scratch files, names that one process has removed) the kernel asks every time.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,8 +13,9 @@ use crate::cells::Cell;
 use crate::tree::file::{Attr, Entry, FileId};
 
 impl Kernel {
-    /// The answer to a question about a file, and whether it lasts. `cell` is the one whose watch tells of changes; `None` where
-    /// nothing changes. `is_settled` is asked after the last look at the watch.
+    /// The answer to a question about a file, and whether it lasts. `keep` is `None` if it must not last. Otherwise it
+    /// has the cell whose watch reports changes, if there can be changes. `is_settled` is asked after the last look at
+    /// the watch.
     pub fn answer(
         &self,
         (file, ino): (&FileId, u64),
@@ -29,11 +30,13 @@ impl Kernel {
                     if self.outbox.is_coming(file) {
                         return false;
                     }
-                    // Noted before the last look at the watch: if that fails, it is known that this was given.
-                    self.gives_lasting(&cell) && cell.mirror.is_fresh() && is_settled(&attr)
+                    // Counted before the last look at the watch: if the watch fails later, the count shows that there
+                    // is something to invalidate.
+                    self.count_lasting(&cell) && cell.mirror.is_fresh() && is_settled(&attr)
                 })
         });
-        // A listing that the kernel cannot be made to forget is of another time than the directory's: so it asks for a new one.
+        // While a directory is held, the kernel cannot be made to forget its listing. A new time of the directory makes
+        // the kernel ask for a new listing.
         if file.is_dir() && self.is_held(ino) {
             attr.modified = SystemTime::now();
         }
@@ -53,7 +56,7 @@ impl Kernel {
             FileId::Lock(dir) => Some(FileId::Dir(dir.clone())),
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
         };
-        let holds_any = self.caches.get().is_some_and(|caches| caches.invalidations.holds_any());
-        holds_any && parent.and_then(|parent| self.inodes.known(&parent)).is_some_and(|ino| self.is_held(ino))
+        let any_pending = self.caches.get().is_some_and(|caches| caches.invalidations.any_pending());
+        any_pending && parent.and_then(|parent| self.inodes.known(&parent)).is_some_and(|ino| self.is_held(ino))
     }
 }

@@ -1,5 +1,5 @@
-//! Reading directories, without an open directory to keep the place in: the kernel keeps whole listings, and opens
-//! directories without asking.
+//! Owns the listings of directories that are being read. No open directory remembers the position: the kernel keeps
+//! whole listings, and opens directories without asking. A listing must never be used for another directory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 
 use crate::tree::file::{DirEntry, FileId};
 
-/// Bits of an offset that count entries; the rest names the listing.
+/// Bits of an offset that count entries. The other bits are the number of the listing.
 const INDEX_BITS: u32 = 24;
-/// Listings kept, so that whoever reads on finds the rest of the same one, and their entries.
+/// How many listings are kept, so that a reader finds the rest of the listing that it has begun; and how many entries.
 const LISTINGS: usize = 1_000;
 const ENTRIES: usize = 300_000;
 /// `.` and `..` come before the entries.
@@ -29,9 +29,9 @@ struct Kept {
 
 #[derive(Debug)]
 struct KeptListing {
-    /// The directory that was listed: offsets are the callers', and one of another directory is none of this one.
+    /// The directory that was listed. Callers choose offsets, so an offset of another directory must not lead here.
     dir: FileId,
-    /// Who has listed it.
+    /// The user who has listed it.
     uid: u32,
     entries: Arc<Vec<DirEntry>>,
 }
@@ -43,7 +43,8 @@ impl Listings {
         kept.by_number.get(&number).filter(|listing| listing.dir == *dir).map(|listing| listing.entries.clone())
     }
 
-    /// Keeps a listing, however large it is, and gives it a number. Those of the user who keeps the most give way, the oldest first.
+    /// Keeps a listing, however large it is, and gives it a number. To make room, the user who keeps the most loses
+    /// listings, the oldest first.
     pub fn keep(&self, dir: &FileId, uid: u32, entries: &Arc<Vec<DirEntry>>) -> u64 {
         let mut kept = self.0.lock();
         kept.last += 1;
@@ -65,7 +66,7 @@ impl Kept {
     fn dispensable(&self, newest: u64) -> Option<u64> {
         let mut shares: HashMap<u32, usize> = HashMap::new();
         for listing in self.by_number.values() {
-            // One listing counts, even if nothing is in it.
+            // An empty listing counts, too.
             *shares.entry(listing.uid).or_default() += listing.entries.len() + 1;
         }
         let others = || self.by_number.iter().filter(|(number, _)| **number != newest);
@@ -79,17 +80,17 @@ impl Kept {
 pub struct Listing {
     number: u64,
     entries: Arc<Vec<DirEntry>>,
-    /// How many are passed, the dots among them.
+    /// How many entries have been read, `.` and `..` among them.
     passed: usize,
 }
 
 impl Listing {
-    /// Which of `.` and `..` are still to come, with the offsets behind them.
+    /// Those of `.` and `..` that have not been read yet, each with the offset behind it.
     pub fn dots(&self) -> impl Iterator<Item = (&'static str, u64)> {
         [".", ".."].into_iter().enumerate().skip(self.passed).map(|(index, name)| (name, self.offset(index + 1)))
     }
 
-    /// The entries still to come, with the offsets behind them.
+    /// The entries that have not been read yet, each with the offset behind it.
     pub fn entries(&self) -> impl Iterator<Item = (&DirEntry, u64)> {
         let entries = self.entries.iter().enumerate().skip(self.passed.saturating_sub(DOTS));
         entries.map(|(index, entry)| (entry, self.offset(index + 1 + DOTS)))
@@ -101,12 +102,13 @@ impl Listing {
 }
 
 impl Listing {
-    /// What an offset asks for: a number of a listing, and how many of its entries are passed. The number 0 is that of none.
+    /// What an offset asks for: the number of a listing, and how many of its entries have been read. No listing has the
+    /// number 0.
     pub fn place(offset: u64) -> (u64, usize) {
         (offset >> INDEX_BITS, usize::try_from(offset & ((1 << INDEX_BITS) - 1)).unwrap_or(usize::MAX))
     }
 
-    /// A listing from a place on.
+    /// A listing from a position on.
     pub(crate) fn from(number: u64, entries: Arc<Vec<DirEntry>>, passed: usize) -> Self {
         Self { number, entries, passed }
     }
@@ -128,7 +130,7 @@ mod tests {
         let number = listings.keep(&FileId::Root, 0, &entries(3));
         assert!(listings.get(number, &FileId::Root).is_some());
         assert!(listings.get(number, &FileId::Control).is_none());
-        assert!(listings.get(number + 1, &FileId::Root).is_none(), "a number to come is nobody's");
+        assert!(listings.get(number + 1, &FileId::Root).is_none(), "a number that was not handed out leads nowhere");
     }
 
     #[test]
@@ -145,7 +147,7 @@ mod tests {
         assert!(listings.0.lock().by_number.len() <= 2, "{:?}", listings.0.lock().by_number.len());
     }
 
-    /// What comes next, and where each offset leads: the dots, and the entries.
+    /// What comes next: the dots, and the entries, each with the offset behind it.
     fn names(listing: &Listing) -> [Vec<(String, u64)>; 2] {
         let bits = (1 << INDEX_BITS) - 1;
         let entries = listing.entries().map(|(entry, offset)| (entry.name.clone(), offset & bits));
@@ -187,7 +189,7 @@ mod tests {
         assert!(kept(other) && own.iter().all(|number| kept(*number)));
         let last = listings.keep(&FileId::Root, 3, &entries(1));
         assert!(kept(other) && !kept(own[0]) && kept(own[1]) && kept(last), "of the user who keeps the most");
-        // A new listing is never what gives way.
+        // A new listing never gives way.
         let large = listings.keep(&FileId::Root, 3, &entries(ENTRIES + 1));
         assert!(kept(large) && !kept(other) && !kept(last));
     }

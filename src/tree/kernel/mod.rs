@@ -1,12 +1,13 @@
-//! What the kernel knows: numbers, what it was shown, what it may keep, and what it must forget. Knows no records: a namespace
-//! says whether an answer is settled, a followed cell whether its watch is delivering.
+//! What the kernel knows: numbers, what it was shown, what it may keep, and what it must forget. Must never know
+//! records: a namespace says whether an answer is settled, and a followed cell says whether its watch is delivering.
 //!
-//! Invalidating happens twice. At once, when a new state is published: inodes only, since names need the lock of their directory,
-//! which somebody may hold who waits for a backend. And once more when the event's turn comes, before it is raised: a reply that
-//! was on its way the first time, and concerned nothing that the kernel knew then, is caught by waiting for the directory's lock.
+//! Invalidating happens twice. The first time is at once, when a new state is published, and concerns inodes only:
+//! names need the lock of their directory, and somebody may hold that lock and wait for a backend. The second time is
+//! the turn of the event, before it is raised. It waits for the directory's lock, and so catches a reply that was on
+//! its way the first time, about something that the kernel did not know then.
 //!
-//! Nobody waits for the kernel for ever: `invalidation.rs` says why that may take as long as a stranger likes, and what holds
-//! until then.
+//! Nobody waits for the kernel for ever: `invalidation.rs` says why the kernel may take as long as a stranger likes,
+//! and what holds until then.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,17 +32,18 @@ use inodes::{Inodes, ROOT};
 use invalidation::{Asked, Invalidations, invalidate_inode};
 use outbox::{Announcement, Happened, Outbox};
 
-/// A name that no directory has: forgetting it only waits for the directory.
+/// A name that no directory can have: to forget it is only to wait for the directory.
 const NO_NAME: &str = "/";
 
 /// The kernel's caches.
 pub trait KernelCaches: Send + Sync + std::fmt::Debug {
-    /// Invalidates attributes, pages and listing of an inode. Waits for reads of its pages that are under way. False if the
-    /// kernel knows no such inode.
+    /// Invalidates attributes, pages and listing of an inode. Waits for reads of its pages that are in flight. False if
+    /// the kernel knows no such inode.
     fn invalidate(&self, ino: u64) -> bool;
-    /// Makes the kernel forget a name. Waits for whoever looks up, lists, makes or removes names in the directory.
+    /// Makes the kernel forget a name. Waits for everybody who looks up, lists, makes or removes names in the
+    /// directory.
     fn forget_name(&self, parent: u64, name: &str);
-    /// Stores the whole content of a file that is being opened. Waits for reads of its pages that are under way.
+    /// Stores the whole content of a file that is being opened. Waits for reads of its pages that are in flight.
     fn store_pages(&self, ino: u64, content: &[u8]);
 }
 
@@ -50,7 +52,7 @@ pub trait KernelCaches: Send + Sync + std::fmt::Debug {
 struct Caches {
     kernel: Arc<dyn KernelCaches>,
     invalidations: Arc<Invalidations>,
-    /// How many contents may be stored at once: one session thread must be free to answer what they wait for.
+    /// How many contents may be stored at once. One session thread must stay free to answer what they wait for.
     store_at_once: usize,
 }
 
@@ -58,7 +60,7 @@ struct Caches {
 #[derive(Debug, Default)]
 pub(crate) struct Kernel {
     pub inodes: Arc<Inodes>,
-    /// What is to be announced through the mount.
+    /// Calls to make through the mount.
     pub outbox: Outbox,
     /// Announcements that were lost.
     pub lost: AtomicU64,
@@ -70,14 +72,14 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Starts using the kernel's caches. `threads` is the number of those that answer requests.
+    /// Starts using the kernel's caches. `threads` is the number of threads that answer requests.
     pub fn use_caches(&self, kernel: Arc<dyn KernelCaches>, threads: usize) {
         let invalidations = Invalidations::new(kernel.clone(), self.inodes.clone());
-        // There is one kernel.
+        // There is one kernel, so this happens once.
         let _ = self.caches.set(Caches { kernel, invalidations, store_at_once: threads.saturating_sub(1) });
     }
 
-    /// The kernel refuses all writes from now on, so that it need not ask before it opens a file.
+    /// From now on the kernel refuses all writes itself, so it need not ask before it opens a file.
     pub fn open_unasked(&self) {
         self.opens_unasked.store(true, Ordering::Release);
     }
@@ -92,7 +94,8 @@ impl Kernel {
         self.caches.get().is_some_and(|caches| caches.invalidations.is_held(ino))
     }
 
-    /// Makes the kernel ask again about files and directories. What is returned waits for either.
+    /// Makes the kernel ask again about files and directories. Returns what to wait for: first the files, then the
+    /// directories.
     pub fn invalidate(&self, mut files: Vec<u64>, mut dirs: Vec<u64>) -> Option<(Asked, Asked)> {
         for numbers in [&mut files, &mut dirs] {
             numbers.sort_unstable();
@@ -112,7 +115,8 @@ impl Kernel {
         wait_for_all(self.ask_for(self.inodes.all(), false)).await;
     }
 
-    /// The same about a cell and all names in it: so many announcements about it are lost.
+    /// Makes the kernel ask again about a cell and forget all names in it, because `lost` announcements about it are
+    /// lost.
     pub fn forget_cell(&self, cell: &CellName, lost: u64) {
         tracing::warn!(%cell, lost, "too much has happened at once: events are lost, and the kernel forgets the cell");
         self.lost.fetch_add(lost, Ordering::Relaxed);
@@ -131,8 +135,9 @@ impl Kernel {
         Some(self.caches.get()?.invalidations.forget_name(ino, name))
     }
 
-    /// What comes before an announcement, in the thread that makes it: nothing that a reply on its way has brought to the
-    /// kernel may be older than the event. False if somebody holds the directory: then it must wait. May hang.
+    /// Prepares an announcement, in the thread that makes it: the kernel must hold nothing older than the event, not
+    /// even from a reply that was on its way. False if somebody holds the directory: then the announcement must wait.
+    /// May hang.
     pub fn invalidate_before(&self, announcement: &Announcement) -> bool {
         let Some(caches) = self.caches.get() else { return true };
         let Some(parent) = self.inodes.known(&announcement.parent()) else { return true };
@@ -141,15 +146,16 @@ impl Kernel {
         }
         let name = match announcement.happened {
             Happened::Created | Happened::DirMade | Happened::InvalidateOnly => announcement.name(),
-            // The call that raises the event is to find the name.
+            // The call that raises the event must find the name.
             Happened::Changed | Happened::Deleted | Happened::DirRemoved => NO_NAME,
         };
         caches.kernel.forget_name(parent, name);
         if announcement.happened != Happened::Changed {
             caches.invalidations.invalidate_dir_here(parent);
         }
-        // What the kernel knew the first time is right since then. To invalidate it again would make the kernel pass over
-        // attributes that are on their way, and readers would see new content cut to an old size.
+        // If the kernel knew the inode the first time, what it knows has been right since then. To invalidate it again
+        // would make the kernel ignore attributes that are on their way, and readers would see new content cut to an
+        // old size.
         let known = self.inodes.known(announcement.file());
         if let Some(ino) = known.filter(|ino| self.inodes.was_unknown(*ino)) {
             match announcement.file().is_dir() {
@@ -160,19 +166,19 @@ impl Kernel {
         true
     }
 
-    /// What is being done for an announcement hangs: somebody holds the directory, whose inode is returned.
+    /// The work for an announcement hangs: somebody holds the directory, whose inode is returned.
     pub fn hangs(&self, announcement: &Announcement) -> Option<u64> {
         let directory = announcement.parent();
         let parent = self.inodes.known(&directory)?;
         self.caches.get()?.invalidations.hangs(parent);
         tracing::warn!(
             %directory,
-            "somebody holds the directory: until it is let go of, nothing in it is announced, and nothing is kept"
+            "somebody holds the directory: until it is free, nothing in it is announced, and no reply about it lasts"
         );
         Some(parent)
     }
 
-    /// It has come to its end. What has not been announced is announced now.
+    /// That work has ended. If the announcement was not made, it is made now.
     pub fn hangs_no_more(&self, parent: Option<u64>, announcement: Option<Announcement>) {
         if let (Some(caches), Some(parent)) = (self.caches.get(), parent) {
             caches.invalidations.hangs_no_more(parent);
@@ -182,7 +188,7 @@ impl Kernel {
         }
     }
 
-    /// An announcement cannot be made before somebody lets go of its directory.
+    /// An announcement cannot be made before its directory is free.
     pub fn defer(&self, announcement: Announcement) {
         let parent = self.inodes.known(&announcement.parent()).unwrap_or(0);
         self.outbox.defer(parent, announcement);

@@ -1,7 +1,7 @@
-//! The line of calls that are to be made through the mount, so that the kernel raises events.
+//! The outbox: the calls to make through the mount, in line, so that the kernel raises events.
 //!
-//! It is bounded. What does not fit is not told, but the kernel is made to forget the whole cell: an event may be lost, an old
-//! name or content never shown.
+//! It must never grow without bound. For a call that does not fit, no event is raised, but the kernel is made to forget
+//! the whole cell: so an event may be lost, but an old name or content is never shown.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use parking_lot::{Condvar, Mutex};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::tree::file::FileId;
 
-/// Calls that wait at most: several times what inotify keeps for one watcher (16,384 events), so that nobody but a watcher
-/// who has lost events already is concerned.
+/// How many calls may wait: several times what inotify keeps for one watcher (16,384 events). So only a watcher who has
+/// lost events already can lose events here.
 const ANNOUNCEMENTS: usize = 100_000;
-/// What they may take of memory, in bytes: names may be long.
+/// How much memory they may take, in bytes: names may be long.
 const BYTES: usize = 64 << 20;
-/// Calls at most that wait for directories which somebody does not let go of.
+/// How many calls may wait for directories that somebody holds.
 const DEFERRED: usize = 10_000;
-/// What a call takes beside its names, in bytes.
+/// Memory that a call takes besides its names, in bytes.
 const OVERHEAD: usize = 256;
 
 /// What has happened to a name.
@@ -34,24 +34,24 @@ pub enum Happened {
     DirMade,
     /// A directory is gone.
     DirRemoved,
-    /// Nothing that anybody is told of, but what the kernel keeps of the name, and of the directory, is old.
+    /// No event, but what the kernel keeps of the name, and of the directory, is old.
     InvalidateOnly,
 }
 
-/// A call that is to be made through the mount.
+/// A call to make through the mount.
 #[derive(Debug, Clone)]
 pub struct Announcement {
-    /// What it tells.
+    /// What has happened.
     pub happened: Happened,
-    /// Of what.
+    /// To which file.
     pub(crate) file: FileId,
-    /// The directory, as cell and path; `None` is the root of the mount.
+    /// The directory of the name; `None` is the root of the mount.
     pub(crate) dir: Option<CellPath>,
     pub(crate) name: String,
 }
 
 impl Announcement {
-    /// What has happened to a directory: also to one that nothing is stored below.
+    /// What has happened to a directory, even if nothing is stored below it.
     pub(crate) fn of_dir(cell: &CellName, dir: &TopoPath, happened: Happened) -> Self {
         let file = FileId::Dir(CellPath::new(cell, dir));
         match dir.parent() {
@@ -65,7 +65,7 @@ impl Announcement {
         }
     }
 
-    /// The same, without telling anybody.
+    /// The same without an event.
     pub fn without_event(&self) -> Self {
         Self { happened: Happened::InvalidateOnly, ..self.clone() }
     }
@@ -93,27 +93,27 @@ impl Announcement {
         }
     }
 
-    /// What it takes of memory, about.
+    /// Memory that it takes, roughly, in bytes.
     fn bytes(&self) -> usize {
         let path = self.dir.as_ref().map_or(0, |dir| dir.path.as_str().len());
         OVERHEAD + 2 * (path + self.name.len())
     }
 }
 
-/// What is to be done next.
+/// What to do next.
 #[derive(Debug)]
 pub enum Next {
     /// An announcement.
     Announcement(Announcement),
-    /// So many calls of a cell have been lost: the kernel must forget all of it.
+    /// So many calls about a cell have been lost: the kernel must forget the whole cell.
     Lost(CellName, u64),
-    /// Nothing for the time being.
+    /// Nothing at the moment.
     Nothing,
-    /// There will be nothing any more.
+    /// Nothing any more.
     End,
 }
 
-/// The line.
+/// The outbox of a mount.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     line: Mutex<Line>,
@@ -125,15 +125,15 @@ pub(crate) struct Outbox {
 struct Line {
     waiting: VecDeque<Announcement>,
     bytes: usize,
-    /// Changes that wait to be told: one telling is enough for all that happened before it.
+    /// Changes that wait to be announced: one event is enough for all changes before it.
     pending: HashSet<FileId>,
-    /// Names that are about to come or go for the kernel, with how often.
+    /// Names that will appear or disappear for the kernel, with the number of calls that are left.
     coming: HashMap<FileId, usize>,
-    /// What waits for a directory that is held, by its inode.
+    /// Announcements that wait for a held directory, by its inode.
     deferred: HashMap<u64, Vec<Announcement>>,
-    /// Cells of which calls have been lost.
+    /// Cells about which calls have been lost.
     lost: BTreeMap<CellName, u64>,
-    /// Nobody makes calls any more.
+    /// No calls are made any more.
     closed: bool,
 }
 
@@ -152,7 +152,7 @@ impl Line {
 
     fn took_out(&mut self, announcement: &Announcement) {
         self.bytes = self.bytes.saturating_sub(announcement.bytes());
-        // Whatever happens from now on is to be told anew.
+        // Whatever happens from now on needs a new announcement.
         if announcement.happened == Happened::Changed {
             self.pending.remove(&announcement.file);
         }
@@ -173,7 +173,7 @@ impl Outbox {
         Self { line: Mutex::default(), more: Condvar::new(), limit }
     }
 
-    /// A call that is to be made.
+    /// Adds a call to make.
     pub fn push(&self, announcement: Announcement) {
         let mut line = self.line.lock();
         if line.closed || announcement.happened == Happened::Changed && line.pending.contains(&announcement.file) {
@@ -194,7 +194,8 @@ impl Outbox {
         self.more.notify_one();
     }
 
-    /// What is to be done next, waited for no longer than for a time. `is_held` says of which directories nothing can be told now.
+    /// What to do next. Waits for it no longer than `patience`. `is_held` says about which directories nothing can be
+    /// announced now.
     pub fn next(&self, patience: Duration, is_held: impl Fn(u64) -> bool) -> Next {
         let end = Instant::now() + patience;
         let mut line = self.line.lock();
@@ -207,7 +208,7 @@ impl Outbox {
             }
             if !line.deferred.is_empty() {
                 let free: Vec<u64> = line.deferred.keys().copied().filter(|dir| !is_held(*dir)).collect();
-                // Before all that has come since.
+                // These come before everything that was added since.
                 for announcement in free
                     .iter()
                     .filter_map(|dir| line.deferred.remove(dir))
@@ -230,14 +231,14 @@ impl Outbox {
         }
     }
 
-    /// A call is made, or need not be.
+    /// A call has been made, or need not be made.
     pub fn end(&self, announcement: &Announcement) {
         if announcement.happened != Happened::Changed {
             self.line.lock().no_longer_coming(&announcement.file);
         }
     }
 
-    /// A call cannot be made before somebody lets go of the directory.
+    /// A call cannot be made before its directory is free.
     pub fn defer(&self, dir: u64, announcement: Announcement) {
         let mut line = self.line.lock();
         if line.closed {
@@ -258,13 +259,13 @@ impl Outbox {
         }
     }
 
-    /// Whether a name is about to come or go for the kernel: until then it must ask.
+    /// Whether a name will soon appear or disappear for the kernel: until then the kernel must ask.
     pub fn is_coming(&self, file: &FileId) -> bool {
         let line = self.line.lock();
         line.coming.contains_key(file) || file.cell().is_some_and(|cell| line.lost.contains_key(cell))
     }
 
-    /// Nobody makes calls any more.
+    /// No calls are made any more.
     pub fn close(&self) {
         *self.line.lock() = Line { closed: true, ..Line::default() };
         self.more.notify_all();
@@ -286,7 +287,7 @@ mod tests {
         outbox.next(Duration::ZERO, |_| false)
     }
 
-    fn next_job(outbox: &Outbox) -> Announcement {
+    fn next_announcement(outbox: &Outbox) -> Announcement {
         match next(outbox) {
             Next::Announcement(announcement) => announcement,
             other => panic!("{other:?}"),
@@ -298,12 +299,12 @@ mod tests {
         let outbox = Outbox::default();
         outbox.push(announcement("a", Happened::Changed));
         outbox.push(announcement("a", Happened::Changed));
-        let told = next_job(&outbox);
-        assert!(matches!(next(&outbox), Next::Nothing), "one telling is enough for all that happened before it");
-        // What the kernel is told may have been looked up before this.
+        let first = next_announcement(&outbox);
+        assert!(matches!(next(&outbox), Next::Nothing), "one event is enough for all that happened before it");
+        // The helper may have been answered with a state from before this change.
         outbox.push(announcement("a", Happened::Changed));
-        outbox.end(&told);
-        assert_eq!(next_job(&outbox).happened, Happened::Changed);
+        outbox.end(&first);
+        assert_eq!(next_announcement(&outbox).happened, Happened::Changed);
     }
 
     #[test]
@@ -313,9 +314,9 @@ mod tests {
         outbox.push(announcement("a", Happened::Deleted));
         let file = announcement("a", Happened::Created).file;
         for _ in 0..2 {
-            let told = next_job(&outbox);
+            let first = next_announcement(&outbox);
             assert!(outbox.is_coming(&file));
-            outbox.end(&told);
+            outbox.end(&first);
         }
         assert!(!outbox.is_coming(&file));
     }
@@ -326,12 +327,12 @@ mod tests {
         for number in 0..1_000 {
             outbox.push(announcement(&format!("key{number}"), Happened::Created));
         }
-        let file = announcement("not-told", Happened::Created).file;
+        let file = announcement("not-announced", Happened::Created).file;
         assert!(outbox.is_coming(&file), "nothing of the cell is kept until then");
         assert!(matches!(next(&outbox), Next::Lost(cell, 990) if cell.is_global()));
         assert!(!outbox.is_coming(&file));
         for number in 0..10 {
-            assert_eq!(next_job(&outbox).name, format!("key{number}"));
+            assert_eq!(next_announcement(&outbox).name, format!("key{number}"));
         }
         assert!(matches!(next(&outbox), Next::Nothing));
     }
@@ -352,15 +353,16 @@ mod tests {
         let outbox = Outbox::default();
         outbox.push(announcement("held", Happened::Created));
         outbox.push(announcement("other", Happened::Created));
-        let first = next_job(&outbox);
+        let first = next_announcement(&outbox);
         let file = first.file.clone();
         outbox.defer(7, first);
-        assert!(
-            matches!(outbox.next(Duration::ZERO, |dir| dir == 7), Next::Announcement(announcement) if announcement.name == "other")
-        );
+        match outbox.next(Duration::ZERO, |dir| dir == 7) {
+            Next::Announcement(announcement) => assert_eq!(announcement.name, "other"),
+            next => panic!("{next:?}"),
+        }
         assert!(matches!(outbox.next(Duration::ZERO, |dir| dir == 7), Next::Nothing));
         assert!(outbox.is_coming(&file));
-        assert_eq!(next_job(&outbox).name, "held", "it is told when the directory is free");
+        assert_eq!(next_announcement(&outbox).name, "held", "it is announced when the directory is free");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Which files the kernel reads through its page cache. It cuts a page to the size that it knows: so a page is always of the state
-//! whose attributes it was shown last (`shown.rs`).
+//! Decides which files the kernel reads through its page cache. The kernel cuts a page to the size that it knows, so a
+//! page must never be of another state than the attributes that it was shown last (`shown.rs`).
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::mirror::Record;
 use crate::name::TopoPath;
 use crate::tree::file::Caching;
 
-/// Largest content that goes through the kernel's page cache, in bytes: one page, which is of one state whoever reads it in
-/// whatever steps. Larger files are read from one state to their end.
+/// Largest content that goes through the kernel's page cache, in bytes: one page. A page is of one state, whoever reads
+/// it and in whatever steps. A larger file is read past the cache, from one state to its end.
 const CACHED_LIMIT: usize = 4096;
 
 impl Kernel {
-    /// How the kernel may read a record that is opened for reading: whether through its page cache, and whether it may keep the
-    /// pages that it has. The first time, the content is stored there right away, unless somebody has the file open, who might
-    /// hold the page.
+    /// How the kernel may read a record that is opened for reading: whether through its page cache, and whether it may
+    /// keep the pages that it has. At the first opening the content is stored there right away, unless somebody has the
+    /// file open: that reader might hold the page.
     pub fn through_cache(
         &self,
         (ino, is_open): (u64, bool),

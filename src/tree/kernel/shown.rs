@@ -1,4 +1,5 @@
-//! What the kernel was shown of one inode: the attributes that it was replied last, and the state whose pages it may hold.
+//! Owns what the kernel was shown of one inode: the attributes of the last reply, and the state whose pages it may
+//! hold. A late reply must never take back a newer one.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
@@ -8,12 +9,12 @@ use bytes::Bytes;
 
 use crate::mirror::Record;
 
-/// Names one state of a record, in few bytes.
+/// Identifies one state of a record, in few bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint(NonZeroU64);
 
 impl Fingerprint {
-    /// The state of a record. Versions may come again when a service is restored; times do not.
+    /// The state of a record. Versions may repeat when a service is restored; times do not.
     pub fn of(record: &Record) -> Self {
         let mut hasher = DefaultHasher::new();
         (record.version.number, record.version.written.0, record.version.created.0).hash(&mut hasher);
@@ -22,7 +23,7 @@ impl Fingerprint {
     }
 }
 
-/// A record whose attributes the kernel was shown: there is one for every file that it knows.
+/// A record whose attributes the kernel was shown; each file that the kernel knows has one.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     state: Fingerprint,
@@ -34,21 +35,21 @@ pub(crate) struct Reply {
     pub invalidated: bool,
 }
 
-/// What the kernel was shown of an inode.
+/// The attributes of the last reply, if they were those of a record.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     /// The attributes of a record that it was replied last.
     reply: Option<Reply>,
-    /// It knew nothing of the inode when it was to forget it last: an answer may be on its way there.
+    /// The kernel did not know the inode when it was last asked to forget it: a reply may be on its way.
     unknown: bool,
-    /// The state whose pages it may hold: no others.
+    /// The state whose pages the kernel may hold. It may hold no others.
     pages: Option<Fingerprint>,
 }
 
 impl Shown {
-    /// The kernel is replied the attributes of a record; `None` if they are those of no stored one. A reply that is late (with
-    /// attributes that the kernel will not take over, or must forget in a moment) does not take back a newer one: whether it is
-    /// current is asked while all others who reply wait.
+    /// Notes the attributes of a record that the kernel is replied; `None` if they are not those of a stored record. A
+    /// late reply has attributes that the kernel will ignore, or must forget in a moment. It does not take back a newer
+    /// one: while `is_current` is asked, all other replies wait.
     pub fn note_reply(&mut self, record: Option<&Record>, is_current: impl FnOnce(&Record) -> bool) {
         let is_late = match (&self.reply, record) {
             (Some(known), Some(record)) => known.modified > record.modified && !is_current(record),
@@ -64,19 +65,19 @@ impl Shown {
         }
     }
 
-    /// What the kernel was replied last.
+    /// The last reply.
     pub fn reply(&self) -> Option<&Reply> {
         self.reply.as_ref()
     }
 
-    /// A file of a state is opened: whether the pages that the kernel may hold are of that state. If not, the kernel must drop
-    /// them; it reads that state then.
+    /// A file is opened in a state: whether the pages that the kernel may hold are of that state. If not, the kernel
+    /// must drop them; then it reads that state.
     pub fn open_pages(&mut self, state: Fingerprint) -> bool {
         self.pages.replace(state) == Some(state)
     }
 
-    /// The pages of a state are about to be stored in the kernel. False if that need not or must not be: it has pages, or was
-    /// replied the attributes of another state.
+    /// The pages of a state are about to be stored in the kernel. False if they need not or must not be: the kernel has
+    /// pages, or was replied the attributes of another state.
     pub fn begin_storing(&mut self, state: Fingerprint) -> bool {
         let fits = self.reply.as_ref().is_some_and(|reply| !reply.invalidated && reply.state == state);
         if self.pages.is_some() || !fits {
@@ -93,13 +94,13 @@ impl Shown {
         }
     }
 
-    /// It has forgotten that, and the pages, if it knew the inode.
+    /// The kernel has forgotten that, and the pages, if it knew the inode.
     pub fn invalidated(&mut self, known: bool) {
         self.unknown = !known;
         self.pages = None;
     }
 
-    /// Whether the kernel knew nothing of the inode when it was to forget it last.
+    /// Whether the kernel did not know the inode when it was last asked to forget it.
     pub fn was_unknown(&self) -> bool {
         self.unknown
     }

@@ -1,4 +1,4 @@
-//! Attributes of records, directories, locks and scratch files.
+//! Decides the attributes of records, directories, locks and scratch files, as a caller sees them.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use super::RecordFiles;
 use super::draft::Draft;
 use super::flush::OpenDraft;
 use super::lockfile::is_virtual;
-use super::memory::Removal;
+use super::memory::Exception;
 use super::reader::OpenReader;
 use super::scratch::ScratchState;
 use crate::error::{Error, Kind, Result};
@@ -29,12 +29,12 @@ impl RecordFiles {
             FileId::Record(CellPath { cell, path }, form) => {
                 self.record_attr(caller, inode.ino, cell, path, *form).await
             }
-            FileId::Dir(_) if self.memory.is_ghost(caller, &inode.file) => Ok(self.defaults.dir()),
+            FileId::Dir(_) if self.memory.has_tombstone(caller, &inode.file) => Ok(self.defaults.dir()),
             file => self.attr_for_all(file).await,
         }
     }
 
-    /// The same, as everybody sees it.
+    /// The attributes of a file, as everybody sees them.
     async fn attr_for_all(&self, file: &FileId) -> Result<Attr> {
         match file {
             FileId::Dir(CellPath { cell, path }) => self.require_dir(cell, path).await?,
@@ -46,7 +46,7 @@ impl RecordFiles {
         self.attr_now(file)
     }
 
-    /// The same, of a cell that is loaded, and of a directory that is there.
+    /// The same for a cell that is loaded. A directory must be known to exist.
     pub(crate) fn attr_now(&self, file: &FileId) -> Result<Attr> {
         match file {
             FileId::Root | FileId::Dir(..) => Ok(self.defaults.dir()),
@@ -65,7 +65,7 @@ impl RecordFiles {
         }
     }
 
-    /// Fails unless the directory exists. A cell itself exists without being reachable.
+    /// Fails unless the directory exists. A cell itself exists even if it cannot be reached.
     pub(crate) async fn require_dir(&self, cell: &CellName, path: &TopoPath) -> Result<()> {
         let store = self.store(cell)?;
         if path.is_root() || is_virtual(cell, path) || self.scratch.has_dir(&CellPath::new(cell, path)) {
@@ -74,7 +74,8 @@ impl RecordFiles {
         if store.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
     }
 
-    /// A record as its callers see it: its writer sees what it has written, an open file outlives its name.
+    /// The attributes of a record as a caller sees it: its writer sees what it has written, and an open file outlives
+    /// its name.
     async fn record_attr(
         &self,
         caller: &Caller,
@@ -83,7 +84,7 @@ impl RecordFiles {
         path: &TopoPath,
         form: Form,
     ) -> Result<Attr> {
-        self.save_under_way(cell, path).await;
+        self.wait_for_saves(cell, path).await;
         let snapshot = self.store(cell)?.snapshot().await?;
         if let Some(draft) = self.own_draft(caller, ino) {
             return Ok(self.draft_attr(&draft, &snapshot));
@@ -99,47 +100,49 @@ impl RecordFiles {
             return Ok(Attr { links: 0, ..self.defaults.file(size, modified) });
         }
         let file = FileId::Record(CellPath::new(cell, path), form);
-        self.ghost_attr(caller, &file).ok_or_else(Error::not_found)
+        self.tombstone_attr(caller, &file).ok_or_else(Error::not_found)
     }
 
-    /// Attributes of a file found by name: of a record stored, being made by this caller, or just removed by it.
+    /// The attributes of a file that was found by name: a stored record, one that this caller is making, or one that it
+    /// has just removed.
     pub(super) async fn attr_of_name(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
         let FileId::Record(CellPath { cell, path }, form) = &inode.file else { return self.attr(caller, inode).await };
-        self.save_under_way(cell, path).await;
+        self.wait_for_saves(cell, path).await;
         let snapshot = self.store(cell)?.snapshot().await?;
         if let Some(draft) = self.own_draft(caller, inode.ino) {
             return Ok(self.draft_attr(&draft, &snapshot));
         }
         match snapshot.records.get(path) {
             Some(record) => Ok(self.shown_attr(cell, path, *form, record)),
-            None => self.ghost_attr(caller, &inode.file).ok_or_else(Error::not_found),
+            None => self.tombstone_attr(caller, &inode.file).ok_or_else(Error::not_found),
         }
     }
 
-    /// The attributes of a name that only answers to whoever has removed the record by another one.
-    fn ghost_attr(&self, caller: &Caller, file: &FileId) -> Option<Attr> {
-        let removal = self.memory.removal(caller, file)?;
-        let shown = self.ghost_content(caller, file).filter(|_| !matches!(removal, Removal::MovedAway(..)));
+    /// The attributes of a name that still answers to the process that has removed the record by another name.
+    fn tombstone_attr(&self, caller: &Caller, file: &FileId) -> Option<Attr> {
+        let exception = self.memory.exception(caller, file)?;
+        let shown = self.tombstone_content(caller, file).filter(|_| !matches!(exception, Exception::MovedAway(..)));
         let (size, modified) =
             shown.map_or((0, self.defaults.mounted), |(content, modified)| (content.len(), modified));
         Some(self.defaults.file(size, modified))
     }
 
     /// The content of such a name.
-    pub(super) fn ghost_content(&self, caller: &Caller, file: &FileId) -> Option<(Bytes, SystemTime)> {
+    pub(super) fn tombstone_content(&self, caller: &Caller, file: &FileId) -> Option<(Bytes, SystemTime)> {
         let FileId::Record(CellPath { cell, path }, form) = file else { return None };
-        let deleted = self.memory.ghost_of(caller, file)?;
+        let deleted = self.memory.behind_tombstone(caller, file)?;
         Some((self.codec.show(cell, path, &deleted.value, *form).ok()?, deleted.modified))
     }
 
-    /// The attributes of a stored record. What does not decode has no size.
+    /// The attributes of a stored record. Its size is 0 if it cannot be decoded.
     fn shown_attr(&self, cell: &CellName, path: &TopoPath, form: Form, record: &Record) -> Attr {
         let shown = self.codec.show(cell, path, &record.value, form);
         let attr = self.defaults.file(shown.map_or(0, |shown| shown.len()), record.modified);
         Attr { record: Some(record.clone()), ..attr }
     }
 
-    /// The attributes of what is being written to a record. What is stored already has the time of the record.
+    /// The attributes of what is being written to a record. If that is stored already, they have the time of the
+    /// record.
     fn draft_attr(&self, draft: &Draft, snapshot: &Snapshot) -> Attr {
         let record = snapshot.records.get(&draft.path).filter(|record| draft.unchanged() == Some(record.version));
         self.defaults.file(draft.len(), record.map_or_else(|| draft.changed(), |record| record.modified))
@@ -176,8 +179,8 @@ impl RecordFiles {
         }
     }
 
-    /// Changes attributes. Of a stored record only the size can change; the rest succeeds and does nothing, because
-    /// `cp -a`, `rsync -a`, `tar x` and editors need it so.
+    /// Changes attributes. Of a stored record only the size can change; everything else succeeds and does nothing,
+    /// because `cp -a`, `rsync -a`, `tar x` and editors need that.
     pub(super) async fn set_attr(
         &self,
         caller: &Caller,

@@ -1,4 +1,4 @@
-//! What the tree counts for `.topofs/status`.
+//! Counts what the tree holds, for `.topofs/status`. Must never spend more than a small part of the time on that.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -12,13 +12,14 @@ use crate::control::TreeCounts;
 use crate::mirror::Snapshot;
 use crate::name::CellName;
 
-/// Scratch files named in the status at most; all of them count.
+/// The most scratch files that the status names; all of them count.
 const NAMED_SCRATCH: usize = 100;
-/// Counting all records takes this part of the time at most, however often somebody looks: counts may be as many times older than
-/// counting took.
+/// Counting all records takes at most one part in so many of the time, however often somebody looks: a count is used
+/// for so many times as long as the counting took.
 const SHARE: u32 = 20;
 
-/// Stored keys that have the name of a decoded form, by cell: counted once for each state that somebody looks at.
+/// Stored keys that have the name of a decoded form, by cell. They are counted once for each state that somebody looks
+/// at.
 #[derive(Debug, Default)]
 pub(crate) struct Shadowed(Mutex<HashMap<CellName, Counted>>);
 
@@ -26,7 +27,7 @@ pub(crate) struct Shadowed(Mutex<HashMap<CellName, Counted>>);
 struct Counted {
     of: Weak<Snapshot>,
     count: usize,
-    /// Not counted again before this.
+    /// They are not counted again before this.
     until: Instant,
 }
 
@@ -90,7 +91,7 @@ mod tests {
         };
         let (first, second) = (Arc::new(Snapshot::default()), Arc::new(Snapshot::default()));
         assert_eq!((count(&first), count(&first), count(&first)), (1, 1, 1));
-        // Counting took no time worth speaking of: another state is counted as soon as that has passed.
+        // Counting took almost no time. Another state is counted as soon as the count is too old.
         while count(&second) == 1 {
             std::thread::yield_now();
         }

@@ -1,11 +1,12 @@
-//! What is being written to a record: kept here until it is saved as one versioned change.
+//! Owns what is being written to a record, until it is saved as one versioned change. A content that was refused must
+//! never be saved.
 
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::exclusive::Claim;
+use super::exclusive::ExclusiveRight;
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, CellPath, TopoPath};
@@ -16,7 +17,7 @@ use crate::tree::room::Charge;
 
 /// Largest content of one open file, in bytes: the text of the largest record that any service takes.
 const CONTENT_LIMIT: usize = 32 << 20;
-/// Up to this size every write looks for mistakes; beyond, only when the content has doubled.
+/// Up to this size every write looks for mistakes. Beyond it, a write does so only when the content has doubled.
 const CHECK_ALWAYS: usize = 64 << 10;
 
 /// The record that a draft replaces.
@@ -32,13 +33,13 @@ pub(crate) struct Draft {
     pub cell: CellName,
     pub path: TopoPath,
     pub form: Form,
-    /// The process that has opened the file: its flush saves, that of a child which inherited the descriptor does not. `None` if it
-    /// cannot be seen.
+    /// The process that has opened the file. Its flush saves; the flush of a child that inherited the descriptor does
+    /// not. `None` if it is unseen.
     pub opener: Option<Process>,
     /// The user who has opened the file.
     pub uid: u32,
-    /// Made with O_EXCL: someone else's record is EEXIST.
-    claim: Option<Claim>,
+    /// Made with O_EXCL: if somebody else has made the record, the save fails with EEXIST.
+    exclusive: Option<ExclusiveRight>,
     append: bool,
     /// Largest content, in bytes.
     limit: usize,
@@ -53,17 +54,18 @@ struct State {
     base: Option<Base>,
     /// Bytes were written since the last save.
     wrote: bool,
-    /// Anything differs since the last save: written, truncated, or newly made.
+    /// Something has changed since the last save: written, truncated, or newly made.
     dirty: bool,
-    /// What a write was refused with: the rest would be a record with a hole, so nothing is saved until it is truncated.
+    /// The error of a refused write. The rest would be a record with a hole, so nothing is saved until the file is
+    /// truncated.
     broken: Option<Error>,
-    /// What the last save was refused with: nothing is tried again until something is written anew.
+    /// The error of the last save. No save is tried again until something is written anew.
     refused: Option<Error>,
     /// Nothing is saved any more.
     abandoned: bool,
-    /// All writes so far appended: the content is the beginning of what it will be.
+    /// All writes so far appended, so the content is the beginning of the final content.
     sequential: bool,
-    /// The size from which on the next write looks for mistakes.
+    /// The next write looks for mistakes if the content has at least this size.
     check_at: usize,
     edits: u64,
     changed: SystemTime,
@@ -77,14 +79,14 @@ pub(crate) struct Start {
     /// Truncated or newly made: a close without a write saves it, too.
     pub dirty: bool,
     pub append: bool,
-    pub claim: Option<Claim>,
+    pub exclusive: Option<ExclusiveRight>,
     /// Largest value that the backend takes, in bytes.
     pub value_limit: usize,
-    /// What the content is charged to.
+    /// The content is charged to this.
     pub room: Charge,
 }
 
-/// Content to be saved.
+/// Content to save.
 pub(crate) struct SaveJob {
     pub content: Bytes,
     pub base: Option<Base>,
@@ -103,7 +105,7 @@ pub(crate) enum Occasion {
 }
 
 impl Draft {
-    /// Fails with ENOSPC if there is no room for its content.
+    /// A new draft. Fails with ENOSPC if there is no room for its content.
     pub fn new(
         (cell, path, form): (CellName, TopoPath, Form),
         (opener, uid): (Option<Process>, u32),
@@ -131,7 +133,7 @@ impl Draft {
             form,
             opener,
             uid,
-            claim: start.claim,
+            exclusive: start.exclusive,
             append: start.append,
             limit,
             turn: tokio::sync::Mutex::new(()),
@@ -144,7 +146,7 @@ impl Draft {
         Actor { uid: self.uid, process: self.opener.map_or(0, |opener| opener.pid) }
     }
 
-    /// The file that is written to.
+    /// The file that this is a draft of.
     pub fn file(&self) -> FileId {
         FileId::Record(CellPath::new(&self.cell, &self.path), self.form)
     }
@@ -155,7 +157,7 @@ impl Draft {
     }
 
     pub fn is_exclusive(&self) -> bool {
-        self.claim.is_some()
+        self.exclusive.is_some()
     }
 
     pub fn len(&self) -> usize {
@@ -176,7 +178,7 @@ impl Draft {
         Bytes::copy_from_slice(state.content.get(offset..end).unwrap_or_default())
     }
 
-    /// Takes bytes. `check` refuses the beginning of a content that nothing could make valid.
+    /// Takes bytes. `check` refuses a beginning of a content that nothing can make valid any more.
     pub fn write(&self, offset: usize, data: &[u8], check: impl FnOnce(&[u8]) -> Result<()>) -> Result<()> {
         let mut state = self.state.lock();
         if let Some(error) = &state.broken {
@@ -206,7 +208,7 @@ impl Draft {
         Ok(())
     }
 
-    /// What there is to save on an occasion; an error if what was written has been refused already.
+    /// What to save on an occasion. An error if what was written has been refused already.
     pub fn begin(&self, occasion: Occasion) -> Result<Option<SaveJob>> {
         let state = self.state.lock();
         let wanted = match occasion {
@@ -218,7 +220,7 @@ impl Draft {
         if !wanted || state.abandoned {
             return Ok(None);
         }
-        // What a program was told stays true until it writes anew.
+        // An error that a program got stays true until the program writes anew.
         match state.broken.as_ref().or(state.refused.as_ref()) {
             Some(error) => Err(error.clone()),
             None => Ok(Some(SaveJob {
@@ -241,22 +243,22 @@ impl Draft {
         state.base.as_ref().filter(|_| !state.dirty).map(|base| base.version)
     }
 
-    /// The version that was read to begin with, or was stored last.
+    /// The version that was read at the beginning, or was stored last.
     pub fn version(&self) -> Option<Version> {
         self.state.lock().base.as_ref().map(|base| base.version)
     }
 
-    /// Whether this was to make a record and has not.
+    /// Whether this draft was to make a record, and has not made one.
     pub fn has_made_nothing(&self) -> bool {
         self.state.lock().base.is_none()
     }
 
-    /// The record is there again: a later save replaces it.
+    /// The record exists again: a later save replaces it.
     pub fn rebase(&self, base: Base) {
         self.state.lock().base = Some(base);
     }
 
-    /// The outcome of a save: the record now, or why it was refused.
+    /// Notes the outcome of a save: the record as it is now, or the error.
     pub fn finish(&self, job: &SaveJob, outcome: &Result<Base>) {
         let mut state = self.state.lock();
         match outcome {
@@ -268,18 +270,18 @@ impl Draft {
                     state.dirty = false;
                 }
             }
-            // What was written meanwhile has not been tried.
+            // A content that was written meanwhile has not been tried.
             Err(error) if state.edits == job.edits => state.refused = Some(error.clone()),
             Err(_) => {}
         }
     }
 
-    /// What was written is not stored, for this reason.
+    /// What was written cannot be stored, for this reason.
     pub fn refuse(&self, error: Error) {
         self.state.lock().refused = Some(error);
     }
 
-    /// Nothing of this is ever saved: its writer was killed, or has removed the name again.
+    /// Nothing of this draft will ever be saved: its writer was killed, or has removed the name again.
     pub fn abandon(&self) {
         self.state.lock().abandoned = true;
     }

@@ -1,4 +1,5 @@
-//! Drafts that are open: writing to them, and what closing a descriptor means for them.
+//! Owns open drafts: takes writes, and decides what the close of a descriptor means. Must never store what a killed
+//! program left unfinished.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::process::{Ending, Life, ending, is_being_killed, pid_of, writers_of};
 use crate::tree::caller::Caller;
 use crate::tree::namespace::{At, OpenFile, Part, Rest};
 
-/// A draft that is open; several may be of the same one.
+/// An open file of a draft. A draft may have several.
 #[derive(Debug)]
 pub(crate) struct OpenDraft {
     files: Arc<RecordFiles>,
@@ -37,7 +38,7 @@ impl OpenFile for OpenDraft {
         Ok(self.draft.read(part.offset, part.size))
     }
 
-    /// Content that nothing could make valid is refused here, since shells ignore the errors of close.
+    /// Refuses content that nothing can make valid. That must happen here, since shells ignore the errors of close.
     fn write(&self, _: At, offset: usize, data: &[u8]) -> Result<Rest> {
         self.files.write_draft(&self.draft, offset, data).map(|()| None)
     }
@@ -73,18 +74,19 @@ impl RecordFiles {
     /// A descriptor is closed: saves what its process has written.
     async fn flush_draft(&self, caller: &Caller, handle: u64, draft: &Draft) -> Result<()> {
         let Some(opener) = draft.opener else {
-            // Nothing can be told of its opener: it is saved when the last descriptor is gone.
+            // Nothing is known of its opener: it is saved when the last descriptor is closed.
             return self.rehearse(draft).await;
         };
-        // Not `caller.process()`: it may be in execve(2), which closes files.
+        // Not `caller.process()`: the caller may be in execve(2), which closes files.
         let own = pid_of(caller.thread) == Some(opener.pid);
-        // Every child that inherited the descriptor flushes, too, when it ends; the record is complete when its opener says so.
+        // Every child that inherited the descriptor flushes, too, when it ends. The record is complete when its opener
+        // flushes.
         if !own && opener.life() != Life::Ended {
             return Ok(());
         }
         match ending(caller.thread) {
             Ending::Own => {}
-            // Who was interrupted has not written all that it wanted to: half a record is worse than none.
+            // An interrupted program has not written all that it wanted to: half a record is worse than none.
             Ending::Killed => {
                 draft.abandon();
                 return Ok(());
@@ -96,9 +98,9 @@ impl RecordFiles {
             }
         }
         match self.has_duplicate(draft, handle) {
-            // A shell that redirects within a redirected block closes one of two descriptors: more is to come.
+            // A shell that redirects within a redirected block closes one of two descriptors: more will come.
             Some(true) if own => Ok(()),
-            // More may be to come, or the end of all.
+            // More may come, or the program may be about to end.
             duplicate if own && (duplicate.is_none() || is_being_killed(caller.thread) != Some(false)) => {
                 self.rehearse(draft).await
             }
@@ -112,8 +114,8 @@ impl RecordFiles {
         }
     }
 
-    /// Whether the process that has opened a draft holds another descriptor of the same open file: more than its other
-    /// open files account for. `None` if that cannot be told.
+    /// Whether the process that has opened a draft holds another descriptor of the same open file: it has more
+    /// descriptors than its other open files explain. `None` if that is unknown.
     fn has_duplicate(&self, draft: &Draft, handle: u64) -> Option<bool> {
         let opener = draft.opener?;
         let ino = self.handles.inode(handle).ok()?;

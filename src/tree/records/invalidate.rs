@@ -1,4 +1,4 @@
-//! What the kernel must ask again about when records change.
+//! Decides what the kernel must ask again about when records change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::tree::kernel::invalidation::Asked;
 use crate::tree::kernel::outbox::{Announcement, Happened};
 
 impl RecordFiles {
-    /// Makes the kernel ask again about what changes concern; each says whether it makes or removes names. What is returned
-    /// waits for the files, and for the directories.
+    /// Makes the kernel ask again about what changes concern. Each change says whether it makes or removes names.
+    /// Returns what to wait for: first the files, then the directories.
     pub(crate) fn invalidate<'a>(
         &self,
         cell: &CellName,
@@ -35,9 +35,10 @@ impl RecordFiles {
         self.kernel.invalidate(files, dirs)
     }
 
-    /// The directories above a record that have gone with it are gone for everybody as soon as this returns: the kernel forgets
-    /// their names, and whoever may still see them is answered by the name. `busy` is the directory in which the kernel is at work
-    /// for the caller, beside the record's own: it is free only after the caller has been answered, and not waited for.
+    /// Makes the kernel forget the names of the directories above a record that are gone with it. When this returns,
+    /// they are gone for everybody: a process that may still see one must look up its name. `busy` is the directory,
+    /// besides the record's own, in which the kernel works for the caller. It is free only after the caller has its
+    /// reply, so it is not waited for.
     pub(super) async fn forget_gone_dirs(&self, cell: &CellName, path: &TopoPath, busy: Option<&TopoPath>) {
         let Some(connected) = self.cells.get(cell) else { return };
         let snapshot = connected.mirror.snapshot();
@@ -50,7 +51,7 @@ impl RecordFiles {
         }
     }
 
-    /// Whoever has a record open that is gone goes on with its last state.
+    /// Whoever has a record open that is gone continues with its last state.
     pub(crate) fn pin_last(&self, cell: &CellName, update: &Update) {
         let Update { path, old: Some(last), new: None } = update else { return };
         for form in self.forms(cell, path) {
@@ -63,14 +64,14 @@ impl RecordFiles {
         }
     }
 
-    /// Whether a directory is there, as far as is known without waiting.
+    /// Whether a directory exists, as far as is known without waiting.
     pub(crate) fn is_dir_now(&self, file: &FileId) -> bool {
         let FileId::Dir(at) = file else { return false };
         let Some(connected) = self.cells.get(&at.cell) else { return false };
         at.path.is_root() || connected.mirror.snapshot().has_children(&at.path) || self.scratch.has_dir(at)
     }
 
-    /// A directory of this mount disappears from the listing above by itself, after a time.
+    /// Makes a directory of this mount disappear from the listing above it, after a time.
     pub(super) fn forget_dir_after(self: &Arc<Self>, dir: CellPath, time: Duration) {
         let files = self.clone();
         self.background.tasks.spawn(async move {

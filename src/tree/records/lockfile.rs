@@ -1,4 +1,5 @@
-//! `.lock` files: how a directory's lock looks to those who open, read, write and lock it.
+//! `.lock` files: how a directory's lock looks to programs that open, read, write and lock it. Must never let a user
+//! lock who could not write.
 
 use std::sync::Arc;
 
@@ -26,16 +27,16 @@ const ACTION_LIMIT: usize = 4096;
 pub(crate) struct LockFile {
     files: Arc<RecordFiles>,
     dir: CellPath,
-    /// Whether its opener has, or could have, opened it for writing: a lock is written to the service.
+    /// Whether its opener has opened it for writing, or could have: a lock is written to the service.
     may_lock: bool,
-    /// What its opener has written: what the lock is for, or the name of a candidate.
+    /// What its opener has written: the reason of the lock, or the name of a candidate.
     action: Mutex<Option<String>>,
     shown: Mutex<Bytes>,
 }
 
 #[async_trait]
 impl OpenFile for LockFile {
-    /// From the beginning, what there is now; further on, the rest of the same.
+    /// A read from the beginning shows what there is now; a read further on shows the rest of the same.
     async fn read(&self, _: &Caller, at: At, part: Part) -> Result<Bytes> {
         self.refuse_if_lost(at)?;
         if part.offset == 0 {
@@ -44,7 +45,7 @@ impl OpenFile for LockFile {
         Ok(part.of(&self.shown.lock()))
     }
 
-    /// Takes what its opener writes: for the next lock that is taken through it.
+    /// Takes what its opener writes, for the next lock that is taken through this file.
     fn write(&self, at: At, _: usize, data: &[u8]) -> Result<Rest> {
         self.refuse_if_lost(at)?;
         if data.len() > ACTION_LIMIT {
@@ -73,7 +74,7 @@ impl LockFile {
 pub struct LockCall {
     /// The open file.
     pub handle: u64,
-    /// The kernel's word for who it is.
+    /// Who locks, as the kernel identifies it.
     pub owner: u64,
     /// First byte.
     pub start: u64,
@@ -90,7 +91,8 @@ impl LockCall {
     }
 }
 
-/// Directories that can be named although nothing is stored there: elections and named locks come to be by being locked.
+/// Directories that can be named although nothing is stored there: elections and named locks exist once they are
+/// locked.
 pub(crate) fn is_virtual(cell: &CellName, dir: &TopoPath) -> bool {
     cell.is_global() && layout::is_virtual(dir)
 }
@@ -110,8 +112,8 @@ impl RecordFiles {
         let connected = self.cell(cell)?;
         let snapshot = connected.snapshot_now()?;
         let holder = connected.holder(&snapshot, dir);
-        let modified = holder.as_ref().and_then(|node| node.modified).unwrap_or(self.defaults.mounted);
-        Ok(self.defaults.file(holder.map_or(0, |node| with_newline(&node.value).len()), modified))
+        let modified = holder.as_ref().and_then(|lock| lock.modified).unwrap_or(self.defaults.mounted);
+        Ok(self.defaults.file(holder.map_or(0, |lock| with_newline(&lock.value).len()), modified))
     }
 
     pub(super) async fn open_lock(
@@ -123,7 +125,7 @@ impl RecordFiles {
         mode: OpenMode,
     ) -> Result<Open> {
         self.locks.settled(&*self.cell(cell)?, dir, ino).await;
-        // Read when it is read; a service that is away is noticed here.
+        // The content is read later, at each read. A service that is away is noticed here.
         self.lock_content(cell, dir).await?;
         let file = LockFile {
             files: self.clone(),
@@ -137,8 +139,8 @@ impl RecordFiles {
         Ok(Open { file: Some(Arc::new(file)), caching: Caching::DIRECT })
     }
 
-    /// A lock is there already. Only whoever has made the directory believes that it is empty (`cp -a`, `tar x`), and may bring
-    /// a copy.
+    /// The lock exists already. Only a process that has made the directory believes that it is empty (`cp -a`,
+    /// `tar x`), and may bring a copy.
     pub(super) async fn create_lock(
         self: &Arc<Self>,
         caller: &Caller,
@@ -146,29 +148,29 @@ impl RecordFiles {
         mode: OpenMode,
     ) -> Result<Created> {
         let file = FileId::Lock(dir.clone());
-        if self.memory.removal(caller, &file).is_none() && mode.exclusive {
+        if self.memory.exception(caller, &file).is_none() && mode.exclusive {
             return Err(Error::new(Kind::Exists, ".lock is there as long as its directory"));
         }
-        self.memory.settle(caller, &file);
+        self.memory.end_exception(caller, &file);
         let ino = self.kernel.inodes.number(&file);
         let open = self.open_lock(caller, ino, &dir.cell, &dir.path, mode).await?;
         Ok(Created { attr: self.lock_attr(&dir.cell, &dir.path)?, file, open })
     }
 
-    /// What stands in a lock now; nothing if it is free.
+    /// The content of a lock now; empty if the lock is free.
     pub(crate) async fn lock_content(&self, cell: &CellName, dir: &TopoPath) -> Result<Bytes> {
         let connected = self.cell(cell)?;
         let snapshot = connected.snapshot().await?;
-        Ok(connected.holder(&snapshot, dir).map_or_else(Bytes::new, |node| with_newline(&node.value)))
+        Ok(connected.holder(&snapshot, dir).map_or_else(Bytes::new, |lock| with_newline(&lock.value)))
     }
 
-    /// Whether a text is what a lock shows: a copy of it need not be stored.
+    /// Whether a text is what a lock shows. A copy of that need not be stored.
     pub(crate) async fn is_lock_content(&self, cell: &CellName, dir: &TopoPath, text: &[u8]) -> Result<bool> {
         Ok(self.lock_content(cell, dir).await? == text)
     }
 
-    /// Locks, or fails: ENOENT where nothing is stored, EROFS on a read-only mount, EBADF through a descriptor of somebody who
-    /// could not write, EWOULDBLOCK if it is held and nobody waits.
+    /// Locks, or fails: ENOENT where nothing is stored, EROFS on a read-only mount, EBADF if the opener of the
+    /// descriptor could not write, EWOULDBLOCK if the lock is held and the caller does not wait.
     pub async fn lock(
         &self,
         caller: &Caller,
@@ -179,7 +181,7 @@ impl RecordFiles {
     ) -> Result<()> {
         let range = call.range(caller, exclusive, process::locking(caller.thread));
         let request = Request { ino: inode.ino, range, thread: caller.thread, wait };
-        // Nobody tells of a close where nobody asks to open: such a lock would never end.
+        // A kernel that opens files without asking does not report their close either: such a lock would never end.
         let is_dir_lock = matches!(inode.file, FileId::Lock(..));
         if self.options.read_only && (self.kernel.opens_unasked() || is_dir_lock) {
             return Err(Error::read_only());
@@ -191,7 +193,7 @@ impl RecordFiles {
             return Err(Error::new(Kind::BadDescriptor, "not an open lock"));
         };
         if !file.may_lock {
-            // As on NFS: flock(1) opens it for writing then.
+            // As on NFS. flock(1) then opens the file for writing.
             return Err(Error::new(Kind::BadDescriptor, "a lock of the topology needs a descriptor that can write"));
         }
         let action = file.action.lock().clone();
@@ -206,12 +208,13 @@ impl RecordFiles {
         self.locks.lock_dir(&self.cell(cell)?, dir, &request, text).await
     }
 
-    /// Unlocks a range. What is not locked need not be.
+    /// Unlocks a range. Nothing in it need be locked.
     pub async fn unlock(&self, caller: &Caller, ino: u64, call: LockCall) -> Result<()> {
         self.locks.unlock(ino, &call.range(caller, false, process::locking(caller.thread))).await
     }
 
-    /// The lock that is in the way of another of fcntl(2), if there is one. Its process is 0 if it is none of this mount's.
+    /// The lock that conflicts with an fcntl(2) lock, if there is one. Its process is 0 if it is not a lock of this
+    /// mount.
     pub async fn conflict(
         &self,
         caller: &Caller,
@@ -234,7 +237,7 @@ impl RecordFiles {
 }
 
 fn may_write(caller: &Caller, file: (u32, u32, u32)) -> bool {
-    /// As access(2) counts.
+    /// The bit for writing, as in access(2).
     const WRITE: u32 = 0o2;
     caller.may(WRITE, file)
 }

@@ -1,10 +1,10 @@
-//! Making and removing names.
+//! Makes and removes names. Must never store anything for a directory that is made: it exists in this mount only.
 
 use std::sync::Arc;
 
 use super::RecordFiles;
 use super::lockfile::is_virtual;
-use super::memory::Removal;
+use super::memory::Exception;
 use crate::error::{Error, Kind, Result};
 use crate::name::CellPath;
 use crate::store::Store;
@@ -25,15 +25,15 @@ impl RecordFiles {
         let path = dir.join(name)?;
         self.refuse_hidden_form(&cell, &*self.store(&cell)?.snapshot().await?, &dir, name)?;
         self.scratch.make_dir(CellPath::new(&cell, &path), caller.uid)?;
-        self.memory.settle(caller, &FileId::Dir(CellPath::new(&cell, &path)));
-        // Whoever copies a tree believes that what it has made is empty.
+        self.memory.end_exception(caller, &FileId::Dir(CellPath::new(&cell, &path)));
+        // A tool that copies a tree expects a directory that it has made to be empty.
         let lock = FileId::Lock(CellPath::new(&cell, &path));
-        self.memory.removed(caller.process(), lock, Removal::Appeared(std::time::Instant::now()));
+        self.memory.note_exception(caller.process(), lock, Exception::NotYetMade(std::time::Instant::now()));
         let file = FileId::Dir(CellPath { cell, path });
         Ok((file, self.defaults.dir()))
     }
 
-    /// Removes a directory of this mount. Stored ones go with their last record.
+    /// Removes a directory of this mount. Stored directories go with their last record.
     pub(super) async fn rmdir(&self, caller: &Caller, at: Name<'_>) -> Result<()> {
         self.writable_dir(at.dir)?;
         let name = at.name;
@@ -45,15 +45,15 @@ impl RecordFiles {
             return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
         }
         let file = FileId::Dir(CellPath { cell, path });
-        if !self.scratch.remove_dir(&place) && !self.memory.is_ghost(caller, &file) {
+        if !self.scratch.remove_dir(&place) && !self.memory.has_tombstone(caller, &file) {
             return Err(Error::not_found());
         }
-        self.memory.settle(caller, &file);
+        self.memory.end_exception(caller, &file);
         self.kernel.inodes.retire(&file);
         Ok(())
     }
 
-    /// Removes a name. Any form's name removes the record.
+    /// Removes a name. To remove any form is to remove the record.
     pub(super) async fn unlink(self: &Arc<Self>, caller: &Caller, at: Name<'_>) -> Result<()> {
         let CellPath { cell, path: dir } = self.writable_dir(at.dir)?;
         let name = at.name;
@@ -70,7 +70,7 @@ impl RecordFiles {
                         Kind::NotPermitted,
                         ".lock cannot be removed: it is there as long as its directory",
                     )),
-                    // It goes with the directory: for `rm -r`.
+                    // It goes with the directory, as `rm -r` needs.
                     false => Ok(()),
                 }
             }
@@ -78,7 +78,7 @@ impl RecordFiles {
                 if let Some(error) = self.memory.repeated(caller, &file) {
                     return Err(error);
                 }
-                self.save_under_way(cell, path).await;
+                self.wait_for_saves(cell, path).await;
                 let outcome = self.delete(caller, cell, path, *form).await;
                 if let Err(error) = &outcome
                     && error.kind == Kind::Conflict

@@ -1,5 +1,5 @@
-//! What this mount remembers of callers: of processes, not threads. A process that cannot be seen (it is in another
-//! pid namespace, or /proc does not tell) shares nothing with anybody.
+//! Owns what this mount remembers of processes (not of threads). An unseen process (one in another pid namespace, or
+//! one that /proc does not show) must never share anything with others.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,17 +15,17 @@ use crate::record::Form;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 
-/// Reads remembered, over all callers.
+/// How many reads are remembered, over all callers.
 const READS: usize = 50_000;
-/// Removed, moved or made names remembered, over all callers.
-const REMOVALS: usize = 10_000;
-/// Deleted records kept, over all callers: only of the last few does anybody change their mind.
+/// How many removed, moved or made names are remembered, over all callers.
+const EXCEPTIONS: usize = 10_000;
+/// How many deleted records are kept, over all callers: processes change their mind only about the last few.
 const DELETED: usize = 64;
 /// How long the names that vanish together with an unlinked one still answer to the process that unlinked it.
-const REMOVAL_TIME: Duration = Duration::from_secs(30);
-/// How long a refused operation is answered the same way: the kernel repeats it at once on ESTALE.
+const EXCEPTION_TIME: Duration = Duration::from_secs(30);
+/// How long a refused operation gets the same answer: after ESTALE the kernel repeats it at once.
 const REPEAT_TIME: Duration = Duration::from_secs(1);
-/// Refused operations remembered.
+/// How many refused operations are remembered.
 const REPEATS: usize = 256;
 
 /// A record and a process.
@@ -35,12 +35,12 @@ type Concern = (Process, CellName, TopoPath);
 #[derive(Debug)]
 pub struct Memory {
     known: quick_cache::sync::Cache<Concern, Known>,
-    removals: quick_cache::sync::Cache<(Process, FileId), Removal>,
-    /// Names that some process sees otherwise than the rest.
+    exceptions: quick_cache::sync::Cache<(Process, FileId), Exception>,
+    /// Names that some process sees differently from all others.
     disputed: quick_cache::sync::Cache<FileId, Instant>,
     made: quick_cache::sync::Cache<Concern, Made>,
     deleted: quick_cache::sync::Cache<Concern, Deleted>,
-    /// Files of which a save was refused.
+    /// Files whose last save was refused.
     unsaved: quick_cache::sync::Cache<(Process, FileId), Instant>,
     refusals: Mutex<Vec<Refusal>>,
 }
@@ -57,11 +57,11 @@ struct Known {
 /// How a process has read a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reading {
-    /// Not at all: it has stored it only.
+    /// Not at all: the process has only stored it.
     Not,
-    /// Through an open file that it writes through, too.
+    /// Through an open file that the process also writes through.
     ToWrite,
-    /// Through another one: what it writes later may be made of that.
+    /// Through another open file: what the process writes later may be made from that.
     Apart,
 }
 
@@ -72,7 +72,8 @@ pub struct Made {
     pub version: Version,
     /// The form under whose name it was made.
     pub form: Form,
-    /// It takes the place of one that the process has removed, or was made under several names: somebody replaces it form after form.
+    /// It replaces a record that the process has removed, or was made under several names: somebody replaces it form
+    /// after form.
     pub replaces: bool,
     when: Instant,
 }
@@ -87,7 +88,7 @@ pub struct Deleted {
     when: Instant,
 }
 
-/// An operation that was refused with ESTALE. The caller is known by its thread: the kernel repeats at once.
+/// An operation that was refused with ESTALE. The caller is known by its thread, since the kernel repeats at once.
 #[derive(Debug)]
 struct Refusal {
     caller: (u32, u32),
@@ -98,33 +99,36 @@ struct Refusal {
 
 /// Why a name is not what the mirror says, for one process.
 #[derive(Debug, Clone)]
-pub enum Removal {
-    /// The record went with another form's name, or the directory with its last record; this name still answers until it is removed
-    /// too.
-    Ghost(Instant),
-    /// The record was moved there under another form's name; this name still answers until it is moved too.
+pub enum Exception {
+    /// The record is gone with another form's name, or the directory is gone with its last record. This name still
+    /// answers until it is removed, too.
+    Tombstone(Instant),
+    /// The record was moved to this path under another form's name. This name still answers until it is moved, too.
     Moved(Instant, TopoPath),
-    /// An editor has renamed the record to a backup; the name is free, and the save that follows replaces this version.
+    /// An editor has renamed the record to a backup. The name is free, and the save that follows replaces this version.
     MovedAway(Instant, Version),
-    /// The process has made the record under another form's name, and has removed this name, probably to make it, too.
+    /// The process has made the record under another form's name, and has removed this name, probably to make it as
+    /// well.
     Freed(Instant),
-    /// A directory that cannot be renamed, and that the process goes on to move file by file (`mv`): it will remove it at the end.
+    /// A directory that cannot be renamed, so that the process moves it file by file (`mv`). It will remove the
+    /// directory at the end.
     MovedByFiles(Instant),
-    /// The lock of a directory that the process has made: it expects that to be empty.
-    Appeared(Instant),
+    /// The lock of a directory that the process has made: the process expects the directory to be empty.
+    NotYetMade(Instant),
 }
 
-impl Removal {
+impl Exception {
     fn is_fresh(&self) -> bool {
-        self.when().elapsed() < REMOVAL_TIME
+        self.when().elapsed() < EXCEPTION_TIME
     }
 
     fn when(&self) -> Instant {
         match self {
-            Removal::Ghost(when) | Removal::Freed(when) | Removal::Appeared(when) | Removal::MovedByFiles(when) => {
-                *when
-            }
-            Removal::Moved(when, _) | Removal::MovedAway(when, _) => *when,
+            Exception::Tombstone(when)
+            | Exception::Freed(when)
+            | Exception::NotYetMade(when)
+            | Exception::MovedByFiles(when) => *when,
+            Exception::Moved(when, _) | Exception::MovedAway(when, _) => *when,
         }
     }
 }
@@ -133,11 +137,11 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             known: quick_cache::sync::Cache::new(READS),
-            removals: quick_cache::sync::Cache::new(REMOVALS),
-            disputed: quick_cache::sync::Cache::new(REMOVALS),
-            made: quick_cache::sync::Cache::new(REMOVALS),
+            exceptions: quick_cache::sync::Cache::new(EXCEPTIONS),
+            disputed: quick_cache::sync::Cache::new(EXCEPTIONS),
+            made: quick_cache::sync::Cache::new(EXCEPTIONS),
             deleted: quick_cache::sync::Cache::new(DELETED),
-            unsaved: quick_cache::sync::Cache::new(REMOVALS),
+            unsaved: quick_cache::sync::Cache::new(EXCEPTIONS),
             refusals: Mutex::default(),
         }
     }
@@ -182,7 +186,7 @@ impl Memory {
         self.last_read(caller, cell, path, Reading::Not)
     }
 
-    /// The version that a process has read or stored last, if it has read the record at least so.
+    /// The version that a process has read or stored last, if it has read the record at least in this way.
     pub fn last_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath, at_least: Reading) -> Option<Version> {
         let known = self.known.get(&concern(caller.process()?, cell, path))?;
         (known.reading >= at_least).then_some(known.version)
@@ -193,23 +197,24 @@ impl Memory {
         self.known.get(&concern(process, cell, path)).is_some_and(|known| known.own && known.version == version)
     }
 
-    /// What a process has read of a record does not matter any more.
+    /// What a process has read of a record no longer matters.
     pub fn forget_read(&self, caller: &Caller, cell: &CellName, path: &TopoPath) {
         if let Some(process) = caller.process() {
             self.known.remove(&concern(process, cell, path));
         }
     }
 
-    /// A process has made a record that was not there (any more). It replaces one if names of that are still to be removed.
+    /// A process has made a record that was not there (any more). `replaces` says that names of an older record still
+    /// answer.
     pub fn made(&self, process: Process, (cell, path): (&CellName, &TopoPath), made: (Form, Version), replaces: bool) {
         let key = concern(process, cell, path);
-        // What was deleted has been made again: it is not put back any more.
+        // What was deleted has been made again, so it will not be put back.
         self.deleted.remove(&key);
         let (form, version) = made;
         self.made.insert(key, Made { version, form, replaces, when: Instant::now() });
     }
 
-    /// A process has made a name of a record that it had removed.
+    /// A process has made a name of a record again that it had removed.
     pub fn made_again(&self, caller: &Caller, cell: &CellName, path: &TopoPath) {
         if let Some(made) = self.made_by(caller, cell, path)
             && let Some(process) = caller.process()
@@ -218,18 +223,18 @@ impl Memory {
         }
     }
 
-    /// The record as a caller has made it just now.
+    /// The record that a caller has made just now.
     pub fn made_by(&self, caller: &Caller, cell: &CellName, path: &TopoPath) -> Option<Made> {
         self.made_of(caller.process().filter(|_| !self.made.is_empty())?, cell, path)
     }
 
-    /// The record as a process has made it just now.
+    /// The record that a process has made just now.
     pub fn made_of(&self, process: Process, cell: &CellName, path: &TopoPath) -> Option<Made> {
         let made = self.made.get(&concern(process, cell, path))?;
-        (made.when.elapsed() < REMOVAL_TIME).then_some(made)
+        (made.when.elapsed() < EXCEPTION_TIME).then_some(made)
     }
 
-    /// A process has deleted a record, perhaps to make it anew: `mv` and `install` from elsewhere do so.
+    /// A process has deleted a record, perhaps to make it anew, as `mv` and `install` from elsewhere do.
     pub fn deleted(&self, process: Option<Process>, cell: &CellName, path: &TopoPath, record: &Record) {
         let Some(process) = process else { return };
         let key = concern(process, cell, path);
@@ -240,92 +245,92 @@ impl Memory {
         self.deleted.insert(key, deleted);
     }
 
-    /// What a process has deleted just now, once.
+    /// What a process has deleted just now. It is returned only once.
     pub fn take_deleted(&self, process: Option<Process>, cell: &CellName, path: &TopoPath) -> Option<Bytes> {
         let (_, deleted) = self.deleted.remove(&concern(process?, cell, path))?;
-        (deleted.when.elapsed() < REMOVAL_TIME).then_some(deleted.value)
+        (deleted.when.elapsed() < EXCEPTION_TIME).then_some(deleted.value)
     }
 
-    /// What a name shows that goes on answering to whoever has deleted the record by another one: `mv` to elsewhere copies and removes
-    /// form after form.
-    pub fn ghost_of(&self, caller: &Caller, file: &FileId) -> Option<Deleted> {
+    /// The deleted record behind a tombstone. The name still shows it to the process that has deleted it by another
+    /// name: `mv` to elsewhere copies and removes form after form.
+    pub fn behind_tombstone(&self, caller: &Caller, file: &FileId) -> Option<Deleted> {
         let FileId::Record(CellPath { cell, path }, _) = file else { return None };
-        if !self.is_ghost(caller, file) {
+        if !self.has_tombstone(caller, file) {
             return None;
         }
         self.deleted.get(&concern(caller.process()?, cell, path))
     }
 
-    /// What a process has written to a file was refused.
+    /// What a process has written to a file has been refused.
     pub fn not_saved(&self, process: Option<Process>, file: &FileId) {
         if let Some(process) = process {
             self.unsaved.insert((process, file.clone()), Instant::now());
         }
     }
 
-    /// Whether what a process has written to a file was refused just now; asked once.
+    /// Whether what a process has written to a file was refused just now. True only once.
     pub fn take_unsaved(&self, caller: &Caller, file: &FileId) -> bool {
         let Some(process) = caller.process().filter(|_| !self.unsaved.is_empty()) else { return false };
-        self.unsaved.remove(&(process, file.clone())).is_some_and(|(_, when)| when.elapsed() < REMOVAL_TIME)
+        self.unsaved.remove(&(process, file.clone())).is_some_and(|(_, when)| when.elapsed() < EXCEPTION_TIME)
     }
 
-    /// A name is gone or free for one process.
-    pub fn removed(&self, process: Option<Process>, file: FileId, removal: Removal) {
+    /// Notes an exception for one process.
+    pub fn note_exception(&self, process: Option<Process>, file: FileId, exception: Exception) {
         let Some(process) = process else { return };
         self.disputed.insert(file.clone(), Instant::now());
-        self.removals.insert((process, file), removal);
+        self.exceptions.insert((process, file), exception);
     }
 
-    /// An editor has renamed a record to a backup: what it saves next replaces this version.
+    /// An editor has renamed a record to a backup: its next save replaces this version.
     pub fn moved_away(&self, caller: &Caller, file: &FileId, version: Version) {
-        self.removed(caller.process(), file.clone(), Removal::MovedAway(Instant::now(), version));
+        self.note_exception(caller.process(), file.clone(), Exception::MovedAway(Instant::now(), version));
     }
 
-    /// What is known of a name.
-    pub fn removal(&self, caller: &Caller, file: &FileId) -> Option<Removal> {
-        if self.removals.is_empty() {
+    /// The exception for a name, if there is one.
+    pub fn exception(&self, caller: &Caller, file: &FileId) -> Option<Exception> {
+        if self.exceptions.is_empty() {
             return None;
         }
-        self.removals.get(&(caller.process()?, file.clone())).filter(Removal::is_fresh)
+        self.exceptions.get(&(caller.process()?, file.clone())).filter(Exception::is_fresh)
     }
 
-    /// Whether a name only goes on answering to the process that has removed it.
-    pub fn is_ghost(&self, caller: &Caller, file: &FileId) -> bool {
-        !self.removals.is_empty() && caller.process().is_some_and(|process| self.is_ghost_for(process, file))
+    /// Whether a name has a tombstone: it is gone, but still answers to this caller, who has removed it.
+    pub fn has_tombstone(&self, caller: &Caller, file: &FileId) -> bool {
+        !self.exceptions.is_empty() && caller.process().is_some_and(|process| self.has_tombstone_for(process, file))
     }
 
     /// The same, for a process.
-    pub fn is_ghost_for(&self, process: Process, file: &FileId) -> bool {
-        let removal = self.removals.get(&(process, file.clone())).filter(|removal| removal.is_fresh());
-        matches!(removal, Some(Removal::Ghost(_) | Removal::Moved(..)))
+    pub fn has_tombstone_for(&self, process: Process, file: &FileId) -> bool {
+        let exception = self.exceptions.get(&(process, file.clone())).filter(|exception| exception.is_fresh());
+        matches!(exception, Some(Exception::Tombstone(_) | Exception::Moved(..)))
     }
 
-    /// Whether a name may be another for one process than for the rest.
+    /// Whether a name may mean something else for one process than for all others.
     pub fn is_disputed(&self, file: &FileId) -> bool {
-        !self.disputed.is_empty() && self.disputed.get(file).is_some_and(|when| when.elapsed() < REMOVAL_TIME)
+        !self.disputed.is_empty() && self.disputed.get(file).is_some_and(|when| when.elapsed() < EXCEPTION_TIME)
     }
 
     /// The name is an ordinary one again for a caller.
-    pub fn settle(&self, caller: &Caller, file: &FileId) {
-        self.settle_for(caller.process(), file);
+    pub fn end_exception(&self, caller: &Caller, file: &FileId) {
+        self.end_exception_for(caller.process(), file);
     }
 
     /// The name is an ordinary one again for a process.
-    pub fn settle_for(&self, process: Option<Process>, file: &FileId) {
-        if let Some(process) = process.filter(|_| !self.removals.is_empty()) {
-            self.removals.remove(&(process, file.clone()));
+    pub fn end_exception_for(&self, process: Option<Process>, file: &FileId) {
+        if let Some(process) = process.filter(|_| !self.exceptions.is_empty()) {
+            self.exceptions.remove(&(process, file.clone()));
         }
     }
 
-    /// The same for a caller.
+    /// As [`Self::is_freed`], for a caller.
     pub fn is_freed_for(&self, caller: &Caller, file: &FileId) -> bool {
-        !self.removals.is_empty() && caller.process().is_some_and(|process| self.is_freed(process, file))
+        !self.exceptions.is_empty() && caller.process().is_some_and(|process| self.is_freed(process, file))
     }
 
-    /// Whether a process has removed a name of a record that it has made, and has not made that name, too.
+    /// Whether a process has removed a name of a record that it has made, and has not made that name yet.
     pub fn is_freed(&self, process: Process, file: &FileId) -> bool {
-        let removal = self.removals.get(&(process, file.clone())).filter(Removal::is_fresh);
-        matches!(removal, Some(Removal::Freed(_)))
+        let exception = self.exceptions.get(&(process, file.clone())).filter(Exception::is_fresh);
+        matches!(exception, Some(Exception::Freed(_)))
     }
 
     /// An operation was refused with ESTALE: the kernel will repeat it once.

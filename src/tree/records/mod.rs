@@ -1,5 +1,5 @@
 //! Records as files: the cells, their directories, the forms of records, locks, and what exists in this mount only.
-//! Never touches inode numbers but as keys, and never the kernel but through `tree/kernel`.
+//! Must never use an inode number except as a key, nor reach the kernel except through `tree/kernel`.
 
 use std::sync::Arc;
 
@@ -58,14 +58,14 @@ pub(crate) struct RecordFiles {
     pub scratch: ScratchSpace,
     memory: Memory,
     pub room: Room,
-    /// Records that are to be removed unless whoever has removed one of their names makes it again.
+    /// Records that will be removed unless the process that removed one of their names makes that name again.
     removals: removal::Removals,
     /// Saves of closed files.
     saving: InFlight<CellPath>,
-    exclusive: exclusive::Claims,
+    exclusive: exclusive::ExclusiveMakers,
     pub locks: Arc<Locks>,
     pub own: Arc<OwnCommits>,
-    /// Commits of this mount that have not come back yet.
+    /// Commits of this mount that have not returned yet.
     pub committing: InFlight<CellPath>,
     shadowed: counts::Shadowed,
     pub background: Background,
@@ -92,7 +92,7 @@ impl RecordFiles {
             room: Room::default(),
             removals: removal::Removals::default(),
             saving: InFlight::default(),
-            exclusive: exclusive::Claims::default(),
+            exclusive: exclusive::ExclusiveMakers::default(),
             locks,
             own: Arc::default(),
             committing: InFlight::default(),
@@ -110,7 +110,7 @@ impl RecordFiles {
         Ok(Live::new(self.cell(cell)?, self.locks.clone(), self.options.respect_locks))
     }
 
-    /// Whether a stored key has the name of a decoded form of another one.
+    /// Whether a stored key has the name of a decoded form of another key.
     fn shadows(&self, cell: &CellName, snapshot: &Snapshot, path: &TopoPath) -> bool {
         let Some((base, _)) = Form::of_name(path.as_str()) else { return false };
         TopoPath::parse(base)

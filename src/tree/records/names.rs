@@ -1,10 +1,10 @@
-//! Names: what a directory shows, and what a name stands for.
+//! Decides what a directory shows, and what a name stands for. A listing and a lookup must never disagree.
 
 use std::sync::Arc;
 
 use super::RecordFiles;
 use super::lockfile::{is_listed, is_virtual};
-use super::memory::Removal;
+use super::memory::Exception;
 use super::scratch::Local;
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
@@ -16,7 +16,7 @@ use crate::tree::file::{DirEntry, FileId};
 use crate::tree::namespace::Inode;
 
 impl RecordFiles {
-    /// What a name in a directory stands for. A record that comes back need not be stored (any more).
+    /// What a name in a directory stands for. If that is a record, it need not be stored (any more).
     pub(super) async fn find(&self, caller: &Caller, dir: &FileId, name: &str) -> Result<FileId> {
         match dir {
             FileId::Root => {
@@ -36,8 +36,8 @@ impl RecordFiles {
         }
     }
 
-    /// What a name stands for, for this caller: some see what they have removed or are making, and do not see what they are about
-    /// to make.
+    /// What a name stands for, for this caller. A process still sees what it has removed or is making, and does not see
+    /// what it is about to make.
     fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<FileId> {
         match self.named(&cell.name, snapshot, dir, name)? {
             Some(file @ FileId::Dir(..)) => return Ok(file),
@@ -45,20 +45,20 @@ impl RecordFiles {
             None => {}
         }
         let gone = FileId::Dir(CellPath { cell: cell.name.clone(), path: dir.join(name)? });
-        if self.memory.is_ghost(caller, &gone) {
+        if self.memory.has_tombstone(caller, &gone) {
             return Ok(gone);
         }
-        let file = self.record_or_ghost(caller, &cell.name, snapshot, dir, name)?;
+        let file = self.record_or_tombstone(caller, &cell.name, snapshot, dir, name)?;
         let draft = self.own_draft(caller, self.kernel.inodes.number(&file)).filter(|draft| !draft.is_abandoned());
-        if self.memory.is_ghost(caller, &file) || draft.is_some() {
+        if self.memory.has_tombstone(caller, &file) || draft.is_some() {
             return Ok(file);
         }
         Err(Error::not_found())
     }
 
-    /// The record that a name would stand for, or that it did stand for before the caller removed it: what is stored may have a form
-    /// under a name that nobody would make.
-    fn record_or_ghost(
+    /// The record that a name would stand for, or stood for before the caller removed it: a stored record may have had
+    /// a form under a name that stands for no record otherwise.
+    fn record_or_tombstone(
         &self,
         caller: &Caller,
         cell: &CellName,
@@ -67,15 +67,15 @@ impl RecordFiles {
         name: &str,
     ) -> Result<FileId> {
         let (base, form) = Form::of_name(name).unwrap_or((name, Form::Raw));
-        let ghost = dir.join(base).map(|path| FileId::Record(CellPath { cell: cell.clone(), path }, form));
-        match ghost {
-            Ok(ghost) if self.memory.is_ghost(caller, &ghost) => Ok(ghost),
+        let removed = dir.join(base).map(|path| FileId::Record(CellPath { cell: cell.clone(), path }, form));
+        match removed {
+            Ok(removed) if self.memory.has_tombstone(caller, &removed) => Ok(removed),
             _ => self.record_of_name(cell, snapshot, dir, name),
         }
     }
 
-    /// What a name in a directory of a cell stands for, for everybody: the one place that decides it. Listing, looking up and what
-    /// the helper is told ask here.
+    /// What a name in a directory of a cell stands for, for everybody. Only this function decides that: listings,
+    /// lookups and the helper's answers ask here.
     pub(crate) fn named(
         &self,
         cell: &CellName,
@@ -111,8 +111,8 @@ impl RecordFiles {
         ))
     }
 
-    /// Refuses to make a name that would be a form of a record, were its key not a directory now: what is written there would not be
-    /// stored.
+    /// Refuses to make a name that would be a form of a record if its key were not a directory now: what is written
+    /// there would not be stored.
     pub(crate) fn refuse_hidden_form(
         &self,
         cell: &CellName,
@@ -132,7 +132,7 @@ impl RecordFiles {
         Err(Error::new(Kind::IsDirectory, reason))
     }
 
-    /// The record that a name would stand for, stored or not: fails if the name is no form of a record.
+    /// The record that a name would stand for, stored or not. Fails if the name is no form of a record.
     pub(crate) fn record_of_name(
         &self,
         cell: &CellName,
@@ -164,18 +164,19 @@ impl RecordFiles {
         Err(Error::not_found())
     }
 
-    /// Whether a stored record is shown under its own name: what the forms hide gives way only to nothing.
+    /// Whether a stored record is shown under its own name: raw files are shown, or the name would be a form of another
+    /// record, which then gives way.
     fn shows_raw(&self, cell: &CellName, snapshot: &Snapshot, path: &TopoPath) -> bool {
         snapshot.records.contains_key(path)
             && (self.forms(cell, path).any(|form| form == Form::Raw) || self.shadows(cell, snapshot, path))
     }
 
-    /// A name that its caller expects to be free: an editor has renamed the record to a backup, or `cp` or `install` has just made it
-    /// under another form's name and is about to make this one.
+    /// Fails if the caller expects a name to be free: an editor has renamed the record to a backup, or `cp` or
+    /// `install` has just made the record under another form's name and is about to make this name.
     fn unless_free(&self, caller: &Caller, file: FileId) -> Result<FileId> {
-        match self.memory.removal(caller, &file) {
-            Some(Removal::MovedAway(..) | Removal::Freed(_)) => return Err(Error::not_found()),
-            Some(Removal::Appeared(_)) if caller.may_make_anew() => return Err(Error::not_found()),
+        match self.memory.exception(caller, &file) {
+            Some(Exception::MovedAway(..) | Exception::Freed(_)) => return Err(Error::not_found()),
+            Some(Exception::NotYetMade(_)) if caller.may_make_anew() => return Err(Error::not_found()),
             _ => {}
         }
         match &file {
@@ -190,7 +191,8 @@ impl RecordFiles {
         }
     }
 
-    /// The forms in which a record exists. What cannot be decoded is shown raw, whatever was asked for.
+    /// The forms in which a record exists. A record that cannot be decoded is shown raw, whatever forms the mount
+    /// shows.
     pub(crate) fn forms(&self, cell: &CellName, path: &TopoPath) -> impl Iterator<Item = Form> {
         let decodable = self.codec.message(cell, path).is_some();
         let all = if decodable { self.options.forms.clone() } else { vec![Form::Raw] };
@@ -208,11 +210,11 @@ impl RecordFiles {
             FileId::Dir(at) => {
                 let connected = self.cell(&at.cell)?;
                 connected.snapshot().await?;
-                if !self.memory.is_ghost(caller, dir) {
+                if !self.memory.has_tombstone(caller, dir) {
                     self.require_dir(&at.cell, &at.path).await?;
                 }
                 // The kernel keeps the listing.
-                self.kernel.gives_lasting(&connected);
+                self.kernel.count_lasting(&connected);
                 self.removals.settled_below(at).await;
                 let snapshot = connected.snapshot().await?;
                 Ok(self.entries(&connected, &snapshot, &at.path))
@@ -223,7 +225,8 @@ impl RecordFiles {
         }
     }
 
-    /// Whether the kernel may keep for a moment that there is no such name: not if it could be a record's, or a cell's.
+    /// Whether the kernel may keep for a moment that there is no such name. It may not if the name could be a record's,
+    /// or a cell's.
     pub(super) fn absence_lasts(&self, dir: &Inode, name: &str) -> bool {
         let FileId::Dir(CellPath { cell, path }) = &dir.file else { return false };
         if name == LOCK_FILE {
@@ -242,7 +245,7 @@ impl RecordFiles {
 
     fn entries(&self, connected: &Cell, snapshot: &Snapshot, dir: &TopoPath) -> Vec<DirEntry> {
         let cell = &connected.name;
-        // Names that there may be; what each is, one function says, as for looking up.
+        // Names that there may be. The same function as for lookups decides what each stands for.
         let mut names: Vec<(String, Option<Form>)> = Vec::new();
         let stored = snapshot.entries(dir);
         let own = |name: &str, form: Form| (format!("{name}{}", form.suffix()), Some(form));
@@ -255,13 +258,13 @@ impl RecordFiles {
             names.extend(forms.map(|form| own(&entry.name, form)));
         }
         names.extend(self.scratch.entries(&CellPath::new(cell, dir)).into_iter().map(|(name, _)| (name, None)));
-        // Elections and named locks exist by being locked.
+        // Elections and named locks exist only while they are locked.
         let locked = connected.locked_dirs(snapshot);
         names.extend(locked.into_iter().filter_map(|locked| {
             let name = locked.below(dir).and_then(|rest| rest.split('/').next()).filter(|name| !name.is_empty())?;
             is_virtual(cell, &dir.join(name).ok()?).then(|| (name.to_owned(), None))
         }));
-        // The last, so that `rm -r` comes to it when everything else is gone.
+        // This is the last name, so that `rm -r` comes to it when everything else is gone.
         if is_listed(cell, snapshot, dir) {
             names.push((LOCK_FILE.to_owned(), None));
         }
@@ -270,7 +273,7 @@ impl RecordFiles {
         for (name, form) in names {
             let Ok(Some(file)) = self.named(cell, snapshot, dir, &name) else { continue };
             let is_listed = match &file {
-                // Under its own name, unless it is hidden there.
+                // Under its own name, unless that is hidden.
                 FileId::Record(CellPath { path, .. }, known) if form.is_none() => {
                     self.listed_forms(cell, path).any(|form| form == *known) || self.shadows(cell, snapshot, path)
                 }
@@ -285,7 +288,7 @@ impl RecordFiles {
 
     fn listed_forms(&self, cell: &CellName, path: &TopoPath) -> impl Iterator<Item = Form> {
         let forms: Vec<Form> = self.forms(cell, path).collect();
-        // A record of which no listed form exists is still listed.
+        // A record that exists only in raw form is listed, even if the raw form is not.
         let listed: Vec<Form> = forms.iter().copied().filter(|form| self.options.list.contains(form)).collect();
         let raw_only = forms == [Form::Raw];
         if raw_only { forms.into_iter() } else { listed.into_iter() }

@@ -1,13 +1,13 @@
-//! Opening and making records.
+//! Opens and makes records. Must never let a caller overwrite a change that it has not seen.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::RecordFiles;
 use super::draft::{Base, Draft, Start};
-use super::exclusive::{Claim, Claimed};
+use super::exclusive::{ExclusiveRight, Taken};
 use super::flush::OpenDraft;
-use super::memory::{Reading, Removal};
+use super::memory::{Exception, Reading};
 use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
@@ -27,7 +27,7 @@ impl RecordFiles {
                 self.open_scratch(caller, file, mode)
             }
             FileId::Record(CellPath { cell, path }, form) => {
-                self.save_under_way(cell, path).await;
+                self.wait_for_saves(cell, path).await;
                 if mode.write {
                     self.open_to_write(caller, inode.ino, (cell, path, *form), mode).await
                 } else {
@@ -54,25 +54,26 @@ impl RecordFiles {
         self.refuse_unseen(caller)?;
         self.refuse_early(caller.into(), cell, path).await?;
         let base = self.fetch_base(cell, path).await?;
-        if base.is_none() && self.memory.removal(caller, &file).is_none() && self.own_draft(caller, ino).is_none() {
+        if base.is_none() && self.memory.exception(caller, &file).is_none() && self.own_draft(caller, ino).is_none() {
             return Err(Error::not_found());
         }
         self.refuse_outdated_open(caller, &file, base.as_ref(), mode)?;
         self.open_draft(caller, (cell, path, form), base, None, mode).map(|(open, _)| open)
     }
 
-    /// Who cannot be seen cannot be told from others, nor can it be told whether it was killed: half a record might be stored.
+    /// Refuses unseen processes. One cannot be distinguished from another, and nobody knows whether it was killed: half
+    /// a record might be stored.
     pub(crate) fn refuse_unseen(&self, caller: &Caller) -> Result<()> {
         if self.options.allow_unseen_writers || caller.process().is_some() {
             return Ok(());
         }
-        let reason = "the process that writes cannot be seen from here, as from a container with process numbers of its own: let the \
-                      mount share its pid namespace, or mount with --allow-unseen-writers";
+        let reason = "the process that writes cannot be seen from here, as from a container with process numbers of \
+                      its own: let the mount share its pid namespace, or mount with --allow-unseen-writers";
         Err(Error::new(Kind::NotPermitted, reason))
     }
 
-    /// Fails once, with ESTALE, if the caller's process has read a record, at least so, that somebody else has changed since. The kernel's
-    /// repetition is to be told the same.
+    /// Fails once, with ESTALE, if the caller's process has read a record, at least in the way of `reading`, that
+    /// somebody else has changed since. The kernel repeats the call, and must get the same answer.
     pub(crate) fn refuse_outdated(
         &self,
         caller: &Caller,
@@ -83,25 +84,25 @@ impl RecordFiles {
         let FileId::Record(CellPath { cell, path }, _) = file else { return Ok(()) };
         let known = self.memory.last_read(caller, cell, path, reading);
         let Some(known) = known.filter(|known| *known != found) else { return Ok(()) };
-        // It knows now.
+        // The process knows now.
         self.memory.forget_read(caller, cell, path);
         let error = moved_on(cell, path, known.number, found.number);
         self.memory.refused(caller, file, &error);
         Err(error)
     }
 
-    /// The same for opening a record. A program that reads and writes through one descriptor reads again when it opens the next one, and
-    /// where the record has gone nothing is overwritten.
+    /// The same for opening a record. A program that reads and writes through one descriptor reads again when it opens
+    /// the next one. If the record is gone, nothing is overwritten.
     fn refuse_outdated_open(&self, caller: &Caller, file: &FileId, base: Option<&Base>, mode: OpenMode) -> Result<()> {
         let reading = if mode.read && !mode.truncate { Reading::Apart } else { Reading::ToWrite };
         base.map_or(Ok(()), |base| self.refuse_outdated(caller, file, base.version, reading))
     }
 
-    /// What the calling process writes to a file: the draft that it has opened or edited last. One that it has closed may
-    /// still be there.
+    /// What the calling process writes to a file: the draft that it has opened or edited last. A draft that it has
+    /// closed may still be there.
     pub(crate) fn own_draft(&self, caller: &Caller, ino: u64) -> Option<Arc<Draft>> {
         let drafts = self.handles.drafts::<OpenDraft>(ino);
-        // Who cannot be seen shares with nobody.
+        // An unseen process shares nothing with others.
         let process = if drafts.is_empty() { None } else { Some(caller.process()?) };
         let drafts = drafts.into_iter().map(|(_, open)| open.draft.clone());
         drafts.filter(|draft| draft.opener == process).max_by_key(|draft| draft.changed())
@@ -119,7 +120,7 @@ impl RecordFiles {
         caller: &Caller,
         (cell, path, form): (&CellName, &TopoPath, Form),
         base: Option<Base>,
-        claim: Option<Claim>,
+        exclusive: Option<ExclusiveRight>,
         mode: OpenMode,
     ) -> Result<(Open, Arc<Draft>)> {
         let content = match &base {
@@ -128,11 +129,11 @@ impl RecordFiles {
         };
         let start = Start {
             content,
-            // An empty file that is truncated is not changed.
+            // If an empty file is truncated, its save makes no new version.
             dirty: mode.truncate || base.is_none(),
             base,
             append: mode.append,
-            claim,
+            exclusive,
             value_limit: self.store(cell)?.limits().value,
             room: self.room.charge(caller.uid),
         };
@@ -141,7 +142,7 @@ impl RecordFiles {
         Ok((Open { file: Some(OpenDraft::new(self, draft.clone())), caching: Caching::DIRECT }, draft))
     }
 
-    /// Makes a file and opens it. What is no record's name becomes a scratch file.
+    /// Makes a file and opens it. A name that cannot be a record's becomes a scratch file.
     pub(super) async fn create(
         self: &Arc<Self>,
         caller: &Caller,
@@ -168,19 +169,19 @@ impl RecordFiles {
             return Err(error);
         }
         self.refuse_unseen(caller)?;
-        self.save_under_way(&cell, path).await;
+        self.wait_for_saves(&cell, path).await;
         let base = self.fetch_base(&cell, path).await?;
-        let removal = self.memory.removal(caller, &file);
+        let exception = self.memory.exception(caller, &file);
         let made = self.memory.made_by(caller, &cell, path);
-        // Made under another name by the same process, which makes all names one after the other, or at once.
+        // The same process has made the record under another name. It makes all names one after the other, or at once.
         let is_own = |base: &Base| made.is_some_and(|made| base.version == made.version && made.form != *form);
         let making = self.exclusive.is_of(&CellPath::new(&cell, path), caller.process(), *form);
         let own = base.as_ref().is_some_and(|base| making || is_own(base));
         let mut mode = mode;
-        let mut claim = None;
-        match (&base, removal) {
-            (Some(base), Some(Removal::MovedAway(_, version))) => {
-                // The backup that an editor has made is of this version: this is a save, not a new record.
+        let mut exclusive = None;
+        match (&base, exception) {
+            (Some(base), Some(Exception::MovedAway(_, version))) => {
+                // The backup that an editor has made is of this version, so this is a save, not a new record.
                 if base.version != version {
                     let error = moved_on(&cell, path, version.number, base.version.number);
                     self.memory.refused(caller, &file, &error);
@@ -190,33 +191,33 @@ impl RecordFiles {
                 mode.truncate = true;
                 mode.exclusive = false;
             }
-            (Some(_), removal) if own && (mode.exclusive || matches!(removal, Some(Removal::Freed(_)))) => {
+            (Some(_), exception) if own && (mode.exclusive || matches!(exception, Some(Exception::Freed(_)))) => {
                 mode.truncate = true;
                 mode.exclusive = false;
             }
             (None, _) if mode.exclusive => {
                 let exists = || Error::new(Kind::Exists, "somebody else is making the record");
                 match self.exclusive.take(CellPath::new(&cell, path), caller.process(), *form) {
-                    Claimed::Now(taken) => claim = Some(taken),
-                    // It makes all forms at once.
-                    Claimed::BySelf => mode.exclusive = false,
-                    Claimed::ByAnother => return Err(exists()),
+                    Taken::Now(right) => exclusive = Some(right),
+                    // The process makes all forms at once.
+                    Taken::BySelf => mode.exclusive = false,
+                    Taken::ByAnother => return Err(exists()),
                 }
             }
             (Some(_), _) if mode.exclusive => return Err(Error::new(Kind::Exists, "the record exists already")),
             _ => self.refuse_outdated_open(caller, &file, base.as_ref(), mode)?,
         }
-        // Not before: the kernel repeats what fails with ESTALE, and must find things as they were.
+        // Not earlier: the kernel repeats what fails with ESTALE, and the repetition must find things as they were.
         if self.memory.is_freed_for(caller, &file) {
             self.memory.made_again(caller, &cell, path);
         }
-        self.memory.settle(caller, &file);
-        let (open, draft) = self.open_draft(caller, (&cell, path, *form), base, claim, mode)?;
+        self.memory.end_exception(caller, &file);
+        let (open, draft) = self.open_draft(caller, (&cell, path, *form), base, exclusive, mode)?;
         Ok(Created { file, attr: self.defaults.file(draft.len(), SystemTime::now()), open })
     }
 }
 
-/// The error of a save over a version that is not the one it was made from.
+/// The error of a save that would replace a version other than the one that it was made from.
 pub(crate) fn moved_on(cell: &CellName, path: &TopoPath, known: u64, found: u64) -> Error {
     let reason =
         format!("someone else changed the record meanwhile: {cell}/{path} has version {found}, expected {known}");

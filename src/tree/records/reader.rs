@@ -1,4 +1,5 @@
-//! Records that are open for reading: each shows one state of its record until it is read from the beginning again.
+//! Owns records that are open for reading. Each shows one state of its record until it is read from the beginning
+//! again, and must never mix two states.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,23 +26,23 @@ pub(crate) struct OpenReader {
     files: Arc<RecordFiles>,
     at: CellPath,
     form: Form,
-    /// O_DIRECT: asks the backend.
+    /// O_DIRECT: each read asks the backend.
     direct: bool,
     shown: Mutex<(Bytes, SystemTime)>,
-    /// Read through the kernel's page cache, which is of one state for everybody.
+    /// Reads go through the kernel's page cache, which has one state for everybody.
     cached: bool,
-    /// The end of it has been read.
+    /// The end has been read.
     ended: AtomicBool,
 }
 
 impl OpenReader {
-    /// Reads through the kernel's page cache; what it shows last is a content.
+    /// A reader through the kernel's page cache. It shows `content` when the record is gone.
     pub fn cached(files: &Arc<RecordFiles>, at: &CellPath, form: Form, content: Bytes) -> Self {
         let (files, at, shown) = (files.clone(), at.clone(), Mutex::new((content, SystemTime::now())));
         Self { files, at, form, direct: false, shown, cached: true, ended: AtomicBool::new(false) }
     }
 
-    /// The record is gone: it goes on showing its last state, of which the kernel may have had pages.
+    /// The record is gone. The reader continues to show its last state, of which the kernel may have had pages.
     pub fn pin(&self, content: &Bytes, modified: SystemTime) {
         if self.cached {
             *self.shown.lock() = (content.clone(), modified);
@@ -60,17 +61,17 @@ impl OpenFile for OpenReader {
     async fn read(&self, caller: &Caller, at: At, part: Part) -> Result<Bytes> {
         let CellPath { cell, path } = &self.at;
         if self.cached {
-            // Never waits: the page is locked meanwhile.
+            // Must not wait: the page is locked meanwhile.
             let content = self.files.page_content(caller, at.ino, &self.at, self.form)?;
             // An open file outlives its name.
             return Ok(part.of(&content.unwrap_or_else(|| self.shown.lock().0.clone())));
         }
-        // From the beginning: what there is now. Further on: the rest of the same state, to its end. Who asks again after
-        // that waits for more (`tail -f`).
+        // A read from the beginning shows what there is now. A read further on shows the rest of the same state, to its
+        // end. A reader that asks again after that waits for more (`tail -f`).
         let at_end = part.offset > 0 && part.offset >= self.shown.lock().0.len();
         let waits = self.ended.swap(at_end, Ordering::Relaxed) && at_end;
         if part.offset == 0 || waits {
-            self.files.save_under_way(cell, path).await;
+            self.files.wait_for_saves(cell, path).await;
             match self.files.shown(caller, cell, path, self.form, self.direct).await {
                 Ok((shown, record)) => {
                     let modified = record.map_or_else(SystemTime::now, |record| record.modified);
@@ -97,8 +98,8 @@ impl RecordFiles {
             Err(error) if error.kind == Kind::NotFound => {
                 let file = FileId::Record(CellPath::new(cell, path), form);
                 let draft = self.own_draft(caller, ino).map(|draft| draft.content());
-                let ghost = || self.ghost_content(caller, &file).map(|(content, _)| content);
-                (draft.or_else(ghost).ok_or(error)?, None)
+                let removed = || self.tombstone_content(caller, &file).map(|(content, _)| content);
+                (draft.or_else(removed).ok_or(error)?, None)
             }
             shown => shown?,
         };
@@ -123,7 +124,7 @@ impl RecordFiles {
         Ok(Open { file: Some(Arc::new(reader)), caching })
     }
 
-    /// One form of a record as it is now, and the state of the mirror that it is of.
+    /// One form of a record as it is now, and the record of the mirror that it was made from.
     pub(super) async fn shown(
         &self,
         caller: &Caller,
@@ -148,9 +149,10 @@ impl RecordFiles {
         Ok((shown, Some(record.clone())))
     }
 
-    /// A record's content for the kernel's pages: of the state whose attributes the kernel was shown last, since it cuts off what
-    /// is longer than the size that it knows, and fills up what is shorter. A read(2) has just asked for the attributes, if they
-    /// have been invalidated; who looks into memory has not, and sees what there is now. `None` if the record is gone.
+    /// The content of a record for the kernel's pages. It is of the state whose attributes the kernel was shown last,
+    /// since the kernel cuts off what is longer than the size that it knows, and fills up what is shorter. If those
+    /// attributes have been invalidated, a read(2) has just asked for new ones. Whoever looks into mapped memory has
+    /// not, and sees what there is now. `None` if the record is gone.
     fn page_content(&self, caller: &Caller, ino: u64, at: &CellPath, form: Form) -> Result<Option<Bytes>> {
         let CellPath { cell, path } = at;
         let snapshot = self.store(cell)?.snapshot_now()?;
@@ -159,7 +161,7 @@ impl RecordFiles {
         value.map(|value| self.codec.show(cell, path, &value, form)).transpose()
     }
 
-    /// The content of a file where the kernel opens without asking.
+    /// The content of a file that the kernel has opened without asking.
     pub(super) async fn read_unopened(
         &self,
         caller: &Caller,

@@ -1,10 +1,11 @@
-//! Removing a record, and one of its names of several.
+//! Removes a record by one of its names. Must never remove a change that the caller has not seen.
 //!
-//! A tool that replaces all forms of a record (`install`, `git`, `unzip`, `cp --remove-destination`) removes and makes one name after
-//! the other. The first removal removes the record, and the first file that is made makes it. After that, removing another name by the
-//! same process is taken for the beginning of making that name, too: the name is free for that process, and the record stays. If
-//! the process does not make it, it has meant to remove the record, and that is done a moment later; not where it is about to
-//! replace the record, which must not be away if the tool is killed.
+//! A tool that replaces all forms of a record (`install`, `git`, `unzip`, `cp --remove-destination`) removes and makes
+//! one name after the other. The first removal removes the record, and the first new file makes it again. If the same
+//! process then removes another name, that is taken for the beginning of making that name, too: the name is free for
+//! that process, and the record stays. If the process does not make the name, it meant to remove the record, and that
+//! is done a moment later. That is not done if the process is replacing the record: the record must not be away if the
+//! tool is killed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::RecordFiles;
-use super::memory::{Reading, Removal};
+use super::memory::{Exception, Reading};
 use super::names::{ancestors, name_of};
 use super::scratch::LINGER;
 use crate::backend::{Action, Change, Guard};
@@ -29,28 +30,28 @@ use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 use crate::tree::kernel::outbox::{Announcement, Happened};
 
-/// How long a process has to make a name that it has removed: tools do so with their next call.
+/// How long a process has to make a name again that it has removed: tools do that with their next call.
 const MOMENT: Duration = Duration::from_secs(1);
-/// How often it is looked at meanwhile.
+/// How often to look meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Records that will be removed unless their names are made again.
 #[derive(Debug, Default)]
 pub(crate) struct Removals {
     by_place: Mutex<HashMap<CellPath, Process>>,
-    under_way: InFlight<CellPath>,
+    in_flight: InFlight<CellPath>,
 }
 
 impl Removals {
-    /// Waits for the removal of a record by a process that has ended: it will not make it again.
+    /// Waits for the removal of a record by a process that has ended: it will not make the record again.
     pub async fn settled(&self, place: &CellPath) {
         let process = self.by_place.lock().get(place).copied();
         if process.is_some_and(|process| process.life() == Life::Ended) {
-            self.under_way.wait(place).await;
+            self.in_flight.wait(place).await;
         }
     }
 
-    /// The same for all records of a directory.
+    /// The same for all records below a directory.
     pub async fn settled_below(&self, dir: &CellPath) {
         let below = |at: &&CellPath| at.cell == dir.cell && at.path.below(&dir.path).is_some();
         let places: Vec<CellPath> = self.by_place.lock().keys().filter(below).cloned().collect();
@@ -73,9 +74,9 @@ impl RecordFiles {
         let record = self.store(cell)?.snapshot().await?.records.get(path).cloned();
         let own = self.own_drafts(caller, &file);
         if self.memory.take_unsaved(caller, &file) || own.iter().any(|draft| draft.is_refused()) {
-            // It removes what its own refused save has left, not what is stored.
+            // It removes what its refused save has left, not what is stored.
             own.iter().for_each(|draft| draft.abandon());
-            self.memory.settle(caller, &file);
+            self.memory.end_exception(caller, &file);
             let saver = Actor::from(caller);
             if record.is_some() || self.put_back_deleted(caller.process(), saver, cell, path).await.is_some() {
                 self.is_still_there(&file);
@@ -83,17 +84,17 @@ impl RecordFiles {
             return Ok(());
         }
         let Some(record) = record else {
-            // It went with another form's name, or was never saved.
-            self.memory.settle(caller, &file);
+            // The record is gone with another form's name, or was never saved.
+            self.memory.end_exception(caller, &file);
             if !own.is_empty() {
-                // It has changed its mind about making it anew.
+                // The process no longer wants to make it anew.
                 drop(self.memory.take_deleted(caller.process(), cell, path));
             }
             own.iter().for_each(|draft| draft.abandon());
             return Ok(());
         };
         self.refuse_delete()?;
-        // What somebody else has made of it since is not removed unseen.
+        // A change by somebody else is not removed unseen.
         self.refuse_outdated(caller, &file, record.version, Reading::ToWrite)?;
         let made = self.memory.made_by(caller, cell, path);
         if let (Some(made), Some(process)) = (made, caller.process())
@@ -101,14 +102,14 @@ impl RecordFiles {
             && made.form != form
         {
             self.refuse_removal(caller.into(), cell, path).await?;
-            self.memory.removed(Some(process), file, Removal::Freed(Instant::now()));
+            self.memory.note_exception(Some(process), file, Exception::Freed(Instant::now()));
             if !made.replaces {
                 self.remove_unless_made(process, caller.into(), (cell, path, form));
             }
             return Ok(());
         }
         self.remove((caller.process(), caller.into()), (cell, path, form), &record).await?;
-        // What is still written to the name that is gone goes nowhere.
+        // Later writes to the removed name go nowhere.
         own.iter().for_each(|draft| draft.abandon());
         Ok(())
     }
@@ -121,11 +122,12 @@ impl RecordFiles {
     ) -> Result<()> {
         self.commit((saver, form), cell, &[deletion(path, record)]).await?;
         self.memory.deleted(process, cell, path, record);
-        self.keep_up_appearances(process, saver, (cell, path, form)).await
+        self.leave_tombstones(process, saver, (cell, path, form)).await
     }
 
-    /// For `rm -r`: the record's other names answer until they are removed too, and so do the directories that have gone with it.
-    async fn keep_up_appearances(
+    /// For `rm -r`: the record's other names still answer until they are removed, too. So do the directories that are
+    /// gone with it.
+    async fn leave_tombstones(
         self: &Arc<Self>,
         process: Option<Process>,
         saver: Actor,
@@ -133,10 +135,10 @@ impl RecordFiles {
     ) -> Result<()> {
         for other in self.forms(cell, path).filter(|other| *other != form) {
             let file = FileId::Record(CellPath::new(cell, path), other);
-            // One that it has removed before is gone.
+            // A name that the process has removed before is gone.
             match process.is_some_and(|process| self.memory.is_freed(process, &file)) {
-                true => self.memory.settle_for(process, &file),
-                false => self.memory.removed(process, file, Removal::Ghost(Instant::now())),
+                true => self.memory.end_exception_for(process, &file),
+                false => self.memory.note_exception(process, file, Exception::Tombstone(Instant::now())),
             }
         }
         for dir in self.emptied_dirs(cell, path).await? {
@@ -148,13 +150,13 @@ impl RecordFiles {
         Ok(())
     }
 
-    /// The directories above a path that nothing is stored in, the nearest first.
+    /// The directories above a path in which nothing is stored, the nearest first.
     pub(crate) async fn emptied_dirs(&self, cell: &CellName, path: &TopoPath) -> Result<Vec<TopoPath>> {
         let snapshot = self.store(cell)?.snapshot().await?;
         Ok(ancestors(path).take_while(|dir| !snapshot.has_children(dir)).collect())
     }
 
-    /// Removes a record in a moment, unless the process that has removed one of its names makes that again.
+    /// Removes a record in a moment, unless the process that has removed one of its names makes that name again.
     fn remove_unless_made(
         self: &Arc<Self>,
         process: Process,
@@ -163,13 +165,13 @@ impl RecordFiles {
     ) {
         let place = CellPath::new(cell, path);
         if self.removals.by_place.lock().insert(place.clone(), process).is_some() {
-            // It is being waited for already.
+            // A task waits for that already.
             return;
         }
-        let in_flight = self.removals.under_way.begin(place.clone());
+        let in_flight = self.removals.in_flight.begin(place.clone());
         let (files, stop) = (self.clone(), self.background.stop.clone());
         self.background.tasks.spawn(async move {
-            // Also after a panic: nobody waits for ever, and the next removal is not taken for one that is being waited for.
+            // Also after a panic: nobody waits for ever, and the next removal begins a task of its own.
             let _ended = scopeguard::guard((files.clone(), place.clone(), in_flight), |(files, place, in_flight)| {
                 files.removals.by_place.lock().remove(&place);
                 drop(in_flight);
@@ -188,10 +190,10 @@ impl RecordFiles {
             if is_freed()
                 && let Some(made) = made.filter(|made| !made.replaces)
             {
-                files.forms(cell, path).for_each(|form| files.memory.settle_for(Some(process), &file(form)));
+                files.forms(cell, path).for_each(|form| files.memory.end_exception_for(Some(process), &file(form)));
                 let snapshot = files.cell(cell).map(|cell| cell.mirror.snapshot());
                 let record = snapshot.ok().and_then(|snapshot| snapshot.records.get(path).cloned());
-                // What somebody else has made of it stays.
+                // A change by somebody else stays.
                 if let Some(record) = record.filter(|record| record.version == made.version)
                     && let Err(error) = files.remove((Some(process), saver), (cell, path, form), &record).await
                 {
@@ -217,7 +219,7 @@ impl RecordFiles {
         Ok(())
     }
 
-    /// The kernel takes a name for gone that is still there, and has told so.
+    /// The kernel takes a name for gone, and has raised the event, but the name still exists.
     fn is_still_there(&self, file: &FileId) {
         let FileId::Record(CellPath { cell, path }, form) = file else { return };
         let Ok(connected) = self.cell(cell) else { return };
@@ -227,7 +229,7 @@ impl RecordFiles {
     }
 }
 
-/// The removal of a record as it was seen.
+/// The change that removes a record in the state in which it was seen.
 pub(crate) fn deletion(path: &TopoPath, record: &Record) -> Change {
     Change { path: path.clone(), guard: Guard::Version(record.version), action: Action::Delete }
 }

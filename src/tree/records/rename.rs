@@ -1,4 +1,5 @@
-//! Renaming: how editors, `sed -i`, `mv` and `rsync` save.
+//! Renames, which is how editors, `sed -i`, `mv` and `rsync` save. Must never replace a record by a file that was made
+//! from an older state.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use super::RecordFiles;
 use super::draft::{Base, Draft, Start};
 use super::flush::OpenDraft;
 use super::lockfile::is_virtual;
-use super::memory::{Reading, Removal};
+use super::memory::{Exception, Reading};
 use super::names::name_of;
 use super::open::moved_on;
 use super::reader::OpenReader;
@@ -30,8 +31,8 @@ use crate::tree::kernel::outbox::{Announcement, Happened};
 use crate::tree::namespace::{Name, OpenFile};
 
 impl RecordFiles {
-    /// Renames. A scratch file over a record is a save; a record to a scratch name is a copy (an editor's backup); a
-    /// record to a record's name moves it in one transaction.
+    /// Renames. A scratch file over a record is a save. A record to a scratch name is a copy (an editor's backup). A
+    /// record to a record's name is moved in one transaction.
     pub(super) async fn rename(
         self: &Arc<Self>,
         caller: &Caller,
@@ -85,7 +86,8 @@ impl RecordFiles {
         }
     }
 
-    /// Saves a scratch file's content as a record, unless the record is newer than what the file can have been made from.
+    /// Saves a scratch file's content as a record, unless the record is newer than what the file can have been made
+    /// from.
     async fn save_by_rename(
         self: &Arc<Self>,
         caller: &Caller,
@@ -98,7 +100,7 @@ impl RecordFiles {
             return Err(error);
         }
         self.refuse_unseen(caller)?;
-        /// As access(2) counts.
+        /// The bit for reading, as in access(2).
         const READ: u32 = 0o4;
         let ScratchState { uid, gid, mode, .. } = *file.state.lock();
         if !caller.may(READ, (uid, gid, mode)) {
@@ -107,11 +109,11 @@ impl RecordFiles {
                 "the file is another user's, who lets nobody read it: it is not stored for all",
             ));
         }
-        self.save_under_way(cell, path).await;
+        self.wait_for_saves(cell, path).await;
         let base = self.fetch_base(cell, path).await?;
         let read = self.memory.last_read(caller, cell, path, Reading::ToWrite);
-        let moved_away = match self.memory.removal(caller, target) {
-            Some(Removal::MovedAway(_, version)) => Some(version),
+        let moved_away = match self.memory.exception(caller, target) {
+            Some(Exception::MovedAway(_, version)) => Some(version),
             _ => None,
         };
         let then = file.version_then(path);
@@ -119,11 +121,11 @@ impl RecordFiles {
             (Some(base), Some(version), _) => base.version != version,
             (Some(base), None, Some(read)) => base.version != read,
             (Some(base), None, None) => then != Ok(Some(base.version)),
-            (None, _, read) => read.is_some() && moved_away.is_none() && !self.memory.is_ghost(caller, target),
+            (None, _, read) => read.is_some() && moved_away.is_none() && !self.memory.has_tombstone(caller, target),
         };
         let outcome = match (&base, outdated) {
             (found, true) => {
-                // It knows now: at its next try, the age of the file decides.
+                // It knows now: at its next attempt, the age of the file decides.
                 self.memory.forget_read(caller, cell, path);
                 if let (Some(found), Some(_)) = (found, moved_away) {
                     self.memory.moved_away(caller, target, found.version);
@@ -151,7 +153,7 @@ impl RecordFiles {
                 if self.memory.is_freed_for(caller, target) {
                     self.memory.made_again(caller, cell, path);
                 }
-                self.memory.settle(caller, target);
+                self.memory.end_exception(caller, target);
                 let adopted = self.adopt(file, (cell, path, *form), stored, &content);
                 self.scratch.unlink(from);
                 self.kernel.inodes.renamed(&FileId::Scratch(file.id), target);
@@ -166,8 +168,8 @@ impl RecordFiles {
         }
     }
 
-    /// Whoever has a scratch file open goes on with the record that it has become: what is written from now on, and what was
-    /// written since its content was taken, is stored or refused like any edit of the record.
+    /// Whoever has a scratch file open continues with the record that it has become. Later writes, and writes since its
+    /// content was taken, are stored or refused like any edit of the record.
     fn adopt(
         self: &Arc<Self>,
         file: &Arc<Scratch>,
@@ -188,13 +190,13 @@ impl RecordFiles {
                     dirty: state.content != *saved,
                     base: Some(stored),
                     append: open.append,
-                    claim: None,
+                    exclusive: None,
                     value_limit,
                     room: self.room.charge(open.opener.1),
                 };
                 let draft = Draft::new((cell.clone(), path.clone(), form), open.opener, start)?;
                 let draft = Arc::new(draft);
-                // Nothing is written to the file itself any more.
+                // Nothing is written to the scratch file itself any more.
                 state.adopted = Some(draft.clone());
                 Some(draft)
             }
@@ -209,8 +211,8 @@ impl RecordFiles {
         Ok(())
     }
 
-    /// Tools that copy or move whole trees (`rsync`, `mv`) bring a lock's content along: the same need not be brought, nor any into a
-    /// directory that they have made.
+    /// Tools that copy or move whole trees (`rsync`, `mv`) bring a lock's content along. That succeeds and does nothing
+    /// if the content is the same, or if the tool has made the directory.
     async fn rename_over_lock(
         self: &Arc<Self>,
         caller: &Caller,
@@ -220,11 +222,11 @@ impl RecordFiles {
     ) -> Result<()> {
         let refused = || Error::new(Kind::NotPermitted, ".lock cannot be made: a lock needs a living holder");
         let lock = FileId::Lock(dir.clone());
-        let is_expected = self.memory.removal(caller, &lock).is_some();
+        let is_expected = self.memory.exception(caller, &lock).is_some();
         match source {
-            // It goes with its directory.
+            // The lock goes with its directory.
             FileId::Lock(..) if is_expected => {
-                self.memory.settle(caller, &lock);
+                self.memory.end_exception(caller, &lock);
                 Ok(())
             }
             FileId::Scratch(id) => {
@@ -233,14 +235,15 @@ impl RecordFiles {
                 if !is_expected && !self.is_lock_content(&dir.cell, &dir.path, &content).await? {
                     return Err(refused());
                 }
-                self.memory.settle(caller, &lock);
+                self.memory.end_exception(caller, &lock);
                 self.unlink(caller, from).await
             }
             _ => Err(refused()),
         }
     }
 
-    /// An editor moves the record out of the way before it writes it anew. It is copied; the record stays until the save.
+    /// An editor moves the record out of the way before it writes the record anew. The record is copied, and stays
+    /// until the save.
     async fn back_up(&self, caller: &Caller, source: &FileId, to: CellPath) -> Result<()> {
         let FileId::Record(CellPath { cell, path }, form) = source else { return Err(Error::not_found()) };
         let snapshot = self.store(cell)?.snapshot().await?;
@@ -248,7 +251,7 @@ impl RecordFiles {
         if let Some(error) = self.memory.repeated(caller, source) {
             return Err(error);
         }
-        // The save that follows is made of what it has read.
+        // The editor makes its next save from what it has read.
         self.refuse_outdated(caller, source, record.version, Reading::ToWrite)?;
         if path.parent() != to.path.parent() {
             let reason =
@@ -265,7 +268,8 @@ impl RecordFiles {
         Ok(())
     }
 
-    /// `mv` of a directory renames file after file: the first form has moved the record, and the others have moved with it.
+    /// `mv` of a directory renames file after file: the first form has moved the record, and the other forms have moved
+    /// with it.
     fn has_moved_along(
         &self,
         caller: &Caller,
@@ -274,9 +278,9 @@ impl RecordFiles {
         snapshot: &Snapshot,
     ) -> Option<Result<()>> {
         let FileId::Record(CellPath { cell, path: from }, form) = source else { return None };
-        let Some(Removal::Moved(_, moved_to)) = self.memory.removal(caller, source) else { return None };
+        let Some(Exception::Moved(_, moved_to)) = self.memory.exception(caller, source) else { return None };
         if snapshot.records.contains_key(from) {
-            // It has been made again.
+            // The record has been made again.
             return None;
         }
         let target = FileId::Record(CellPath { cell: cell.clone(), path: moved_to }, *form);
@@ -287,7 +291,7 @@ impl RecordFiles {
         if !same_name || is_there.is_none() || is_there != self.memory.last_known(caller, cell, moved_to) {
             return Some(Err(Error::not_found()));
         }
-        self.memory.settle(caller, source);
+        self.memory.end_exception(caller, source);
         self.kernel.inodes.renamed(source, &target);
         Some(Ok(()))
     }
@@ -318,7 +322,7 @@ impl RecordFiles {
         }
         let put = Action::Put(record.value.clone());
         let (guard, action) = match old {
-            // What does not differ makes no version.
+            // An equal value makes no new version.
             Some(old) if old.value == record.value => (Guard::Version(old.version), Action::Check),
             Some(old) => (Guard::Version(old.version), put),
             None => (Guard::Absent, put),
@@ -328,7 +332,7 @@ impl RecordFiles {
         let outcome = self.commit((caller.into(), *form), cell, &changes).await.map_err(as_conflict);
         match &outcome {
             Ok(applied) => {
-                self.memory.settle(caller, target);
+                self.memory.end_exception(caller, target);
                 self.kernel.inodes.renamed(source, target);
                 self.memory.forget_read(caller, cell, from);
                 let stored = applied.versions.iter().flatten().next().copied();
@@ -337,7 +341,7 @@ impl RecordFiles {
                 }
                 for other in self.forms(cell, from).filter(|other| other != form) {
                     let other = FileId::Record(CellPath::new(cell, from), other);
-                    self.memory.removed(caller.process(), other, Removal::Moved(Instant::now(), to.clone()));
+                    self.memory.note_exception(caller.process(), other, Exception::Moved(Instant::now(), to.clone()));
                 }
                 self.leave_dirs(caller, cell, (from, to)).await?;
             }
@@ -347,8 +351,8 @@ impl RecordFiles {
         outcome.map(drop)
     }
 
-    /// The directories that a record was the last of are gone at once. Only who moves a whole directory file by file still finds them,
-    /// to remove them.
+    /// Directories that have lost their last record are gone at once. Only a process that moves a whole directory file
+    /// by file still finds them, so that it can remove them.
     async fn leave_dirs(
         self: &Arc<Self>,
         caller: &Caller,
@@ -365,13 +369,13 @@ impl RecordFiles {
             }
             if self.is_moved_by_files(caller, cell, &place.path) {
                 let file = FileId::Dir(CellPath::new(cell, &place.path));
-                self.memory.removed(caller.process(), file, Removal::Ghost(Instant::now()));
+                self.memory.note_exception(caller.process(), file, Exception::Tombstone(Instant::now()));
             }
             left.push(place.path);
         }
         self.forget_gone_dirs(cell, from, to.parent().as_ref()).await;
         if !left.is_empty() {
-            self.background.tasks.spawn(self.clone().tell_when_left(caller.process(), cell.clone(), left));
+            self.background.tasks.spawn(self.clone().announce_when_left(caller.process(), cell.clone(), left));
         }
         Ok(())
     }
@@ -379,21 +383,23 @@ impl RecordFiles {
     fn is_moved_by_files(&self, caller: &Caller, cell: &CellName, dir: &TopoPath) -> bool {
         let mut dirs = std::iter::successors(Some(dir.clone()), TopoPath::parent);
         dirs.any(|dir| {
-            let removal = self.memory.removal(caller, &FileId::Dir(CellPath { cell: cell.clone(), path: dir }));
+            let exception = self.memory.exception(caller, &FileId::Dir(CellPath { cell: cell.clone(), path: dir }));
             // The outermost one may be gone already.
-            matches!(removal, Some(Removal::MovedByFiles(_) | Removal::Ghost(_)))
+            matches!(exception, Some(Exception::MovedByFiles(_) | Exception::Tombstone(_)))
         })
     }
 
-    /// Raises the events of directories that are gone, as soon as who still finds them has removed them or has ended: the kernel takes
-    /// a directory for dead then, and who is on the way through it would not find what it has moved.
-    async fn tell_when_left(self: Arc<Self>, process: Option<Process>, cell: CellName, dirs: Vec<TopoPath>) {
-        /// How often it is looked at.
+    /// Raises the events of directories that are gone, as soon as the process that still finds them has removed them or
+    /// has ended. The kernel takes a directory for dead then, and a process on its way through it would not find what
+    /// it has moved.
+    async fn announce_when_left(self: Arc<Self>, process: Option<Process>, cell: CellName, dirs: Vec<TopoPath>) {
+        /// How often to look.
         const LOOK: Duration = Duration::from_millis(100);
         let file = |dir: &TopoPath| FileId::Dir(CellPath::new(&cell, dir));
         let is_used = || {
             process.is_some_and(|process| {
-                process.life() != Life::Ended && dirs.iter().any(|dir| self.memory.is_ghost_for(process, &file(dir)))
+                process.life() != Life::Ended
+                    && dirs.iter().any(|dir| self.memory.has_tombstone_for(process, &file(dir)))
             })
         };
         while is_used() {
@@ -418,7 +424,7 @@ impl RecordFiles {
         let snapshot = self.store(cell)?.snapshot().await?;
         if snapshot.has_children(path) {
             let file = FileId::Dir(CellPath::new(cell, path));
-            self.memory.removed(caller.process(), file, Removal::MovedByFiles(Instant::now()));
+            self.memory.note_exception(caller.process(), file, Exception::MovedByFiles(Instant::now()));
             return Err(Error::new(Kind::CrossDevice, "a stored directory is many records: only a copy can move it"));
         }
         if to.path.below(path).is_some_and(|rest| !rest.is_empty()) {
@@ -433,11 +439,11 @@ impl RecordFiles {
             Some(_) => return Err(Error::new(Kind::NotDirectory, "not a directory")),
             None => {}
         }
-        let is_ghost = self.memory.is_ghost(caller, &FileId::Dir(CellPath::new(cell, path)));
-        if matches!(self.scratch.get(from), Some(Local::Dir { until: Some(_), .. })) || is_ghost {
-            // It only lingers: nothing is there that could move.
+        let has_tombstone = self.memory.has_tombstone(caller, &FileId::Dir(CellPath::new(cell, path)));
+        if matches!(self.scratch.get(from), Some(Local::Dir { until: Some(_), .. })) || has_tombstone {
+            // It only lingers: nothing in it could move.
             self.scratch.remove_dir(from);
-            self.memory.settle(caller, &FileId::Dir(CellPath::new(cell, path)));
+            self.memory.end_exception(caller, &FileId::Dir(CellPath::new(cell, path)));
             return self.scratch.make_dir(to, caller.uid);
         }
         self.scratch.rename_dir(from, &to)

@@ -26,7 +26,7 @@ const LOOKS: usize = 10;
 
 impl RecordFiles {
     /// Waits while a closed file is still being saved, or a record removed whose remover has ended.
-    pub(crate) async fn save_under_way(&self, cell: &CellName, path: &TopoPath) {
+    pub(crate) async fn wait_for_saves(&self, cell: &CellName, path: &TopoPath) {
         let place = CellPath::new(cell, path);
         self.saving.wait(&place).await;
         self.removals.settled(&place).await;
@@ -60,9 +60,9 @@ impl RecordFiles {
         let Some(process) = process else { return };
         let others = self.forms(cell, path).filter(|other| *other != form);
         let others: Vec<FileId> = others.map(|other| FileId::Record(CellPath::new(cell, path), other)).collect();
-        let replaces = others.iter().any(|other| self.memory.is_ghost_for(process, other));
+        let replaces = others.iter().any(|other| self.memory.has_tombstone_for(process, other));
         self.memory.made(process, (cell, path), (form, version), replaces);
-        others.iter().for_each(|other| self.memory.settle_for(Some(process), other));
+        others.iter().for_each(|other| self.memory.end_exception_for(Some(process), other));
     }
 
     /// Refuses what a save would be refused with, without saving: where more may be to come before the last descriptor is gone.

@@ -1,4 +1,5 @@
-//! What exists in this mount only: scratch files and local directories.
+//! Owns what exists in this mount only: scratch files and local directories. Must never keep anything that nobody is
+//! charged with.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -13,15 +14,15 @@ use crate::mirror::Snapshot;
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::tree::file::ScratchId;
 
-/// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to come
-/// back to it.
+/// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to
+/// come back to it.
 pub const LINGER: Duration = Duration::from_secs(600);
-/// One user leaves one of so many parts of the quota to the others.
+/// The quota has so many parts. One user leaves one of them to the others.
 const PARTS: u64 = 8;
-/// Scratch files that remember what the mirror showed when they were made: each holds a state of a cell in memory. Older ones do not
-/// replace a record that their process has not read.
+/// Scratch files that remember what the mirror showed when they were made: each holds a state of a cell in memory.
+/// Older scratch files do not replace a record that their process has not read.
 const SEEN: usize = 256;
-/// What a scratch file or local directory costs beside its content, in bytes.
+/// What a scratch file or local directory costs besides its content, in bytes.
 const OVERHEAD: u64 = 512;
 
 /// A file that is never stored.
@@ -29,11 +30,11 @@ const OVERHEAD: u64 = 512;
 pub struct Scratch {
     /// Its identity.
     pub id: ScratchId,
-    /// Its cell: it is renamed within that only.
+    /// Its cell. It can be renamed only within that.
     pub cell: CellName,
     /// The user who is charged with it.
     charged: u32,
-    /// What the mirror showed when it was made: a save by rename must not overwrite anything else.
+    /// What the mirror showed when the file was made: a save by rename must not overwrite anything else.
     seen: Mutex<Option<Arc<Snapshot>>>,
     /// The rest.
     pub state: Mutex<ScratchState>,
@@ -50,15 +51,15 @@ pub struct ScratchState {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Last read, as told by utimens.
+    /// Last read, as set by utimens.
     pub accessed: SystemTime,
     /// Last write.
     pub modified: SystemTime,
     /// Last change of anything.
     pub changed: SystemTime,
-    /// No name any more.
+    /// It has no name any more.
     pub unlinked: bool,
-    /// It was renamed over a record: what is written from then on is written to that.
+    /// It was renamed over a record: later writes go to this draft.
     pub adopted: Option<Arc<Draft>>,
     /// Open handles.
     pub handles: usize,
@@ -67,9 +68,9 @@ pub struct ScratchState {
 /// Something local at a place.
 #[derive(Debug, Clone)]
 pub enum Local {
-    /// A directory, until the given moment if it only lingers.
+    /// A directory. If it only lingers, it has an end.
     Dir {
-        /// `None`: made by mkdir, stays until rmdir.
+        /// `None`: it was made by mkdir, and stays until rmdir.
         until: Option<Instant>,
         /// The user who has made it.
         uid: u32,
@@ -93,17 +94,17 @@ struct State {
     next: u64,
     used: u64,
     used_by: HashMap<u32, u64>,
-    /// The newest scratch files: they keep what the mirror showed when they were made.
+    /// The newest scratch files. Only these remember what the mirror showed when they were made.
     newest: VecDeque<Weak<Scratch>>,
 }
 
 impl Scratch {
-    /// It is written anew: what the mirror shows now counts.
+    /// The file is written anew: what the mirror shows now counts.
     pub fn renew(&self, seen: Arc<Snapshot>) {
         *self.seen.lock() = Some(seen);
     }
 
-    /// The version of a record when the file was made; `Err` if that is not known any more.
+    /// The version of a record when the file was made; `Err` if that is no longer known.
     pub fn version_then(&self, path: &TopoPath) -> std::result::Result<Option<Version>, ()> {
         let seen = self.seen.lock();
         Ok(seen.as_ref().ok_or(())?.records.get(path).map(|record| record.version))
@@ -131,16 +132,17 @@ impl State {
             .filter(move |(at, local)| *at != above && local.alive())
     }
 
-    /// Puts something at a place; what was there before loses its name.
+    /// Puts something at a place. What was there before loses its name.
     fn put(&mut self, place: CellPath, local: Local) {
         self.vacate(&place);
         self.places.insert(place, local);
     }
 
-    /// Takes away what is at a place, with what it is charged. The content of a scratch file goes with its last open handle.
+    /// Removes what is at a place, and refunds its charge. The content of a scratch file goes with its last open
+    /// handle.
     fn vacate(&mut self, place: &CellPath) {
         match self.places.remove(place) {
-            Some(Local::Dir { until: None, uid }) => self.give_back(uid, OVERHEAD),
+            Some(Local::Dir { until: None, uid }) => self.refund(uid, OVERHEAD),
             Some(Local::Scratch(file)) => {
                 let open = {
                     let mut inner = file.state.lock();
@@ -152,12 +154,13 @@ impl State {
                     self.drop_file(file.id);
                 }
             }
-            // Lingering costs nothing.
+            // A lingering directory costs nothing.
             Some(Local::Dir { until: Some(_), .. }) | None => {}
         }
     }
 
-    /// A file that has lost its name and its last handle is gone: what it was charged with then would never be given back.
+    /// Fails if a file is gone, since it has lost its name and its last handle: a charge for it would never be
+    /// refunded.
     fn require(&self, id: ScratchId) -> Result<()> {
         if self.files.contains_key(&id) { Ok(()) } else { Err(Error::not_found()) }
     }
@@ -165,11 +168,11 @@ impl State {
     fn drop_file(&mut self, id: ScratchId) {
         if let Some(file) = self.files.remove(&id) {
             let content = file.state.lock().content.len() as u64;
-            self.give_back(file.charged, OVERHEAD + content);
+            self.refund(file.charged, OVERHEAD + content);
         }
     }
 
-    fn give_back(&mut self, uid: u32, bytes: u64) {
+    fn refund(&mut self, uid: u32, bytes: u64) {
         self.used = self.used.saturating_sub(bytes);
         match self.used_by.get_mut(&uid) {
             Some(used) if *used > bytes => *used -= bytes,
@@ -179,7 +182,7 @@ impl State {
 }
 
 impl ScratchSpace {
-    /// With room for a number of bytes.
+    /// Scratch space with room for so many bytes.
     pub fn new(quota: u64) -> Self {
         Self { state: Mutex::default(), quota }
     }
@@ -219,7 +222,7 @@ impl ScratchSpace {
         entries
     }
 
-    /// Makes a directory that stays until rmdir. One that only lingers becomes such a one.
+    /// Makes a directory that stays until rmdir. A directory that only lingers becomes one that stays.
     pub fn make_dir(&self, place: CellPath, uid: u32) -> Result<()> {
         let mut state = self.state.lock();
         match state.get(&place) {
@@ -231,8 +234,8 @@ impl ScratchSpace {
         Ok(())
     }
 
-    /// A directory that nothing is stored in any more goes on for a while if something in it is of this mount only: whoever removes that
-    /// comes back to it.
+    /// Keeps showing a directory in which nothing is stored any more, if something in it exists in this mount only:
+    /// whoever removes that comes back to the directory.
     pub fn linger_if_used(&self, place: &CellPath, uid: u32) {
         if self.has_children(place) {
             self.linger(place.clone(), uid);
@@ -247,7 +250,7 @@ impl ScratchSpace {
         state.places.entry(place).or_insert(Local::Dir { until: Some(now + LINGER), uid });
     }
 
-    /// A directory that only lingers is gone. Says whether there was one.
+    /// Ends the lingering of a directory. Returns whether it lingered.
     pub fn end_linger(&self, place: &CellPath) -> bool {
         let mut state = self.state.lock();
         let lingers = matches!(state.places.get(place), Some(Local::Dir { until: Some(_), .. }));
@@ -257,7 +260,7 @@ impl ScratchSpace {
         lingers
     }
 
-    /// A record is stored: the directories above it are no longer of this mount only.
+    /// A record is stored: the directories above it no longer exist in this mount only.
     pub fn made_real(&self, cell: &CellName, path: &TopoPath) {
         let mut state = self.state.lock();
         let mut dir = path.parent();
@@ -270,7 +273,7 @@ impl ScratchSpace {
         }
     }
 
-    /// Removes a directory. Says whether there was one.
+    /// Removes a directory. Returns whether there was one.
     pub fn remove_dir(&self, place: &CellPath) -> bool {
         let mut state = self.state.lock();
         let there = matches!(state.places.get(place), Some(Local::Dir { .. }));
@@ -280,7 +283,7 @@ impl ScratchSpace {
         there
     }
 
-    /// A scratch file to be opened: the one that is there, unless that must not be, or a new one.
+    /// A scratch file to open: the one that exists, unless `exclusive` forbids that, or a new one.
     pub fn open_or_create(
         &self,
         place: CellPath,
@@ -350,7 +353,7 @@ impl ScratchSpace {
         found.map(|(place, _)| place.clone())
     }
 
-    /// Takes the name from a scratch file; its content goes with the last open handle.
+    /// Removes the name of a scratch file. Its content goes with the last open handle.
     pub fn unlink(&self, place: &CellPath) {
         let mut state = self.state.lock();
         if matches!(state.places.get(place), Some(Local::Scratch(_))) {
@@ -358,7 +361,7 @@ impl ScratchSpace {
         }
     }
 
-    /// Moves a scratch file to another name; what is there loses it.
+    /// Moves a scratch file to another name. Whatever has that name loses it.
     pub fn rename(&self, from: &CellPath, to: CellPath) {
         if *from == to {
             return;
@@ -378,7 +381,7 @@ impl ScratchSpace {
             Some("") | None => Ok((path, to.path.clone())),
             Some(rest) => TopoPath::parse(&format!("{}/{rest}", to.path)).map(|target| (path, target)),
         };
-        // All of it or nothing: a name may be too long there.
+        // All of it or nothing: a new name may be too long.
         let moved: Vec<_> = moved.into_iter().map(target).collect::<std::result::Result<_, _>>()?;
         for (path, target) in moved {
             if let Some(local) = state.places.remove(&CellPath { cell: from.cell.clone(), path }) {
@@ -388,8 +391,8 @@ impl ScratchSpace {
         Ok(())
     }
 
-    /// Changes the content. The length afterwards is charged against the quota before the change is made. Gives the draft that is to
-    /// be changed instead, if the file has become a record.
+    /// Changes the content. The new length is charged against the quota before the change is made. If the file has
+    /// become a record, nothing is changed here, and the draft to change instead is returned.
     pub fn edit(
         &self,
         file: &Scratch,
@@ -406,7 +409,7 @@ impl ScratchSpace {
         if after > before {
             self.charge(&mut state, file.charged, (after - before) as u64)?;
         } else {
-            state.give_back(file.charged, (before - after) as u64);
+            state.refund(file.charged, (before - after) as u64);
         }
         edit(&mut inner.content);
         debug_assert_eq!(inner.content.len(), after);
@@ -415,7 +418,8 @@ impl ScratchSpace {
         Ok(None)
     }
 
-    /// Counts an open handle. Fails if the file has lost its name meanwhile, and is charged to nobody any more.
+    /// Counts an open handle. Fails if the file has lost its name meanwhile, so that nobody is charged with it any
+    /// more.
     pub fn opened(&self, file: &Scratch) -> Result<()> {
         let state = self.state.lock();
         state.require(file.id)?;

@@ -1,4 +1,4 @@
-//! Scratch files that are open.
+//! Scratch files that are open. Must never write to a scratch file that has become a record.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::tree::caller::Caller;
 use crate::tree::file::{Caching, FileId, OpenMode};
 use crate::tree::namespace::{At, Created, Open, OpenFile, Part, Rest};
 
-/// A scratch file that is open, and counts as such until it is dropped.
+/// A scratch file that is open. It counts as open until this is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenScratch {
     files: Arc<RecordFiles>,
@@ -23,7 +23,7 @@ pub(crate) struct OpenScratch {
     pub append: bool,
     /// O_WRONLY or O_RDWR.
     pub writes: bool,
-    /// Who has opened it: its process and user.
+    /// The process and the user that have opened it.
     pub opener: (Option<Process>, u32),
 }
 
@@ -45,7 +45,7 @@ impl OpenFile for OpenScratch {
                 place.copy_from_slice(data);
             }
         })?;
-        // It was renamed over a record while this write was on its way.
+        // The file was renamed over a record while this write was on its way.
         adopted.map_or(Ok(()), |draft| self.files.write_draft(&draft, offset, data)).map(|()| None)
     }
 }
@@ -58,7 +58,7 @@ impl Drop for OpenScratch {
 
 impl RecordFiles {
     pub(super) fn open_scratch(self: &Arc<Self>, caller: &Caller, file: Arc<Scratch>, mode: OpenMode) -> Result<Open> {
-        // Counted first: from here on it stays, also if its name is removed.
+        // Counted first: from now on the file stays, even if its name is removed.
         self.scratch.opened(&file)?;
         let opener = (caller.process(), caller.uid);
         let open = OpenScratch { files: self.clone(), file, append: mode.append, writes: mode.write, opener };

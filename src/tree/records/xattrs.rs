@@ -1,4 +1,4 @@
-//! Extended attributes.
+//! Extended attributes. Must never show a version before its content can be read.
 
 use super::RecordFiles;
 use crate::error::{Error, Kind, Result};
@@ -23,7 +23,7 @@ impl RecordFiles {
             let known = name.strip_prefix(PREFIX).filter(|name| cell.attributes().contains(name));
             if let Some(name) = known {
                 let found = match cell.attribute(path, name).await {
-                    // A name that only answers to whoever has removed it has none.
+                    // A name that still answers only to the process that has removed it has none.
                     Err(error) if error.kind == Kind::NotFound => None,
                     found => found?,
                 };
@@ -53,7 +53,7 @@ impl RecordFiles {
             FileId::Record(CellPath { cell, path }, _) => {
                 let connected = self.cell(cell)?;
                 let snapshot = connected.snapshot().await?;
-                // Who reads the content after the version must not find an older one.
+                // Whoever reads the content after the version must not find an older content.
                 self.kernel.keeps_up(&connected).await;
                 let mut attributes = vec![(CELL, cell.to_string()), (PATH, path.to_string())];
                 if let Some(record) = snapshot.records.get(path) {

@@ -1,4 +1,4 @@
-//! Drafts against what a program expects of a file that it writes to.
+//! Drafts, against what a program expects of a file that it writes to.
 
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ fn start(content: &[u8], room: &Room) -> Start {
         base: None,
         dirty: false,
         append: false,
-        claim: None,
+        exclusive: None,
         value_limit: LIMIT,
         room: room.charge(1),
     }
@@ -72,14 +72,14 @@ struct Plain {
     wrote: bool,
     /// Written or truncated, and not stored since.
     dirty: bool,
-    /// What it was told of a write that failed, and of a save.
+    /// The errors that it got for a write, and for a save.
     write_failed: Option<Kind>,
     save_failed: Option<Kind>,
     abandoned: bool,
-    /// A hole or an overwriting: nothing is looked at early.
+    /// A hole, or overwritten bytes: nothing is checked early.
     patched: bool,
     stored: Option<u64>,
-    /// A save under way, and whether the content is still what it saves.
+    /// A save in flight, and whether the content is still what it saves.
     job: Option<bool>,
 }
 
@@ -108,11 +108,11 @@ impl Plain {
     }
 
     fn begin(&self, occasion: Occasion) -> std::result::Result<bool, Kind> {
-        let told = self.write_failed.or(self.save_failed);
+        let error = self.write_failed.or(self.save_failed);
         let unsaved = if occasion == Occasion::Flush { self.wrote } else { self.dirty };
-        match told {
+        match error {
             _ if self.abandoned || !unsaved => Ok(false),
-            // Nobody hears the answer to a release: nothing is tried again.
+            // Nobody gets the answer to a release, so nothing is tried again.
             Some(_) if occasion == Occasion::Release => Ok(false),
             Some(kind) => Err(kind),
             None => Ok(true),
@@ -145,7 +145,7 @@ proptest! {
                         plain.edited();
                     }
                 }
-                // One save at a time: the draft's turn sees to that.
+                // One save at a time: the draft's turn guarantees that.
                 Step::Begin(occasion) if plain.job.is_none() => {
                     let begun = draft.begin(occasion);
                     let expected = plain.begin(occasion);
@@ -231,7 +231,7 @@ fn a_large_content_is_looked_at_only_when_it_has_doubled() {
     assert!(looks(0, 1) && looks(1, CHECK_ALWAYS - 1) && looks(CHECK_ALWAYS, 1));
     let large = CHECK_ALWAYS + 1;
     assert!(!looks(large, large - 1) && looks(2 * large - 1, 1));
-    assert!(!looks(0, 1) && !looks(2 * large, 4 * large), "it is patched: not the beginning of anything");
+    assert!(!looks(0, 1) && !looks(2 * large, 4 * large), "a patched content is not the beginning of anything");
     draft.truncate(0).unwrap();
     assert!(looks(0, 1));
 }

@@ -1,4 +1,4 @@
-//! What is remembered of callers, of whom, how long and how much.
+//! What is remembered of callers: of which, for how long, and how much.
 
 use std::process::{Child, Command, Stdio};
 
@@ -47,160 +47,166 @@ fn names() -> (CellName, TopoPath, FileId) {
 }
 
 fn too_old() -> Instant {
-    Instant::now().checked_sub(REMOVAL_TIME).unwrap()
+    Instant::now().checked_sub(EXCEPTION_TIME).unwrap()
 }
 
 #[test]
 fn what_a_thread_has_read_its_process_knows_and_no_other() {
-    let (recent, (cell, path, _), neighbour) = (Memory::default(), names(), Neighbour::start());
+    let (memory, (cell, path, _), neighbour) = (Memory::default(), names(), Neighbour::start());
     let reader = std::thread::spawn(this_thread).join().unwrap();
     // A thread that has ended cannot be seen.
     let living = this_thread();
     assert_ne!(reader.thread, living.thread);
     std::thread::scope(|scope| {
-        let (recent, cell, path) = (&recent, &cell, &path);
-        scope.spawn(move || recent.read(this_thread().process(), (cell, path), version(3), Reading::Apart));
+        let (memory, cell, path) = (&memory, &cell, &path);
+        scope.spawn(move || memory.read(this_thread().process(), (cell, path), version(3), Reading::Apart));
     });
-    assert_eq!(recent.last_known(&living, &cell, &path), Some(version(3)));
-    assert_eq!(recent.last_known(&neighbour.caller(), &cell, &path), None);
-    recent.forget_read(&living, &cell, &path);
-    assert_eq!(recent.last_known(&living, &cell, &path), None);
+    assert_eq!(memory.last_known(&living, &cell, &path), Some(version(3)));
+    assert_eq!(memory.last_known(&neighbour.caller(), &cell, &path), None);
+    memory.forget_read(&living, &cell, &path);
+    assert_eq!(memory.last_known(&living, &cell, &path), None);
 }
 
 #[test]
 fn those_who_cannot_be_seen_share_nothing_even_among_themselves() {
-    let (recent, (cell, path, node)) = (Memory::default(), names());
-    recent.read(None, (&cell, &path), version(1), Reading::Apart);
-    recent.stored(None, &cell, &path, version(1));
-    recent.deleted(None, &cell, &path, &record_of("x"));
-    recent.not_saved(None, &node);
-    recent.removed(None, node.clone(), Removal::Ghost(Instant::now()));
-    assert_eq!(recent.last_known(&unseen(), &cell, &path), None);
-    assert_eq!(recent.take_deleted(None, &cell, &path), None);
-    assert!(!recent.take_unsaved(&unseen(), &node) && recent.removal(&unseen(), &node).is_none());
-    assert!(!recent.is_disputed(&node), "nobody sees the name otherwise than the rest");
+    let (memory, (cell, path, file)) = (Memory::default(), names());
+    memory.read(None, (&cell, &path), version(1), Reading::Apart);
+    memory.stored(None, &cell, &path, version(1));
+    memory.deleted(None, &cell, &path, &record_of("x"));
+    memory.not_saved(None, &file);
+    memory.note_exception(None, file.clone(), Exception::Tombstone(Instant::now()));
+    assert_eq!(memory.last_known(&unseen(), &cell, &path), None);
+    assert_eq!(memory.take_deleted(None, &cell, &path), None);
+    assert!(!memory.take_unsaved(&unseen(), &file) && memory.exception(&unseen(), &file).is_none());
+    assert!(!memory.is_disputed(&file), "nobody sees the name differently");
 }
 
 #[test]
 fn a_version_is_ones_own_until_another_is_read() {
-    let (recent, (cell, path, _), me) = (Memory::default(), names(), this_thread());
+    let (memory, (cell, path, _), me) = (Memory::default(), names(), this_thread());
     let process = me.process().unwrap();
-    let owns = |number| recent.has_stored(process, &cell, &path, version(number));
-    recent.stored(me.process(), &cell, &path, version(1));
+    let owns = |number| memory.has_stored(process, &cell, &path, version(number));
+    memory.stored(me.process(), &cell, &path, version(1));
     assert!(owns(1) && !owns(2));
-    assert_eq!(recent.last_read(&me, &cell, &path, Reading::ToWrite), None, "storing is not reading");
-    recent.read(me.process(), (&cell, &path), version(1), Reading::ToWrite);
+    assert_eq!(memory.last_read(&me, &cell, &path, Reading::ToWrite), None, "storing is not reading");
+    memory.read(me.process(), (&cell, &path), version(1), Reading::ToWrite);
     assert!(owns(1), "one reads what one has stored");
-    assert_eq!(recent.last_read(&me, &cell, &path, Reading::ToWrite), Some(version(1)));
-    assert_eq!(recent.last_read(&me, &cell, &path, Reading::Apart), None);
-    recent.read(me.process(), (&cell, &path), version(2), Reading::Apart);
+    assert_eq!(memory.last_read(&me, &cell, &path, Reading::ToWrite), Some(version(1)));
+    assert_eq!(memory.last_read(&me, &cell, &path, Reading::Apart), None);
+    memory.read(me.process(), (&cell, &path), version(2), Reading::Apart);
     assert!(!owns(1) && !owns(2), "that is somebody else's");
-    recent.stored(me.process(), &cell, &path, version(3));
-    assert_eq!(recent.last_read(&me, &cell, &path, Reading::Apart), Some(version(3)), "how it was read stays");
+    memory.stored(me.process(), &cell, &path, version(3));
+    assert_eq!(memory.last_read(&me, &cell, &path, Reading::Apart), Some(version(3)), "how it was read stays");
 }
 
 #[test]
 fn a_record_that_was_made_is_known_by_its_newest_version_until_it_is_deleted() {
-    let (recent, (cell, path, _), me) = (Memory::default(), names(), this_thread());
+    let (memory, (cell, path, _), me) = (Memory::default(), names(), this_thread());
     let process = me.process().unwrap();
-    let made = || recent.made_by(&me, &cell, &path).map(|made| (made.version, made.replaces));
-    recent.made(process, (&cell, &path), (Form::Text, version(1)), false);
-    recent.stored(me.process(), &cell, &path, version(2));
+    let made = || memory.made_by(&me, &cell, &path).map(|made| (made.version, made.replaces));
+    memory.made(process, (&cell, &path), (Form::Text, version(1)), false);
+    memory.stored(me.process(), &cell, &path, version(2));
     assert_eq!(made(), Some((version(2), false)));
-    recent.made_again(&me, &cell, &path);
+    memory.made_again(&me, &cell, &path);
     assert_eq!(made(), Some((version(2), true)));
-    recent.deleted(me.process(), &cell, &path, &record_of("x"));
+    memory.deleted(me.process(), &cell, &path, &record_of("x"));
     assert_eq!(made(), None);
-    recent.made(process, (&cell, &path), (Form::Text, version(3)), true);
-    assert_eq!(recent.take_deleted(me.process(), &cell, &path), None, "it is not put back any more");
+    memory.made(process, (&cell, &path), (Form::Text, version(3)), true);
+    assert_eq!(memory.take_deleted(me.process(), &cell, &path), None, "it is not put back any more");
     let old = Made { version: version(3), form: Form::Text, replaces: true, when: too_old() };
-    recent.made.insert(concern(process, &cell, &path), old);
-    recent.made_again(&me, &cell, &path);
+    memory.made.insert(concern(process, &cell, &path), old);
+    memory.made_again(&me, &cell, &path);
     assert_eq!(made(), None, "what is too old does not become young again");
 }
 
 #[test]
 fn a_name_that_is_gone_answers_to_whoever_removed_the_record_for_a_while() {
-    let (recent, (cell, path, node), me) = (Memory::default(), names(), this_thread());
+    let (memory, (cell, path, file), me) = (Memory::default(), names(), this_thread());
     let neighbour = Neighbour::start();
-    recent.deleted(me.process(), &cell, &path, &record_of("old"));
-    assert!(recent.ghost_of(&me, &node).is_none(), "the name that was removed is gone");
-    recent.removed(me.process(), node.clone(), Removal::Ghost(Instant::now()));
-    assert_eq!(recent.ghost_of(&me, &node).unwrap().value, "old");
-    assert!(recent.is_ghost(&me, &node) && recent.is_disputed(&node) && !recent.is_freed_for(&me, &node));
-    assert!(!recent.is_ghost(&neighbour.caller(), &node) && recent.removal(&neighbour.caller(), &node).is_none());
-    recent.settle(&neighbour.caller(), &node);
-    assert!(recent.is_ghost(&me, &node), "the other has nothing to settle");
-    recent.removed(me.process(), node.clone(), Removal::Ghost(too_old()));
-    assert!(!recent.is_ghost(&me, &node) && recent.removal(&me, &node).is_none());
-    for (removal, is_ghost, is_freed) in [
-        (Removal::Moved(Instant::now(), path.clone()), true, false),
-        (Removal::Freed(Instant::now()), false, true),
-        (Removal::MovedAway(Instant::now(), version(1)), false, false),
-        (Removal::MovedByFiles(Instant::now()), false, false),
-        (Removal::Appeared(Instant::now()), false, false),
+    memory.deleted(me.process(), &cell, &path, &record_of("old"));
+    assert!(memory.behind_tombstone(&me, &file).is_none(), "the name that was removed is gone");
+    memory.note_exception(me.process(), file.clone(), Exception::Tombstone(Instant::now()));
+    assert_eq!(memory.behind_tombstone(&me, &file).unwrap().value, "old");
+    assert!(memory.has_tombstone(&me, &file) && memory.is_disputed(&file) && !memory.is_freed_for(&me, &file));
+    assert!(
+        !memory.has_tombstone(&neighbour.caller(), &file) && memory.exception(&neighbour.caller(), &file).is_none()
+    );
+    memory.end_exception(&neighbour.caller(), &file);
+    assert!(memory.has_tombstone(&me, &file), "the exception is not the other's");
+    memory.note_exception(me.process(), file.clone(), Exception::Tombstone(too_old()));
+    assert!(!memory.has_tombstone(&me, &file) && memory.exception(&me, &file).is_none());
+    for (exception, has_tombstone, is_freed) in [
+        (Exception::Moved(Instant::now(), path.clone()), true, false),
+        (Exception::Freed(Instant::now()), false, true),
+        (Exception::MovedAway(Instant::now(), version(1)), false, false),
+        (Exception::MovedByFiles(Instant::now()), false, false),
+        (Exception::NotYetMade(Instant::now()), false, false),
     ] {
-        recent.removed(me.process(), node.clone(), removal.clone());
-        assert_eq!((recent.is_ghost(&me, &node), recent.is_freed_for(&me, &node)), (is_ghost, is_freed), "{removal:?}");
+        memory.note_exception(me.process(), file.clone(), exception.clone());
+        assert_eq!(
+            (memory.has_tombstone(&me, &file), memory.is_freed_for(&me, &file)),
+            (has_tombstone, is_freed),
+            "{exception:?}"
+        );
     }
-    recent.settle(&me, &node);
-    assert!(recent.removal(&me, &node).is_none());
+    memory.end_exception(&me, &file);
+    assert!(memory.exception(&me, &file).is_none());
 }
 
 #[test]
 fn a_refused_save_is_told_once_unless_something_was_stored_since() {
-    let (recent, (cell, path, node), me) = (Memory::default(), names(), this_thread());
-    recent.not_saved(me.process(), &node);
-    assert!(!recent.take_unsaved(&Neighbour::start().caller(), &node));
-    assert!(recent.take_unsaved(&me, &node) && !recent.take_unsaved(&me, &node));
-    recent.not_saved(me.process(), &node);
-    recent.stored(me.process(), &cell, &path, version(1));
-    assert!(!recent.take_unsaved(&me, &node), "storing any form makes it good");
-    recent.unsaved.insert((me.process().unwrap(), node.clone()), too_old());
-    assert!(!recent.take_unsaved(&me, &node));
+    let (memory, (cell, path, file), me) = (Memory::default(), names(), this_thread());
+    memory.not_saved(me.process(), &file);
+    assert!(!memory.take_unsaved(&Neighbour::start().caller(), &file));
+    assert!(memory.take_unsaved(&me, &file) && !memory.take_unsaved(&me, &file));
+    memory.not_saved(me.process(), &file);
+    memory.stored(me.process(), &cell, &path, version(1));
+    assert!(!memory.take_unsaved(&me, &file), "storing any form makes it good");
+    memory.unsaved.insert((me.process().unwrap(), file.clone()), too_old());
+    assert!(!memory.take_unsaved(&me, &file));
 }
 
 #[test]
 fn a_refusal_is_repeated_once_to_the_same_thread_and_user() {
-    let (recent, (_, _, node)) = (Memory::default(), names());
+    let (memory, (_, _, file)) = (Memory::default(), names());
     let stale = |reason: &str| Error::new(crate::error::Kind::Conflict, reason.to_owned());
-    recent.refused(&Caller::new(1, 1, 7), &node, &stale("first"));
-    recent.refused(&Caller::new(1, 1, 7), &node, &stale("second"));
+    memory.refused(&Caller::new(1, 1, 7), &file, &stale("first"));
+    memory.refused(&Caller::new(1, 1, 7), &file, &stale("second"));
     for other in [Caller::new(2, 1, 7), Caller::new(1, 1, 8)] {
-        assert!(recent.repeated(&other, &node).is_none());
+        assert!(memory.repeated(&other, &file).is_none());
     }
-    assert!(recent.repeated(&Caller::new(1, 1, 7), &FileId::Root).is_none());
-    assert_eq!(recent.repeated(&Caller::new(1, 1, 7), &node).unwrap().to_string(), stale("second").to_string());
-    assert!(recent.repeated(&Caller::new(1, 1, 7), &node).is_none());
-    recent.refused(&Caller::new(1, 1, 7), &node, &stale("old"));
-    recent.refusals.lock()[0].when = Instant::now().checked_sub(REPEAT_TIME).unwrap();
-    assert!(recent.repeated(&Caller::new(1, 1, 7), &node).is_none(), "the kernel repeats at once");
+    assert!(memory.repeated(&Caller::new(1, 1, 7), &FileId::Root).is_none());
+    assert_eq!(memory.repeated(&Caller::new(1, 1, 7), &file).unwrap().to_string(), stale("second").to_string());
+    assert!(memory.repeated(&Caller::new(1, 1, 7), &file).is_none());
+    memory.refused(&Caller::new(1, 1, 7), &file, &stale("old"));
+    memory.refusals.lock()[0].when = Instant::now().checked_sub(REPEAT_TIME).unwrap();
+    assert!(memory.repeated(&Caller::new(1, 1, 7), &file).is_none(), "the kernel repeats at once");
 }
 
 #[test]
 fn what_is_remembered_of_callers_is_bounded() {
-    let (recent, (cell, path, node), me) = (Memory::default(), names(), this_thread());
+    let (memory, (cell, path, file), me) = (Memory::default(), names(), this_thread());
     let process = me.process().unwrap();
     for number in 0..2 * READS {
         let path = path.join(&number.to_string()).unwrap();
-        recent.read(me.process(), (&cell, &path), version(1), Reading::Apart);
-        if number < 2 * REMOVALS {
-            let node = FileId::Dir(CellPath { cell: cell.clone(), path: path.clone() });
-            recent.removed(me.process(), node.clone(), Removal::Ghost(Instant::now()));
-            recent.not_saved(me.process(), &node);
-            recent.deleted(me.process(), &cell, &path, &record_of("x"));
+        memory.read(me.process(), (&cell, &path), version(1), Reading::Apart);
+        if number < 2 * EXCEPTIONS {
+            let file = FileId::Dir(CellPath { cell: cell.clone(), path: path.clone() });
+            memory.note_exception(me.process(), file.clone(), Exception::Tombstone(Instant::now()));
+            memory.not_saved(me.process(), &file);
+            memory.deleted(me.process(), &cell, &path, &record_of("x"));
             let other = path.join("made").unwrap();
-            recent.made(process, (&cell, &other), (Form::Raw, version(1)), false);
+            memory.made(process, (&cell, &other), (Form::Raw, version(1)), false);
         }
         if number < 2 * REPEATS {
             let caller = Caller::new(0, 0, number.try_into().unwrap());
-            recent.refused(&caller, &node, &Error::not_found());
+            memory.refused(&caller, &file, &Error::not_found());
         }
     }
-    let Memory { known, removals, disputed, made, deleted, unsaved, refusals } = &recent;
-    let sizes = [known.len(), removals.len(), disputed.len(), unsaved.len(), made.len(), deleted.len()];
-    assert_eq!(sizes, [READS, REMOVALS, REMOVALS, REMOVALS, REMOVALS, DELETED]);
-    assert!(refusals.lock().len() == REPEATS && recent.repeated(&Caller::new(0, 0, 0), &node).is_none());
+    let Memory { known, exceptions, disputed, made, deleted, unsaved, refusals } = &memory;
+    let sizes = [known.len(), exceptions.len(), disputed.len(), unsaved.len(), made.len(), deleted.len()];
+    assert_eq!(sizes, [READS, EXCEPTIONS, EXCEPTIONS, EXCEPTIONS, EXCEPTIONS, DELETED]);
+    assert!(refusals.lock().len() == REPEATS && memory.repeated(&Caller::new(0, 0, 0), &file).is_none());
 }
 
 #[test]

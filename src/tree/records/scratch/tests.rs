@@ -5,11 +5,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::tree::records::draft::tests::draft;
 
-/// Small, so that the bounds are met all the time.
+/// Small, so that the bounds are reached all the time.
 const QUOTA: u64 = 5_000;
 /// What one user may use of it.
 const SHARE: u64 = QUOTA / PARTS * (PARTS - 1);
-/// `-` comes before `/`: the names below `a` are no neighbours of it in the order of strings.
+/// `-` comes before `/`: in the order of strings, the names below `a` do not come right after `a`.
 const PATHS: [&str; 8] = ["a", "a-b", "a/x", "a/x/z", "a/y", "b", "b/x", "c"];
 
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ fn kind<T>(result: Result<T>) -> Option<Kind> {
     result.err().map(|error| error.kind)
 }
 
-/// Does one thing to both, and compares what comes of it.
+/// Does one step to both, and compares the outcomes.
 fn take(step: &Step, scratch: &ScratchSpace, plain: &mut Plain) -> std::result::Result<(), TestCaseError> {
     let no_room = |plain: &Plain, uid: u32, bytes: u64| (!plain.has_room(uid, bytes)).then_some(Kind::NoSpace);
     match *step {
@@ -148,7 +148,7 @@ fn take(step: &Step, scratch: &ScratchSpace, plain: &mut Plain) -> std::result::
             made.into_iter().for_each(|file| plain.new_file(PATHS[path], uid, file));
         }
         Step::Edit { file, .. } | Step::Opened { file } if file < plain.files.len() && !plain.lives(file) => {
-            // Somebody came with it when it had just lost its name: it must not be charged with anything again.
+            // Somebody came with the file when it had just lost its name: it must not be charged again.
             let real = &plain.files[file].real;
             let edited = scratch.edit(real, |_| 9, |content| content.resize(9, 0));
             prop_assert_eq!((kind(edited), kind(scratch.opened(real))), (Some(Kind::NotFound), Some(Kind::NotFound)));
@@ -220,7 +220,7 @@ fn take(step: &Step, scratch: &ScratchSpace, plain: &mut Plain) -> std::result::
                 }
             }
         }
-        // The kernel refuses to move a directory into itself, or in the place of one that it is in.
+        // The kernel refuses to move a directory into itself, or over a directory that it is in.
         Step::RenameDir { from, to } if is_within(PATHS[from], PATHS[to]) || is_within(PATHS[to], PATHS[from]) => {}
         Step::RenameDir { from, to } => {
             scratch.rename_dir(&place(PATHS[from]), &place(PATHS[to])).unwrap();
@@ -235,7 +235,7 @@ fn take(step: &Step, scratch: &ScratchSpace, plain: &mut Plain) -> std::result::
     Ok(())
 }
 
-/// All that can be asked gives the same answer.
+/// Compares all that can be asked.
 fn compare(scratch: &ScratchSpace, plain: &Plain) -> std::result::Result<(), TestCaseError> {
     prop_assert_eq!(scratch.usage(), (QUOTA, plain.used(None)));
     for path in PATHS {
@@ -279,7 +279,7 @@ fn compare(scratch: &ScratchSpace, plain: &Plain) -> std::result::Result<(), Tes
 }
 
 proptest! {
-    /// The charges of each user show in what is refused: the model foretells every refusal.
+    /// The charges of each user show in what is refused: the model predicts every refusal.
     #[test]
     fn scratch_space_is_charged_for_just_what_is_there(steps in prop::collection::vec(step(), 0..40)) {
         let (scratch, mut plain) = (ScratchSpace::new(QUOTA), Plain::default());
@@ -336,7 +336,7 @@ fn what_is_charged_to_a_user_is_given_back_to_him() {
     let scratch = ScratchSpace::new(8 * 1024);
     let file = scratch.replace(place("big"), Arc::default(), (1, 1, 0o600)).unwrap();
     scratch.edit(&file, |_| 6 * 1024, |content| content.resize(6 * 1024, 0)).unwrap();
-    // The owner may change; who is charged does not.
+    // The owner may change; the user who is charged does not.
     file.state.lock().uid = 2;
     let full = scratch.make_dir(place("dir"), 1).and_then(|()| scratch.make_dir(place("dir2"), 1));
     assert_eq!(full.unwrap_err().kind, Kind::NoSpace);
@@ -362,5 +362,5 @@ fn a_directory_that_lingers_costs_nothing_and_is_gone_after_its_time() {
     assert!(scratch.get(&place("b")).is_none() && !scratch.has_dir(&place("b")));
     assert_eq!(scratch.survey().1, 2);
     scratch.linger(place("c"), 1);
-    assert_eq!(scratch.state.lock().places.len(), 3, "what is over is taken away");
+    assert_eq!(scratch.state.lock().places.len(), 3, "what has ended is removed");
 }

@@ -318,7 +318,7 @@ impl Tree {
         }
         let entries = Arc::new(self.space(caller, &dir).list(caller, &dir).await?);
         // An offset of a listing that is not there (any more) is a position in this one.
-        let number = self.listings.keep(&dir, caller.uid, &entries);
+        let number = self.listings.keep(&dir, caller.uid, &entries)?;
         Ok(Listing::from(number, entries, passed))
     }
 

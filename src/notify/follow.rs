@@ -169,7 +169,7 @@ mod tests {
         follow(&tree);
         let cell = tree.records().cells.all().remove(0);
         let kernel = tree.kernel();
-        assert!(kernel.gives_lasting(&cell));
+        assert!(kernel.count_lasting(&cell));
         // Whoever looks at the locks panics: this follower, and that of the locks of files.
         for nth in 1..=4 {
             let _ = faulty.clone().on(Call::LockedDir, faulty.count(Call::LockedDir) + nth, Fault::Panic);
@@ -184,7 +184,7 @@ mod tests {
             };
             tokio::time::timeout(Duration::from_secs(300), wait).await.expect("it happens");
         };
-        until(&|| !kernel.gives_lasting(&cell)).await;
+        until(&|| !kernel.count_lasting(&cell)).await;
         let panics = alive::panics();
         let known = panics.known().find(|panic| panic.task == "the follower of global").expect("it is remembered");
         assert!(known.at.contains("faulty.rs") && known.message.contains("LockedDir"), "{known:?}");
@@ -193,7 +193,7 @@ mod tests {
         let change = Change { path, guard: Guard::Any, action: Action::Put("x".into()) };
         service.apply(&[change]).await.unwrap();
         let events = || String::from_utf8(tree.control().events.read_at(0, usize::MAX).to_vec()).unwrap();
-        until(&|| kernel.gives_lasting(&cell) && events().contains("metadata/later")).await;
+        until(&|| kernel.count_lasting(&cell) && events().contains("metadata/later")).await;
         place.leave().await.unwrap();
         tree.shutdown().await;
     }

@@ -319,7 +319,7 @@ impl Tree {
         }
         let entries = Arc::new(self.space(caller, &dir).list(caller, &dir).await?);
         // If an offset belongs to no listing (any more), it is a position in this one.
-        let number = self.listings.keep(&dir, caller.uid, &entries);
+        let number = self.listings.keep(&dir, caller.uid, &entries)?;
         Ok(Listing::from(number, entries, passed))
     }
 

@@ -44,7 +44,8 @@ impl Charge {
         let mut used = self.room.0.lock();
         let in_all = used.in_all - self.bytes + bytes;
         let own = used.by_user.get(&self.uid).copied().unwrap_or(0) - self.bytes + bytes;
-        if bytes > self.bytes && (in_all > IN_ALL || own > PER_USER) {
+        // A smaller size always fits: what is used never exceeds the bounds.
+        if in_all > IN_ALL || own > PER_USER {
             let (whose, limit) = if own > PER_USER { ("of this user", PER_USER) } else { ("of all users", IN_ALL) };
             let reason = format!("the open files {whose} hold {limit} bytes in memory: no more is taken");
             return Err(Error::new(Kind::NoSpace, reason));

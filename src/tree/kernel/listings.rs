@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::error::{Error, Kind, Result};
 use crate::tree::file::{DirEntry, FileId};
 
 /// Bits of an offset that count entries. The other bits are the number of the listing.
@@ -15,6 +16,8 @@ const LISTINGS: usize = 1_000;
 const ENTRIES: usize = 300_000;
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
+/// The largest listing whose offsets all fit.
+const LARGEST: usize = (1 << INDEX_BITS) - 1 - DOTS;
 
 /// Listings that are being read.
 #[derive(Debug, Default)]
@@ -43,9 +46,11 @@ impl Listings {
         kept.by_number.get(&number).filter(|listing| listing.dir == *dir).map(|listing| listing.entries.clone())
     }
 
-    /// Keeps a listing, however large it is, and gives it a number. To make room, the user who keeps the most loses
-    /// listings, the oldest first.
-    pub fn keep(&self, dir: &FileId, uid: u32, entries: &Arc<Vec<DirEntry>>) -> u64 {
+    /// Keeps a listing and gives it a number. To make room, the user who keeps the most loses listings, the
+    /// oldest first.
+    /// Fails with EFBIG if the listing has more entries than offsets can count.
+    pub fn keep(&self, dir: &FileId, uid: u32, entries: &Arc<Vec<DirEntry>>) -> Result<u64> {
+        refuse_uncountable(entries.len())?;
         let mut kept = self.0.lock();
         kept.last += 1;
         let number = kept.last;
@@ -57,8 +62,17 @@ impl Listings {
                 kept.entries -= listing.entries.len();
             }
         }
-        number
+        Ok(number)
     }
+}
+
+/// An offset beyond the last that fits would name another place, so a reader would miss entries, or read some for ever.
+fn refuse_uncountable(entries: usize) -> Result<()> {
+    if entries > LARGEST {
+        let reason = format!("the directory has {entries} entries; at most {LARGEST} can be listed");
+        return Err(Error::new(Kind::TooLarge, reason));
+    }
+    Ok(())
 }
 
 impl Kept {
@@ -127,7 +141,7 @@ mod tests {
     #[test]
     fn a_listing_is_of_the_directory_that_it_was_handed_out_for() {
         let listings = Listings::default();
-        let number = listings.keep(&FileId::Root, 0, &entries(3));
+        let number = listings.keep(&FileId::Root, 0, &entries(3)).unwrap();
         assert!(listings.get(number, &FileId::Root).is_some());
         assert!(listings.get(number, &FileId::Control).is_none());
         assert!(listings.get(number + 1, &FileId::Root).is_none(), "a number that was not handed out leads nowhere");
@@ -136,13 +150,13 @@ mod tests {
     #[test]
     fn who_lists_most_loses_its_own_listings() {
         let listings = Listings::default();
-        let other = listings.keep(&FileId::Root, 1, &entries(10));
-        let first = listings.keep(&FileId::Root, 2, &entries(1));
+        let other = listings.keep(&FileId::Root, 1, &entries(10)).unwrap();
+        let first = listings.keep(&FileId::Root, 2, &entries(1)).unwrap();
         for _ in 0..2 * LISTINGS {
-            listings.keep(&FileId::Root, 2, &entries(1));
+            listings.keep(&FileId::Root, 2, &entries(1)).unwrap();
         }
         assert!(listings.get(other, &FileId::Root).is_some() && listings.get(first, &FileId::Root).is_none());
-        let large = listings.keep(&FileId::Root, 2, &entries(2 * ENTRIES));
+        let large = listings.keep(&FileId::Root, 2, &entries(2 * ENTRIES)).unwrap();
         assert!(listings.get(large, &FileId::Root).is_some(), "however large it is");
         assert!(listings.0.lock().by_number.len() <= 2, "{:?}", listings.0.lock().by_number.len());
     }
@@ -171,12 +185,22 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_with_more_entries_than_offsets_count_is_refused() {
+        refuse_uncountable(LARGEST).unwrap();
+        assert_eq!(refuse_uncountable(LARGEST + 1).unwrap_err().kind, Kind::TooLarge);
+        let listing = Listing { number: 7, entries: entries(0), passed: 0 };
+        assert_eq!(Listing::place(listing.offset(DOTS + LARGEST)), (7, DOTS + LARGEST));
+        let beyond = DOTS + LARGEST + 1;
+        assert_ne!(Listing::place(listing.offset(beyond)), (7, beyond));
+    }
+
+    #[test]
     fn as_many_listings_are_kept_as_may_be() {
         let listings = Listings::default();
-        let numbers: Vec<u64> = (0..LISTINGS).map(|_| listings.keep(&FileId::Root, 1, &entries(0))).collect();
+        let numbers: Vec<u64> = (0..LISTINGS).map(|_| listings.keep(&FileId::Root, 1, &entries(0)).unwrap()).collect();
         let kept = |number: u64| listings.get(number, &FileId::Root).is_some();
         assert!(numbers.iter().all(|number| kept(*number)));
-        listings.keep(&FileId::Root, 1, &entries(0));
+        listings.keep(&FileId::Root, 1, &entries(0)).unwrap();
         assert!(!kept(numbers[0]) && kept(numbers[1]), "the oldest gives way");
     }
 
@@ -184,13 +208,13 @@ mod tests {
     fn as_many_entries_are_kept_as_may_be() {
         let listings = Listings::default();
         let kept = |number: u64| listings.get(number, &FileId::Root).is_some();
-        let other = listings.keep(&FileId::Root, 2, &entries(ENTRIES / 4));
-        let own: Vec<u64> = (0..3).map(|_| listings.keep(&FileId::Root, 1, &entries(ENTRIES / 4))).collect();
+        let other = listings.keep(&FileId::Root, 2, &entries(ENTRIES / 4)).unwrap();
+        let own: Vec<u64> = (0..3).map(|_| listings.keep(&FileId::Root, 1, &entries(ENTRIES / 4)).unwrap()).collect();
         assert!(kept(other) && own.iter().all(|number| kept(*number)));
-        let last = listings.keep(&FileId::Root, 3, &entries(1));
+        let last = listings.keep(&FileId::Root, 3, &entries(1)).unwrap();
         assert!(kept(other) && !kept(own[0]) && kept(own[1]) && kept(last), "of the user who keeps the most");
         // A new listing never gives way.
-        let large = listings.keep(&FileId::Root, 3, &entries(ENTRIES + 1));
+        let large = listings.keep(&FileId::Root, 3, &entries(ENTRIES + 1)).unwrap();
         assert!(kept(large) && !kept(other) && !kept(last));
     }
 
@@ -202,7 +226,7 @@ mod tests {
         ) {
             let listings = Listings::default();
             for (uid, size) in sizes {
-                let number = listings.keep(&FileId::Root, uid, &entries(size));
+                let number = listings.keep(&FileId::Root, uid, &entries(size)).unwrap();
                 let kept = listings.0.lock();
                 prop_assert!(kept.by_number.contains_key(&number));
                 let sum: usize = kept.by_number.values().map(|listing| listing.entries.len()).sum();

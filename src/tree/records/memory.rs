@@ -351,7 +351,7 @@ impl Memory {
         refusals.retain(|refusal| refusal.when.elapsed() < REPEAT_TIME);
         let caller = (caller.thread, caller.uid);
         let index = refusals.iter().position(|refusal| refusal.caller == caller && refusal.file == *file)?;
-        Some(refusals.swap_remove(index).error)
+        Some(refusals.remove(index).error)
     }
 }
 

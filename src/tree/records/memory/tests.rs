@@ -184,6 +184,20 @@ fn a_refusal_is_repeated_once_to_the_same_thread_and_user() {
 }
 
 #[test]
+fn the_oldest_refusal_gives_way_to_a_new_one() {
+    let (recent, (_, _, node)) = (Memory::default(), names());
+    let caller = |thread: usize| Caller::new(0, 0, thread.try_into().unwrap());
+    let refuse = |thread| recent.refused(&caller(thread), &node, &Error::not_found());
+    (0..REPEATS).for_each(refuse);
+    // An answer makes room for one. Those that are left keep their order.
+    assert!(recent.repeated(&caller(0), &node).is_some());
+    refuse(REPEATS);
+    refuse(REPEATS + 1);
+    assert!(recent.repeated(&caller(1), &node).is_none(), "the oldest");
+    assert!((2..REPEATS + 2).all(|thread| recent.repeated(&caller(thread), &node).is_some()));
+}
+
+#[test]
 fn what_is_remembered_of_callers_is_bounded() {
     let (memory, (cell, path, file), me) = (Memory::default(), names(), this_thread());
     let process = me.process().unwrap();

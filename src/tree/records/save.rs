@@ -20,12 +20,12 @@ use crate::store::{Commits, Made, Mark, Store};
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 
-/// How often, and how many times, it is looked whether another thread of a program has just stored what one could not.
+/// How often, and how many times, to look whether another thread of the same program has just stored the record.
 const LOOK: Duration = Duration::from_millis(10);
 const LOOKS: usize = 10;
 
 impl RecordFiles {
-    /// Waits while a closed file is still being saved, or a record removed whose remover has ended.
+    /// Waits for the save of a closed file, and for the removal of a record by a process that has ended.
     pub(crate) async fn wait_for_saves(&self, cell: &CellName, path: &TopoPath) {
         let place = CellPath::new(cell, path);
         self.saving.wait(&place).await;
@@ -50,7 +50,8 @@ impl RecordFiles {
         outcome.map(drop)
     }
 
-    /// A record is there that was not, or not any more: its other names are ordinary ones again for whoever has made it.
+    /// A process has made a record that was not there. For that process the record's other names are ordinary ones
+    /// again.
     pub(crate) fn has_made(
         &self,
         process: Option<Process>,
@@ -65,7 +66,7 @@ impl RecordFiles {
         others.iter().for_each(|other| self.memory.end_exception_for(Some(process), other));
     }
 
-    /// Refuses what a save would be refused with, without saving: where more may be to come before the last descriptor is gone.
+    /// Fails as a save would fail, without saving: more may be written before the last descriptor is closed.
     pub(crate) async fn rehearse(&self, draft: &Draft) -> Result<()> {
         let _turn = draft.turn.lock().await;
         let Some(job) = draft.begin(Occasion::Flush)? else { return Ok(()) };
@@ -88,14 +89,14 @@ impl RecordFiles {
         })
     }
 
-    /// Saves what is left when the last descriptor is gone. Nobody hears an error any more but the log.
+    /// Saves what is left when the last descriptor is closed. An error can only be logged.
     pub(crate) async fn save_released(&self, draft: &Draft) -> Result<()> {
         let _in_flight = self.saving.begin(CellPath::new(&draft.cell, &draft.path));
         self.save(draft, Occasion::Release).await
     }
 
-    /// A tool that removes a record and makes it anew (`mv` and `install` from another file system, `tar x`) must not leave
-    /// nothing behind because the new content was refused or the tool was killed: the record comes back.
+    /// Some tools remove a record and make it anew (`mv` and `install` from another file system, `tar x`). They must
+    /// not lose the record if the new content is refused or the tool is killed: the old record is put back.
     pub(crate) async fn put_back(&self, draft: &Draft) {
         let Draft { cell, path, .. } = draft;
         if draft.has_made_nothing()
@@ -105,7 +106,7 @@ impl RecordFiles {
         }
     }
 
-    /// Stores a record again that a process has deleted just now.
+    /// Stores a record again that a process has just deleted.
     pub(crate) async fn put_back_deleted(
         &self,
         process: Option<Process>,
@@ -135,13 +136,13 @@ impl RecordFiles {
             Err(error) if error.kind == Kind::Conflict => error,
             outcome => return outcome,
         };
-        // Another thread of the same program may have been faster: they make all forms of a record at once.
+        // Another thread of the same program may have been faster: some programs make all forms at once.
         let mut found = self.stored_by_self(draft, content, base).await;
         for _ in 0..LOOKS {
             if found.is_some() || !self.writes_other_forms(draft) {
                 break;
             }
-            // What it has stored is noted when the service has answered.
+            // Its save is noted only when the service has answered.
             tokio::time::sleep(LOOK).await;
             found = self.stored_by_self(draft, content, base).await;
         }
@@ -152,7 +153,7 @@ impl RecordFiles {
         }
     }
 
-    /// Whether the process that has opened a draft has another form of the record open for writing, too.
+    /// Whether the process that opened a draft also writes to another form of the record.
     fn writes_other_forms(&self, draft: &Draft) -> bool {
         let Draft { cell, path, form, opener, .. } = draft;
         self.forms(cell, path).filter(|other| other != form).any(|other| {
@@ -162,8 +163,8 @@ impl RecordFiles {
         })
     }
 
-    /// The record as it is now, if the same process has just made it under another name, or has stored what is to be stored. (Equal content
-    /// alone says nothing: two programs may have counted one up.)
+    /// The record as it is now, if the same process has just made it under another name or has already stored this
+    /// content. (Equal content alone proves nothing: two programs may both have counted up by one.)
     async fn stored_by_self(&self, draft: &Draft, content: &Bytes, base: Option<&Base>) -> Option<Base> {
         let Draft { cell, path, form, opener, .. } = draft;
         let found = self.fetch_base(cell, path).await.ok()??;
@@ -175,8 +176,8 @@ impl RecordFiles {
         (change.is_none() && self.memory.has_stored((*opener)?, cell, path, found.version)).then_some(found)
     }
 
-    /// Replaces one form of a record, guarded by the version that it replaces (`None`: there is none yet). The same
-    /// content as before makes no new version. Fails with ESTALE if somebody else was faster.
+    /// Puts the content of one form of a record, guarded by the version that it replaces (`None`: there is none yet).
+    /// Unchanged content makes no new version. Fails with ESTALE if somebody else was faster.
     pub(crate) async fn put(
         &self,
         saver: Actor,
@@ -198,7 +199,8 @@ impl RecordFiles {
         }
     }
 
-    /// Applies changes whole or not at all, with the locks that concern them. `form` is the one that the caller sees the changes in.
+    /// Makes all changes or none, with the locks that concern them. `form` is the form through which the caller makes
+    /// them.
     pub(crate) async fn commit(
         &self,
         (saver, form): (Actor, Form),
@@ -218,13 +220,14 @@ impl RecordFiles {
         self.store(cell)?.refuse_removal(saver, path).await
     }
 
-    /// The record as the backend has it now; a dead or refusing backend is noticed here, before anything is written.
+    /// The record as the service has it now. If the service is away or refuses, that is noticed here, before anything
+    /// is written.
     pub(crate) async fn fetch_base(&self, cell: &CellName, path: &TopoPath) -> Result<Option<Base>> {
         let fetched = self.store(cell)?.fetch(path).await?;
         Ok(fetched.node.map(|node| Base { version: node.version, value: node.value }))
     }
 
-    /// truncate(2): a save of its own.
+    /// truncate(2): a save by itself.
     pub(crate) async fn truncate(
         &self,
         caller: &Caller,
@@ -256,7 +259,7 @@ impl RecordFiles {
     }
 }
 
-/// What the files of a mount hear of a commit: who makes it, and through which form.
+/// Listens to a commit for the files of a mount. Knows who makes it, and through which form.
 struct Heard<'a> {
     files: &'a RecordFiles,
     saver: Actor,
@@ -270,7 +273,7 @@ impl Commits for Heard<'_> {
     }
 
     async fn answered(&self, cell: &CellName, changes: &[Change]) {
-        // Whoever has saved reads what was saved, under every name.
+        // After its save, a program reads what it saved, under every name.
         let concerned = changes.iter().map(|change| (&change.path, relists(change)));
         if let Some((files, dirs)) = self.files.invalidate(cell, concerned) {
             tokio::join!(files.done(), dirs.done());
@@ -279,7 +282,7 @@ impl Commits for Heard<'_> {
 
     fn made(&self, at: &CellPath, Made { revision, is_new }: Made) {
         if is_new {
-            // The directory is a stored one now, and goes with its last record.
+            // The directory is a stored one now: it goes with its last record.
             self.files.scratch.made_real(&at.cell, &at.path);
         }
         let command = crate::process::name(self.saver.process);
@@ -292,7 +295,7 @@ fn relists(change: &Change) -> bool {
     change.action == Action::Delete || change.guard == Guard::Absent
 }
 
-/// A guard that was not met is a conflict, whichever way the record differs.
+/// An unmet guard is a conflict, however the record differs.
 pub(crate) fn as_conflict(error: Error) -> Error {
     match error.kind {
         Kind::NotFound | Kind::Exists | Kind::Conflict => {

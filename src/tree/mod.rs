@@ -13,12 +13,10 @@ use std::ffi::OsStr;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use bytes::Bytes;
-
 use crate::cells::Cells;
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::locks::{Locks, Patience, Range};
+use crate::locks::{Locks, Patience};
 use crate::name::{CONTROL_DIR, CellName};
 use crate::record::Records;
 
@@ -30,6 +28,7 @@ pub(crate) mod file;
 mod handles;
 pub(crate) mod kernel;
 pub(crate) mod namespace;
+mod opened;
 pub(crate) mod options;
 pub(crate) mod records;
 pub(crate) mod room;
@@ -49,7 +48,7 @@ use file::Defaults;
 use handles::Handles;
 use kernel::Kernel;
 use kernel::listings::Listings;
-use namespace::{At, Inode, Keep, Name, Namespace, Open, Part};
+use namespace::{Inode, Keep, Name, Namespace, Open};
 use options::Background;
 use records::RecordFiles;
 
@@ -415,95 +414,6 @@ impl Tree {
         space.rename(caller, from, Name { dir: &to_dir, name: new_name(to_name)? }, no_replace).await
     }
 
-    /// Reads from an open file. If there are fewer bytes than asked for, the file ends there.
-    pub async fn read(&self, caller: &Caller, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
-        self.handles.get(handle)?.read(caller, self.at(handle)?, part(offset, size)).await
-    }
-
-    /// Reads a file that the kernel has opened without asking.
-    pub async fn read_unopened(
-        &self,
-        caller: &Caller,
-        ino: u64,
-        offset: u64,
-        size: u32,
-        direct: bool,
-    ) -> Result<Bytes> {
-        let inode = self.inode(ino)?;
-        self.space(caller, &inode.file).read_unopened(caller, &inode, part(offset, size), direct).await
-    }
-
-    /// Writes to an open file. Returns the rest of the work, if some of it waits for a service.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<Rest> {
-        let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
-        self.handles.get(handle)?.write(self.at(handle)?, offset, data)
-    }
-
-    fn at(&self, handle: u64) -> Result<At> {
-        Ok(At { ino: self.handles.inode(handle)?, handle })
-    }
-
-    /// A descriptor is closed: unlocks what the process `owner` has locked.
-    pub async fn flush(&self, caller: &Caller, handle: u64, owner: u64) -> Result<()> {
-        let at = self.at(handle)?;
-        self.locks().closed(at.ino, owner).await;
-        self.handles.get(handle)?.flush(caller, at).await
-    }
-
-    /// fsync(2): saves now.
-    pub async fn fsync(&self, handle: u64) -> Result<()> {
-        self.handles.get(handle)?.sync(self.at(handle)?).await
-    }
-
-    /// The last descriptor is gone: saves what was only truncated or made, and unlocks what was locked through it.
-    pub async fn release(&self, handle: u64, owner: Option<u64>) -> Result<()> {
-        if handle == NOTHING {
-            return Ok(());
-        }
-        let ino = self.handles.inode(handle)?;
-        let (saved, ()) = futures::join!(self.close(handle), self.locks().released(ino, handle, owner));
-        saved
-    }
-
-    /// Forgets an open file.
-    pub async fn close(&self, handle: u64) -> Result<()> {
-        let outcome = self.handles.get(handle)?.release().await;
-        // Another open file may have replaced it meanwhile.
-        self.handles.remove(handle)?.closed().await;
-        outcome
-    }
-
-    /// Whether a read of an open file returns something now. Only readers of `.topofs/events` wait.
-    pub fn is_readable(&self, handle: u64) -> bool {
-        self.handles.get(handle).map_or(true, |file| file.is_readable())
-    }
-
-    /// The same for a file that the kernel has opened without asking. `poller` is the kernel's number for the open
-    /// file.
-    pub fn is_readable_unopened(&self, ino: u64, poller: u64) -> bool {
-        match self.kernel.inodes.file(ino) {
-            Some(FileId::ControlFile(file)) => self.control.is_readable_unopened(file, poller),
-            _ => true,
-        }
-    }
-
-    /// Locks, or fails: ENOENT where nothing is stored, EROFS on a read-only mount, EBADF if the opener of the
-    /// descriptor could not write, EWOULDBLOCK if the lock is held and the caller does not wait.
-    pub async fn lock(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool, wait: bool) -> Result<()> {
-        self.records.lock(caller, &self.inode(ino)?, call, exclusive, wait).await
-    }
-
-    /// Unlocks a range. Nothing in it need be locked.
-    pub async fn unlock(&self, caller: &Caller, ino: u64, call: LockCall) -> Result<()> {
-        self.records.unlock(caller, ino, call).await
-    }
-
-    /// The lock that conflicts with an fcntl(2) lock, if there is one. Its process is 0 if it is not a lock of this
-    /// mount.
-    pub async fn conflict(&self, caller: &Caller, ino: u64, call: LockCall, exclusive: bool) -> Result<Option<Range>> {
-        self.records.conflict(caller, &self.inode(ino)?, call, exclusive).await
-    }
-
     /// One extended attribute; ENODATA if there is none of that name.
     pub async fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         // Other kinds (ACLs, labels, capabilities) do not exist. This errno stops `ls -l` from asking for three of them
@@ -530,10 +440,6 @@ impl Tree {
         }
         Err(Error::new(Kind::Unsupported, "extended attributes cannot be set"))
     }
-}
-
-fn part(offset: u64, size: u32) -> Part {
-    Part { offset: usize::try_from(offset).unwrap_or(usize::MAX), size: size as usize }
 }
 
 /// A name from the kernel, to look up: what cannot be a name does not exist.

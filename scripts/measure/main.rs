@@ -115,8 +115,9 @@ fn memory(topology: &Topology) -> Result<()> {
 }
 
 fn machine() -> Result<String> {
-    bash("echo \"$(nproc) x $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r), etcd $(etcd --version | sed -n 's/etcd Version: //p')\"")
-        .map(|text| text.trim().to_owned())
+    let processor = "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)";
+    let etcd = "$(etcd --version | sed -n 's/etcd Version: //p')";
+    bash(&format!("echo \"$(nproc) x {processor}, Linux $(uname -r), etcd {etcd}\"")).map(|text| text.trim().to_owned())
 }
 
 /// Where a mount is, for those who need only that.

@@ -47,7 +47,8 @@ fn waiting_does_not_lose_the_mount() {
     // On the topology's lock and on that of an ordinary file.
     mount.sh("touch global/plain");
     let output = mount.bash(&format!(
-        "flock {LOCK} flock global/plain bash -c 'flock global/plain true 2> {0}/plain & flock {LOCK} true; wait; cat {0}/plain >&2'",
+        "flock {LOCK} flock global/plain \
+         bash -c 'flock global/plain true 2> {0}/plain & flock {LOCK} true; wait; cat {0}/plain >&2'",
         mount.outside().display()
     ));
     let waited = begin.elapsed();

@@ -424,7 +424,9 @@ for _ in range(3):
     // Locks are refused, and those of others shown.
     assert!(common::text(&here.bash("flock -n global/keyspaces/commerce/.lock true")).contains("Read-only"));
     there.sh(&format!(
-        "flock global/keyspaces/commerce/.lock timeout 20 bash -c 'until grep -q flock {0}/global/keyspaces/commerce/.lock && grep -q commerce {0}/.topofs/locks; do sleep 0.1; done'",
+        "flock global/keyspaces/commerce/.lock timeout 20 \
+         bash -c 'until grep -q flock {0}/global/keyspaces/commerce/.lock \
+         && grep -q commerce {0}/.topofs/locks; do sleep 0.1; done'",
         here.root().display()
     ));
     eventually("it is free", || here.read("global/keyspaces/commerce/.lock").is_empty().then_some(()));

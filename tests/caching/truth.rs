@@ -47,7 +47,8 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let (key, form, value) = (0..KEYS.len(), 0_usize..3, 0_u8..6);
     prop_oneof![
-        3 => (key.clone(), proptest::option::weighted(0.7, value.clone())).prop_map(|(key, value)| Op::Remote { key, value }),
+        3 => (key.clone(), proptest::option::weighted(0.7, value.clone()))
+            .prop_map(|(key, value)| Op::Remote { key, value }),
         3 => (key.clone(), form.clone(), value.clone()).prop_map(|(key, form, value)| Op::Write { key, form, value }),
         2 => (key.clone(), form.clone(), value).prop_map(|(key, form, value)| Op::Replace { key, form, value }),
         2 => (key, form).prop_map(|(key, form)| Op::Remove { key, form }),

@@ -49,7 +49,8 @@ fn zookeeper_digest() {
     let server = Zookeeper::start();
     // A topology that only its user may read.
     let script = "addauth digest vitess:s3cret\ncreate /t \"\"\ncreate /t/global \"\"\ncreate /t/global/metadata \"\"\n\
-        create /t/global/metadata/owner team\nsetAcl /t/global/metadata/owner auth::cdrwa\nsetAcl /t/global/metadata auth::cdrwa\n\
+        create /t/global/metadata/owner team\n\
+        setAcl /t/global/metadata/owner auth::cdrwa\nsetAcl /t/global/metadata auth::cdrwa\n\
         setAcl /t/global auth::cdrwa\nsetAcl /t auth::cdrwa\nquit\n";
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("script"), script).unwrap();
@@ -142,7 +143,10 @@ fn consul_tokens() {
     let info = format!("server_address: \"{}\" root: \"/t/zone1\"", server.endpoint());
     mount.sh(&format!("mkdir -p global/cells/zone1; echo '{info}' > global/cells/zone1/CellInfo.txt"));
     runtime().block_on(async {
-        let denied = mount.bash("mkdir -p zone1/tablets/zone1-0000000001; echo 'hostname: \"h\"' > zone1/tablets/zone1-0000000001/Tablet.txt");
+        let denied = mount.bash(
+            "mkdir -p zone1/tablets/zone1-0000000001; \
+             echo 'hostname: \"h\"' > zone1/tablets/zone1-0000000001/Tablet.txt",
+        );
         assert!(!denied.status.success(), "{}", text(&denied));
     });
     assert_eq!(mount.read("global/metadata/owner"), "new\n");

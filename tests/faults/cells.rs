@@ -32,10 +32,12 @@ on_each_backend! {
         }
         // Nobody looks into it.
         let place = |cell: &str| mount.status()["cells"][cell]["root"].as_str().unwrap().to_owned();
-        eventually("zone1 is connected there", || (place("zone1") == "/elsewhere" && state(mount, "zone1") == "live").then_some(()));
+        let connected = || place("zone1") == "/elsewhere" && state(mount, "zone1") == "live";
+        eventually("zone1 is connected there", || connected().then_some(()));
+        let info = cell_info(&address(mount), "/elsewhere2");
         match &world.service {
-            Some(service) => service.put("global/cells/zone2/CellInfo", &cell_info(&address(mount), "/elsewhere2")),
-            None => std::fs::write(mount.path("global/cells/zone2/CellInfo"), cell_info(&address(mount), "/elsewhere2")).unwrap(),
+            Some(service) => service.put("global/cells/zone2/CellInfo", &info),
+            None => std::fs::write(mount.path("global/cells/zone2/CellInfo"), &info).unwrap(),
         }
         eventually("zone2 has moved", || (place("zone2") == "/elsewhere2").then_some(()));
         assert_eq!(state(mount, "zone2"), "idle", "nobody has ever looked into it");
@@ -96,7 +98,8 @@ fn an_address_without_a_port_says_which_one_is_tried() {
     let point = tempfile::tempdir().unwrap();
     for (implementation, port) in [("consul", "80"), ("etcd2", "80"), ("zk2", "2181")] {
         let script = format!(
-            "{} mount --topo-implementation {implementation} --topo-global-server-address 127.0.0.77 --topo-global-root /x {}",
+            "{} mount --topo-implementation {implementation} --topo-global-server-address 127.0.0.77 \
+             --topo-global-root /x {}",
             crate::common::mount::TOPOFS,
             point.path().display()
         );

@@ -126,7 +126,8 @@ fn what_consul_forbids_is_eacces() {
     let mount = Mount::of("consul", &server, "/t", &[&all]);
     mount.sh(&format!(
         "cd global; mkdir -p keyspaces/ks cells/zone1 metadata/dir; echo 'cells: \"a\"' > RoutingRules.txt || true; \
-         echo 'durability_policy: \"none\"' > keyspaces/ks/Keyspace.txt; echo 'sharded: true' > keyspaces/ks/VSchema.txt; \
+         echo 'durability_policy: \"none\"' > keyspaces/ks/Keyspace.txt; \
+         echo 'sharded: true' > keyspaces/ks/VSchema.txt; \
          echo '{info}' > cells/zone1/CellInfo.txt; echo x > metadata/x"
     ));
     drop(mount);
@@ -331,7 +332,8 @@ fn a_large_record_that_somebody_else_has_changed_is_estale() {
     let (root, server) = (service.root.clone(), service.server.clone());
     // Between the open and the close.
     let other = format!(
-        "head -c {LARGE} /dev/zero | tr '\\0' 3 | curl -sf -X PUT --data-binary @- http://{server}/v1/kv{root}/global/metadata/large"
+        "head -c {LARGE} /dev/zero | tr '\\0' 3 \
+         | curl -sf -X PUT --data-binary @- http://{server}/v1/kv{root}/global/metadata/large"
     );
     let output = mount.bash(&format!(
         "exec 3<> global/metadata/large; cat {new} >&3; {other}; sync -d global/metadata/large <&3; exec 3>&-"

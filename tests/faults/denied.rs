@@ -173,7 +173,8 @@ fn what_etcd_has_refused_is_not_called_uncertain() {
 fn a_server_that_takes_more_is_given_more() {
     let etcd = Etcd::with(vec!["--max-request-bytes=10485760".to_owned()]);
     let mount = Mount::etcd(&etcd.endpoint(), "/t", &["--topo-etcd-max-request-bytes=10485760"]);
-    mount.sh("mkdir global/metadata; head -c 9000000 /dev/urandom > ../large; cp ../large global/metadata/large; cmp ../large global/metadata/large");
+    mount.sh("mkdir global/metadata; head -c 9000000 /dev/urandom > ../large; \
+         cp ../large global/metadata/large; cmp ../large global/metadata/large");
     says(&mount, "head -c 11000000 /dev/zero > ../larger; cp ../larger global/metadata/large", "File too large");
     let other = Mount::etcd(&etcd.endpoint(), "/t", &[]);
     other.sh("test $(stat -c %s global/metadata/large) = 9000000");
@@ -251,7 +252,8 @@ fn a_password_that_has_changed_is_read_again() {
         bash_in(
             etcd.0.dir(),
             &format!(
-                "ETCDCTL_API=3 etcdctl --endpoints {} --user root:s3cret user passwd topo --interactive=false <<< {password}",
+                "ETCDCTL_API=3 etcdctl --endpoints {} --user root:s3cret \
+                 user passwd topo --interactive=false <<< {password}",
                 etcd.0.endpoint()
             ),
         )

@@ -117,7 +117,8 @@ on_each_server! {
         wait_until_equal(&mount, || rig.stored());
         rig.server.kill();
         wait_for_state(&mount, "global", "down");
-        let script = "for i in $(seq 30); do cat global/metadata/owner; echo x > global/metadata/owner; ls global; done";
+        let script =
+            "for i in $(seq 30); do cat global/metadata/owner; echo x > global/metadata/owner; ls global; done";
         let output = mount.bash(&format!("{PATIENCE} bash -c '{script}'"));
         assert_ne!(output.status.code(), Some(124), "90 readers and writers have not waited for a time-out each");
         assert!(text(&output).contains("timed out"), "{}", text(&output));

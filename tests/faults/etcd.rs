@@ -274,7 +274,8 @@ fn tls_with_client_certificates() {
         (format!("{cert} {key} --topo-etcd-tls-ca=/no/such/file"), "/no/such/file"),
     ] {
         let args = format!(
-            "mount --topo-global-server-address {url} --topo-global-root /t/global --remote-operation-timeout 4s {flags} ."
+            "mount --topo-global-server-address {url} --topo-global-root /t/global \
+             --remote-operation-timeout 4s {flags} ."
         );
         let output = bash_in(point.path(), &format!("{TOPOFS} {args}"));
         assert_eq!(output.status.code(), Some(32), "{flags}");

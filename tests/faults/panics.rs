@@ -121,7 +121,8 @@ fn a_panic_in_what_an_open_asks_is_told_to_the_opener() {
 #[test]
 fn a_lock_whose_watch_panics_is_lost() {
     let mount = mount(&["global:keep:1:panic"]);
-    let script = "exec 3<>global/keyspaces/commerce/.lock && flock 3 && until grep -q lock-lost .topofs/events; do sleep 0.1; done; \
+    let script = "exec 3<>global/keyspaces/commerce/.lock && flock 3 && \
+                  until grep -q lock-lost .topofs/events; do sleep 0.1; done; \
                   echo mine >&3";
     let held = mount.bash(&format!("timeout 25 bash -c '{script}'"));
     let error = String::from_utf8_lossy(&held.stderr);

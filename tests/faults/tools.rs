@@ -85,7 +85,9 @@ fn zk_cli() {
         (std::fs::read(mount.path("global/metadata/theirs")).ok()? == b"new\n").then_some(())
     });
     // Directories that our last record leaves empty are collected, as Vitess does.
-    mount.sh("mkdir -p global/keyspaces/k/shards/0; echo 'is_primary_serving: true' > global/keyspaces/k/shards/0/Shard.txt; rm -r global/keyspaces");
+    mount.sh("mkdir -p global/keyspaces/k/shards/0; \
+         echo 'is_primary_serving: true' > global/keyspaces/k/shards/0/Shard.txt; \
+         rm -r global/keyspaces");
     assert!(!cli(&format!("ls {root}/global")).contains("keyspaces"));
 }
 

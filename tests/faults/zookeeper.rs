@@ -121,7 +121,8 @@ fn an_empty_node_with_the_name_of_a_record_is_a_record() {
         mount.sh("ls global/keyspaces global/keyspaces/k/shards/0 global/metadata | grep -c ^VSchema$ || true"),
         "0\n"
     );
-    assert_eq!(mount.sh("cat global/keyspaces/k/Keyspace global/keyspaces/k/shards/0/Shard global/metadata/note; ls global/keyspaces"), "k\n");
+    let empty = "global/keyspaces/k/Keyspace global/keyspaces/k/shards/0/Shard global/metadata/note";
+    assert_eq!(mount.sh(&format!("cat {empty}; ls global/keyspaces")), "k\n");
     // They are changed and removed like any other.
     mount.sh("echo 'durability_policy: \"none\"' > global/keyspaces/k/Keyspace.txt; rm global/keyspaces/k/VSchema");
     assert!(shared().data(&global("keyspaces/k/Keyspace")).is_some_and(|data| !data.is_empty()));

@@ -15,7 +15,9 @@ func TestElections(t *testing.T) {
 		r := resource{name: "boss", dir: "global/elections/boss"}
 		vitess := func(id string) *running { return start(t, w.command("elect boss "+id+" --hold 5m", "")) }
 		ours := func(id string) *running {
-			return start(t, w.shell(fmt.Sprintf(`exec 9> %s/.lock; echo %s >&9; flock 9; echo leader; read || true; exec 9>&-; echo stopped`, r.dir, id)))
+			return start(t, w.shell(fmt.Sprintf(
+				`exec 9> %s/.lock; echo %s >&9; flock 9; echo leader; read || true; exec 9>&-; echo stopped`,
+				r.dir, id)))
 		}
 		// Both sides name the same leader.
 		leads := func(id string) {

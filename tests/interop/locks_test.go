@@ -43,7 +43,8 @@ func lockWorld(t *testing.T, b *backend) *world {
 }
 
 // impatient are flags, of mounts and of vtopo, with which the locks of the dead end soon.
-const impatient = " --topo-etcd-lease-ttl 3 --topo-zk-base-timeout 3s --topo-consul-lock-session-ttl 10s --topo-consul-lock-delay 1s"
+const impatient = " --topo-etcd-lease-ttl 3 --topo-zk-base-timeout 3s" +
+	" --topo-consul-lock-session-ttl 10s --topo-consul-lock-delay 1s"
 
 // vitess starts a Vitess process that locks.
 func (w *world) vitess(r resource, flags string) *running {
@@ -55,7 +56,8 @@ func (w *world) vitess(r resource, flags string) *running {
 func (w *world) flock(r resource, section string) *running {
 	w.t.Helper()
 	return start(w.t, w.shell(fmt.Sprintf(
-		`exec 9> %s/.lock; echo "flock $$" >&9; flock 9; echo acquired; echo enter $$ >> %[2]s; read || true; echo leave $$ >> %[2]s; echo released`,
+		`exec 9> %s/.lock; echo "flock $$" >&9; flock 9; echo acquired; `+
+			`echo enter $$ >> %[2]s; read || true; echo leave $$ >> %[2]s; echo released`,
 		r.dir, section)))
 }
 
@@ -120,7 +122,8 @@ func TestExclusion(t *testing.T) {
 				for range lockers / 2 {
 					all = append(all, w.vitess(r, fmt.Sprintf("--times %d --hold 2ms --section %s --lock-timeout 5m", times, file)))
 					all = append(all, start(t, w.shell(fmt.Sprintf(
-						`for i in $(seq %d); do flock %s/.lock bash -c 'echo enter $$ >> %[3]s; sleep 0.002; echo leave $$ >> %[3]s'; done`,
+						`for i in $(seq %d); do flock %s/.lock `+
+							`bash -c 'echo enter $$ >> %[3]s; sleep 0.002; echo leave $$ >> %[3]s'; done`,
 						times, r.dir, file))))
 				}
 				for _, one := range all {
@@ -202,7 +205,8 @@ func TestTry(t *testing.T) {
 				ours.until("acquired")
 				if r.try {
 					err := w.try("lock --try "+r.name, "")
-					if err == nil || !strings.Contains(err.Error(), "node already exists: lock already exists at path "+strings.TrimPrefix(r.dir, "global/")) {
+					expected := "node already exists: lock already exists at path " + strings.TrimPrefix(r.dir, "global/")
+					if err == nil || !strings.Contains(err.Error(), expected) {
 						t.Errorf("TryLock while flock holds it: %v", err)
 					}
 				}
@@ -300,7 +304,8 @@ func TestExpiry(t *testing.T) {
 	ours := w.flock(r, "/dev/null")
 	var left []int
 	eventually(t, "the lock is the next one's", func() bool {
-		if l, _ := w.lockLine(r); l.Left != nil && strings.Contains(string(l.Holder), `"vtopo"`) && !slices.Contains(left, *l.Left) {
+		l, _ := w.lockLine(r)
+		if l.Left != nil && strings.Contains(string(l.Holder), `"vtopo"`) && !slices.Contains(left, *l.Left) {
 			left = append(left, *l.Left)
 		}
 		select {

@@ -36,19 +36,23 @@ func samples(w *world) []sample {
 		{"cells-alias region", "global", "cells_aliases/region/CellsAlias", &topodatapb.CellsAlias{},
 			`{"cells": ["zone1", "before"]}`, false},
 		{"keyspace ks", "global", "keyspaces/ks/Keyspace", &topodatapb.Keyspace{},
-			`{"sidecar_db_name": "before", "durability_policy": "semi_sync", "snapshot_time": {"seconds": "1700000000", "nanoseconds": 5}}`, true},
+			`{"sidecar_db_name": "before", "durability_policy": "semi_sync",
+			"snapshot_time": {"seconds": "1700000000", "nanoseconds": 5}}`, true},
 		{"vschema ks", "global", "keyspaces/ks/VSchema", &vschemapb.Keyspace{},
-			`{"sharded": true, "vindexes": {"hash": {"type": "before", "params": {"b": "2", "a": "1"}}}, "tables": {"t2": {}, "t1":
-			{"column_vindexes": [{"column": "id", "name": "hash"}], "columns": [{"name": "id", "type": "INT64", "default": "\u00e9\n\""}]}}}`, true},
+			`{"sharded": true, "vindexes": {"hash": {"type": "before", "params": {"b": "2", "a": "1"}}},
+			"tables": {"t2": {}, "t1": {"column_vindexes": [{"column": "id", "name": "hash"}],
+			"columns": [{"name": "id", "type": "INT64", "default": "\u00e9\n\""}]}}}`, true},
 		{"shard ks 0", "global", "keyspaces/ks/shards/0/Shard", &topodatapb.Shard{},
-			`{"primary_alias": {"cell": "before", "uid": 4294967295}, "is_primary_serving": true, "key_range": {"end": "gA=="}}`, true},
+			`{"primary_alias": {"cell": "before", "uid": 4294967295}, "is_primary_serving": true,
+			"key_range": {"end": "gA=="}}`, true},
 		{"tablet zone1-100", "zone1", "tablets/zone1-0000000100/Tablet", &topodatapb.Tablet{},
-			`{"alias": {"cell": "zone1", "uid": 100}, "hostname": "before", "port_map": {"vt": 15000, "grpc": 15999}, "keyspace": "ks", "shard": "0",
-			"type": "REPLICA", "tags": {"b": "2", "a": "1"}}`, true},
+			`{"alias": {"cell": "zone1", "uid": 100}, "hostname": "before", "port_map": {"vt": 15000, "grpc": 15999},
+			"keyspace": "ks", "shard": "0", "type": "REPLICA", "tags": {"b": "2", "a": "1"}}`, true},
 		{"shard-replication zone1 ks 0", "zone1", "keyspaces/ks/shards/0/ShardReplication", &topodatapb.ShardReplication{},
 			`{"nodes": [{"tablet_alias": {"cell": "before", "uid": 100}}]}`, true},
 		{"srv-keyspace zone1 ks", "zone1", "keyspaces/ks/SrvKeyspace", &topodatapb.SrvKeyspace{},
-			`{"partitions": [{"served_type": "PRIMARY", "shard_references": [{"name": "before", "key_range": {"start": "gA=="}}]}]}`, true},
+			`{"partitions": [{"served_type": "PRIMARY",
+			"shard_references": [{"name": "before", "key_range": {"start": "gA=="}}]}]}`, true},
 		{"srv-vschema zone1", "zone1", "SrvVSchema", &vschemapb.SrvVSchema{},
 			`{"keyspaces": {"ks": {"tables": {"before": {}}}}, "routing_rules": {}}`, true},
 		{"routing-rules", "global", "RoutingRules", &vschemapb.RoutingRules{},
@@ -137,7 +141,11 @@ func (s *sample) check(t *testing.T, w *world) {
 	s.sameVersion(t, w, file, at)
 
 	// One edit through each form. Nothing else is different.
-	for _, edit := range []struct{ form, from, to string }{{".txt", "before", "after"}, {".json", "after", "final"}, {".txt", "final", "before"}} {
+	for _, edit := range []struct{ form, from, to string }{
+		{".txt", "before", "after"},
+		{".json", "after", "final"},
+		{".txt", "final", "before"},
+	} {
 		w.sh(fmt.Sprintf("sed -i s/%s/%s/ %s%s", edit.from, edit.to, file, edit.form))
 		what := "after an edit of " + edit.form
 		same(t, what, s.parse(t, proto.Unmarshal, w.vtopo("get "+at, "")), s.expected(t, edit.to, unknown))
@@ -206,7 +214,9 @@ func TestMetadata(t *testing.T) {
 		if got := w.vtopo("read metadata owner", ""); got != "bertha" {
 			t.Errorf("Vitess reads %q", got)
 		}
-		if ours, theirs := w.version("global/metadata/owner"), strings.TrimSpace(w.vtopo("version global metadata/owner", "")); ours != theirs {
+		ours := w.version("global/metadata/owner")
+		theirs := strings.TrimSpace(w.vtopo("version global metadata/owner", ""))
+		if ours != theirs {
 			t.Errorf("version %s, but Vitess says %s", ours, theirs)
 		}
 	})
@@ -220,11 +230,13 @@ func TestRebuild(t *testing.T) {
 			echo 'durability_policy: "none"' > global/keyspaces/ks/Keyspace.txt
 			echo 'is_primary_serving: true primary_alias { cell: "zone1" uid: 100 }' > global/keyspaces/ks/shards/0/Shard.txt
 			echo '{"tables": {"t1": {}}}' > global/keyspaces/ks/VSchema.json
-			echo 'alias { cell: "zone1" uid: 100 } keyspace: "ks" shard: "0" type: PRIMARY hostname: "db"' > zone1/tablets/zone1-0000000100/Tablet.txt`)
+			echo 'alias { cell: "zone1" uid: 100 } keyspace: "ks" shard: "0" type: PRIMARY hostname: "db"' \
+				> zone1/tablets/zone1-0000000100/Tablet.txt`)
 		w.vtopo("rebuild-keyspace-graph ks", "")
 		w.vtopo("rebuild-vschema-graph", "")
 		eventually(t, "the serving graph is seen", func() bool {
-			out, err := w.shell("jq -e '.partitions | length > 0' zone1/keyspaces/ks/SrvKeyspace.json && jq -e .keyspaces.ks.tables.t1 zone1/SrvVSchema.json").Output()
+			out, err := w.shell("jq -e '.partitions | length > 0' zone1/keyspaces/ks/SrvKeyspace.json && " +
+				"jq -e .keyspaces.ks.tables.t1 zone1/SrvVSchema.json").Output()
 			return err == nil && len(out) > 0
 		})
 		sameJSON(t, "SrvKeyspace", w.read("zone1/keyspaces/ks/SrvKeyspace.json"), w.vtopo("read srv-keyspace zone1 ks", ""))

@@ -157,7 +157,8 @@ func newWorld(t testing.TB, b *backend, cell string, flags ...string) *world {
 		return err == nil && isMounted(w.mount)
 	})
 	if cell != "" {
-		w.sh(fmt.Sprintf(`mkdir -p global/cells/%[1]s && printf 'server_address: "%[2]s"\nroot: "%[3]s/%[1]s"\n' > global/cells/%[1]s/CellInfo.txt`,
+		w.sh(fmt.Sprintf(`mkdir -p global/cells/%[1]s && `+
+			`printf 'server_address: "%[2]s"\nroot: "%[3]s/%[1]s"\n' > global/cells/%[1]s/CellInfo.txt`,
 			cell, w.server, w.root))
 		if _, err := os.Stat(w.path(cell)); err != nil {
 			t.Fatalf("the new cell is not there at once: %v", err)
@@ -229,7 +230,9 @@ func (w *world) shell(script string) *exec.Cmd {
 // command is a call of vtopo; args are separated by spaces.
 func (w *world) command(args string, input string) *exec.Cmd {
 	flags := []string{
-		"--topo-implementation", w.backend.name, "--topo-global-server-address", w.server, "--topo-global-root", w.root + "/global",
+		"--topo-implementation", w.backend.name,
+		"--topo-global-server-address", w.server,
+		"--topo-global-root", w.root + "/global",
 	}
 	cmd := bound(exec.Command(program(w.t, "VTOPO"), append(strings.Fields(args), flags...)...))
 	cmd.Stdin = strings.NewReader(input)

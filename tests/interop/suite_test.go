@@ -16,7 +16,10 @@ import (
 var notThroughFiles = map[string]string{}
 
 // The suite stores files that are no records of Vitess's, and a tablet that is in no shard.
-var otherRecords = []string{"MyFile", "myfile", "types/**", "some/**", "toplevel/**", "keyspaces/*/shards/ShardReplication"}
+var otherRecords = []string{
+	"MyFile", "myfile", "types/**", "some/**", "toplevel/**",
+	"keyspaces/*/shards/ShardReplication",
+}
 
 // TestConformance runs Vitess's own suite over the files of a mount.
 func TestConformance(t *testing.T) {

@@ -65,7 +65,8 @@ func TestVitessWatchesRecursively(t *testing.T) {
 			t.Fatal(err)
 		}
 		if b != etcd {
-			if err := w.try("watch-recursive zone1 keyspaces", ""); err == nil || !strings.Contains(err.Error(), "no such topology implementation") {
+			err := w.try("watch-recursive zone1 keyspaces", "")
+			if err == nil || !strings.Contains(err.Error(), "no such topology implementation") {
 				t.Errorf("Vitess has it here, too: %v", err)
 			}
 			return

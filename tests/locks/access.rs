@@ -18,8 +18,12 @@ const ANY: [&str; 3] = [LOCK, "global/elections/any/.lock", "global/internal/nam
 const READERS: &str = "import errno, fcntl, os, sys
 for lock in sys.argv[1:]:
     f = os.open(lock, os.O_RDONLY)
-    for call in (lambda: fcntl.flock(f, fcntl.LOCK_EX), lambda: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB), lambda: fcntl.flock(f, fcntl.LOCK_SH),
-                 lambda: fcntl.lockf(f, fcntl.LOCK_SH), lambda: fcntl.lockf(f, fcntl.LOCK_SH | fcntl.LOCK_NB), lambda: fcntl.lockf(f, fcntl.LOCK_EX)):
+    for call in (
+        lambda: fcntl.flock(f, fcntl.LOCK_EX), lambda: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB),
+        lambda: fcntl.flock(f, fcntl.LOCK_SH),
+        lambda: fcntl.lockf(f, fcntl.LOCK_SH), lambda: fcntl.lockf(f, fcntl.LOCK_SH | fcntl.LOCK_NB),
+        lambda: fcntl.lockf(f, fcntl.LOCK_EX),
+    ):
         try: call(); print('locked', end=' ')
         except OSError as error: print(errno.errorcode[error.errno], end=' ')
     os.close(f)";
@@ -49,7 +53,8 @@ on_each_service! {
             assert!(text(&output).contains("Permission denied"), "{lock}: {}", text(&output));
             assert_eq!(mount.read(lock), "");
         }
-        assert!(service.keys().iter().all(|key| !key.contains("/locks/") && !key.ends_with("/Lock")), "{:?}", service.keys());
+        let keys = service.keys();
+        assert!(keys.iter().all(|key| !key.contains("/locks/") && !key.ends_with("/Lock")), "{keys:?}");
         // Reading who holds it is for everybody; so is a lock of a file that is this mount's affair.
         let holder = Holder::new(&mount, LOCK);
         assert!(mount.sh(&format!("{NOBODY} cat {LOCK}")).contains("flock"));

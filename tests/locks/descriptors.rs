@@ -191,7 +191,8 @@ fn ranges_of_ordinary_files() {
     mount.sh("touch global/plain");
     let program = "
 f = opened()
-def free(kind, start, length): return in_child(lambda: not refused(lambda: fcntl.lockf(opened(), kind | NB, length, start)))
+def free(kind, start, length):
+    return in_child(lambda: not refused(lambda: fcntl.lockf(opened(), kind | NB, length, start)))
 fcntl.lockf(f, EX, 10, 10)
 assert free(EX, 0, 10) and free(EX, 20, 10) and not free(EX, 9, 2) and not free(EX, 19, 2) and not free(SH, 12, 1)
 fcntl.lockf(f, fcntl.LOCK_UN, 2, 14)

@@ -36,7 +36,9 @@ on_each_service! {
         assert_eq!(events(&one, "lock-lost")[0]["by"]["pid"], holder.pid());
         // Until whoever has lost it lets go.
         holder.end();
-        eventually("free again", || one.bash(&format!("jq '.tables.three = {{}}' {VSCHEMA} > {0}/v && cat {0}/v > {VSCHEMA}", one.outside().display())).status.success().then_some(()));
+        let new = one.outside().join("v").display().to_string();
+        let edit = format!("jq '.tables.three = {{}}' {VSCHEMA} > {new} && cat {new} > {VSCHEMA}");
+        eventually("free again", || one.bash(&edit).status.success().then_some(()));
         eventually("stored", || one.read(VSCHEMA).contains("\"three\"").then_some(()));
     }
 
@@ -72,8 +74,9 @@ print('done')";
         let there = two.path(DIR);
         assert_eq!(py(&one, program, &[TOPOFS, LOCK, there.to_str().unwrap()]), "done\n");
         let broken = events(&two, "lock-broken");
-        assert_eq!((broken.len(), &broken[0]["by"]["uid"], &broken[0]["by"]["command"]), (1, &0.into(), &"topofs".into()));
-        assert!(broken[0]["by"]["pid"].as_u64().unwrap() > 1, "{broken:?}");
+        let by = &broken[0]["by"];
+        assert_eq!((broken.len(), &by["uid"], &by["command"]), (1, &0.into(), &"topofs".into()));
+        assert!(by["pid"].as_u64().unwrap() > 1, "{broken:?}");
         let told = two.log().lines().filter(|line| line.contains("broken by force")).count();
         assert!(told == 1 && two.log().contains("uid=0") && two.log().contains("command=\"topofs\""), "{}", two.log());
         assert_eq!(events(&one, "lock-lost").len(), 1);

@@ -23,11 +23,13 @@ on_each_service! {
             });
             assert_eq!(shown["Action"], expected.as_str());
             assert_eq!((&shown["UserName"], &shown["Status"]), (&"root".into(), &"Running".into()));
-            assert_eq!(mount.sh(&format!("stat -c %s {LOCK}; cat {LOCK} | wc -c")).lines().collect::<std::collections::HashSet<_>>().len(), 1);
+            let sizes = mount.sh(&format!("stat -c %s {LOCK}; cat {LOCK} | wc -c"));
+            assert_eq!(sizes.lines().collect::<std::collections::HashSet<_>>().len(), 1);
         }
         let (here, there) = (report(&one, LOCK), report(&two, LOCK));
         assert_eq!((here.len(), &here[0]["pid"], &here[0]["queue"]), (1, &holder.pid().into(), &serde_json::json!([])));
-        assert_eq!((there.len(), &there[0]["pid"], &there[0]["holder"]["Action"]), (1, &().into(), &expected.as_str().into()));
+        let (pid, action) = (&there[0]["pid"], &there[0]["holder"]["Action"]);
+        assert_eq!((there.len(), pid, action), (1, &().into(), &expected.as_str().into()));
         // Others are not concerned.
         assert!(is_free(&two, "global/keyspaces/customer/.lock") && is_free(&two, &format!("{DIR}/shards/0/.lock")));
         holder.end();
@@ -45,12 +47,16 @@ on_each_service! {
         assert_eq!(told["by"], by);
         assert_eq!(events(&two, "locked")[0]["by"], "remote");
         // Nothing is left in the service.
-        assert!(service.keys().iter().all(|key| !key.contains("/locks/") && !key.ends_with("/Lock")), "{:?}", service.keys());
+        let keys = service.keys();
+        assert!(keys.iter().all(|key| !key.contains("/locks/") && !key.ends_with("/Lock")), "{keys:?}");
     }
 
     fn a_reason_can_be_given(service) {
         let (one, two) = (service.mount(&[]), service.mount(&[]));
-        let out = one.sh(&format!("exec 9> {LOCK}; echo 'reshard & <move>' >&9; flock 9; jq -r .Action {LOCK}; cat {LOCK} | grep Action; flock -u 9"));
+        let out = one.sh(&format!(
+            "exec 9> {LOCK}; echo 'reshard & <move>' >&9; flock 9; \
+             jq -r .Action {LOCK}; cat {LOCK} | grep Action; flock -u 9"
+        ));
         assert_eq!(out, "reshard & <move>\n  \"Action\": \"reshard \\u0026 \\u003cmove\\u003e\",\n");
         assert!(is_free(&two, LOCK));
     }
@@ -59,9 +65,13 @@ on_each_service! {
         let (one, two) = (service.mount(&[]), service.mount(&[]));
         let lock = "global/elections/cron/.lock";
         assert_eq!(one.read(lock), "");
-        let script = format!("exec 9> {lock}; echo one:8080 >&9; flock 9; cat {lock}; cd {}; touch led; cat > /dev/null", one.outside().display());
+        let script = format!(
+            "exec 9> {lock}; echo one:8080 >&9; flock 9; cat {lock}; cd {}; touch led; cat > /dev/null",
+            one.outside().display()
+        );
         let mut first = std::process::Command::new("bash");
-        let mut first = first.args(["-c", &script]).current_dir(one.root()).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        first.args(["-c", &script]).current_dir(one.root()).stdin(std::process::Stdio::piped());
+        let mut first = first.spawn().unwrap();
         eventually("there is a leader", || one.outside().join("led").exists().then_some(()));
         eventually("the other sees it", || (two.read(lock) == "one:8080\n").then_some(()));
         assert_eq!(two.sh("ls global/elections; ls -A global/elections/cron"), "cron\n.lock\n");
@@ -69,7 +79,8 @@ on_each_service! {
         drop(first.stdin.take());
         first.wait().unwrap();
         let own = two.sh(&format!("flock -w 10 {lock} cat {lock}"));
-        assert!(own.trim_end().rsplit_once(':').is_some_and(|(host, pid)| !host.is_empty() && pid.parse::<u32>().is_ok()), "{own}");
+        let parts = own.trim_end().rsplit_once(':');
+        assert!(parts.is_some_and(|(host, pid)| !host.is_empty() && pid.parse::<u32>().is_ok()), "{own}");
     }
 
     fn named_locks_need_nothing_stored(service) {
@@ -162,7 +173,10 @@ print(kind, pid)";
             assert!(reason.contains("root@") && reason.contains("flock"), "{reason}");
         }
         // Not concerned: other records, other keyspaces, shards.
-        one.sh(&format!("sed -i s/foo/bar/ {DIR}/VSchema.txt; sed -i s/semi_sync/none/ global/keyspaces/customer/Keyspace.txt"));
+        one.sh(&format!(
+            "sed -i s/foo/bar/ {DIR}/VSchema.txt; \
+             sed -i s/semi_sync/none/ global/keyspaces/customer/Keyspace.txt"
+        ));
         // The mount that has the lock goes on; so does one that does not ask.
         two.sh(&format!("sed -i s/semi_sync/cross_cell/ {keyspace}"));
         holder.end();
@@ -170,7 +184,8 @@ print(kind, pid)";
         one.sh(&format!("sed -i s/cross_cell/none/ {keyspace}"));
         assert!(one.read(&keyspace).contains("none"));
         let holder = Holder::new(&two, &format!("{DIR}/shards/0/.lock"));
-        assert!(text(&one.bash(&format!("echo '# x' | tee -a {shard}; sed -i s/true/false/ {shard}"))).contains("busy"));
+        let output = one.bash(&format!("echo '# x' | tee -a {shard}; sed -i s/true/false/ {shard}"));
+        assert!(text(&output).contains("busy"));
         two.sh(&format!("sed -i s/true/false/ {shard}"));
         holder.end();
         eventually("free", || is_free(&two, LOCK).then_some(()));
@@ -184,7 +199,8 @@ on_each_service! {
     fn routing_rules_of_keyspaces_are_saved_under_their_lock(service) {
         let (one, two) = (service.mount(&[]), service.mount(&[]));
         let (dir, lock) = ("global/routing_rules/keyspace", "global/routing_rules/.lock");
-        one.sh(&format!("mkdir -p {dir}; echo '{{\"rules\": [{{\"from_keyspace\": \"a\", \"to_keyspace\": \"b\"}}]}}' > {dir}/Rules.json"));
+        let rules = r#"{"rules": [{"from_keyspace": "a", "to_keyspace": "b"}]}"#;
+        one.sh(&format!("mkdir -p {dir}; echo '{rules}' > {dir}/Rules.json"));
         eventually("the other sees it", || two.path(dir).join("Rules").exists().then_some(()));
         let holder = Holder::new(&two, lock);
         let edit = format!("sed -i 's/\"a\"/\"c\"/' {dir}/Rules.txt");

@@ -91,7 +91,9 @@ on_each_service! {
         let (one, two) = (service.mount(&[]), service.mount(&[]));
         let file = one.path(&keyspace());
         let script = format!(
-            "for i in $(seq 50); do flock {LOCK} true; echo \"durability_policy: \\\"$i\\\"\" > {0} || exit 1; grep -q \"\\\"$i\\\"\" {0} || exit 2; done",
+            "for i in $(seq 50); do flock {LOCK} true; \
+             echo \"durability_policy: \\\"$i\\\"\" > {0} || exit 1; \
+             grep -q \"\\\"$i\\\"\" {0} || exit 2; done",
             file.display()
         );
         two.sh(&script);
@@ -110,7 +112,10 @@ on_each_service! {
             // Each at another point of a save; nobody else wants it.
             // (Consul has no line: who does not wait may find one save after the other.)
             let how = if service.implementation == Implementation::Consul { "-w 20" } else { "-n" };
-            mount.sh(&format!("for i in $(seq 12); do flock {how} {LOCK} true || exit 1; sleep 0.02; flock -w 20 {LOCK} true || exit 1; done"));
+            mount.sh(&format!(
+                "for i in $(seq 12); do flock {how} {LOCK} true || exit 1; \
+                 sleep 0.02; flock -w 20 {LOCK} true || exit 1; done"
+            ));
         }
         drop(saver);
         eventually("free", || (is_free(&one, LOCK) && is_free(&two, LOCK)).then_some(()));
@@ -130,7 +135,8 @@ fn a_save_does_not_depend_on_the_lock_of_another_save() {
     mount.sh(&format!("echo 'durability_policy: \"0\"' > {}", keyspace()));
     let saver = Meanwhile(counting(&mount, 1_000, "close"));
     mount.sh(&format!(
-        "for i in $(seq 60); do printf '{{\"tables\": {{\"t%d\": {{}}}}}}' $i > {0}/v; cp {0}/v {DIR}/VSchema.json || exit 1; done",
+        "for i in $(seq 60); do printf '{{\"tables\": {{\"t%d\": {{}}}}}}' $i > {0}/v; \
+         cp {0}/v {DIR}/VSchema.json || exit 1; done",
         mount.outside().display()
     ));
     drop(saver);
@@ -147,7 +153,8 @@ fn a_lock_that_is_given_back_during_a_save_is_no_loss() {
     mount.sh(&format!("echo 'durability_policy: \"0\"' > {}", keyspace()));
     let output = counting(&mount, 30, "close").wait_with_output().unwrap();
     mount.sh(&format!(
-        "for i in $(seq 40); do printf '{{\"tables\": {{\"t%d\": {{}}}}}}' $i > {0}/v; cp {0}/v {DIR}/VSchema.json || exit 1; done",
+        "for i in $(seq 40); do printf '{{\"tables\": {{\"t%d\": {{}}}}}}' $i > {0}/v; \
+         cp {0}/v {DIR}/VSchema.json || exit 1; done",
         mount.outside().display()
     ));
     drop(locker);

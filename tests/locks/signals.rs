@@ -91,7 +91,10 @@ lock, other, end = sys.argv[1], sys.argv[2], time.time() + float(sys.argv[3])
 libc = ctypes.CDLL(None, use_errno=True)
 counts, guard = {}, threading.Lock()
 class Flock(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_short), ("whence", ctypes.c_short), ("start", ctypes.c_long), ("len", ctypes.c_long), ("pid", ctypes.c_int)]
+    _fields_ = [
+        ("type", ctypes.c_short), ("whence", ctypes.c_short),
+        ("start", ctypes.c_long), ("len", ctypes.c_long), ("pid", ctypes.c_int),
+    ]
 signal.signal(signal.SIGUSR1, lambda *_: None)
 signal.siginterrupt(signal.SIGUSR1, True)
 signal.signal(signal.SIGUSR2, lambda *_: None)

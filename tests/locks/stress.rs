@@ -99,7 +99,8 @@ fn stress_ng() {
     for kind in ["flock", "lockf", "lockofd"] {
         // It locks files that it makes itself: below the mount, these are files of the mount.
         let script = format!(
-            "mkdir -p global/stress; stress-ng --{kind} 2 --timeout 7 --temp-path {}/global/stress --metrics-brief 2>&1",
+            "mkdir -p global/stress; stress-ng --{kind} 2 --timeout 7 \
+             --temp-path {}/global/stress --metrics-brief 2>&1",
             mount.root().display()
         );
         let output = mount.sh(&script);

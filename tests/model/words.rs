@@ -59,7 +59,9 @@ pub fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => name().prop_map(Op::Read),
         4 => (name(), any::<bool>(), 0_u8..4, 0_usize..3, meanwhile)
-            .prop_map(|(name, append, content, length, meanwhile)| Op::Save { name, append, content, length, meanwhile }),
+            .prop_map(|(name, append, content, length, meanwhile)| {
+                Op::Save { name, append, content, length, meanwhile }
+            }),
         1 => (name(), 0_u8..4).prop_map(|(name, content)| Op::Make { name, content }),
         1 => (name(), 0_usize..4).prop_map(|(name, size)| Op::Truncate { name, size }),
         2 => name().prop_map(Op::Unlink),

@@ -174,7 +174,8 @@ fn the_daemon_keeps_nothing_that_its_starter_had_open() {
     let place = Place::new();
     // A lock of a script, a pipe, and a password that is read through such a descriptor.
     let script = format!(
-        "mkdir m; : > lock; exec 3< <(:) 9> lock 251> /dev/null; flock -n 9; {TOPOFS} demo m 10< lock; exec 9>&-; flock -n lock true"
+        "mkdir m; : > lock; exec 3< <(:) 9> lock 251> /dev/null; flock -n 9; \
+         {TOPOFS} demo m 10< lock; exec 9>&-; flock -n lock true"
     );
     place.sh(&script);
     let pid = place.daemon_of("m");

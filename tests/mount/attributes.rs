@@ -82,7 +82,8 @@ fn locks_are_left_out_of_copies_and_repositories() {
     mount.sh(&format!("sed -i s/semi_sync/none/ {keyspace}/Keyspace.txt; {git} commit -qam two"));
     // Somebody holds the lock meanwhile: that is nothing that git would see.
     let script = format!(
-        "exec 3<> {keyspace}/.lock; flock 3; test -n \"$(cat {keyspace}/.lock)\"; {git} status --porcelain; {git} ls-files"
+        "exec 3<> {keyspace}/.lock; flock 3; test -n \"$(cat {keyspace}/.lock)\"; \
+         {git} status --porcelain; {git} ls-files"
     );
     assert!(!mount.sh(&script).contains(".lock"));
     mount.sh(&format!("{git} checkout -q HEAD~1"));

@@ -131,7 +131,8 @@ on_each_backend! {
         let file = "global/keyspaces/archive/Keyspace.txt";
         let before = world.changes();
         mount.sh(&format!("echo 'base_keyspace: \"b\"' >> {file}"));
-        assert_eq!(mount.read(file), "base_keyspace: \"b\"\ndurability_policy: \"semi_sync\"\nsidecar_db_name: \"_vt\"\n");
+        let expected = "base_keyspace: \"b\"\ndurability_policy: \"semi_sync\"\nsidecar_db_name: \"_vt\"\n";
+        assert_eq!(mount.read(file), expected);
         assert_eq!(world.changes(), before + 1);
         // Emptied on purpose: an empty message is a record.
         mount.sh(&format!(": > {file}"));
@@ -155,17 +156,24 @@ on_each_backend! {
         for file in ["Keyspace", "Keyspace.txt", "Keyspace.json", "VSchema", "VSchema.txt", "VSchema.json"] {
             let path = format!("global/keyspaces/customer/{file}");
             let copy = mount.outside().join("copy").display().to_string();
-            mount.sh(&format!("cp {path} {copy}; cp {copy} {path}; cat {copy} > {path}; sed -i s/a/a/ {path}; touch {path}; chmod 644 {path}"));
+            mount.sh(&format!(
+                "cp {path} {copy}; cp {copy} {path}; cat {copy} > {path}; \
+                 sed -i s/a/a/ {path}; touch {path}; chmod 644 {path}"
+            ));
         }
         // Another spelling of the same.
-        mount.sh("echo '{\"sidecarDbName\": \"_vt\", \"durabilityPolicy\": \"semi_sync\"}' > global/keyspaces/commerce/Keyspace.json");
+        let same = r#"{"sidecarDbName": "_vt", "durabilityPolicy": "semi_sync"}"#;
+        mount.sh(&format!("echo '{same}' > global/keyspaces/commerce/Keyspace.json"));
         assert_eq!(world.changes(), before);
     }
 
     fn records_are_made_and_removed_by_any_form(world) {
         let mount = &world.mount;
         let before = world.changes();
-        mount.sh("mkdir -p global/keyspaces/new/shards/-80; echo 'durability_policy: \"none\"' > global/keyspaces/new/Keyspace.txt");
+        mount.sh(
+            "mkdir -p global/keyspaces/new/shards/-80; \
+             echo 'durability_policy: \"none\"' > global/keyspaces/new/Keyspace.txt",
+        );
         mount.sh("jq -n '{is_primary_serving: true}' > global/keyspaces/new/shards/-80/Shard.json");
         assert_eq!(mount.sh("ls global/keyspaces/new/shards/-80"), "Shard\nShard.json\nShard.txt\n");
         assert_eq!(world.changes(), before + 2);
@@ -176,7 +184,8 @@ on_each_backend! {
         assert!(!mount.path("global/keyspaces/new").exists());
         assert_eq!(world.changes(), before + 4);
         // A whole subtree, each record once.
-        let records = mount.sh("find global/keyspaces/customer -type f -not -name '*.*' | wc -l").trim().parse::<u64>().unwrap();
+        let records = mount.sh("find global/keyspaces/customer -type f -not -name '*.*' | wc -l");
+        let records = records.trim().parse::<u64>().unwrap();
         assert_eq!(records, 4);
         mount.sh("rm -r global/keyspaces/customer");
         assert_eq!(world.changes(), before + 4 + records);
@@ -191,8 +200,15 @@ on_each_backend! {
         for (shell, block) in [
             ("bash", "{ echo 'durability_policy: \"a\"'; echo log >&2; echo 'sidecar_db_name: \"b\"'; } > F"),
             ("dash", "{ echo 'durability_policy: \"c\"'; /bin/echo log >&2; echo 'sidecar_db_name: \"d\"'; } > F"),
-            ("bash", "exec 3>F; echo 'durability_policy: \"e\"' >&3; ls > /dev/null; echo 'sidecar_db_name: \"f\"' >&3; exec 3>&-"),
-            ("bash", "f() { echo 'durability_policy: \"g\"'; echo x > /dev/null; echo 'sidecar_db_name: \"h\"'; }; f > F"),
+            (
+                "bash",
+                "exec 3>F; echo 'durability_policy: \"e\"' >&3; ls > /dev/null; \
+                 echo 'sidecar_db_name: \"f\"' >&3; exec 3>&-",
+            ),
+            (
+                "bash",
+                "f() { echo 'durability_policy: \"g\"'; echo x > /dev/null; echo 'sidecar_db_name: \"h\"'; }; f > F",
+            ),
         ] {
             let before = world.changes();
             let block = block.replace('F', "global/keyspaces/commerce/Keyspace.txt");
@@ -217,7 +233,9 @@ on_each_backend! {
             assert!(!output.status.success() && text(&output).contains("Bad message"), "{python}: {}", text(&output));
             assert!(bad.exists(), "the only copy must not go");
         }
-        let output = mount.bash("(echo 'bogus: 1'; echo 'durability_policy: \"none\"') > global/keyspaces/commerce/Keyspace.txt");
+        let output = mount.bash(
+            "(echo 'bogus: 1'; echo 'durability_policy: \"none\"') > global/keyspaces/commerce/Keyspace.txt",
+        );
         assert!(!output.status.success(), "{}", text(&output));
         assert_eq!((world.changes(), mount.read(target)), before);
     }
@@ -243,10 +261,13 @@ on_each_backend! {
         let output = mount.bash("set -C; echo x > global/metadata/owner");
         assert!(text(&output).contains("cannot overwrite"), "{}", text(&output));
         mount.sh("set -C; echo x > global/metadata/fresh");
-        let create = "import os; os.open('global/keyspaces/commerce/Keyspace.txt', os.O_CREAT | os.O_EXCL | os.O_WRONLY)";
+        let create =
+            "import os; os.open('global/keyspaces/commerce/Keyspace.txt', os.O_CREAT | os.O_EXCL | os.O_WRONLY)";
         assert!(text(&mount.bash(&format!("python3 -c \"{create}\""))).contains("FileExistsError"));
         // Of many that try at once, one wins.
-        let winners = mount.sh("for i in $(seq 8); do (set -C; echo $i > global/metadata/race) 2>/dev/null && echo won & done; wait");
+        let winners = mount.sh(
+            "for i in $(seq 8); do (set -C; echo $i > global/metadata/race) 2>/dev/null && echo won & done; wait",
+        );
         assert_eq!(winners, "won\n");
     }
 
@@ -323,8 +344,10 @@ print(conflicts)
     fn a_killed_writer_stores_nothing(world) {
         let mount = &world.mount;
         let before = (world.changes(), mount.read("global/metadata/owner"));
+        let program = "import sys, time; f = open(sys.argv[1], 'w'); f.write('half'); f.flush(); \
+                       print('written', flush=True); time.sleep(60)";
         let mut child = std::process::Command::new("python3")
-            .args(["-c", "import sys, time; f = open(sys.argv[1], 'w'); f.write('half'); f.flush(); print('written', flush=True); time.sleep(60)"])
+            .args(["-c", program])
             .arg(mount.path("global/metadata/owner"))
             .stdout(std::process::Stdio::piped())
             .spawn()
@@ -340,7 +363,10 @@ print(conflicts)
     fn scratch_files_work_and_are_never_stored(world) {
         let mount = &world.mount;
         let before = world.changes();
-        mount.sh("echo a > zone1/tablets/notes; echo b >> zone1/tablets/notes; mkdir zone1/tablets/dir; cp zone1/tablets/notes zone1/tablets/dir/copy");
+        mount.sh(
+            "echo a > zone1/tablets/notes; echo b >> zone1/tablets/notes; \
+             mkdir zone1/tablets/dir; cp zone1/tablets/notes zone1/tablets/dir/copy",
+        );
         assert_eq!(mount.sh("cat zone1/tablets/dir/copy"), "a\nb\n");
         mount.sh("mv zone1/tablets/dir zone1/tablets/moved; ln zone1/tablets/notes x 2>/dev/null || true");
         assert_eq!(mount.sh("ls zone1/tablets/moved"), "copy\n");
@@ -369,12 +395,14 @@ fn record_globs_store_more_names() {
     let root = fresh_root();
     let mount =
         Mount::etcd(&shared().endpoint(), &root, &["--record", "global/rules/*", "--record", "global/**/notes"]);
-    mount.sh("mkdir global/rules; echo '[]' > global/rules/throttle; mkdir -p global/a/b; echo n > global/a/b/notes; echo s > global/a/other");
+    mount.sh("mkdir global/rules; echo '[]' > global/rules/throttle; \
+         mkdir -p global/a/b; echo n > global/a/b/notes; echo s > global/a/other");
     assert_eq!(shared().get(&format!("{root}/global/rules/throttle")).as_deref(), Some(&b"[]\n"[..]));
     assert_eq!(shared().get(&format!("{root}/global/a/b/notes")).as_deref(), Some(&b"n\n"[..]));
     assert_eq!(shared().get(&format!("{root}/global/a/other")), None);
     // Temporary files are no records, wherever they are made.
-    mount.sh("sed -i s/n/m/ global/a/b/notes; cd global/rules; sed -i 's/]/{}]/' throttle; vim -es -u NONE -c 's/{/[/' -c 's/}/]/' -c wq throttle; cat throttle");
+    mount.sh("sed -i s/n/m/ global/a/b/notes; cd global/rules; sed -i 's/]/{}]/' throttle; \
+         vim -es -u NONE -c 's/{/[/' -c 's/}/]/' -c wq throttle; cat throttle");
     let keys = shared().ctl(&["get", "--prefix", "--keys-only", &format!("{root}/")]);
     assert_eq!(
         keys.split_whitespace().collect::<Vec<_>>(),
@@ -405,7 +433,8 @@ fn fields_of_a_newer_schema_survive_an_edit() {
         ("cross_cell", "sed -i s/none/cross_cell/ global/keyspaces/k/Keyspace.json"),
         (
             "again",
-            "jq '.durability_policy = \"again\"' global/keyspaces/k/Keyspace.json > global/keyspaces/k/t && mv global/keyspaces/k/t global/keyspaces/k/Keyspace.json",
+            "jq '.durability_policy = \"again\"' global/keyspaces/k/Keyspace.json > global/keyspaces/k/t \
+             && mv global/keyspaces/k/t global/keyspaces/k/Keyspace.json",
         ),
     ] {
         mount.sh(script);

@@ -22,7 +22,11 @@ on_each_backend! {
             (format!("printf '{{\"bogus\": 1}}\\n' > {SHARD}.json"), "bogus", (1, 8)),
             (format!("printf 'is_primary_serving: maybe\\n' > {SHARD}.txt"), "", (1, 21)),
             (format!("printf '{{\"key_range\": {{}},\\n\"keyRange\": {{}}}}\\n' > {SHARD}.json"), "twice", (2, 10)),
-            (format!("printf 'is_primary_serving: false\\nis_primary_serving: true\\n' > {SHARD}.txt"), "comments", (2, 1)),
+            (
+                format!("printf 'is_primary_serving: false\\nis_primary_serving: true\\n' > {SHARD}.txt"),
+                "comments",
+                (2, 1),
+            ),
         ] {
             let output = mount.bash(&script);
             assert_eq!(output.status.code(), Some(1), "{script}");
@@ -30,7 +34,8 @@ on_each_backend! {
             let error = last_error(mount);
             assert_eq!((&error["errno"], &error["path"].as_str().unwrap()[..SHARD.len()]), (&"EBADMSG".into(), SHARD));
             assert!(error["reason"].as_str().unwrap().contains(reason), "{script}: {error}");
-            assert_eq!((error["line"].as_u64(), error["column"].as_u64()), (Some(position.0), Some(position.1)), "{script}: {error}");
+            let found = (error["line"].as_u64(), error["column"].as_u64());
+            assert_eq!(found, (Some(position.0), Some(position.1)), "{script}: {error}");
         }
         // So does what no Vitess would read as the raw form: bash does not look at what its close says.
         for (script, reason) in [
@@ -75,10 +80,12 @@ on_each_backend! {
             "head -c 2097152 /dev/zero | tr '\\0' x > global/metadata/big",
             "head -c 2097152 /dev/zero | tr '\\0' x | dd of=global/metadata/big bs=1M status=none",
             "truncate -s 2M global/metadata/owner",
-            "(printf 'base_keyspace: \"'; head -c 2097152 /dev/zero | tr '\\0' x; printf '\"') | dd of=global/keyspaces/commerce/Keyspace.txt bs=64k status=none",
+            "(printf 'base_keyspace: \"'; head -c 2097152 /dev/zero | tr '\\0' x; printf '\"') \
+             | dd of=global/keyspaces/commerce/Keyspace.txt bs=64k status=none",
         ] {
             let output = mount.bash(&format!("set -o pipefail; {script}"));
-            assert!(crate::common::text(&output).contains("File too large"), "{script}: {}", crate::common::text(&output));
+            let message = crate::common::text(&output);
+            assert!(message.contains("File too large"), "{script}: {message}");
             assert!(!output.status.success(), "{script}");
             assert_eq!(last_error(mount)["errno"], "EFBIG", "{script}");
         }
@@ -89,10 +96,15 @@ on_each_backend! {
     fn names_that_cannot_be_are_refused(world) {
         let mount = &world.mount;
         let too_long = "n".repeat(256);
-        assert!(crate::common::text(&mount.bash(&format!("touch global/metadata/{too_long}"))).contains("File name too long"));
+        let output = mount.bash(&format!("touch global/metadata/{too_long}"));
+        assert!(crate::common::text(&output).contains("File name too long"));
         assert!(crate::common::text(&mount.bash("mkdir newcell")).contains("Operation not permitted"));
         assert!(crate::common::text(&mount.bash("touch .topofs/x")).contains("Operation not permitted"));
-        for script in ["rm global/keyspaces/commerce/.lock", "mv global/keyspaces/commerce/.lock global/x", "mv -f global/keyspaces/commerce/VSchema global/.lock"] {
+        for script in [
+            "rm global/keyspaces/commerce/.lock",
+            "mv global/keyspaces/commerce/.lock global/x",
+            "mv -f global/keyspaces/commerce/VSchema global/.lock",
+        ] {
             assert!(crate::common::text(&mount.bash(script)).contains("Operation not permitted"), "{script}");
         }
         for script in ["set -C; > global/.lock", "mkdir global/.lock"] {

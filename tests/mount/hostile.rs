@@ -21,7 +21,8 @@ def entries(directory, offset):
         at = 0
         while at < size:
             length = int.from_bytes(buffer.raw[at + 16:at + 18], "little")
-            found.append((buffer.raw[at + 19:at + length].split(b"\0")[0].decode(), int.from_bytes(buffer.raw[at + 8:at + 16], "little")))
+            name = buffer.raw[at + 19:at + length].split(b"\0")[0].decode()
+            found.append((name, int.from_bytes(buffer.raw[at + 8:at + 16], "little")))
             at += length
     os.close(fd)
     return found
@@ -33,7 +34,8 @@ for offset in offsets + [(newest + step) << 24 | index for step in range(1, 50) 
     for name, _ in entries(a, offset):
         assert name in own, (offset, name)
 # What was planted under numbers to come is nobody's.
-for name, _ in entries("zone1", 0): assert name in ("SrvVSchema", "SrvVSchema.json", "SrvVSchema.txt", "keyspaces", "tablets", ".", ".."), name
+known = ("SrvVSchema", "SrvVSchema.json", "SrvVSchema.txt", "keyspaces", "tablets", ".", "..")
+for name, _ in entries("zone1", 0): assert name in known, name
 "#;
     let file = mount.outside().join("program.py");
     std::fs::write(&file, program).unwrap();
@@ -58,7 +60,8 @@ fn a_stored_name_of_the_mounts_own_gives_way_everywhere() {
     let mount = Mount::etcd(&shared().endpoint(), &root, &[]);
     mount.sh("ls -la global/keyspaces/k > /dev/null");
     let held = mount.sh(&format!(
-        "flock global/keyspaces/k/.lock etcdctl --endpoints {} get --prefix --keys-only {root}/global/keyspaces/k/locks",
+        "flock global/keyspaces/k/.lock etcdctl --endpoints {} \
+         get --prefix --keys-only {root}/global/keyspaces/k/locks",
         shared().endpoint()
     ));
     assert!(held.contains("/locks/"), "the lock is the topology's: {held:?}");
@@ -76,7 +79,8 @@ fn a_stored_name_of_the_mounts_own_gives_way_everywhere() {
     // A record whose key is a directory: its forms are refused by their other names rather than kept aside.
     for script in [
         "echo 'is_primary_serving: false' > global/keyspaces/k/shards/0/Shard.txt",
-        "echo '{}' > global/keyspaces/k/shards/0/t; mv global/keyspaces/k/shards/0/t global/keyspaces/k/shards/0/Shard.json",
+        "echo '{}' > global/keyspaces/k/shards/0/t; \
+         mv global/keyspaces/k/shards/0/t global/keyspaces/k/shards/0/Shard.json",
         "mkdir global/keyspaces/k/shards/0/Shard.txt",
     ] {
         let output = mount.bash(script);

@@ -57,7 +57,11 @@ elsewhere("g"); stale(save); save()
 "#;
         python(mount, program);
         // A shell has read nothing.
-        mount.sh(&format!("echo 'durability_policy: \"a\"' > {KEYSPACE}.txt; bash -c \"echo 'durability_policy: \\\"b\\\"' > {KEYSPACE}.txt\"; echo 'durability_policy: \"c\"' > {KEYSPACE}.txt"));
+        mount.sh(&format!(
+            "echo 'durability_policy: \"a\"' > {KEYSPACE}.txt; \
+             bash -c \"echo 'durability_policy: \\\"b\\\"' > {KEYSPACE}.txt\"; \
+             echo 'durability_policy: \"c\"' > {KEYSPACE}.txt"
+        ));
     }
 
     fn two_mounts_lose_no_update_of_a_program_that_reads_and_writes_apart(world) {
@@ -102,8 +106,10 @@ def stale(call):
 def temporary():
     open(name + ".tmp", "w").write(mine)
     return name + ".tmp"
-for word, write in (("a", lambda: os.rename(name, name + ".bak")), ("b", lambda: os.truncate(name, 0)), ("c", lambda: os.unlink(name)),
-                    ("d", lambda: os.rename(temporary(), name))):
+for word, write in (
+    ("a", lambda: os.rename(name, name + ".bak")), ("b", lambda: os.truncate(name, 0)),
+    ("c", lambda: os.unlink(name)), ("d", lambda: os.rename(temporary(), name)),
+):
     open(name).read(); elsewhere(word)
     stale(write)
     assert open(name).read() == f'durability_policy: "{word}"\n', word

@@ -164,7 +164,8 @@ fn a_failed_mount_says_why_and_leaves_nothing() {
     let point = Point::new();
     let port = free_port();
     let output = point.topofs(&format!(
-        "mount --topo-global-server-address 127.0.0.1:{port} --topo-global-root /r/global --remote-operation-timeout 2s ."
+        "mount --topo-global-server-address 127.0.0.1:{port} --topo-global-root /r/global \
+         --remote-operation-timeout 2s ."
     ));
     assert_eq!(output.status.code(), Some(32));
     let message = text(&output);
@@ -255,7 +256,11 @@ fn cells_come_and_go_with_their_records() {
     let mount = Mount::etcd(&endpoint, &root, &[]);
     assert_eq!(mount.sh("ls"), "global\n");
     // By this mount: there at once.
-    mount.sh(&format!("mkdir -p global/cells/zone9; echo 'server_address: \"{endpoint}\" root: \"{root}/zone9\"' > global/cells/zone9/CellInfo.txt; ls zone9"));
+    mount.sh(&format!(
+        "mkdir -p global/cells/zone9; \
+         echo 'server_address: \"{endpoint}\" root: \"{root}/zone9\"' > global/cells/zone9/CellInfo.txt; \
+         ls zone9"
+    ));
     mount.sh(
         "mkdir -p zone9/tablets/zone9-0000000001; echo 'hostname: \"h\"' > zone9/tablets/zone9-0000000001/Tablet.txt",
     );

@@ -56,12 +56,15 @@ on_each_backend! {
         mount.sh("ls -lR > /dev/null; grep -r hash . > /dev/null; find . -type f -exec cat {} + > /dev/null");
         mount.sh("tar c . | wc -c");
         mount.sh("vim -es -u NONE -c q global/keyspaces/commerce/Keyspace.txt");
-        mount.sh("TERM=xterm timeout 20 script -qec 'vim -c q global/keyspaces/commerce/VSchema.json' /dev/null > /dev/null");
+        mount.sh(
+            "TERM=xterm timeout 20 script -qec 'vim -c q global/keyspaces/commerce/VSchema.json' /dev/null > /dev/null",
+        );
         assert_eq!(world.changes(), before);
     }
 
     fn a_copy_of_the_tree_is_the_same(world) {
-        let copy = Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/copy", "--respect-locks=none"]);
+        let copy =
+            Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/copy", "--respect-locks=none"]);
         let (from, to) = (world.mount.root(), copy.root());
         copy.sh(&format!("cp -a {}/. .", from.display()));
         assert_eq!(copy.sh(&format!("diff -r {} {}", from.display(), to.display())), "");
@@ -76,7 +79,8 @@ on_each_backend! {
         assert_eq!(stored(), (16, 36));
         let archive = world.mount.outside().join("all.tar");
         world.mount.sh(&format!("tar cf {} .", archive.display()));
-        let restored = Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/tar", "--respect-locks=none"]);
+        let restored =
+            Mount::new(&["mount", "--topo-implementation=memory", "--topo-global-root=/tar", "--respect-locks=none"]);
         restored.sh(&format!("tar xf {}", archive.display()));
         assert_eq!(restored.sh(&format!("diff -r {} {}", from.display(), restored.root().display())), "");
         // Into a new topology, and onto itself.
@@ -90,8 +94,15 @@ on_each_backend! {
         // it.
         let mount = &world.mount;
         mount.sh("for i in $(seq 100); do echo x > global/metadata/fixed$i; done");
-        let script = "(for i in $(seq 200); do echo x > global/metadata/key$i; rm global/metadata/key$((i-1)); done) 2>/dev/null &
-            for i in $(seq 30); do ls global/metadata | grep fixed | sort | uniq -c | awk '$1 != 1 {bad=1} END {exit bad || NR != 100}' || exit 1; done; wait";
+        let script = "
+            (for i in $(seq 200); do
+                echo x > global/metadata/key$i; rm global/metadata/key$((i-1))
+            done) 2>/dev/null &
+            for i in $(seq 30); do
+                ls global/metadata | grep fixed | sort | uniq -c |
+                    awk '$1 != 1 {bad=1} END {exit bad || NR != 100}' || exit 1
+            done
+            wait";
         mount.sh(script);
     }
 }

@@ -93,7 +93,8 @@ def refused(call):
     except OSError as e: assert e.errno == errno.EBUSY, e
 fd = os.open("global/keyspaces/commerce/Keyspace.txt", os.O_WRONLY | os.O_TRUNC)
 os.write(fd, b'durability_policy: "refused"\n')
-lock = subprocess.Popen(["flock", sys.argv[2] + "/global/keyspaces/commerce/.lock", "sh", "-c", "echo held; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+holder = ["flock", sys.argv[2] + "/global/keyspaces/commerce/.lock", "sh", "-c", "echo held; read line"]
+lock = subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 assert lock.stdout.readline() == "held\n"
 refused(lambda: os.fsync(fd))
 lock.communicate("\n")

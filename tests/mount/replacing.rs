@@ -55,7 +55,10 @@ for form in ("Keyspace.txt", "Keyspace.json", "Keyspace"):
         assert_eq!(world.changes(), before + 4, "one removal and one creation each time");
         for tool in ["cp --remove-destination", "install -m 600", "mv"] {
             let before = world.changes();
-            mount.sh(&format!("mkdir {saved}.2; cp {saved}/* {saved}.2; {tool} {saved}.2/* global/keyspaces/commerce; rm -rf {saved}.2"));
+            mount.sh(&format!(
+                "mkdir {saved}.2; cp {saved}/* {saved}.2; \
+                 {tool} {saved}.2/* global/keyspaces/commerce; rm -rf {saved}.2"
+            ));
             assert_eq!(world.changes(), before + 2, "{tool}");
             for form in ["", ".txt", ".json"] {
                 mount.sh(&format!("cmp {KEYSPACE}{form} {saved}/Keyspace{form}"));
@@ -73,7 +76,11 @@ for form in ("Keyspace.json", "Keyspace", "Keyspace.txt"):
         python(mount, program);
         assert_eq!(world.changes(), before + 2);
         // Another content in each form: the first makes the record, the others change it.
-        mount.sh(&format!("sed -i s/semi_sync/none/ {saved}/Keyspace.txt; install -m 600 {saved}/Keyspace {saved}/Keyspace.txt global/keyspaces/commerce; grep -q none {KEYSPACE}.json"));
+        mount.sh(&format!(
+            "sed -i s/semi_sync/none/ {saved}/Keyspace.txt; \
+             install -m 600 {saved}/Keyspace {saved}/Keyspace.txt global/keyspaces/commerce; \
+             grep -q none {KEYSPACE}.json"
+        ));
     }
 
     fn a_name_that_is_removed_and_not_made_again_removes_the_record(world) {
@@ -87,7 +94,8 @@ for remove in (lambda d: os.remove(d + "/Keyspace"), shutil.rmtree):
     remove("global/keyspaces/brief")
 "#;
         // The second time round finds nothing of the first.
-        python(mount, &program.replace("for remove in (lambda d: os.remove(d + \"/Keyspace\"), shutil.rmtree)", "for remove in (shutil.rmtree, lambda d: os.remove(d + \"/Keyspace\"))"));
+        let (file, directory) = (r#"lambda d: os.remove(d + "/Keyspace")"#, "shutil.rmtree");
+        python(mount, &program.replace(&format!("({file}, {directory})"), &format!("({directory}, {file})")));
         assert!(!mount.path("global/keyspaces/brief/Keyspace").exists(), "gone as soon as the program has ended");
         assert!(!mount.path("global/keyspaces/brief/Keyspace.txt").exists());
         assert_eq!(world.changes(), before + 4);
@@ -114,33 +122,62 @@ for form in (".json", ".txt", ""):
         let mount = &world.mount;
         mount.sh("cp -r global/keyspaces/archive global/keyspaces/from; mv global/keyspaces/from global/keyspaces/to");
         assert!(!mount.path("global/keyspaces/from").exists());
-        let found = mount.sh("cd global/keyspaces/to; find . -name Keyspace -o -name VSchema -o -name Shard | sort");
-        let expected = mount.sh("cd global/keyspaces/archive; find . -name Keyspace -o -name VSchema -o -name Shard | sort");
+        let find = "find . -name Keyspace -o -name VSchema -o -name Shard | sort";
+        let found = mount.sh(&format!("cd global/keyspaces/to; {find}"));
+        let expected = mount.sh(&format!("cd global/keyspaces/archive; {find}"));
         assert_eq!(found, expected);
         mount.sh("diff -r global/keyspaces/archive global/keyspaces/to");
         // The directory whose last record is renamed away is gone for every call.
-        mount.sh("mkdir global/keyspaces/one global/keyspaces/two; echo 'durability_policy: \"none\"' > global/keyspaces/one/Keyspace.txt");
+        mount.sh(
+            "mkdir global/keyspaces/one global/keyspaces/two; \
+             echo 'durability_policy: \"none\"' > global/keyspaces/one/Keyspace.txt",
+        );
         mount.sh("stat global/keyspaces/one > /dev/null; mv global/keyspaces/one/Keyspace.txt global/keyspaces/two/");
-        let gone = mount.bash("stat global/keyspaces/one; ls global/keyspaces/one; cd global/keyspaces/one; python3 -c 'import os; os.open(\"global/keyspaces/one\", os.O_PATH)'");
+        let gone = mount.bash(
+            "stat global/keyspaces/one; ls global/keyspaces/one; cd global/keyspaces/one; \
+             python3 -c 'import os; os.open(\"global/keyspaces/one\", os.O_PATH)'",
+        );
         assert_eq!(text(&gone).matches("No such file or directory").count(), 4, "{}", text(&gone));
-        mount.sh("rm -rf global/keyspaces/one; cp -r global/keyspaces/archive global/keyspaces/one; diff -r global/keyspaces/archive global/keyspaces/one");
+        mount.sh(
+            "rm -rf global/keyspaces/one; cp -r global/keyspaces/archive global/keyspaces/one; \
+             diff -r global/keyspaces/archive global/keyspaces/one",
+        );
     }
 
     fn forms_that_are_moved_away_one_after_the_other_all_arrive(world) {
         let mount = &world.mount;
         let away = mount.outside().join("away");
         std::fs::create_dir(&away).unwrap();
-        let expected = ["", ".txt", ".json"].map(|form| std::fs::read(mount.path(&format!("{KEYSPACE}{form}"))).unwrap());
+        let expected =
+            ["", ".txt", ".json"].map(|form| std::fs::read(mount.path(&format!("{KEYSPACE}{form}"))).unwrap());
         mount.sh(&format!("mv {KEYSPACE}* {}; ! test -e {KEYSPACE}", away.display()));
         let arrived = ["", ".txt", ".json"].map(|form| std::fs::read(away.join(format!("Keyspace{form}"))).unwrap());
         assert_eq!(arrived, expected);
         // With scratch files and directories of this mount among them.
-        mount.sh("cp -r global/keyspaces/archive global/keyspaces/mx; mkdir global/keyspaces/mx/empty global/keyspaces/mx/shards/new; echo n > global/keyspaces/mx/notes");
-        mount.sh("mv global/keyspaces/mx global/keyspaces/my; ! test -e global/keyspaces/mx; cat global/keyspaces/my/notes; ls -d global/keyspaces/my/empty global/keyspaces/my/shards/new; rm -r global/keyspaces/my");
-        mount.sh("mkdir global/keyspaces/one global/keyspaces/two; echo 'durability_policy: \"none\"' > global/keyspaces/one/Keyspace.txt; echo n > global/keyspaces/one/notes");
-        mount.sh("mv global/keyspaces/one/Keyspace.txt global/keyspaces/two/; rm global/keyspaces/one/notes; rmdir global/keyspaces/one; rm -r global/keyspaces/two");
+        mount.sh(
+            "cp -r global/keyspaces/archive global/keyspaces/mx; \
+             mkdir global/keyspaces/mx/empty global/keyspaces/mx/shards/new; \
+             echo n > global/keyspaces/mx/notes",
+        );
+        mount.sh(
+            "mv global/keyspaces/mx global/keyspaces/my; ! test -e global/keyspaces/mx; \
+             cat global/keyspaces/my/notes; \
+             ls -d global/keyspaces/my/empty global/keyspaces/my/shards/new; \
+             rm -r global/keyspaces/my",
+        );
+        mount.sh(
+            "mkdir global/keyspaces/one global/keyspaces/two; \
+             echo 'durability_policy: \"none\"' > global/keyspaces/one/Keyspace.txt; \
+             echo n > global/keyspaces/one/notes",
+        );
+        mount.sh(
+            "mv global/keyspaces/one/Keyspace.txt global/keyspaces/two/; rm global/keyspaces/one/notes; \
+             rmdir global/keyspaces/one; rm -r global/keyspaces/two",
+        );
         // To where no record has that name: it would be in memory only.
-        let output = mount.bash("mkdir global/keyspaces/dst; mv global/keyspaces/archive/Keyspace.txt global/keyspaces/dst/other");
+        let output = mount.bash(
+            "mkdir global/keyspaces/dst; mv global/keyspaces/archive/Keyspace.txt global/keyspaces/dst/other",
+        );
         assert!(text(&output).contains("Operation not permitted"), "{}", text(&output));
         mount.sh("test -e global/keyspaces/archive/Keyspace.txt");
     }
@@ -163,15 +200,21 @@ fn git_replaces_each_record_at_most_once() {
     let work = mount.outside().join("git").display().to_string();
     let git = |command: &str| {
         format!(
-            "export GIT_DIR={work} GIT_WORK_TREE=$PWD GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@example.invalid GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@example.invalid; {command}"
+            "export GIT_DIR={work} GIT_WORK_TREE=$PWD \
+             GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@example.invalid \
+             GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@example.invalid; \
+             {command}"
         )
     };
     mount.sh(&format!("git init -q --bare {work}"));
-    mount.sh(&git("git add -A; git commit -qm one; sed -i s/semi_sync/none/ global/keyspaces/commerce/Keyspace.txt; git commit -qam two"));
+    mount.sh(&git("git add -A; git commit -qm one; sed -i s/semi_sync/none/ global/keyspaces/commerce/Keyspace.txt; \
+         git commit -qam two"));
     let events = events_of(&mount, "keyspaces/commerce/Keyspace", &git("git checkout -q HEAD~1"));
     assert!(events.len() <= 2, "{events:?}");
     mount.sh(&format!("grep -q semi_sync {KEYSPACE}.json"));
-    mount.sh(&git("git checkout -q -b new; mkdir global/keyspaces/new; echo 'durability_policy: \"none\"' > global/keyspaces/new/Keyspace.txt; git add -A; git commit -qm new; git checkout -q -"));
+    mount.sh(&git("git checkout -q -b new; mkdir global/keyspaces/new; \
+         echo 'durability_policy: \"none\"' > global/keyspaces/new/Keyspace.txt; \
+         git add -A; git commit -qm new; git checkout -q -"));
     assert!(!mount.path("global/keyspaces/new").exists() || !mount.path("global/keyspaces/new/Keyspace").exists());
     let events =
         events_of(&mount, "keyspaces/new/Keyspace", &git("git merge -q new 2>/dev/null || git checkout -q new"));

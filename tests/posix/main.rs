@@ -87,7 +87,10 @@ random.seed(int(sys.argv[1]))
 count = int(sys.argv[2])
 base = "global/metadata"
 names = ["key%d" % n for n in range(20)] + [".scratch%d" % n for n in range(5)] + ["dir%d" % n for n in range(3)]
-expected = {errno.ENOENT, errno.EEXIST, errno.ESTALE, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EBADMSG, errno.EPERM, errno.EXDEV, errno.EINVAL, errno.ENODATA}
+expected = {
+    errno.ENOENT, errno.EEXIST, errno.ESTALE, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY,
+    errno.EBADMSG, errno.EPERM, errno.EXDEV, errno.EINVAL, errno.ENODATA,
+}
 def save(path):
     f = os.open(path, os.O_WRONLY | os.O_CREAT | random.choice([0, os.O_TRUNC, os.O_EXCL, os.O_APPEND]), 0o600)
     try: os.write(f, os.urandom(random.randrange(200)))
@@ -95,8 +98,10 @@ def save(path):
 def read(path):
     with open(path, "rb") as f: f.read()
 operations = [
-    (30, lambda p, q: save(p)), (20, lambda p, q: read(p)), (10, lambda p, q: os.unlink(p)), (10, lambda p, q: os.rename(p, q)),
-    (5, lambda p, q: os.mkdir(p)), (5, lambda p, q: os.rmdir(p)), (5, lambda p, q: os.listdir(base)), (10, lambda p, q: os.stat(p)),
+    (30, lambda p, q: save(p)), (20, lambda p, q: read(p)),
+    (10, lambda p, q: os.unlink(p)), (10, lambda p, q: os.rename(p, q)),
+    (5, lambda p, q: os.mkdir(p)), (5, lambda p, q: os.rmdir(p)),
+    (5, lambda p, q: os.listdir(base)), (10, lambda p, q: os.stat(p)),
     (5, lambda p, q: os.truncate(p, random.randrange(100))), (5, lambda p, q: os.listxattr(p)),
     (5, lambda p, q: read("global/keyspaces/customer/VSchema" + random.choice(["", ".txt", ".json"]))),
     (2, lambda p, q: save("global/keyspaces/customer/Keyspace.txt")),

@@ -21,7 +21,10 @@ on_each_service! {
         }
         assert!(here.read(&format!("global/{keyspace}.txt")).contains("none"));
         // A new record, with directories, and one with a single form.
-        there.sh("echo x > global/metadata/new; mkdir -p global/cells/zone9; echo '{}' > global/cells/zone9/CellInfo.json");
+        there.sh(
+            "echo x > global/metadata/new; \
+             mkdir -p global/cells/zone9; echo '{}' > global/cells/zone9/CellInfo.json",
+        );
         assert_eq!(watcher.until("metadata/new", CLOSED), ["CREATE", CLOSED]);
         watcher.until("cells/zone9", "CREATE,ISDIR");
         eventually("it is there", || here.path("global/cells/zone9/CellInfo").exists().then_some(()));
@@ -43,7 +46,8 @@ on_each_service! {
         assert_eq!(written.iter().filter(|event| *event == CLOSED).count(), 1, "{written:?}");
         mount.sh("rm global/metadata/own; touch global/marker");
         watcher.until("marker", CLOSED);
-        let events: Vec<String> = watcher.seen().into_iter().filter(|(_, path)| path == "metadata/own").map(|(event, _)| event).collect();
+        let events = watcher.seen().into_iter().filter(|(_, path)| path == "metadata/own");
+        let events: Vec<String> = events.map(|(event, _)| event).collect();
         for (event, count) in [("CREATE", 1), (CLOSED, 2), ("DELETE", 1)] {
             assert_eq!(events.iter().filter(|known| *known == event).count(), count, "{event}: {events:?}");
         }

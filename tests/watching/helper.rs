@@ -36,7 +36,8 @@ program += step(0x06, 0x7fff0000)
 steps = ctypes.create_string_buffer(program, len(program))
 class Filter(ctypes.Structure): _fields_ = [('len', ctypes.c_ushort), ('steps', ctypes.c_void_p)]
 PR_SET_SECCOMP, FILTER = 22, 2
-assert ctypes.CDLL(None).prctl(PR_SET_SECCOMP, FILTER, ctypes.byref(Filter(len(program) // 8, ctypes.addressof(steps))), 0, 0) == 0
+rules = Filter(len(program) // 8, ctypes.addressof(steps))
+assert ctypes.CDLL(None).prctl(PR_SET_SECCOMP, FILTER, ctypes.byref(rules), 0, 0) == 0
 os.execv(sys.argv[2], sys.argv[2:])";
 const OPEN_TREE: &str = "428";
 const FSOPEN: &str = "430";
@@ -105,7 +106,8 @@ fn a_helper_that_dies_at_work_removes_and_makes_nothing() {
             (std::fs::read(mount.path(&format!("global/metadata/key{number}"))).ok() == expected).then_some(())
         });
     }
-    let events = mount.sh("jq -c 'select(.by != \"remote\" and (.kind == \"created\" or .kind == \"changed\" or .kind == \"deleted\"))' .topofs/events");
+    let saved = r#".kind == "created" or .kind == "changed" or .kind == "deleted""#;
+    let events = mount.sh(&format!("jq -c 'select(.by != \"remote\" and ({saved}))' .topofs/events"));
     assert_eq!(events, "");
 }
 
@@ -275,7 +277,8 @@ else: sys.exit('opened')
 END
         for place in base peer slave; do python3 writes.py $place; done
         nsenter -t $other -m --wdns="$PWD" python3 writes.py base
-        nsenter -t $other -m --wdns="$PWD" inotifywait -q -t 30 -e close_write base/m/global/metadata > seen 2> watching & watch=$!
+        nsenter -t $other -m --wdns="$PWD" \
+            inotifywait -q -t 30 -e close_write base/m/global/metadata > seen 2> watching & watch=$!
         ls base/m/global/metadata > /dev/null
         echo ready > ready
         wait $watch"#

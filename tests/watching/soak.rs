@@ -17,7 +17,9 @@ fn length() -> Duration {
 /// machine is.
 fn keep(mount: &Mount, dir: &std::path::Path, round: &str) -> Child {
     let script = format!(
-        "while [ -d {0} -a ! -e {0}/stop ]; do timeout -s KILL 40 bash -c {round:?} > /dev/null 2>&1; [ $? = 137 ] && exit 9; done; exit 0",
+        "while [ -d {0} -a ! -e {0}/stop ]; do \
+         timeout -s KILL 40 bash -c {round:?} > /dev/null 2>&1; \
+         [ $? = 137 ] && exit 9; done; exit 0",
         dir.display()
     );
     Command::new("bash").args(["-c", &script]).current_dir(mount.root()).stdin(Stdio::null()).spawn().unwrap()
@@ -34,8 +36,10 @@ fn nothing_hangs() {
         "grep -r hash .",
         "timeout 2 inotifywait -m -r global",
         "for i in 1 2 3 4 5; do echo $i > global/metadata/own; rm global/metadata/own; done",
-        "sed -i s/semi_sync/none/ global/keyspaces/archive/Keyspace.txt; sed -i s/none/semi_sync/ global/keyspaces/archive/Keyspace.txt",
-        "mkdir -p global/keyspaces/extra; echo '{}' > global/keyspaces/extra/Keyspace.json; rm -r global/keyspaces/extra",
+        "sed -i s/semi_sync/none/ global/keyspaces/archive/Keyspace.txt; \
+         sed -i s/none/semi_sync/ global/keyspaces/archive/Keyspace.txt",
+        "mkdir -p global/keyspaces/extra; echo '{}' > global/keyspaces/extra/Keyspace.json; \
+         rm -r global/keyspaces/extra",
         "flock -w 5 global/keyspaces/commerce/.lock sed -i s/a/a/ global/keyspaces/commerce/VSchema.txt",
         "echo 2 > /proc/sys/vm/drop_caches; sleep 0.3",
     ];

@@ -65,7 +65,9 @@ func (c *conn) next(ctx context.Context, watcher *fsnotify.Watcher) bool {
 }
 
 // WatchRecursive is part of topo.Conn: inotify on all directories below.
-func (c *conn) WatchRecursive(ctx context.Context, dir string) ([]*topo.WatchDataRecursive, <-chan *topo.WatchDataRecursive, error) {
+func (c *conn) WatchRecursive(
+	ctx context.Context, dir string,
+) ([]*topo.WatchDataRecursive, <-chan *topo.WatchDataRecursive, error) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return nil, nil, err

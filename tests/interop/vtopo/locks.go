@@ -24,7 +24,8 @@ func (h *holding) flags(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&h.hold, "hold", 0, "how long it is held; a signal ends it earlier")
 	cmd.Flags().DurationVar(&h.check, "check", 0, "asks so often whether it is lost; asking renews it on etcd")
 	cmd.Flags().IntVar(&h.times, "times", 1, "how often it is taken")
-	cmd.Flags().StringVar(&h.section, "section", "", "a file to which `enter PID` and `leave PID` are added while it is held")
+	cmd.Flags().StringVar(&h.section, "section", "",
+		"a file to which `enter PID` and `leave PID` are added while it is held")
 }
 
 // say prints at once.
@@ -69,7 +70,9 @@ func interruptible() (context.Context, context.CancelFunc) {
 }
 
 // takeLock takes the lock of a resource; the returned functions tell whether it is lost, and give it back.
-func takeLock(ctx context.Context, ts *topo.Server, args []string, action string, opts ...topo.LockOption) (func() error, func(*error), error) {
+func takeLock(
+	ctx context.Context, ts *topo.Server, args []string, action string, opts ...topo.LockOption,
+) (func() error, func(*error), error) {
 	var locked context.Context
 	var unlock func(*error)
 	var check func(context.Context) error
@@ -128,7 +131,9 @@ func lockCommand() *cobra.Command {
 
 func electCommand() *cobra.Command {
 	var h holding
-	cmd := command("elect NAME ID", "takes part in an election; prints `leader`, and `lost` or `stopped`", cobra.ExactArgs(2),
+	cmd := command("elect NAME ID",
+		"takes part in an election; prints `leader`, and `lost` or `stopped`",
+		cobra.ExactArgs(2),
 		func(_ context.Context, ts *topo.Server, args []string) error {
 			ctx, stop := interruptible()
 			defer stop()

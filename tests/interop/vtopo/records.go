@@ -35,7 +35,9 @@ func of[M proto.Message](
 	read func(context.Context, *topo.Server, []string) (M, error),
 	args ...string,
 ) kind {
-	typed := func(body func(context.Context, *topo.Server, []string, M) error) func(context.Context, *topo.Server, []string, proto.Message) error {
+	typed := func(
+		body func(context.Context, *topo.Server, []string, M) error,
+	) func(context.Context, *topo.Server, []string, proto.Message) error {
 		return func(ctx context.Context, ts *topo.Server, args []string, message proto.Message) error {
 			return body(ctx, ts, args, message.(M))
 		}
@@ -263,10 +265,11 @@ func updateShard(ctx context.Context, ts *topo.Server, args []string, m *topodat
 }
 
 func updateShardReplication(ctx context.Context, ts *topo.Server, args []string, m *topodatapb.ShardReplication) error {
-	return ts.UpdateShardReplicationFields(ctx, args[0], args[1], args[2], func(stored *topodatapb.ShardReplication) error {
+	update := func(stored *topodatapb.ShardReplication) error {
 		become(stored, m)
 		return nil
-	})
+	}
+	return ts.UpdateShardReplicationFields(ctx, args[0], args[1], args[2], update)
 }
 
 func updateSrvKeyspace(ctx context.Context, ts *topo.Server, args []string, m *topodatapb.SrvKeyspace) error {

@@ -13,7 +13,7 @@ use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
 
 /// The records that are not saved while somebody else holds the lock of their directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RespectLocks {
     /// None.
@@ -22,6 +22,20 @@ pub enum RespectLocks {
     Keyspace,
     /// Shard records, too.
     All,
+}
+
+impl RespectLocks {
+    /// All choices, from the least to the most.
+    pub const ALL: [RespectLocks; 3] = [RespectLocks::None, RespectLocks::Keyspace, RespectLocks::All];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            RespectLocks::None => "none",
+            RespectLocks::Keyspace => "keyspace",
+            RespectLocks::All => "all",
+        }
+    }
 }
 
 /// The records of one cell.

@@ -11,6 +11,7 @@ use crate::backend::faulty::{self, Call};
 use crate::backend::{Failure, Implementation};
 use crate::name::CellName;
 use crate::record::Form;
+use crate::tree::RespectLocks;
 
 impl ValueEnum for Implementation {
     fn value_variants<'a>() -> &'a [Self] {
@@ -38,6 +39,21 @@ impl ValueEnum for Form {
             Form::Raw => "The stored bytes",
             Form::Text => "Protobuf text format",
             Form::Json => "Proto3 JSON",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
+impl ValueEnum for RespectLocks {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            RespectLocks::None => "None",
+            RespectLocks::Keyspace => "Keyspace records, as Vitess insists, and the routing rules of keyspaces",
+            RespectLocks::All => "Shard records, too",
         };
         Some(PossibleValue::new(self.name()).help(help))
     }

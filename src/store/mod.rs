@@ -1,7 +1,8 @@
-//! Records and guarded changes, wherever they are kept. Knows no files, and no forms of records.
+//! Records and guarded changes, wherever they are stored. Knows neither files nor the forms of records.
 //!
-//! `contract` says what every store keeps to, and one test checks it over all of them. `commits` says what a listener
-//! hears of a commit, and when; `own` remembers this mount's own commits. `live` is a connected cell, `plain` a map.
+//! `contract` is the contract of every store, and one test checks it for all of them. `commits` defines what a listener
+//! hears about a commit, and when; `own` remembers the commits of this mount. `live` is a connected cell, `plain` a
+//! map.
 
 mod commits;
 mod contract;

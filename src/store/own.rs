@@ -1,5 +1,5 @@
-//! What this mount has committed itself, until the mirror has told of it: who it was, and through which form, since the
-//! kernel has raised the event of that one already.
+//! The commits of this mount, until the mirror has reported them: who made them, and through which form, because the
+//! kernel has already raised the event for that form.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,27 +12,27 @@ use crate::name::CellPath;
 use crate::process::Actor;
 use crate::record::Form;
 
-/// Commits remembered for each record until the mirror has told of them, and records with such.
+/// Number of commits to remember for each record until the mirror has reported them, and number of such records.
 const COMMITS: usize = 64;
 const RECORDS: usize = 10_000;
-/// How long it may take until the mirror tells of a commit. After that it is not going to: somebody else was faster, or
-/// the cell is another one.
+/// How long the mirror may take to report a commit. After that it will not: somebody else was faster, or the cell has
+/// another location.
 const TIME: Duration = Duration::from_secs(10);
 
-/// A commit of this mount's own.
+/// A commit of this mount.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnCommit {
-    /// What was stored; for a deletion, what was deleted.
+    /// The stored version; for a deletion, the deleted version.
     pub revision: Revision,
     /// The form that it went through.
     pub form: Form,
-    /// Who it was.
+    /// Who made it.
     pub saver: Actor,
     /// The name of the program.
     pub command: Option<String>,
 }
 
-/// The commits of this mount that the mirror has not told of yet. Bounded: a commit that does not fit is announced as
+/// The commits of this mount that the mirror has not reported yet. Bounded: a commit that does not fit is announced as
 /// somebody else's.
 #[derive(Debug, Default)]
 pub(crate) struct OwnCommits {
@@ -41,7 +41,7 @@ pub(crate) struct OwnCommits {
 }
 
 impl OwnCommits {
-    /// Notes a commit of this mount's own.
+    /// Notes a commit of this mount.
     pub fn note(&self, place: &CellPath, commit: OwnCommit) {
         let mut own = self.by_record.lock();
         if own.len() >= RECORDS {
@@ -57,7 +57,7 @@ impl OwnCommits {
         known.push_back((Instant::now(), commit));
     }
 
-    /// Waits until the commits of this mount's own so far stand among the events, but for no longer than a time.
+    /// Waits until the events contain all commits of this mount so far, up to a time limit.
     pub async fn all_announced(&self, longest: Duration) {
         let all = async {
             loop {
@@ -72,22 +72,22 @@ impl OwnCommits {
                 announced.await;
             }
         };
-        // The service may not tell of one, or of a newer one only.
+        // The service may not report a commit, or only a newer one.
         let _ = tokio::time::timeout(longest, all).await;
     }
 
-    /// The commit of this mount's own that a change is, if it is one.
+    /// The commit of this mount that made a change, if one did.
     pub fn find(&self, place: &CellPath, revision: Revision) -> Option<OwnCommit> {
         let own = self.by_record.lock();
         own.get(place)?.iter().find(|(_, commit)| commit.revision == revision).map(|(_, commit)| commit.clone())
     }
 
-    /// A change stands among the events. What came before it will not be asked for any more.
+    /// A change is among the events. Nobody will ask for earlier ones any more.
     pub fn is_announced(&self, place: &CellPath, revision: Revision) {
         let mut own = self.by_record.lock();
         let Some(known) = own.get_mut(place) else { return };
         known.retain(|(_, commit)| commit.revision >= revision);
-        // One of them only: a record's deletion has the revision of what was deleted.
+        // Only one of them: a deletion has the revision of the deleted version.
         if let Some(index) = known.iter().position(|(_, commit)| commit.revision == revision) {
             known.remove(index);
         }
@@ -100,7 +100,7 @@ impl OwnCommits {
     }
 }
 
-/// What the mirror has not told of by now, it is not going to.
+/// Forgets commits that the mirror will no longer report.
 fn forget_old(own: &mut HashMap<CellPath, VecDeque<(Instant, OwnCommit)>>) {
     own.retain(|_, commits| {
         commits.retain(|(when, _)| when.elapsed() < TIME);

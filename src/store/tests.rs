@@ -146,7 +146,7 @@ async fn check_heard(store: &dyn Store) {
     assert_eq!(ear.take(), "begin heard/a true, answered [true], end heard/a, ");
 }
 
-/// What every store keeps to.
+/// The contract of every store.
 async fn check_contract(store: &dyn Store) {
     assert_eq!(version(store, "a").await, None);
     let empty = store.snapshot().await.unwrap();

@@ -252,7 +252,7 @@ mod tests {
         });
         let failed: Panic = outer.await.unwrap_err();
         assert_eq!((failed.task.as_str(), failed.message.as_str()), ("outer", "out"));
-        // Where nothing is guarded, the thread is named.
+        // Without a guard, the panic has the name of the thread.
         let thread = std::thread::Builder::new().name("unguarded".to_owned()).spawn(|| panic!("alone")).unwrap();
         assert!(thread.join().is_err());
         assert_eq!(of_task("thread unguarded").len(), 1);

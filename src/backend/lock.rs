@@ -209,7 +209,7 @@ mod tests {
             assert!(error.failure == Failure::LockLost && error.message.contains("could not be renewed"), "{error}");
             assert!(about(after, TTL), "{after:?}");
             let tries = asked.load(Ordering::SeqCst);
-            // It is tried for, again and again, as long as there is time.
+            // The keeper tries again while there is time.
             let most =
                 usize::try_from((TTL.as_millis() - (TTL / RENEWALS).as_millis()) / RETRY_PAUSE.as_millis()).unwrap();
             assert!(tries == 1 || tries.abs_diff(most) <= 1, "{tries} of {most}");

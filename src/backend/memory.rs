@@ -347,7 +347,7 @@ mod tests {
         }
     }
 
-    /// How many transactions a watch tells of, and how it ends if it does.
+    /// How many transactions a watch reports, and how it ends if it does.
     async fn told(mut watch: WatchStream) -> (usize, Option<Failure>) {
         let mut told = 0;
         while let Some(Some(next)) = futures::FutureExt::now_or_never(tokio::task::unconstrained(watch.next())) {
@@ -382,7 +382,7 @@ mod tests {
             write(&memory, held);
             servers.let_go(SERVER);
             assert_eq!(told(watch).await, expected, "{held}");
-            // Whoever begins again is told of everything.
+            // A new watch reports everything.
             let (_, watch) = memory.follow().await.unwrap();
             write(&memory, 1);
             assert_eq!(told(watch).await, (1, None), "{held}");

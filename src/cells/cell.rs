@@ -299,7 +299,7 @@ mod tests {
                 untold_port: None,
                 holds_global: true,
             };
-            // Whoever comes later is kept no longer than the first.
+            // A later caller waits no longer than the first.
             for _ in 0..2 {
                 let waited = tokio::time::timeout(Duration::from_secs(16), cell.snapshot()).await;
                 let error = waited.expect("it ends in time").unwrap_err();

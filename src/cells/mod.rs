@@ -316,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_follows_the_records_of_cells_and_has_fallen_behind_looks_at_all_of_them() {
-        /// More than a mirror keeps for those who are slow.
+        /// More batches than a mirror keeps for a slow listener.
         const MANY: u64 = 2_000;
         let global =
             Location { implementation: Implementation::Memory, server: "behind".to_owned(), root: "/g".to_owned() };
@@ -329,7 +329,7 @@ mod tests {
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
         let cells = Cells::start(options, records).await.unwrap();
-        // This thread is the only one: nobody hears of anything before it waits.
+        // This thread is the only one, so nobody hears of anything before it waits.
         wrote(&cells, "cells/zone1/CellInfo", b"\x0a\x06behind\x12\x02/z", 1_000);
         for number in 0..MANY {
             wrote(&cells, "other", b"x", 1_001 + number);

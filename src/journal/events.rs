@@ -240,7 +240,7 @@ mod tests {
             assert_eq!(all(&log, &mut reader, &mut offset, size), "{\"lost\":2}\nsix\nseven\neight\n");
             log.add("nine\n".to_owned());
             assert_eq!(all(&log, &mut reader, &mut offset, size), "nine\n");
-            // Who comes late begins with what is kept.
+            // A late reader begins with the oldest event in the log.
             assert_eq!(all(&log, &mut Reader::default(), &mut 0, size), "seven\neight\nnine\n");
             // `tail` begins near the end.
             let mut end = log.size() as u64 - 5;

@@ -141,7 +141,7 @@ mod tests {
             refuse(&log, op, Some(7), 0, Kind::BadMessage, "line 1, column 1: no such field");
         }
         assert_eq!(count(&log), 1);
-        // Another reason, another open file, and what is about none are lines of their own.
+        // Another reason, another open file, and an operation without one are separate lines.
         refuse(&log, Op::Flush, Some(7), 0, Kind::Conflict, "somebody was faster");
         refuse(&log, Op::Write, Some(8), 0, Kind::BadMessage, "line 1, column 1: no such field");
         refuse(&log, Op::Rename, None, 0, Kind::BadMessage, "line 1, column 1: no such field");

@@ -278,7 +278,7 @@ mod tests {
             table.set(1, whole(1, held)).unwrap();
             assert_eq!(table.conflict(1, &whole(2, wanted)).is_some(), in_the_way, "{held:?} {wanted:?}");
         }
-        // One open file, locked by both calls: each is given back by its own.
+        // One open file, locked by both calls: each call releases its own lock.
         let mut table = Table::default();
         table.set(1, whole(1, flock)).unwrap();
         table.set(1, whole(1, fcntl)).unwrap();
@@ -315,7 +315,7 @@ mod tests {
             assert!(table.conflict(1, &Range { owner: 1, ..wanted.clone() }).is_none(), "its own");
             assert!(table.conflict(2, &wanted).is_none(), "another file");
         }
-        // Two shared locks are in nobody's way; one exclusive lock is enough.
+        // Two shared locks do not conflict; one exclusive lock is enough.
         let shared = |owner| Range { exclusive: false, ..whole(owner, None) };
         let mut table = Table::default();
         table.set(1, shared(1)).unwrap();
@@ -385,11 +385,11 @@ mod tests {
             }
             table.set(1, Range { uid: 1, start: at, end: at + 9, ..byte(1, 0) }).unwrap();
             assert_eq!(table.set(1, Range { uid: 1, ..byte(1, at + 20) }).unwrap_err().kind, Kind::NoLocks);
-            // One that is there may be taken anew, another way.
+            // An existing lock may be taken again, in the other mode.
             let known = Range { uid: 1, start: at, end: at + 9, exclusive: false, ..byte(1, 0) };
             table.set(1, known.clone()).unwrap();
             assert!(table.ranges(1).contains(&known));
-            // A hole would make two of one; an end makes none more.
+            // A hole would split a lock in two; a cut at its end adds none.
             assert_eq!(table.unset(1, 1, None, at + 4, at + 4).unwrap_err().kind, Kind::NoLocks);
             assert!(table.ranges(1).contains(&known), "nothing is unlocked");
             table.unset(1, 1, None, at, at).unwrap();
@@ -411,7 +411,7 @@ mod tests {
         let refused = (0..).find(|number| table.set(1, byte(*number, 7)).is_err()).unwrap();
         assert!(refused > 1_000 && refused <= LOCKS.each as u64);
         assert_eq!(table.set(1, byte(refused, 7)).unwrap_err().kind, Kind::NoLocks);
-        // What is there may be taken again; a hole in a lock is one more.
+        // An existing lock may be taken again; a hole in a lock adds one.
         table.set(1, byte(0, 7)).unwrap();
         table.set(1, byte(refused, 8)).unwrap();
         table.set(2, Range { uid: 8, ..whole(8, None) }).unwrap();
@@ -430,7 +430,7 @@ mod tests {
         assert!(table.wait_for(3, 1));
         assert!(!table.wait_for(1, 2), "a circle of three, closed from the other side");
         assert!(!table.wait_for(7, 7), "nobody waits for itself");
-        // A row of any length is no circle.
+        // A chain of any length is not a circle.
         assert!((10..100).all(|waiter| table.wait_for(waiter, waiter + 1)));
         assert!(!table.wait_for(100, 10));
     }

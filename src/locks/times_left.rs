@@ -94,7 +94,7 @@ mod tests {
         assert_eq!((0..1_000).filter(|_| answers.may_ask()).count(), QUESTIONS);
         answers.known.insert(key.clone(), (Some(Duration::from_secs(9)), Instant::now()));
         assert!(answers.fresh(&key).is_some_and(|left| left.is_some_and(|left| left <= Duration::from_secs(9))));
-        // An answer that there is none is one, too.
+        // "There is none" is also an answer.
         answers.known.insert(key.clone(), (None, Instant::now()));
         assert_eq!(answers.fresh(&key), Some(None));
         answers.known.insert(key.clone(), (None, Instant::now() - FRESH));

@@ -1,9 +1,9 @@
-//! No task dies unseen. A panic is written to the log with its place, counted, and shown in `.topofs/status`; and
-//! whatever the task was there for fails where people see it. What that means is said where a task is started.
+//! No task dies unseen. A panic goes to the log with its place, is counted, and appears in `.topofs/status`; and the
+//! work of the task fails where people see it. Each place that starts a task says what that means.
 //!
-//! A lock of parking_lot does not notice that its holder has panicked: half of a change may be left behind it. So what
-//! is shown as current is either replaced before it is shown again (a mirror takes a fresh list), or was changed by one
-//! assignment.
+//! A lock of parking_lot does not notice that its holder has panicked, so half of a change may stay behind it. So data
+//! that is shown as current is either replaced before it is shown again (a mirror takes a fresh list), or changes by
+//! one assignment.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -20,20 +20,19 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Kind};
 
-/// Panics that are remembered. The first ones tell most: a panic that comes again and again must not push out its
-/// cause.
+/// Number of panics to remember. The first ones tell most: a panic that repeats must not push out its cause.
 const KEPT: usize = 20;
-/// Longest message that is kept, in bytes: it may quote what somebody has written.
+/// Longest message to keep, in bytes: it may quote what somebody has written.
 const MESSAGE: usize = 1_000;
-/// First and longest pause before a task that has panicked is begun again.
+/// First and longest pause before a task starts again after a panic.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// A task that has lived so long since its last panic is begun again as after its first one.
+/// After so much time without a panic, the next pause is the first one again.
 const STEADY: Duration = Duration::from_secs(600);
 
 /// The name of a task, for people.
 pub type TaskName = Cow<'static, str>;
 
-/// What a task has panicked with.
+/// The panic of a task.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a task of topofs panicked: {message} ({task}, at {at}); please report this")]
 pub struct Panic {
@@ -41,7 +40,7 @@ pub struct Panic {
     pub task: String,
     /// File, line and column of the source.
     pub at: String,
-    /// What was said.
+    /// The message.
     pub message: String,
     /// When.
     pub time: SystemTime,
@@ -59,15 +58,15 @@ impl Panic {
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)");
         let fits = |(at, character): &(usize, char)| at + character.len_utf8() <= MESSAGE;
         let message = text.char_indices().take_while(fits).map(|(_, character)| character).collect();
-        let at = at.map_or_else(|| "a place that is not known".to_owned(), ToString::to_string);
+        let at = at.map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
         Self { task, at, message, time: SystemTime::now() }
     }
 }
 
-/// The panics of this process: a hook belongs to a process, and so does what it collects.
+/// The panics of this process: the hook belongs to the process, so its data does, too.
 #[derive(Debug, Clone, Default)]
 pub struct Panics {
-    /// How many there were.
+    /// How many there were in all.
     pub count: u64,
     /// The first of them.
     pub first: Vec<Panic>,
@@ -91,7 +90,7 @@ impl Panics {
         self.last.push_back(panic);
     }
 
-    /// Those that are remembered, the oldest first.
+    /// The remembered panics, the oldest first.
     pub fn known(&self) -> impl Iterator<Item = &Panic> {
         self.first.iter().chain(&self.last)
     }
@@ -100,9 +99,9 @@ impl Panics {
 static PANICS: Mutex<Panics> = Mutex::new(Panics::none());
 
 thread_local! {
-    /// The task that this thread is at work on.
+    /// The task that this thread is running.
     static TASK: RefCell<Option<TaskName>> = const { RefCell::new(None) };
-    /// What the hook has noted and nobody has caught yet.
+    /// A panic that the hook has recorded and nobody has caught yet.
     static CAUGHT: RefCell<Option<Panic>> = const { RefCell::new(None) };
 }
 
@@ -111,8 +110,8 @@ pub fn panics() -> Panics {
     PANICS.lock().clone()
 }
 
-/// From now on every panic of this process goes to the log with its place, and is counted. Only while there is no log
-/// yet, it goes to standard error.
+/// From now on, every panic of this process goes to the log with its place, and is counted. While there is no log yet,
+/// it goes to standard error.
 pub fn note_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -125,14 +124,14 @@ pub fn note_panics() {
                 usual(info)
             }
             PANICS.lock().add(panic.clone());
-            // A thread that is ending has no place for it any more, and catches nothing.
+            // A thread that is ending cannot store it any more, and catches nothing.
             let _ = CAUGHT.try_with(|caught| caught.try_borrow_mut().map(|mut caught| *caught = Some(panic)));
         }));
     });
 }
 
 fn log(Panic { task, at, message, .. }: &Panic) {
-    // Captured only if RUST_BACKTRACE asks for it.
+    // Captures it only if RUST_BACKTRACE is set.
     let backtrace = std::backtrace::Backtrace::capture();
     if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
         tracing::error!(task, at, %backtrace, "a task has panicked; please report this: {message}");
@@ -141,7 +140,7 @@ fn log(Panic { task, at, message, .. }: &Panic) {
     }
 }
 
-/// The task of this thread, or the thread.
+/// The name of this thread's task, or of the thread.
 fn current_task() -> String {
     let task = TASK.try_with(|task| task.try_borrow().ok().and_then(|task| task.as_deref().map(str::to_owned)));
     task.ok()
@@ -149,7 +148,7 @@ fn current_task() -> String {
         .unwrap_or_else(|| format!("thread {}", std::thread::current().name().unwrap_or("without a name")))
 }
 
-/// Does work. A panic in it is an outcome.
+/// Runs work. Returns a panic as an error.
 pub fn run<T>(task: impl Into<TaskName>, work: impl FnOnce() -> T) -> Result<T, Panic> {
     let task = task.into();
     let outer = TASK.replace(Some(task.clone()));
@@ -157,7 +156,7 @@ pub fn run<T>(task: impl Into<TaskName>, work: impl FnOnce() -> T) -> Result<T, 
     TASK.set(outer);
     outcome.map_err(|payload| {
         CAUGHT.take().unwrap_or_else(|| {
-            // There is no hook: this is no daemon.
+            // There is no hook, because this is not a daemon.
             let panic = Panic::new(task.into_owned(), &*payload, None);
             PANICS.lock().add(panic.clone());
             panic
@@ -165,7 +164,7 @@ pub fn run<T>(task: impl Into<TaskName>, work: impl FnOnce() -> T) -> Result<T, 
     })
 }
 
-/// Runs a future. A panic in it is an outcome.
+/// Runs a future. Returns a panic as an error.
 pub async fn guarded<F: Future>(task: impl Into<TaskName>, future: F) -> Result<F::Output, Panic> {
     let task = task.into();
     let mut future = std::pin::pin!(future);
@@ -176,7 +175,7 @@ pub async fn guarded<F: Future>(task: impl Into<TaskName>, future: F) -> Result<
     .await
 }
 
-/// Runs what goes on for as long as there is a mount. A panic does not end it: it is begun again after a pause.
+/// Runs a task that lasts as long as the mount. After a panic, the task starts again after a pause.
 pub async fn restarted<F: Future<Output = ()>>(task: impl Into<TaskName>, mut begin: impl FnMut() -> F) {
     let task = task.into();
     let mut pauses = Pauses::default();
@@ -185,7 +184,7 @@ pub async fn restarted<F: Future<Output = ()>>(task: impl Into<TaskName>, mut be
     }
 }
 
-/// How long a task that has panicked waits before it is begun again.
+/// How long a task waits after a panic before it starts again.
 #[derive(Debug)]
 pub struct Pauses {
     backoff: backon::ExponentialBackoff,
@@ -253,7 +252,7 @@ mod tests {
         });
         let failed: Panic = outer.await.unwrap_err();
         assert_eq!((failed.task.as_str(), failed.message.as_str()), ("outer", "out"));
-        // Where nothing is guarded, the thread is named.
+        // Without a guard, the panic has the name of the thread.
         let thread = std::thread::Builder::new().name("unguarded".to_owned()).spawn(|| panic!("alone")).unwrap();
         assert!(thread.join().is_err());
         assert_eq!(of_task("thread unguarded").len(), 1);

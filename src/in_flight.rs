@@ -1,6 +1,6 @@
-//! Work in flight: it goes on although nobody waits for it, and whoever uses the same thing next must wait for it.
-//! close(2) does not wait until the last descriptor is released, so the save or unlock of a release may still be in
-//! flight when the same file is used again.
+//! Work in flight: it goes on although nobody waits for it, and the next user of the same thing must wait for it.
+//! close(2) does not wait for the release of the last descriptor, so a release may still be saving or unlocking when
+//! somebody uses the same file again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,12 +9,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Work in flight, by what it concerns. There is no bound of its own: each entry is a request, or a task, that is
-/// bounded.
+/// Work in flight, by what it concerns. It needs no bound: each entry is a request or a task, and those are bounded.
 #[derive(Debug)]
 pub(crate) struct InFlight<K>(Arc<Mutex<Entries<K>>>);
 
-/// How much work there is, and who is told when it has ended.
+/// How much work there is, and a signal for its end.
 type Entries<K> = HashMap<K, (usize, Arc<Notify>)>;
 
 impl<K> Default for InFlight<K> {
@@ -23,7 +22,7 @@ impl<K> Default for InFlight<K> {
     }
 }
 
-/// One piece of work. It has ended when this is dropped, so nobody waits for a task that has panicked.
+/// One piece of work. It ends when this is dropped, so nobody waits for a task that has panicked.
 #[derive(Debug)]
 pub(crate) struct Work<K: Hash + Eq>(InFlight<K>, K);
 
@@ -44,7 +43,7 @@ impl<K: Hash + Eq + Clone> InFlight<K> {
     pub async fn wait(&self, key: &K) {
         let Some(notify) = self.0.lock().get(key).map(|(_, notify)| notify.clone()) else { return };
         let notified = notify.notified();
-        // It may have ended before we listened.
+        // It may have ended before this began to listen.
         if self.0.lock().get(key).is_some_and(|(_, known)| Arc::ptr_eq(known, &notify)) {
             notified.await;
         }

@@ -1,5 +1,5 @@
-//! What /proc says about other processes and threads. They come and go at any moment, and /proc may not tell: what is
-//! not known is said to be so, and is never taken for the best case.
+//! What /proc says about other processes and threads. They come and go at any moment, and /proc may hide them. The
+//! functions report an unknown answer as unknown, never as the best case.
 
 use std::fs::read_to_string;
 use std::io;
@@ -9,13 +9,13 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-/// Parents looked at when a process is asked whose descendant it is.
+/// How many ancestors of a process to look at.
 const ANCESTORS: usize = 64;
-/// Threads whose process is remembered.
+/// How many threads to remember the process of.
 const THREADS: usize = 10_000;
 
-/// What is below /proc for a process or thread; an error if that is the /proc of another pid namespace, whose numbers
-/// are others'.
+/// A path below /proc for a process or thread; an error if /proc belongs to another pid namespace, where the numbers
+/// mean other processes.
 pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
     static IS_OURS: LazyLock<bool> = LazyLock::new(|| {
         let own = std::fs::read_link("/proc/self").ok();
@@ -27,7 +27,7 @@ pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
     }
 }
 
-/// The user and the process in whose name something is done.
+/// The user and the process that an action is for.
 #[derive(Debug, Clone, Copy)]
 pub struct Actor {
     /// The user.
@@ -36,12 +36,12 @@ pub struct Actor {
     pub process: u32,
 }
 
-/// A process: numbers are used again, number and start together are not.
+/// A process. Its number alone may be used again; number and start time together are unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Process {
     /// Its number.
     pub pid: u32,
-    /// When it was started, in clock ticks since the machine was.
+    /// When it started, in clock ticks since the machine started.
     started: u64,
 }
 
@@ -50,26 +50,26 @@ pub struct Process {
 pub enum Life {
     /// It is running.
     Running,
-    /// It has ended, whether or not its parent has noticed.
+    /// It has ended, even if its parent has not noticed.
     Ended,
-    /// That cannot be told.
+    /// Unknown.
     Unknown,
 }
 
 /// How a thread that closes a file goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// It goes on, or ends because it wants to.
+    /// It goes on, or ends of its own accord.
     Own,
     /// A signal ends its process.
     Killed,
-    /// Its process ends; why cannot be told.
+    /// Its process ends for an unknown reason.
     Unknown,
 }
 
 impl Process {
-    /// The process of a thread that is waiting for an answer; `None` if it cannot be seen (0 stands for a thread of
-    /// another pid namespace). Not for a thread that closes a file: see [`stat`].
+    /// The process of a thread that waits for an answer; `None` if /proc does not show it (0 is a thread in another pid
+    /// namespace). Not for a thread that closes a file: see [`stat`].
     pub fn of(thread: u32) -> Option<Self> {
         static KNOWN: LazyLock<quick_cache::sync::Cache<(u32, u64), Process>> =
             LazyLock::new(|| quick_cache::sync::Cache::new(THREADS));
@@ -83,18 +83,18 @@ impl Process {
         Some(process)
     }
 
-    /// Whether it is still there. One that has its number now is taken for it.
+    /// Whether it is still there. A new process with the same number counts as the same.
     pub fn life(self) -> Life {
         life(self.pid)
     }
 }
 
-/// The number of a thread's process, if it can be seen.
+/// The process number of a thread, if /proc shows it.
 pub fn pid_of(thread: u32) -> Option<u32> {
     status(thread).ok()?.pid
 }
 
-/// The lines of /proc/ID/status that are of use here. Reading it never waits.
+/// The lines of /proc/ID/status that topofs uses. Reading this file never waits.
 struct Status {
     pid: Option<u32>,
     state: Option<char>,
@@ -106,7 +106,7 @@ struct Status {
 }
 
 fn status(id: u32) -> io::Result<Status> {
-    // Names may be in any encoding.
+    // Names may have any encoding.
     let text = std::fs::read(entry(id, "status")?)?;
     let text = String::from_utf8_lossy(&text);
     let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
@@ -123,32 +123,32 @@ fn status(id: u32) -> io::Result<Status> {
     })
 }
 
-/// The fields of /proc/ID/stat that are of use here.
+/// The fields of /proc/ID/stat that topofs uses.
 struct Stat {
     flags: u32,
     started: u64,
-    /// 0 also if that must not be seen.
+    /// Also 0 if topofs may not see it.
     exit_code: i32,
 }
 
-/// The numbers of the fields are those of proc(5); the name, field 2, may contain anything up to the last parenthesis.
+/// The field numbers are those of proc(5). Field 2, the name, may contain anything up to the last parenthesis.
 ///
-/// The kernel lets it wait while the process is in execve(2), and that waits for us when it closes a file of the mount:
-/// both would wait for ever. So this is not for a process that may be there.
+/// This read waits while the process is in execve(2), and execve waits for us when it closes a file of the mount: both
+/// would wait for ever. So do not call it for a process that may be in execve.
 fn stat(id: u32) -> io::Result<Stat> {
     let text = std::fs::read(entry(id, "stat")?)?;
     let text = String::from_utf8_lossy(&text);
-    let unknown = || io::Error::other("/proc does not tell");
+    let unknown = || io::Error::other("a field in /proc cannot be read");
     let fields: Vec<&str> = text.rsplit_once(')').ok_or_else(unknown)?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3).copied().ok_or_else(unknown);
     fn number<T: std::str::FromStr>(text: &str) -> io::Result<T> {
-        text.parse().map_err(|_| io::Error::other("/proc does not tell"))
+        text.parse().map_err(|_| io::Error::other("a field in /proc cannot be read"))
     }
     Ok(Stat { flags: number(field(9)?)?, started: number(field(22)?)?, exit_code: number(field(52)?)? })
 }
 
-/// When a thread was started, in clock ticks since the machine was; `None` if that cannot be told. Like [`stat`], this
-/// is not for a thread that closes a file.
+/// When a thread started, in clock ticks since the machine started; `None` if unknown. Like [`stat`], not for a thread
+/// that closes a file.
 pub fn started(thread: u32) -> Option<u64> {
     stat(thread).ok().map(|stat| stat.started)
 }
@@ -158,7 +158,7 @@ fn life(id: u32) -> Life {
         // The first thread of a process may end before the others.
         Ok(Status { state: Some('Z' | 'X'), threads: None | Some(0 | 1), .. }) => Life::Ended,
         Ok(_) => Life::Running,
-        // /proc may be mounted so that it hides processes.
+        // /proc may have a mount option that hides processes.
         Err(_) => match i32::try_from(id) {
             Ok(id) if id != 0 && kill(Pid::from_raw(id), None) == Err(Errno::ESRCH) => Life::Ended,
             _ => Life::Unknown,
@@ -166,12 +166,12 @@ fn life(id: u32) -> Life {
     }
 }
 
-/// Whether a process or thread has ended for certain (or waits for its parent to notice).
+/// Whether a process or thread has certainly ended (its parent may not have noticed).
 pub fn has_ended(id: u32) -> bool {
     life(id) == Life::Ended
 }
 
-/// Why a thread that is closing a file does so.
+/// Why a thread is closing a file.
 pub fn ending(thread: u32) -> Ending {
     /// linux/sched.h: getting shut down; killed by a signal.
     const PF_EXITING: u32 = 0x4;
@@ -180,7 +180,7 @@ pub fn ending(thread: u32) -> Ending {
     const SIGNAL: i32 = 0x7f;
     match status(thread) {
         Err(_) => return Ending::Unknown,
-        // A thread that ends gives back its memory before it closes its files. Others may be in execve(2).
+        // A thread that ends releases its memory before it closes its files. A thread with memory may be in execve(2).
         Ok(Status { has_memory: true, .. }) => return Ending::Own,
         Ok(_) => {}
     }
@@ -191,7 +191,7 @@ pub fn ending(thread: u32) -> Ending {
     if found.exit_code != 0 {
         return if found.exit_code & SIGNAL == 0 { Ending::Own } else { Ending::Killed };
     }
-    // When one thread ends its process, the kernel kills the others: this is the flag of a thread, the code that of the
+    // If one thread ends its process, the kernel kills the others. The flag belongs to the thread, the exit code to the
     // process.
     match (found.flags & PF_SIGNALED == 0, may_see_code(thread)) {
         (true, _) | (false, true) => Ending::Own,
@@ -199,23 +199,23 @@ pub fn ending(thread: u32) -> Ending {
     }
 }
 
-/// Whether the exit code of a thread is shown: the same right as for its links.
+/// Whether /proc shows the exit code of a thread: this needs the same right as its links.
 fn may_see_code(thread: u32) -> bool {
     entry(thread, "cwd").and_then(std::fs::read_link).is_ok()
 }
 
-/// What a thread asks of the kernel.
+/// What a thread wants from the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     /// To open a file, with these flags.
     Open(i32),
     /// To read from a file.
     Read,
-    /// Something else, or nothing: it has looked into memory.
+    /// Something else, or nothing: it has accessed mapped memory.
     Other,
 }
 
-/// The system call that a waiting thread is in; `None` if that cannot be told.
+/// The system call of a waiting thread; `None` if unknown.
 pub fn call(thread: u32) -> Option<Call> {
     let text = read_to_string(entry(thread, "syscall").ok()?).ok()?;
     let mut fields = text.split_whitespace();
@@ -242,8 +242,8 @@ pub enum Locking {
     Fcntl,
 }
 
-/// By which call a waiting thread locks or unlocks; `None` if that cannot be told. (The kernel tells, but fuser does
-/// not.)
+/// The call with which a waiting thread locks or unlocks; `None` if unknown. (The kernel says which, but fuser does not
+/// pass it on.)
 pub fn locking(thread: u32) -> Option<Locking> {
     let text = read_to_string(entry(thread, "syscall").ok()?).ok()?;
     match text.split_whitespace().next()?.parse().ok()? {
@@ -268,24 +268,24 @@ fn parent(process: u32) -> Option<u32> {
     status(process).ok()?.parent.filter(|parent| *parent != 0)
 }
 
-/// Whether a process is another one or its descendant. One that cannot be seen (0) is nobody's.
+/// Whether a process is another one or its descendant. An unseen process (0) is nobody's descendant.
 pub fn descends_from(process: u32, ancestor: u32) -> bool {
     process != 0
         && ancestor != 0
         && std::iter::successors(Some(process), |known| parent(*known)).take(ANCESTORS).any(|known| known == ancestor)
 }
 
-/// Whether a thread is about to be killed.
+/// Whether a signal is about to kill a thread.
 pub fn is_being_killed(thread: u32) -> Option<bool> {
     const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
     let pending = status(thread).ok()?.pending?;
     Some(pending & SIGKILL != 0)
 }
 
-/// How many descriptors of a process are open for writing on an inode; `None` if that cannot be told, or is too much to
+/// How many descriptors of a process are open for writing on an inode; `None` if unknown, or if there are too many to
 /// look at.
 pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
-    /// Descriptors looked at.
+    /// How many descriptors to look at.
     const LIMIT: usize = 16_384;
     let wanted = format!("ino:\t{ino}");
     let (mut count, mut seen) = (0, false);
@@ -296,7 +296,7 @@ pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
         seen = true;
         let info = match read_to_string(entry.ok()?.path()) {
             Ok(info) => info,
-            // It was closed meanwhile.
+            // The process has closed it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(_) => return None,
         };
@@ -305,8 +305,8 @@ pub fn writers_of(process: u32, ino: u64) -> Option<usize> {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         count += usize::from(writes && info.lines().any(|line| line == wanted));
     }
-    // A process that is ending has given back its table before it closes what was in it; its first thread may have
-    // ended, too.
+    // A process that is ending releases its table of descriptors before it closes them; its first thread may also have
+    // ended.
     seen.then_some(count)
 }
 

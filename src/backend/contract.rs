@@ -1,13 +1,13 @@
-//! The contract: what topofs needs of a topology service. It names no service, and nothing about files.
+//! The contract: what topofs needs from a topology service. It does not name any service, and says nothing about files.
 //!
-//! A backend is one cell: the keys below one root of one service. Contract, checked by tests/conformance:
+//! A backend is one cell: the keys below one root of one service. tests/conformance checks this contract:
 //!
-//! - Every call ends within the operation time-out given at construction (a list: each of its requests).
-//! - [`Backend::list`] shows one consistent point, named by [`Listing::at`]; [`Backend::follow`] goes on from such a
-//!   point and misses nothing.
+//! - Every call ends within the operation timeout given at construction (for a list, each of its requests does).
+//! - [`Backend::list`] shows one consistent point, [`Listing::at`]. [`Backend::follow`] goes on from such a point and
+//!   misses nothing.
 //! - [`Backend::apply`] applies all changes or none.
-//! - Revisions are totally ordered within one backend: a later event has a greater revision.
-//! - A key that the service hides because we may not read it is not gone: the list, or the watch, fails with
+//! - Revisions have a total order within one backend: a later event has a greater revision.
+//! - If the service hides a key because we may not read it, the key is not gone: the list, or the watch, fails with
 //!   [`Failure::Denied`].
 //! - Keys that are not valid file names are skipped and counted, never shown under another name.
 
@@ -32,7 +32,7 @@ pub struct Version {
     pub number: u64,
     /// When this version was written.
     pub written: Revision,
-    /// When the record was created: tells a record from its successor of the same name where numbers restart.
+    /// When the record was created. If numbers restart, this tells a record from its successor of the same name.
     pub created: Revision,
 }
 
@@ -41,14 +41,14 @@ pub struct Version {
 pub enum Role {
     /// A record that people see as a file.
     Record,
-    /// A lock or an election candidate, and what it lives with.
+    /// A lock or an election candidate, with its lease or session.
     Lock(Owner),
 }
 
 /// A stored node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Where it is, relative to the cell's root.
+    /// Its path below the root of the cell.
     pub path: TopoPath,
     /// The stored bytes.
     pub value: Bytes,
@@ -56,12 +56,12 @@ pub struct Node {
     pub version: Version,
     /// Record or lock.
     pub role: Role,
-    /// When it was last written, where the service knows.
+    /// When it was last written, if the service knows.
     pub modified: Option<SystemTime>,
 }
 
 impl Node {
-    /// What a lock lives with; nobody for a record.
+    /// The lease or session of a lock; nobody for a record.
     pub fn owner(&self) -> Owner {
         match self.role {
             Role::Lock(owner) => owner,
@@ -77,7 +77,7 @@ pub struct Listing {
     pub nodes: Vec<Node>,
     /// The point that the nodes show.
     pub at: Revision,
-    /// Keys that cannot be file names and were left out.
+    /// Number of skipped keys, which cannot be file names.
     pub skipped: u64,
 }
 
@@ -99,7 +99,7 @@ pub enum Guard {
     Absent,
     /// The node must have this version.
     Version(Version),
-    /// The node is a lock that must still be held so. Goes with [`Action::Check`].
+    /// The node is a lock that must still be held with this proof. Only with [`Action::Check`].
     Held(Holding),
 }
 
@@ -110,7 +110,7 @@ pub enum Action {
     Put(Bytes),
     /// Remove it.
     Delete,
-    /// Nothing: only the guard counts.
+    /// Nothing; only the guard counts.
     Check,
 }
 
@@ -121,16 +121,16 @@ pub struct Change {
     pub path: TopoPath,
     /// Its condition.
     pub guard: Guard,
-    /// What is done to it.
+    /// What to do with it.
     pub action: Action,
 }
 
-/// A list of changes that was applied.
+/// The result of applied changes.
 #[derive(Debug, Clone)]
 pub struct Applied {
     /// When.
     pub at: Revision,
-    /// The new version of each change's node; `None` where there is none (deleted or only checked).
+    /// The new version of each node; `None` if it was deleted or only checked.
     pub versions: Vec<Option<Version>>,
 }
 
@@ -145,24 +145,24 @@ pub struct WatchEvent {
     pub at: Revision,
 }
 
-/// Events in the order in which they happened. Without events: a sign of life.
+/// Events in the order in which they happened. A batch without events is a sign of life.
 #[derive(Debug, Clone, Default)]
 pub struct WatchBatch {
     /// The events.
     pub events: Vec<WatchEvent>,
-    /// The service has delivered everything up to here; [`Revision::default`] if it does not say.
+    /// The service has delivered everything up to here; [`Revision::default`] if unknown.
     pub at: Revision,
-    /// Events of keys that cannot be file names.
+    /// Number of skipped events, for keys that cannot be file names.
     pub skipped: u64,
 }
 
-/// How often a watch over a network gives a sign of life, at least, while nothing happens.
+/// Longest time between two signs of life of a watch over a network, while nothing happens.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
-/// Ends with an error when the watch breaks, also when it breaks silently (the backend must notice within seconds).
+/// Ends with an error when the watch breaks, even if it breaks silently (the backend must notice within seconds).
 pub type WatchStream = BoxStream<'static, Result<WatchBatch, BackendError>>;
 
-/// What a service takes.
+/// The limits of a service.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Largest value, in bytes.
@@ -184,13 +184,13 @@ pub enum Failure {
     Unreachable,
     /// The service refused the credentials or the access.
     Denied,
-    /// The value is larger than the service takes.
+    /// The value is larger than the service accepts.
     TooLarge,
-    /// More changes than one transaction takes.
+    /// More changes than one transaction can contain.
     TooMany,
     /// The service has no room left.
     NoSpace,
-    /// A lock that must be held is not held any more, or a place in its line is gone.
+    /// A lock that must be held is no longer held, or a place in its line is gone.
     LockLost,
     /// The wanted point of history is gone.
     Compacted,
@@ -198,7 +198,7 @@ pub enum Failure {
     Other,
 }
 
-/// What the error of a change says at its end if no answer has told whether it was carried out.
+/// The end of an error if no answer has told whether the change was carried out.
 const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// A failed call. The text names the cause and never a secret.
@@ -207,7 +207,7 @@ const UNCERTAIN: &str = " (it may have been carried out)";
 pub struct BackendError {
     /// The class of the failure.
     pub failure: Failure,
-    /// What the service or the client said.
+    /// The words of the service or the client.
     pub message: String,
 }
 
@@ -217,7 +217,7 @@ impl BackendError {
         Self { failure, message: message.into() }
     }
 
-    /// The same error. If the outcome is uncertain, it says (once) that the change may have been carried out.
+    /// The same error. If the outcome is uncertain, its text says once that the change may have been carried out.
     pub fn uncertain_if(mut self, uncertain: bool) -> Self {
         if uncertain && !self.is_uncertain() {
             self.message.push_str(UNCERTAIN);
@@ -233,14 +233,14 @@ impl BackendError {
     /// The error of an unmet guard.
     pub fn unmet(guard: Guard, path: &TopoPath, found: Option<Version>) -> Self {
         match (guard, found) {
-            (Guard::Held(_), _) => Self::new(Failure::LockLost, format!("the lock {path} is not held any more")),
+            (Guard::Held(_), _) => Self::new(Failure::LockLost, format!("the lock {path} is no longer held")),
             (Guard::Absent, _) => Self::new(Failure::NodeExists, format!("node already exists: {path}")),
             (_, None) => Self::new(Failure::NoNode, format!("node doesn't exist: {path}")),
             (Guard::Version(wanted), Some(found)) => Self::new(
                 Failure::BadVersion,
                 format!("bad node version: {path} has version {}, expected {}", found.number, wanted.number),
             ),
-            (Guard::Any, Some(_)) => Self::new(Failure::Other, format!("change of {path} was refused")),
+            (Guard::Any, Some(_)) => Self::new(Failure::Other, format!("the change of {path} was refused")),
         }
     }
 }
@@ -250,26 +250,26 @@ impl BackendError {
 pub struct Owner(pub u128);
 
 impl Owner {
-    /// Nobody: a key that a lock on Consul has left behind. It keeps nobody waiting.
+    /// Nobody: a key that a lock on Consul has left behind. It blocks nobody.
     pub const NOBODY: Owner = Owner(0);
     /// Neither a lease nor a session: a lock on etcd or ZooKeeper that was copied or restored. It does not end by
-    /// itself, so it keeps everybody waiting until somebody removes it. No lease and no session has this number.
+    /// itself, so it blocks everybody until somebody removes it. No lease or session has this number.
     pub const UNBOUND: Owner = Owner(u128::MAX);
 }
 
-/// Proof that a lock is held: what a guarded change carries along.
+/// Proof that a lock is held, for the guard of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holding {
     /// The version of the lock's node.
     pub version: Version,
-    /// The lease or session that it lives with.
+    /// Its lease or session.
     pub owner: Owner,
 }
 
 /// A place in the line for a lock.
 #[async_trait]
 pub trait Place: Send + Sync + std::fmt::Debug {
-    /// The node that stands for this place; `None` before the lock is held where the service has no queue.
+    /// The node of this place; `None` if the service has no queue and the lock is not held yet.
     fn node(&self) -> Option<Node>;
 
     /// Asks the service whether this place is the first, and takes the lock if the service has no queue. Fails with
@@ -279,12 +279,12 @@ pub trait Place: Send + Sync + std::fmt::Debug {
     /// Waits until the place is lost, and says why: the lease or session has ended, or may have.
     async fn lost(&self) -> BackendError;
 
-    /// Leaves the line, or gives the lock back. A place that is already gone is no error. The place is no longer kept
-    /// alive, even if this fails: the caller tries again until the place is lost.
+    /// Leaves the line, or releases the lock. It is not an error if the place is already gone. Nothing keeps the place
+    /// alive any more, even if this fails: the caller tries again until the place is lost.
     async fn leave(&self) -> Result<Revision, BackendError>;
 }
 
-/// A place that somebody may share.
+/// A shared place.
 pub type SharedPlace = Arc<dyn Place>;
 
 /// One cell of a topology service. See the module's contract.
@@ -293,7 +293,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What the service takes.
     fn limits(&self) -> Limits;
 
-    /// Whether a quiet watch gives a sign of life every [`SIGN_OF_LIFE`]. A service in this process need not.
+    /// Whether a quiet watch gives a sign of life every [`SIGN_OF_LIFE`]. A service in this process need not do so.
     fn gives_signs_of_life(&self) -> bool {
         true
     }
@@ -301,10 +301,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Everything below `dir` at one point. An empty listing is not an error.
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError>;
 
-    /// One node, as the service has it now (linearizable where the service offers it).
+    /// One node, as the service has it now (linearizable if the service offers that).
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError>;
 
-    /// Names of what this kind of service can tell of a node beside its version.
+    /// Names of what this kind of service knows about a node beside its version.
     fn attributes(&self) -> &'static [&'static str] {
         &[]
     }
@@ -315,18 +315,18 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// Applies all changes or none. Fails with [`Failure::NodeExists`], [`Failure::NoNode`] or [`Failure::BadVersion`]
-    /// for an unmet guard ([`Failure::LockLost`] for [`Guard::Held`]), [`Failure::TooLarge`] and [`Failure::TooMany`]
-    /// before anything is sent. [`Action::Delete`] of a missing node is [`Failure::NoNode`].
+    /// Applies all changes or none. An unmet guard is [`Failure::NodeExists`], [`Failure::NoNode`] or
+    /// [`Failure::BadVersion`] ([`Failure::LockLost`] for [`Guard::Held`]). Fails with [`Failure::TooLarge`] or
+    /// [`Failure::TooMany`] before it sends anything. [`Action::Delete`] of a missing node is [`Failure::NoNode`].
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError>;
 
     /// Everything below the root at one point, and everything that happens there afterwards.
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError>;
 
-    /// The directory whose lock a lock node is; `None` if it is not where Vitess keeps locks.
+    /// The directory to whose lock a lock node belongs; `None` if Vitess keeps no locks at that path.
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath>;
 
-    /// Whether those who wait for a lock stand in a queue of the service, in the order of [`Version::written`].
+    /// Whether the service has a queue of waiters for a lock, in the order of [`Version::written`].
     fn has_queue(&self) -> bool {
         true
     }
@@ -335,33 +335,33 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`crate::record::layout::needs_no_records`].
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError>;
 
-    /// Removes a lock node, whoever holds it, if it is still the same one.
+    /// Removes a lock node, whoever holds it, if it is still the same node.
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError>;
 
-    /// Removes what a service keeps for the locks of a directory while nobody holds or wants one. Returns what was
-    /// removed.
+    /// Removes what a service keeps for the locks of a directory while nobody holds or wants one. Returns the removed
+    /// keys.
     async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
         let _ = dir;
         Ok(None)
     }
 
-    /// Reads passwords and the like again from their files, for the next connection. A backend also does so by itself
+    /// Reloads passwords and other secrets from their files, for the next connection. A backend also does so by itself
     /// when its service refuses them.
     async fn reread_secrets(&self) {}
 
-    /// How long a lease or session has left unless it is renewed; `None` if the service does not tell.
+    /// How long a lease or session lasts without renewal; `None` if the service does not say.
     async fn time_left(&self, owner: Owner) -> Result<Option<Duration>, BackendError> {
         let _ = owner;
         Ok(None)
     }
 }
 
-/// Refuses what the service would refuse, before anything is sent.
+/// Refuses what the service would refuse, before sending anything.
 pub(crate) fn check_limits(changes: &[Change], limits: Limits) -> Result<(), BackendError> {
     if changes.len() > limits.changes {
         return Err(BackendError::new(
             Failure::TooMany,
-            format!("{} changes, the service takes {} in one transaction", changes.len(), limits.changes),
+            format!("{} changes, but the service accepts {} in one transaction", changes.len(), limits.changes),
         ));
     }
     for change in changes {
@@ -370,7 +370,7 @@ pub(crate) fn check_limits(changes: &[Change], limits: Limits) -> Result<(), Bac
         {
             return Err(BackendError::new(
                 Failure::TooLarge,
-                format!("{}: {} bytes, the service takes {}", change.path, value.len(), limits.value),
+                format!("{}: {} bytes, but the service accepts {}", change.path, value.len(), limits.value),
             ));
         }
     }

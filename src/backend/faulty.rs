@@ -1,8 +1,8 @@
-//! Any service, with faults: calls that fail, hang, panic, are answered late or never, as a script says.
+//! Any service, with faults from a script: calls fail, hang, panic, or get their answer late or never.
 //!
 //! It wraps another backend and keeps the same contract: without a script it changes nothing, and a call that hangs
-//! ends with the operation time-out. So cells, mirrors and mounts can be tested without killing a server at the right
-//! moment. A test need not guess a time: [`Faulty::begun`] tells when a call has come.
+//! ends with the operation timeout. So tests of cells, mirrors and mounts need not kill a server at the right moment,
+//! and need not guess a time: [`Faulty::begun`] tells when a call has come.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -45,7 +45,7 @@ pub enum Call {
     Enter,
     /// [`Place::try_hold`].
     TryHold,
-    /// [`Place::lost`]: what keeps a place alive.
+    /// [`Place::lost`]: the task that keeps a place alive.
     Keep,
     /// [`Place::leave`].
     Leave,
@@ -65,7 +65,7 @@ impl Call {
         self != Call::LockedDir
     }
 
-    /// Whether it changes something: a caller without an answer cannot know whether it was done.
+    /// Whether it changes something: without an answer, the caller cannot know the outcome.
     fn changes_something(self) -> bool {
         matches!(self, Call::Apply | Call::Enter | Call::TryHold | Call::Leave | Call::BreakLock | Call::SweepLocks)
     }
@@ -82,12 +82,11 @@ impl fmt::Display for Call {
 pub enum Fault {
     /// It fails, and the service never receives it. A watch ends with this failure.
     Fail(Failure),
-    /// It does not reach the service. It ends with the time-out, unless [`Faulty::release`] lets it go on.
+    /// It does not reach the service. It ends with the timeout, unless [`Faulty::release`] lets it go on.
     Hang,
-    /// The service does it, and its answer comes so much later; with the time-out instead if that is earlier.
+    /// The service does it, and the answer comes so much later; if the timeout is earlier, the call ends with that.
     Late(Duration),
-    /// The service does it, and the answer does not come: it ends like [`Fault::Hang`]. A watch leaves the batch out
-    /// for good.
+    /// The service does it, and the answer does not come: the call ends like [`Fault::Hang`]. A watch skips the batch.
     Lost,
     /// The caller's task panics before the service receives it.
     Panic,
@@ -109,7 +108,7 @@ struct Shared {
 }
 
 impl Faulty {
-    /// Without faults. `timeout` is the operation time-out of the inner backend: what hangs ends with it.
+    /// A backend without faults. `timeout` is the operation timeout of the inner backend: a hanging call ends with it.
     pub fn new(inner: Arc<dyn Backend>, timeout: Duration) -> Self {
         Self(Arc::new(Shared {
             inner,
@@ -120,14 +119,14 @@ impl Faulty {
         }))
     }
 
-    /// The n-th call of a kind (from 1, counted from the beginning) meets this fault.
+    /// Gives this fault to the n-th call of a kind (from 1, counted from the beginning).
     #[must_use]
     pub fn on(self, call: Call, nth: u64, fault: Fault) -> Self {
         self.0.script.lock().push((call, nth, fault));
         self
     }
 
-    /// The next call of a kind meets this fault.
+    /// Gives this fault to the next call of a kind.
     pub fn next(&self, call: Call, fault: Fault) {
         let mut script = self.0.script.lock();
         let nth = self.count(call) + 1;
@@ -142,16 +141,16 @@ impl Faulty {
     /// Waits until so many calls of a kind have come.
     pub async fn begun(&self, call: Call, calls: u64) {
         let mut begun = self.0.begun.subscribe();
-        // The sender lives as long as self: waiting cannot fail.
+        // The sender lives as long as self, so waiting cannot fail.
         let _ = begun.wait_for(|begun| begun.get(&call).is_some_and(|begun| *begun >= calls)).await;
     }
 
-    /// Lets go on what hangs now, and gives the answers that were lost.
+    /// Lets hanging calls go on, and delivers the lost answers.
     pub fn release(&self) {
         self.0.released.send_modify(|releases| *releases += 1);
     }
 
-    /// Counts a call, and says what happens to it.
+    /// Counts a call, and returns its fault.
     fn begin(&self, call: Call) -> Option<Fault> {
         let mut script = self.0.script.lock();
         self.0.begun.send_modify(|begun| {
@@ -165,7 +164,7 @@ impl Faulty {
         Some(script.remove(at).2)
     }
 
-    /// Waits for a release; fails with the time-out of a call that began then.
+    /// Waits for a release; fails with the timeout of the call, which began then.
     async fn hang(&self, call: Call, since: Instant) -> Result<(), BackendError> {
         let mut released = self.0.released.subscribe();
         match timeout_at(since + self.0.timeout, released.changed()).await {
@@ -174,7 +173,7 @@ impl Faulty {
         }
     }
 
-    /// Waits for an answer that is late; fails with the time-out of a call that began then.
+    /// Waits for a late answer; fails with the timeout of the call, which began then.
     async fn delay(&self, call: Call, since: Instant, time: Duration) -> Result<(), BackendError> {
         match timeout_at(since + self.0.timeout, sleep(time)).await {
             Ok(()) => Ok(()),
@@ -188,7 +187,7 @@ impl Faulty {
         error.uncertain_if(call.changes_something())
     }
 
-    /// A call of the inner backend, and what the script makes of it.
+    /// A call of the inner backend, with the fault from the script.
     async fn pass<T>(
         &self,
         call: Call,
@@ -216,7 +215,7 @@ impl Faulty {
         }
     }
 
-    /// What a watch delivers next, and what the script makes of it; `None` where the watch has ended.
+    /// The next batch of a watch, with the fault from the script; `None` if the watch has ended.
     async fn next_batch(&self, stream: &mut WatchStream) -> Option<Result<WatchBatch, BackendError>> {
         loop {
             let next = stream.next().await?;
@@ -298,7 +297,7 @@ impl Backend for Faulty {
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
         let entered = async {
             let place = self.0.inner.enter(dir, contents).await?;
-            // If the answer is lost, nobody else would leave this place.
+            // If the answer is lost, only this can leave the place.
             Ok(scopeguard::guard(place, |place| drop(tokio::spawn(async move { place.leave().await }))))
         };
         let place = scopeguard::ScopeGuard::into_inner(self.pass(Call::Enter, entered).await?);
@@ -318,7 +317,7 @@ impl Backend for Faulty {
             self.0.inner.reread_secrets().await;
             Ok(())
         };
-        // The contract has no failure for it.
+        // The contract has no such failure.
         let _ = self.pass(Call::RereadSecrets, reread).await;
     }
 

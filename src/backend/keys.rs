@@ -1,4 +1,4 @@
-//! How the keys of a cell are spelled in its service, and which of them are paths.
+//! How a service spells the keys of a cell, and which keys are paths.
 
 use crate::name::TopoPath;
 
@@ -9,8 +9,8 @@ pub(crate) struct KeySpace {
 }
 
 impl KeySpace {
-    /// Cleans the root as Go's `path.Join` does: repeated and trailing slashes and `.` go, `..` takes the name before
-    /// it away, a leading slash is kept, and nothing is above it.
+    /// Cleans the root as Go's `path.Join` does: it removes repeated and trailing slashes and `.`; `..` removes the
+    /// name before it; a leading slash stays, and nothing is above it.
     pub fn new(root: &str) -> Self {
         let rooted = root.starts_with('/');
         let mut parts: Vec<&str> = Vec::new();

@@ -1,4 +1,4 @@
-//! Where a cell is: the kind of service, its servers and the root in it. Connects nothing.
+//! The location of a cell: the kind of service, its servers, and the root in it. Does not connect.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ pub enum Implementation {
     Zk2,
     /// Consul.
     Consul,
-    /// Kept in this process: for trying and testing.
+    /// In this process, for trials and tests.
     Memory,
 }
 
@@ -55,14 +55,14 @@ impl FromStr for Implementation {
     }
 }
 
-/// Which service, and which root in it: one cell.
+/// The location of one cell: a service, and a root in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Location {
     /// The kind of service.
     pub implementation: Implementation,
     /// Comma-separated servers, as Vitess spells them.
     pub server: String,
-    /// The path that all keys of the cell begin with.
+    /// The path at the beginning of all keys of the cell.
     pub root: String,
 }
 

@@ -1,8 +1,8 @@
-//! Locks and elections: what all services need for them. Where they stand, `record/layout` says.
+//! Locks and elections: the parts that all services need. `record/layout` says where they are.
 //!
-//! A lock of a directory is taken by standing in line: [`super::contract::Backend::enter`] returns a place, and who has
-//! no place before it holds the lock. A place lives as long as its lease or session, which is kept alive here until
-//! somebody leaves the place. A lost place is never taken again automatically.
+//! To lock a directory, a process stands in line: [`super::contract::Backend::enter`] returns a place, and the first
+//! place in the line holds the lock. A place lives as long as its lease or session. This file keeps them alive until
+//! the place is left. A lost place is never taken again automatically.
 
 use std::time::Duration;
 
@@ -14,27 +14,27 @@ use crate::alive;
 use crate::name::TopoPath;
 use crate::record::layout;
 
-/// Where a place in line stands, on services that have a queue.
+/// The path of a place in line, on services with a queue.
 pub(crate) fn queued_path(dir: &TopoPath, id: impl std::fmt::Display) -> Result<TopoPath, BackendError> {
     let path = layout::line(dir).and_then(|line| line.join(&id.to_string()));
     path.map_err(|error| BackendError::new(Failure::Other, error.to_string()))
 }
 
-/// The error of a place that is not there any more.
+/// The error of a place that is gone.
 pub(crate) fn gone(what: impl std::fmt::Display) -> BackendError {
     BackendError::new(Failure::LockLost, format!("{what} is gone"))
 }
 
-/// Keeps a lease or session alive from a task of its own, and tells when it is lost.
+/// Keeps a lease or session alive in its own task, and tells when it is lost.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     task: tokio::task::JoinHandle<()>,
     lost: watch::Receiver<Option<BackendError>>,
 }
 
-/// Part of the time to live after which it is renewed.
+/// The part of the time to live after which to renew it.
 const RENEWALS: u32 = 3;
-/// Pause after a renewal that failed.
+/// Pause after a failed renewal.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 impl Keeper {
@@ -51,16 +51,16 @@ impl Keeper {
     {
         let (tell, lost) = watch::channel(None);
         let task = tokio::spawn(async move {
-            // Whoever does not renew any more does not hold for long: after a panic it counts as lost at once.
+            // Without renewal it does not last long: after a panic it counts as lost at once.
             let kept = alive::guarded("the keeper of a lock", keep(&what, time_to_live, begun, renew)).await;
             let error = kept.unwrap_or_else(|panic| BackendError::new(Failure::LockLost, panic.to_string()));
-            // Nobody listening is not an error.
+            // It is not an error if nobody listens.
             let _ = tell.send(Some(error));
         });
         Self { task, lost }
     }
 
-    /// Stops renewing. It then counts as lost when its time is over.
+    /// Stops the renewal. It then counts as lost when its time is over.
     pub fn stop(&self) {
         self.task.abort();
     }
@@ -113,12 +113,12 @@ where
     }
 }
 
-/// The removal of a lock node, if it is still the same.
+/// The removal of a lock node, if it is still the same node.
 pub(crate) fn removal(node: &Node) -> Change {
     Change { path: node.path.clone(), guard: Guard::Version(node.version), action: Action::Delete }
 }
 
-/// The guard of a change that needs a lock held.
+/// The guard of a change that needs a held lock.
 pub(crate) fn guard(node: &Node) -> Guard {
     Guard::Held(Holding { version: node.version, owner: node.owner() })
 }
@@ -209,7 +209,7 @@ mod tests {
             assert!(error.failure == Failure::LockLost && error.message.contains("could not be renewed"), "{error}");
             assert!(about(after, TTL), "{after:?}");
             let tries = asked.load(Ordering::SeqCst);
-            // It is tried for, again and again, as long as there is time.
+            // The keeper tries again while there is time.
             let most =
                 usize::try_from((TTL.as_millis() - (TTL / RENEWALS).as_millis()) / RETRY_PAUSE.as_millis()).unwrap();
             assert!(tries == 1 || tries.abs_diff(most) <= 1, "{tries} of {most}");

@@ -1,4 +1,4 @@
-//! The embedded default: a topology service inside this process, for trying and testing.
+//! A topology service in this process, for trials and tests.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use super::lock;
 use crate::name::TopoPath;
 use crate::record::layout;
 
-/// Transactions that a slow watcher may be behind, and that are held back at most. A watch that is further behind ends
-/// with [`Failure::Compacted`], and its mirror begins again with a list.
+/// How many transactions a watch may be behind, and how many may be held back. A watch that is further behind ends with
+/// [`Failure::Compacted`], and its mirror begins again with a list.
 const WATCH_QUEUE: usize = 4_096;
-/// The same limits as etcd's defaults, so that what works here works there.
+/// The same limits as the defaults of etcd, so that what works here works there.
 const LIMITS: Limits = Limits { value: 1_500_000, changes: 128 };
 
 /// All memory services of this process, by server address.
@@ -30,26 +30,26 @@ const LIMITS: Limits = Limits { value: 1_500_000, changes: 128 };
 pub struct MemoryServers(Arc<Mutex<HashMap<String, Arc<Server>>>>);
 
 impl MemoryServers {
-    /// The cell at a location; the service is made when it is first named.
+    /// The cell at a location; the first use of a server creates it.
     pub fn open(&self, location: &Location) -> Result<Memory, BackendError> {
         let server = self.0.lock().entry(location.server.clone()).or_default().clone();
         Ok(Memory { server, keys: KeySpace::new(&location.root) })
     }
 
-    /// Stores a value before anybody is connected: how a sample comes in.
+    /// Stores a value before anybody connects: for the sample cluster.
     pub fn put(&self, location: &Location, path: &TopoPath, value: Bytes) -> Result<(), BackendError> {
         let change = Change { path: path.clone(), guard: Guard::Any, action: Action::Put(value) };
         self.open(location)?.apply_now(&[change]).map(drop)
     }
 
-    /// The watches of a server fall behind from now on: they hear of events when [`MemoryServers::let_go`] is called.
+    /// Holds back the events of a server from now on, until [`MemoryServers::let_go`] is called.
     pub fn hold_back(&self, server: &str) {
         if let Some(server) = self.0.lock().get(server) {
             server.state.lock().held.get_or_insert(Held::Events(Vec::new()));
         }
     }
 
-    /// Sends what was held back to the watches, and all later events at once.
+    /// Sends the held-back events to the watches, and later events at once.
     pub fn let_go(&self, server: &str) {
         let Some(server) = self.0.lock().get(server).cloned() else { return };
         let mut state = server.state.lock();
@@ -58,7 +58,7 @@ impl MemoryServers {
             Some(Held::TooMany) => vec![None],
             None => Vec::new(),
         };
-        // Nobody listening is not an error.
+        // It is not an error if nobody listens.
         held.into_iter().for_each(|events| drop(server.news.send(events)));
     }
 }
@@ -66,15 +66,15 @@ impl MemoryServers {
 #[derive(Debug)]
 struct Server {
     state: Mutex<State>,
-    /// The events of each transaction; `None` in place of transactions that were held back and were too many.
+    /// The events of each transaction; `None` stands for held-back transactions that were too many.
     news: broadcast::Sender<Option<Arc<Vec<KeyEvent>>>>,
 }
 
-/// Transactions that watches are not told of yet.
+/// Transactions that the watches have not received yet.
 #[derive(Debug)]
 enum Held {
     Events(Vec<Arc<Vec<KeyEvent>>>),
-    /// They were more than [`WATCH_QUEUE`] and are forgotten.
+    /// They were more than [`WATCH_QUEUE`], and are forgotten.
     TooMany,
 }
 
@@ -183,7 +183,8 @@ impl Memory {
             match &mut state.held {
                 Some(Held::Events(held)) if held.len() < WATCH_QUEUE => held.push(events),
                 Some(held) => *held = Held::TooMany,
-                // Sent under the lock: watchers must hear revisions in order. Nobody listening is not an error.
+                // Sends under the lock, because watches must get revisions in order. It is not an error if nobody
+                // listens.
                 None => drop(self.server.news.send(Some(events))),
             }
         }
@@ -314,7 +315,7 @@ impl Place for Waiting {
     async fn leave(&self) -> Result<Revision, BackendError> {
         match self.memory.apply_now(&[lock::removal(&self.node)]) {
             Ok(applied) => Ok(applied.at),
-            // Gone, or somebody else's now.
+            // It is gone, or belongs to somebody else now.
             Err(error) if matches!(error.failure, Failure::NoNode | Failure::BadVersion) => Ok(Revision::default()),
             Err(error) => Err(error),
         }
@@ -346,7 +347,7 @@ mod tests {
         }
     }
 
-    /// How many transactions a watch tells of, and how it ends if it does.
+    /// How many transactions a watch reports, and how it ends if it does.
     async fn told(mut watch: WatchStream) -> (usize, Option<Failure>) {
         let mut told = 0;
         while let Some(Some(next)) = futures::FutureExt::now_or_never(tokio::task::unconstrained(watch.next())) {
@@ -381,7 +382,7 @@ mod tests {
             write(&memory, held);
             servers.let_go(SERVER);
             assert_eq!(told(watch).await, expected, "{held}");
-            // Whoever begins again is told of everything.
+            // A new watch reports everything.
             let (_, watch) = memory.follow().await.unwrap();
             write(&memory, 1);
             assert_eq!(told(watch).await, (1, None), "{held}");

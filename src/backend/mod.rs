@@ -1,7 +1,7 @@
-//! Topology services. `contract` says what topofs needs of one; each service has a folder or a file that does it and
-//! knows no other; `open` chooses between them. `faulty` stands around any of them, for tests. What all of them need is
-//! beside: `keys` (spelling), `lock` (the layout of locks, and keeping them alive), `location` and `servers` (where,
-//! and who gets credentials).
+//! Topology services. `contract` says what topofs needs from a service. Each service has a folder or a file that
+//! implements it and knows no other service; `open` chooses between them. `faulty` wraps any of them, for tests. The
+//! other files are for all services: `keys` (spelling), `lock` (the layout of locks, and keeping them alive),
+//! `location` and `servers` (where a cell is, and which servers get credentials).
 
 pub mod consul;
 mod contract;

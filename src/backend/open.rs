@@ -1,4 +1,4 @@
-//! Which backend serves a location: the one place that chooses between services.
+//! Chooses the backend for a location. No other place chooses between services.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::options::ConnectOptions;
 use super::zk2::Zk;
 use crate::name::CellName;
 
-/// Prepares a backend; nothing is connected yet. Fails if the address or the options cannot be right.
+/// Prepares a backend, but does not connect yet. Fails if the address or the options are wrong.
 pub fn open(cell: &CellName, location: &Location, options: &ConnectOptions) -> Result<Arc<dyn Backend>, BackendError> {
     options.refuse_clear(location)?;
     let location = &location.with_lower_schemes();

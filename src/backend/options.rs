@@ -1,4 +1,4 @@
-//! How all services are talked to. Each service has settings of its own, and this is where they come together.
+//! How to talk to all services. Each service has its own settings; this file puts them together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::name::CellName;
 /// Vitess's default of --remote_operation_timeout.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How to talk to services. One for all cells, as in Vitess.
+/// How to talk to services: the same for all cells, as in Vitess.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// Longest time for one call.
+    /// Time limit for one call.
     pub timeout: Duration,
     /// Settings of etcd.
     pub etcd: EtcdOptions,
@@ -21,20 +21,20 @@ pub struct ConnectOptions {
     pub zk: ZkOptions,
     /// Settings of Consul.
     pub consul: ConsulOptions,
-    /// The services that live in this process.
+    /// The services in this process.
     pub memory: MemoryServers,
-    /// A wrapper around each backend that is opened.
+    /// A wrapper for each backend.
     pub wrap: Wrap,
 }
 
-/// A wrapper that is put around a backend when it is opened, such as [`super::faulty::Faulty`]; none by default.
+/// A wrapper for a new backend, such as [`super::faulty::Faulty`]; none by default.
 #[derive(Clone, Default)]
 pub struct Wrap(Option<Arc<Wrapper>>);
 
 type Wrapper = dyn Fn(&CellName, Arc<dyn Backend>) -> Arc<dyn Backend> + Send + Sync;
 
 impl Wrap {
-    /// By a function that is given the cell's name and its backend.
+    /// A wrapper from a function of the cell's name and its backend.
     pub fn new(wrapper: impl Fn(&CellName, Arc<dyn Backend>) -> Arc<dyn Backend> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(wrapper)))
     }

@@ -1,6 +1,6 @@
-//! Decides which servers are connected and get the credentials: those that the administrator named, and those in
-//! CellInfo records that a rule allows. Without the rule, anybody who may write one record could have the credentials
-//! sent to a server of their own.
+//! Decides which servers topofs connects to and sends credentials to: the servers that the administrator has named, and
+//! the servers in CellInfo records that a rule allows. Without the rule, anybody who can write a CellInfo record could
+//! get the credentials sent to their own server.
 
 use std::fmt;
 
@@ -9,18 +9,18 @@ use super::keys::KeySpace;
 use super::location::{Implementation, Location};
 use super::options::ConnectOptions;
 
-/// Which servers that CellInfo records name are connected.
+/// Which servers in CellInfo records topofs connects to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum CellServers {
-    /// All, with the credentials: as in Vitess.
+    /// All servers get the credentials, as in Vitess.
     Any,
-    /// All while no credentials are configured; else those of the global topology, and those that the configured
-    /// authority vouches for.
+    /// All servers if no credentials are configured; otherwise the servers of the global topology, and servers with a
+    /// certificate from the configured authority.
     #[default]
     Verified,
-    /// Those of the global topology.
+    /// The servers of the global topology.
     Global,
-    /// Those of the global topology and these, each with or without a port.
+    /// The servers of the global topology, and these, each with or without a port.
     These(Vec<Named>),
 }
 
@@ -28,7 +28,7 @@ pub enum CellServers {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     host: String,
-    /// `None`: any.
+    /// `None`: any port.
     port: Option<u16>,
 }
 
@@ -56,12 +56,12 @@ impl std::str::FromStr for CellServers {
             let (scheme, parts) = parts(server).ok_or_else(|| format!("{server:?} is not of the form HOST[:PORT]"))?;
             match scheme {
                 Scheme::None => Ok(parts),
-                _ => Err(format!("{server:?}: without a scheme, as HOST[:PORT]")),
+                _ => Err(format!("{server:?}: must have the form HOST[:PORT], without a scheme")),
             }
         });
         let named = named.collect::<Result<Vec<_>, _>>()?;
         if named.is_empty() {
-            Err("any, verified, global, or HOST[:PORT],...".to_owned())
+            Err("must be any, verified, global, or HOST[:PORT],...".to_owned())
         } else {
             Ok(Self::These(named))
         }
@@ -82,12 +82,12 @@ impl fmt::Display for CellServers {
 }
 
 impl CellServers {
-    /// Fails if the servers that a CellInfo record names are not to be connected.
+    /// Fails if topofs must not connect to the servers in a CellInfo record.
     pub fn check(&self, cell: &Location, global: &Location, options: &ConnectOptions) -> Result<(), BackendError> {
         let refused = |reason: &str| {
             let message = format!(
-                "its CellInfo record names servers that are not those of the global topology, and {reason}: they are \
-                 not connected (--cell-servers={self})"
+                "the CellInfo record names servers that the global topology does not use; {reason}: topofs does not \
+                 connect to them (--cell-servers={self})"
             );
             Err(BackendError::new(Failure::Denied, message))
         };
@@ -98,8 +98,8 @@ impl CellServers {
             && options.credentials(cell.implementation).is_some()
         {
             let message = format!(
-                "the address of the global topology asks for TLS, and {} in its CellInfo record does not: nothing is \
-                 sent; write https:// there",
+                "the address of the global topology asks for TLS, but {} in the CellInfo record does not: topofs sends \
+                 nothing; write https:// there",
                 cell.server
             );
             return Err(BackendError::new(Failure::Denied, message));
@@ -111,13 +111,13 @@ impl CellServers {
             CellServers::Any => Ok(()),
             CellServers::Verified => match options.credentials(cell.implementation) {
                 Some(credentials) if !credentials.verified => refused(&format!(
-                    "would get {} without an authority that vouches for them (allow them with --cell-servers, or use \
-                     TLS with {})",
+                    "they would get {}, and no authority vouches for them (allow them with --cell-servers, or use TLS \
+                     with {})",
                     credentials.what, credentials.authority
                 )),
                 _ => Ok(()),
             },
-            CellServers::Global => refused("only those are allowed"),
+            CellServers::Global => refused("only servers of the global topology are allowed"),
             CellServers::These(named) => {
                 let known = global.servers();
                 let allowed = |server: &Server| {
@@ -127,19 +127,19 @@ impl CellServers {
                             .any(|named| named.host == server.host && named.port.is_none_or(|port| port == server.port))
                 };
                 let all = cell.servers().is_some_and(|servers| servers.iter().all(allowed));
-                if all { Ok(()) } else { refused("are not all among those that are allowed") }
+                if all { Ok(()) } else { refused("not all of them are allowed") }
             }
         }
     }
 }
 
-/// What a server would be given.
+/// The credentials that a server would get.
 struct Credentials {
     /// In words.
     what: &'static str,
-    /// Whether only a server that has a certificate of the configured authority gets it.
+    /// Whether only a server with a certificate from the configured authority gets them.
     verified: bool,
-    /// The flag that names that authority.
+    /// The flag for that authority.
     authority: &'static str,
 }
 
@@ -152,12 +152,12 @@ impl ConnectOptions {
                 (&self.etcd.ca, "--topo-etcd-tls-ca"),
             ),
             Implementation::Zk2 => (
-                self.zk.auth_file.as_ref().map(|_| "what is in --topo-zk-auth-file"),
+                self.zk.auth_file.as_ref().map(|_| "the credentials in --topo-zk-auth-file"),
                 &self.zk.cert,
                 (&self.zk.ca, "--topo-zk-tls-ca"),
             ),
             Implementation::Consul => (
-                self.consul.auth_file.as_ref().map(|_| "a token of --consul-auth-static-file"),
+                self.consul.auth_file.as_ref().map(|_| "a token from --consul-auth-static-file"),
                 &self.consul.cert,
                 (&self.consul.ca, "--topo-consul-tls-ca"),
             ),
@@ -167,7 +167,7 @@ impl ConnectOptions {
         Some(Credentials { what, verified: ca.0.is_some(), authority: ca.1 })
     }
 
-    /// Whether connections to a service are to be encrypted.
+    /// Whether connections to a service must use TLS.
     fn wants_tls(&self, implementation: Implementation) -> bool {
         let (cert, ca) = match implementation {
             Implementation::Etcd2 => (&self.etcd.cert, &self.etcd.ca),
@@ -178,7 +178,7 @@ impl ConnectOptions {
         cert.is_some() || ca.is_some()
     }
 
-    /// Fails if an address asks for a connection in clear where TLS is wanted.
+    /// Fails if an address asks for a connection without TLS and the flags ask for TLS.
     pub(super) fn refuse_clear(&self, location: &Location) -> Result<(), BackendError> {
         if !self.wants_tls(location.implementation) {
             return Ok(());
@@ -186,8 +186,8 @@ impl ConnectOptions {
         for address in location.addresses() {
             if let (Scheme::Clear(scheme), rest) = scheme(address) {
                 let message = format!(
-                    "the address {address} asks for a connection in clear, and the flags for TLS: nothing is sent; \
-                     write {rest} without {scheme} (in a cell's CellInfo record, or in --topo-global-server-address)"
+                    "the address {address} asks for a connection without TLS, but the flags ask for TLS: topofs sends \
+                     nothing; write {rest} without {scheme} (in a CellInfo record, or in --topo-global-server-address)"
                 );
                 return Err(BackendError::new(Failure::Denied, message));
             }
@@ -204,7 +204,7 @@ struct Server {
     port: u16,
 }
 
-/// What an address begins with.
+/// The scheme of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scheme {
     None,
@@ -213,7 +213,7 @@ enum Scheme {
     Tls,
 }
 
-/// Takes the scheme off an address, in whatever case it is written.
+/// Splits the scheme from an address, in upper or lower case.
 fn scheme(address: &str) -> (Scheme, &str) {
     const ALL: [(&str, Scheme); 4] = [
         ("http://", Scheme::Clear("http://")),
@@ -231,8 +231,7 @@ fn scheme(address: &str) -> (Scheme, &str) {
     (Scheme::None, address)
 }
 
-/// Scheme, host and port of an address. `None` for what has more than these: clients may read it in another way than we
-/// do.
+/// Scheme, host and port of an address. `None` if it has more parts: clients may read it differently.
 fn parts(address: &str) -> Option<(Scheme, Named)> {
     let (scheme, rest) = scheme(address);
     let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -261,7 +260,7 @@ fn parts(address: &str) -> Option<(Scheme, Named)> {
 }
 
 impl Location {
-    /// With schemes in lower case, as clients want them.
+    /// The location with schemes in lower case, as clients expect them.
     pub(super) fn with_lower_schemes(&self) -> Self {
         let lower = |address: &str| {
             let (_, rest) = scheme(address.trim_start());
@@ -271,16 +270,16 @@ impl Location {
         Self { server: self.server.split_inclusive([',', '|']).map(lower).collect(), ..self.clone() }
     }
 
-    /// The addresses as they are written, observers as well.
+    /// The addresses as written, with observers.
     fn addresses(&self) -> impl Iterator<Item = &str> {
         let parts = self.server.split(move |c| c == ',' || (c == '|' && self.implementation == Implementation::Zk2));
         parts.map(str::trim).filter(|address| !address.is_empty())
     }
 
-    /// The port that is tried where an address names none.
+    /// The port for an address without one.
     fn port_of(&self, scheme: Scheme, tls: bool) -> u16 {
         const ZOOKEEPER: u16 = 2181;
-        // Where Vitess's own clients look, too: the ports of HTTP.
+        // The ports of HTTP, as in Vitess's own clients.
         const HTTP: u16 = 80;
         const HTTPS: u16 = 443;
         match self.implementation {
@@ -291,7 +290,7 @@ impl Location {
         }
     }
 
-    /// `None` if one of the addresses is none that can be compared.
+    /// `None` if one of the addresses cannot be compared.
     fn servers(&self) -> Option<Vec<Server>> {
         let one = |address: &str| {
             let (scheme, Named { host, port }) = parts(address)?;
@@ -314,14 +313,14 @@ impl Location {
         }
     }
 
-    /// The root as all spellings of it have it in common.
+    /// The root in its normal spelling.
     pub fn clean_root(&self) -> String {
         KeySpace::new(&format!("/{}", self.root)).prefix().to_owned()
     }
 
-    /// Whether two locations are the same keys of the same service.
+    /// Whether two locations have the same keys in the same service.
     pub fn is_same_place(&self, other: &Location) -> bool {
-        // One server in common is one service.
+        // With one server in common, it is the same service.
         let shared = || match (self.servers(), other.servers()) {
             (Some(own), Some(others)) => own.iter().any(|server| others.contains(server)),
             _ => false,
@@ -331,13 +330,13 @@ impl Location {
             && (self.server == other.server || shared())
     }
 
-    /// In words: which port is tried where an address names none.
+    /// A hint about the port that is tried for an address without one.
     pub fn untold_port(&self, options: &ConnectOptions) -> Option<String> {
         let tls = options.wants_tls(self.implementation);
         self.addresses().find_map(|address| {
             let (scheme, named) = parts(address)?;
             let port = self.port_of(scheme, tls);
-            named.port.is_none().then(|| format!("{address} names no port: {port} is tried"))
+            named.port.is_none().then(|| format!("{address} has no port: trying {port}"))
         })
     }
 }

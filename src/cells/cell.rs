@@ -1,4 +1,4 @@
-//! One cell: where it is, its backend, its mirror. Says of every failure which cell it was, and where.
+//! One cell: its location, its backend, its mirror. Every error names the cell and its location.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,20 +21,20 @@ use crate::name::{CellName, TopoPath};
 pub struct CellOptions {
     /// The global topology.
     pub global: Location,
-    /// For all backends.
+    /// The options of all backends.
     pub connect: ConnectOptions,
-    /// Which servers that CellInfo records name are connected.
+    /// Which servers in CellInfo records topofs connects to.
     pub servers: CellServers,
-    /// For all mirrors.
+    /// The options of all mirrors.
     pub mirror: MirrorOptions,
-    /// If given: these cells are connected at once and no others are shown.
+    /// If given, connect these cells at once and show no others.
     pub only: Option<Vec<CellName>>,
 }
 
-/// What a change leaves open that has panicked on its way.
+/// Added to the error of a change that has panicked: its outcome is unknown.
 const UNCERTAIN: &str = " (it may have been carried out)";
 
-/// One cell: its place, its backend, its mirror.
+/// One cell: its location, its backend, its mirror.
 #[derive(Debug)]
 pub struct Cell {
     /// Its name; the first level of the tree.
@@ -48,14 +48,14 @@ pub struct Cell {
     timeout: Duration,
     stop: CancellationToken,
     serve_stale: bool,
-    /// What to say of an address without a port.
+    /// The hint for an address without a port.
     untold_port: Option<String>,
-    /// Whether its keys are those of the global topology.
+    /// Whether it has the keys of the global topology.
     holds_global: bool,
 }
 
 impl Cell {
-    /// Connects a cell in the background; it loads nothing until somebody asks for it.
+    /// Connects a cell in the background. It loads nothing until somebody asks for it.
     pub(super) fn open(
         name: CellName,
         location: Location,
@@ -92,14 +92,14 @@ impl Cell {
         }))
     }
 
-    /// The records, once the first list is there. Fails at once when the cell is known to be down.
+    /// The records, after the first list. Fails at once if the cell is known to be down.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
         match self.mirror.health() {
             Health::Live | Health::Shaky => return Ok(self.mirror.snapshot()),
             Health::Down | Health::Denied => return self.down(),
             Health::Idle | Health::Loading => {}
         }
-        // A load that takes longer than a call may take goes on; only this caller stops waiting for it.
+        // A load that takes longer than a call goes on; only this caller stops waiting.
         if tokio::time::timeout(self.timeout, self.mirror.load()).await.is_err() {
             let waited = humantime::format_duration(self.timeout);
             return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
@@ -107,7 +107,7 @@ impl Cell {
         self.snapshot_now()
     }
 
-    /// The records, if they are there already.
+    /// The records, if the first list is there.
     pub fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
         match self.mirror.health() {
             Health::Live | Health::Shaky => Ok(self.mirror.snapshot()),
@@ -115,17 +115,17 @@ impl Cell {
         }
     }
 
-    /// The cell is no longer shown, or is another place now.
+    /// The cell is no longer shown, or has another location now.
     pub(super) fn end(&self) {
         self.stop.cancel();
     }
 
-    /// Ends when the cell is no longer shown, or is another place now.
+    /// Returns when the cell is no longer shown, or has another location.
     pub async fn replaced(&self) {
         self.stop.cancelled().await;
     }
 
-    /// Whether old records are shown while the cell is down. What may not be read any more is not shown.
+    /// Whether the mount shows old records while the cell is down. It never shows records that it may no longer read.
     pub fn serves_stale(&self) -> bool {
         self.serve_stale && self.mirror.is_loaded() && !self.mirror.is_denied()
     }
@@ -156,7 +156,7 @@ impl Cell {
         Ok(fetched)
     }
 
-    /// Applies changes whole or not at all; the mirror shows them at once.
+    /// Applies all changes or none. The mirror shows them at once.
     pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
         self.refuse_if_down()?;
         let applied = self.call(("apply", UNCERTAIN), self.backend.apply(changes)).await?;
@@ -164,7 +164,7 @@ impl Cell {
         Ok(applied)
     }
 
-    /// Names of what this kind of service can tell of a record beside its version.
+    /// Names of what this kind of service knows about a record beside its version.
     pub fn attributes(&self) -> &'static [&'static str] {
         self.backend.attributes()
     }
@@ -181,17 +181,17 @@ impl Cell {
         self.holds_global
     }
 
-    /// Whether another cell shows the very same records, so that their locks are the same ones.
+    /// Whether another cell shows the same records, and so has the same locks.
     pub fn is_same_place(&self, other: &Cell) -> bool {
         self.name == other.name || self.location.is_same_place(&other.location)
     }
 
-    /// What the service takes.
+    /// The limits of the service.
     pub fn limits(&self) -> Limits {
         self.backend.limits()
     }
 
-    /// Calls the service. A panic is an error of this call, and of no other; `after` is what it leaves open.
+    /// Calls the service. A panic is an error of this call only; `after` is added to its error.
     async fn call<T>(
         &self,
         (what, after): (&str, &str),
@@ -299,7 +299,7 @@ mod tests {
                 untold_port: None,
                 holds_global: true,
             };
-            // Whoever comes later is kept no longer than the first.
+            // A later caller waits no longer than the first.
             for _ in 0..2 {
                 let waited = tokio::time::timeout(Duration::from_secs(16), cell.snapshot()).await;
                 let error = waited.expect("it ends in time").unwrap_err();

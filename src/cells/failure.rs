@@ -1,4 +1,4 @@
-//! What the failure of a service is to whoever uses a file.
+//! Translates the failure of a service into the error for the user of a file.
 
 use crate::backend::{BackendError, Failure};
 use crate::error::{Error, Kind};

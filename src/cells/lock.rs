@@ -1,7 +1,7 @@
-//! Locks of a cell's directories: standing in line for them and waiting.
+//! Locks of the directories of a cell: standing in line and waiting.
 //!
-//! Whose turn it is, the service says. When to ask it, the mirror tells: it hears of every lock that comes and goes, so
-//! that hundreds of waiters cost the service nothing but their places.
+//! The service says whose turn it is. The mirror says when to ask: it hears of every lock that comes and goes, so
+//! hundreds of waiters cost the service only their places.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
 use crate::name::TopoPath;
 
-/// How long the mirror's word is taken that somebody is before us.
+/// How long to believe the mirror that somebody is before us.
 const TRUST: Duration = Duration::from_secs(10);
-/// First and longest pause before the service is asked again, when the mirror thinks that it is our turn.
+/// First and longest pause before asking the service again, if the mirror thinks that it is our turn.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// A place in the line for the lock of a directory.
@@ -29,12 +29,12 @@ pub struct LockPlace {
     cell: Arc<Cell>,
     dir: TopoPath,
     place: SharedPlace,
-    /// Where the service has no queue.
+    /// Needed if the service has no queue.
     ticket: Option<u64>,
     held: Mutex<Option<Node>>,
 }
 
-/// The holders of a cell's locks that somebody has been told of, wherever the cell was then; `None` if it was never
+/// The holders of a cell's locks at the last report, at whatever location the cell had then; `None` if it was never
 /// loaded.
 pub type KnownLocks = Arc<tokio::sync::Mutex<Option<BTreeMap<TopoPath, Node>>>>;
 
@@ -43,24 +43,24 @@ pub type KnownLocks = Arc<tokio::sync::Mutex<Option<BTreeMap<TopoPath, Node>>>>;
 pub struct Holders {
     cell: Arc<Cell>,
     changes: tokio::sync::watch::Receiver<u64>,
-    /// Nobody else tells of them meanwhile.
+    /// Held while reporting, so nobody else reports the same locks.
     known: tokio::sync::OwnedMutexGuard<Option<BTreeMap<TopoPath, Node>>>,
 }
 
-/// A lock that has another holder than before.
+/// A lock with a new holder.
 #[derive(Debug)]
 pub struct HolderChange {
     /// The directory that is locked.
     pub dir: TopoPath,
-    /// Who had it.
+    /// The holder before.
     pub before: Option<Node>,
-    /// Who has it.
+    /// The holder now.
     pub now: Option<Node>,
 }
 
 impl Holders {
-    /// From the first list of the cell on, without asking for it: what is locked then is nothing new, unless the cell
-    /// was another place before.
+    /// Starts with the first list of the cell, without asking for it. The locks in that list are not new, unless the
+    /// cell had another location before.
     pub async fn of(cell: Arc<Cell>, known: &KnownLocks) -> Self {
         let mut known = known.clone().lock_owned().await;
         cell.mirror.loaded().await;
@@ -72,9 +72,9 @@ impl Holders {
         Self { cell, changes, known }
     }
 
-    /// Waits until locks may have changed hands, and tells which have. May be given up at any moment.
+    /// Waits until locks may have new holders, and returns those that have. The caller may give up at any moment.
     pub async fn changed(&mut self) -> Vec<HolderChange> {
-        // The mirror lives as long as its cell: waiting cannot fail.
+        // The mirror lives as long as its cell, so waiting cannot fail.
         let _ = self.changes.changed().await;
         let mut now = self.cell.holders(&self.cell.mirror.snapshot());
         let mut before = self.known.replace(now.clone()).unwrap_or_default();
@@ -89,7 +89,7 @@ impl Holders {
 }
 
 impl Cell {
-    /// The nodes of a directory's lock, those who have it or are next first.
+    /// The nodes of a directory's lock: first the holder, then the next ones.
     pub fn line(&self, snapshot: &Snapshot, dir: &TopoPath) -> Vec<Node> {
         let below = snapshot.locks.range(dir.clone()..).take_while(|(path, _)| path.below(dir).is_some());
         let mut line: Vec<Node> = below
@@ -116,13 +116,13 @@ impl Cell {
         Ok(listing.nodes.into_iter().filter(holds).min_by_key(|node| node.version.written))
     }
 
-    /// All who hold a lock, by directory.
+    /// All holders of locks, by directory.
     fn holders(&self, snapshot: &Snapshot) -> BTreeMap<TopoPath, Node> {
         let dirs = self.locked_dirs(snapshot);
         dirs.into_iter().filter_map(|dir| self.holder(snapshot, &dir).map(|node| (dir, node))).collect()
     }
 
-    /// The directories that are locked, or waited for.
+    /// The directories with a lock that somebody holds or waits for.
     pub fn locked_dirs(&self, snapshot: &Snapshot) -> Vec<TopoPath> {
         let mut dirs: Vec<TopoPath> = snapshot.locks.keys().filter_map(|path| self.backend.locked_dir(path)).collect();
         dirs.sort();
@@ -130,8 +130,8 @@ impl Cell {
         dirs
     }
 
-    /// Whether the service still has a lock node as the mirror shows it. If not, the mirror knows better afterwards:
-    /// another lock may have the same name by now, even of the same session.
+    /// Whether the service still has a lock node as the mirror shows it. If not, this updates the mirror: another lock
+    /// may have the same name by now, even one of the same session.
     pub async fn still_locked(&self, node: &Node) -> Result<bool> {
         let fetched = self.fetch(&node.path).await?;
         let same = |now: Node| now.owner() == node.owner() && now.version.created == node.version.created;
@@ -146,18 +146,18 @@ impl Cell {
         Ok(LockPlace { cell: self.clone(), dir: dir.clone(), place, ticket, held: Mutex::default() })
     }
 
-    /// Takes a lock away from whoever holds it, if it is still the same.
+    /// Takes a lock away from its holder, if it is still the same lock.
     pub async fn break_lock(&self, node: &Node) -> Result<()> {
         self.backend.break_lock(node).await.map_err(|error| self.explain(error))?;
         self.fetch(&node.path).await.map(drop)
     }
 
-    /// Takes away what is left of a directory's locks although nobody holds or wants one.
+    /// Removes what is left of the locks of a directory while nobody holds or wants one.
     pub async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>> {
         self.backend.sweep_locks(dir).await.map_err(|error| self.explain(error))
     }
 
-    /// How long a lock has left unless it is kept alive; `None` if nobody can tell.
+    /// How long a lock lasts if nothing keeps it alive; `None` if unknown.
     pub async fn time_left(&self, owner: Owner) -> Option<Duration> {
         self.backend.time_left(owner).await.ok().flatten()
     }
@@ -179,7 +179,7 @@ impl LockPlace {
         self.place.node().is_some_and(|own| own.path == node.path && own.version.created == node.version.created)
     }
 
-    /// Lets the mirror know of the place.
+    /// Tells the mirror of the place.
     pub fn announce(&self) {
         if let Some(node) = self.place.node() {
             self.cell.mirror.observe(&node.path, &Fetched { at: node.version.written, node: Some(node.clone()) });
@@ -191,13 +191,13 @@ impl LockPlace {
         self.held.lock().clone()
     }
 
-    /// What a change carries along that needs the lock held.
+    /// The guard of a change that needs the lock.
     pub fn fence(&self) -> Option<Change> {
         let node = self.node()?;
         Some(Change { path: node.path.clone(), guard: guard(&node), action: Action::Check })
     }
 
-    /// Takes the lock if it is free, and says whether it is held now.
+    /// Takes the lock if it is free. Returns whether it is held now.
     pub async fn try_hold(&self) -> Result<bool> {
         let held = self.place.try_hold().await.map_err(|error| self.cell.explain(error))?;
         let Some(node) = held else { return Ok(false) };
@@ -206,7 +206,8 @@ impl LockPlace {
         Ok(true)
     }
 
-    /// Waits for the lock. May be given up at any moment: the place stays. Fails with EIO if the place is lost.
+    /// Waits for the lock. The caller may give up at any moment, and the place stays. Fails with EIO if the place is
+    /// lost.
     pub async fn hold(&self) -> Result<()> {
         let mut changes = self.cell.mirror.lock_changes();
         let mut turns = self.cell.turns.changes();
@@ -221,7 +222,7 @@ impl LockPlace {
                 match self.try_hold().await {
                     Ok(true) => return Ok(()),
                     Ok(false) => {}
-                    // It may come back while the place is alive.
+                    // The service may come back while the place is alive.
                     Err(error) if error.kind == Kind::Unreachable => tracing::debug!(%error, "waiting on"),
                     Err(error) => return Err(error),
                 }
@@ -261,7 +262,7 @@ impl LockPlace {
         self.cell.explain(self.place.lost().await)
     }
 
-    /// Leaves the line, or gives the lock back. It is to be tried again if this fails, until the place is lost.
+    /// Leaves the line, or releases the lock. If this fails, the caller must try again until the place is lost.
     pub async fn leave(&self) -> Result<()> {
         let outcome = self.place.leave().await;
         let path = self.node().or_else(|| self.place.node()).map(|node| node.path);
@@ -274,7 +275,7 @@ impl LockPlace {
             (Err(error), _) if error.failure == Failure::LockLost => Ok(()),
             (Err(error), _) => Err(self.cell.explain(error)),
         };
-        // Whoever is next may try, whether or not the service has heard of it yet.
+        // The next waiter may try, even if the service does not know of it yet.
         if let Some(ticket) = self.ticket {
             self.cell.turns.give_up(&self.dir, ticket);
         }

@@ -1,4 +1,4 @@
-//! What stands in a lock: who holds it and why, as Vitess writes it.
+//! The text of a lock, as Vitess writes it: who holds it and why.
 
 use std::time::SystemTime;
 
@@ -19,16 +19,16 @@ struct Lock<'a> {
     status: &'a str,
 }
 
-/// Its fields are not for others to see.
+/// Vitess keeps the fields of its options private, so its JSON shows an empty object.
 #[derive(Serialize)]
 struct Options {}
 
 /// Who locks, and why.
 #[derive(Debug, Clone, Default)]
 pub struct Reason {
-    /// For people: what is being done.
+    /// What the holder does, for people.
     pub action: String,
-    /// The name of the user who does it.
+    /// The name of the user.
     pub user: String,
 }
 
@@ -37,7 +37,7 @@ pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// The contents of a lock that is taken now.
+/// The content of a new lock.
 pub fn contents(reason: &Reason) -> Bytes {
     let lock = Lock {
         action: &reason.action,
@@ -47,26 +47,26 @@ pub fn contents(reason: &Reason) -> Bytes {
         options: Options {},
         status: "Running",
     };
-    // Go escapes what HTML could take for its own; outside of strings these do not occur.
+    // Go escapes the special characters of HTML; they occur only in strings.
     let text = serde_json::to_string_pretty(&lock).unwrap_or_default();
     text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026").into()
 }
 
-/// What is done by whoever takes a lock for one save.
+/// The action of a lock for one save.
 const SAVE: &str = "topofs: save below ";
 
-/// Why a lock is taken for one save.
+/// The reason of a lock for one save.
 pub fn save_below(cell: &CellName, dir: &TopoPath) -> String {
     format!("{SAVE}{cell}/{dir}")
 }
 
-/// Whether a lock says that it is taken for one save. Anybody can say so: it is waited for a little longer, and that is
-/// all.
+/// Whether the text of a lock says that it is for one save. Anybody can write that; the only effect is that others wait
+/// a little longer.
 pub fn says_save(value: &[u8]) -> bool {
     shown(value).get("Action").and_then(serde_json::Value::as_str).is_some_and(|action| action.starts_with(SAVE))
 }
 
-/// A holder as others are told of it: the lock's JSON, or the text of a candidate.
+/// The holder as events show it: the JSON of a lock, or the text of a candidate.
 pub fn shown(value: &[u8]) -> serde_json::Value {
     match serde_json::from_slice(value) {
         Ok(lock @ serde_json::Value::Object(_)) => lock,

@@ -1,4 +1,4 @@
-//! Cells that somebody has looked into and whose records are gone.
+//! Cells that somebody has used and whose records are gone.
 
 use std::collections::BTreeSet;
 
@@ -6,16 +6,16 @@ use parking_lot::Mutex;
 
 use crate::name::CellName;
 
-/// Cells that are remembered. One more is forgotten: if its record comes back, it is connected when somebody looks into
-/// it.
+/// Number of cells to remember. Any further cell is forgotten: if its record comes back, it is connected when somebody
+/// uses it.
 const REMEMBERED: usize = 1_000;
 
-/// Cells that are connected again, without being asked for, when their records come back.
+/// Cells to connect again by themselves when their records come back.
 #[derive(Debug, Default)]
 pub(super) struct Missed(Mutex<BTreeSet<CellName>>);
 
 impl Missed {
-    /// The record of a cell that somebody has looked into is gone.
+    /// The record of a used cell is gone.
     pub fn note(&self, cell: &CellName) {
         let mut missed = self.0.lock();
         if missed.len() < REMEMBERED {
@@ -23,7 +23,7 @@ impl Missed {
         }
     }
 
-    /// The record of a cell is there. Whether the cell was missed.
+    /// The record of a cell is there. Returns whether the cell was missed.
     pub fn take(&self, cell: &CellName) -> bool {
         self.0.lock().remove(cell)
     }

@@ -1,4 +1,4 @@
-//! The global topology and the cells that it names: each with its own connection and its own failures.
+//! The global topology and its cells, each with its own connection and its own failures.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,14 +28,14 @@ pub use cell::{Cell, CellOptions};
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
 
-/// Cells that are the same place as others, and which.
+/// For each cell, the other cells with the same location.
 pub type Twins = BTreeMap<CellName, Vec<CellName>>;
 
 /// All cells of a mount.
 pub struct Cells {
     global: Arc<Cell>,
     local: ArcSwap<BTreeMap<CellName, Arc<Cell>>>,
-    /// Cells that cannot be shown, by what their records call them, and why.
+    /// Cells that cannot be shown, by the names in their records, with the reasons.
     hidden: ArcSwap<BTreeMap<String, String>>,
     missed: Missed,
     twins: ArcSwap<Twins>,
@@ -55,8 +55,8 @@ impl std::fmt::Debug for Cells {
 }
 
 impl Cells {
-    /// Connects the global topology and waits until it is loaded. The error names cell, implementation, server, root
-    /// and cause.
+    /// Connects the global topology, and waits until it is loaded. The error names the cell, implementation, server,
+    /// root and cause.
     pub async fn start(options: CellOptions, records: Arc<Records>) -> Result<Arc<Self>> {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -77,8 +77,8 @@ impl Cells {
         });
         let updates = cells.global.mirror.subscribe();
         cells.refresh();
-        // A panic in it leaves the cells as they were. Whoever uses one looks for newer records first; the task is
-        // begun again.
+        // A panic in this task changes no cell, and the task starts again. Every use of a cell looks for newer records
+        // first.
         let (weak, global, stop) = (Arc::downgrade(&cells), Arc::downgrade(&cells.global), cells.stop.clone());
         let mut first = Some(updates);
         cells.tasks.spawn(alive::restarted("the cells", move || {
@@ -103,13 +103,13 @@ impl Cells {
         std::iter::once(self.global.clone()).chain(self.local.load().values().cloned()).collect()
     }
 
-    /// Cells that cannot be shown, and why.
+    /// Cells that cannot be shown, with the reasons.
     pub fn hidden(&self) -> Arc<BTreeMap<String, String>> {
         self.follow_records();
         self.hidden.load_full()
     }
 
-    /// Cells that are the same place as others, and which.
+    /// For each cell, the other cells with the same location.
     pub fn twins(&self) -> Arc<Twins> {
         self.follow_records();
         self.twins.load_full()
@@ -122,7 +122,7 @@ impl Cells {
         self.tasks.wait().await;
     }
 
-    /// Whoever has just stored a CellInfo record finds the cell at once, not when its event has come round.
+    /// A caller that has just stored a CellInfo record finds the cell at once, and need not wait for the event.
     fn follow_records(&self) {
         if self.followed.load(Ordering::Acquire) != self.global.mirror.revision().0 {
             self.refresh();
@@ -131,7 +131,7 @@ impl Cells {
 
     /// Makes the set of cells follow the CellInfo records.
     fn refresh(&self) {
-        // One at a time: the older view must not replace the newer one.
+        // One at a time: an older view must not replace a newer one.
         let _turn = self.refreshing.lock();
         let revision = self.global.mirror.revision().0;
         let (wanted, mut hidden) = self.known_cells();
@@ -161,7 +161,7 @@ impl Cells {
         }
         self.note_twins(&next);
         self.local.store(Arc::new(next));
-        // Not before: who comes meanwhile must wait for what is being made of it.
+        // Only now: callers that come earlier must wait for the new set of cells.
         self.followed.store(revision, Ordering::Release);
     }
 
@@ -169,8 +169,8 @@ impl Cells {
         Cell::open(name, location, &self.options, &self.tasks, &self.stop)
     }
 
-    /// Ends cells that are not shown any more. What was connected is connected again where it is now, by itself:
-    /// whoever watches it looks at nothing that would do so.
+    /// Ends cells that are no longer shown. If a cell was connected, connects it again at its new location: its
+    /// watchers do not access anything that would connect it.
     fn pass_on(&self, current: &BTreeMap<CellName, Arc<Cell>>, next: &BTreeMap<CellName, Arc<Cell>>) {
         for (name, cell) in current {
             if next.get(name).is_some_and(|kept| Arc::ptr_eq(kept, cell)) {
@@ -182,14 +182,14 @@ impl Cells {
             cell.end();
         }
         for (name, cell) in next {
-            // Those that --cells names are connected at once, whenever they come.
+            // The cells in --cells connect at once, whenever their records come.
             if self.missed.take(name) || self.options.only.is_some() {
                 cell.mirror.wake();
             }
         }
     }
 
-    /// Tells once of cells that show the same records.
+    /// Warns once about cells that show the same records.
     fn note_twins(&self, next: &BTreeMap<CellName, Arc<Cell>>) {
         let cells: Vec<&Cell> = std::iter::once(&*self.global).chain(next.values().map(|cell| &**cell)).collect();
         let twins = twins(&cells);
@@ -197,28 +197,30 @@ impl Cells {
         for (cell, others) in &twins {
             let known = |other: &&CellName| before.get(cell).is_some_and(|others| others.contains(other));
             for other in others.iter().filter(|other| *other < cell && !known(other)) {
-                tracing::warn!(%cell, %other, "two cells are one place: they show the same records");
+                tracing::warn!(%cell, %other, "two cells have the same location: they show the same records");
             }
         }
     }
 
-    /// Records, and so cells, can be sent elsewhere by whoever may write them.
+    /// Anybody who can write a CellInfo record can move its cell to other servers.
     fn warn_if_moved(&self, name: &CellName, before: Option<&Arc<Cell>>, location: &Location) {
         match before {
             Some(before) if !location.is_served_by(&before.location) => tracing::warn!(
-                cell = %name, from = %before.location, to = %location, "its CellInfo record sends the cell to other servers"
+                cell = %name, from = %before.location, to = %location,
+                "the CellInfo record moves the cell to other servers"
             ),
-            // Once: a cell that cannot be shown is tried again whenever any record changes.
+            // Only once: a cell that cannot be shown is tried again after every change of any record.
             None if !location.is_served_by(&self.options.global) && !self.hidden.load().contains_key(name.as_str()) => {
                 tracing::info!(
-                    cell = %name, location = %location, "its CellInfo record names other servers than those of the global topology"
+                    cell = %name, location = %location,
+                    "the CellInfo record names other servers than those of the global topology"
                 )
             }
             _ => {}
         }
     }
 
-    /// The places of all cells, and why others cannot be shown.
+    /// The locations of all cells, and the reasons why others cannot be shown.
     fn known_cells(&self) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
         let snapshot = self.global.mirror.snapshot();
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
@@ -227,9 +229,9 @@ impl Cells {
             let Some(rest) = path.below(&dir) else { continue };
             let called = rest.strip_suffix(CELL_INFO).unwrap_or(rest).trim_end_matches('/');
             let name = match CellName::new(called) {
-                Ok(name) if name.is_global() => Err("this is the name of the global topology"),
+                Ok(name) if name.is_global() => Err("this name belongs to the global topology"),
                 Ok(name) => Ok(name),
-                Err(_) => Err("no directory of a mount can have this name"),
+                Err(_) => Err("this name is not valid for a directory"),
             };
             let name = match name {
                 Ok(name) => name,
@@ -251,9 +253,9 @@ impl Cells {
     }
 }
 
-/// Which cells are the same place.
+/// Which cells have the same location.
 fn twins(cells: &[&Cell]) -> Twins {
-    // Hundreds of cells are not compared each with each.
+    // With hundreds of cells, comparing every pair takes too long.
     let mut by_root: BTreeMap<String, Vec<&Cell>> = BTreeMap::new();
     for cell in cells {
         by_root.entry(cell.location.clean_root()).or_default().push(cell);
@@ -276,7 +278,7 @@ async fn follow_cell_info(
 ) {
     use tokio::sync::broadcast::error::RecvError;
     let Some(mut updates) = updates else { return };
-    // After a panic: what has happened meanwhile.
+    // After a panic: catch up.
     if let Some(cells) = cells.upgrade() {
         cells.follow_records();
     }
@@ -314,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_follows_the_records_of_cells_and_has_fallen_behind_looks_at_all_of_them() {
-        /// More than a mirror keeps for those who are slow.
+        /// More batches than a mirror keeps for a slow listener.
         const MANY: u64 = 2_000;
         let global =
             Location { implementation: Implementation::Memory, server: "behind".to_owned(), root: "/g".to_owned() };
@@ -327,7 +329,7 @@ mod tests {
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
         let cells = Cells::start(options, records).await.unwrap();
-        // This thread is the only one: nobody hears of anything before it waits.
+        // This thread is the only one, so nobody hears of anything before it waits.
         wrote(&cells, "cells/zone1/CellInfo", b"\x0a\x06behind\x12\x02/z", 1_000);
         for number in 0..MANY {
             wrote(&cells, "other", b"x", 1_001 + number);

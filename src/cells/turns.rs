@@ -1,4 +1,4 @@
-//! Whose turn it is to try for a lock, where the service has no line.
+//! Whose turn it is to try for a lock, if the service has no line.
 
 use std::collections::HashMap;
 
@@ -7,14 +7,14 @@ use tokio::sync::watch;
 
 use crate::name::TopoPath;
 
-/// The order in which this mount's own waiters try for a lock of a service that has no queue. One at a time tries, so
-/// that a mount with many waiters has no better chance than one with few. There is a ticket for each place that the
-/// mount stands at, and the number of those places is bounded (`locks/bounds.rs`).
+/// The order in which the waiters of this mount try for a lock, if the service has no queue. Only one tries at a time,
+/// so a mount with many waiters has no better chance than one with few. Each place of the mount has a ticket, and the
+/// number of places is bounded (`locks/bounds.rs`).
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// The tickets of those who wait, by directory, in the order in which they came.
+    /// The tickets of the waiters, by directory, in the order in which they came.
     lines: Mutex<HashMap<TopoPath, Vec<u64>>>,
-    /// Counts tickets that were taken or given up; the last number is also the last ticket.
+    /// Counts new tickets and tickets that were given up; the last number is also the last ticket.
     changes: watch::Sender<u64>,
 }
 
@@ -30,7 +30,7 @@ impl Turns {
         ticket
     }
 
-    /// Whether the one with this ticket may try.
+    /// Whether the waiter with this ticket may try.
     pub fn is_next(&self, dir: &TopoPath, ticket: u64) -> bool {
         self.lines.lock().get(dir).is_none_or(|line| line.first() == Some(&ticket))
     }
@@ -49,7 +49,7 @@ impl Turns {
         self.changes.send_modify(|last| *last += 1);
     }
 
-    /// Changes whenever another may be next.
+    /// Changes when another waiter may be next.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

@@ -1,4 +1,4 @@
-//! Where the log goes, and how its level changes while running.
+//! Where the log goes, and how its level changes at run time.
 
 use std::sync::Mutex;
 
@@ -11,11 +11,11 @@ use super::flags::process::ProcessArgs;
 use super::one_line::OneLine;
 use crate::control::SetLogLevel;
 
-/// fuser logs every reply that comes too late for a caller who was killed; the ZooKeeper client logs every session and
-/// attempt. What matters of both comes back as an error.
+/// fuser logs every reply to a caller that was killed meanwhile; the ZooKeeper client logs every session and attempt.
+/// Both also return what matters as an error.
 const QUIET: &str = "fuser=off,zookeeper_client=off";
 
-/// Logs from now on to where the flags say; to syslog if nobody would see standard error.
+/// Starts logging to the target in the flags; to syslog if nobody would see standard error.
 pub(super) fn start(args: &ProcessArgs) -> anyhow::Result<SetLogLevel> {
     let (filter, handle) = reload::Layer::new(filter(args)?);
     let format = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false);
@@ -28,7 +28,7 @@ pub(super) fn start(args: &ProcessArgs) -> anyhow::Result<SetLogLevel> {
         registry.with(format.with_writer(OneLine(std::io::stderr))).try_init()?;
     } else {
         let (options, facility) = (syslog_tracing::Options::LOG_PID, syslog_tracing::Facility::Daemon);
-        let syslog = syslog_tracing::Syslog::new(c"topofs", options, facility).context("syslog is in use already")?;
+        let syslog = syslog_tracing::Syslog::new(c"topofs", options, facility).context("syslog is already in use")?;
         // Syslog adds time and level itself.
         registry.with(format.with_writer(OneLine(syslog)).without_time().with_level(false)).try_init()?;
     }
@@ -44,11 +44,11 @@ fn filter(args: &ProcessArgs) -> anyhow::Result<EnvFilter> {
 }
 
 fn parse(level: &str) -> anyhow::Result<EnvFilter> {
-    /// What a level may be alone; EnvFilter would take any other word for the name of a module.
+    /// The words that are a level; EnvFilter would read any other word as the name of a module.
     const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
     let is_filter = level.contains(['=', ',']);
     if !is_filter && !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
-        return Err(anyhow!("not a level: use one of {}", LEVELS.join(", ")));
+        return Err(anyhow!("not a log level: use one of {}", LEVELS.join(", ")));
     }
     Ok(EnvFilter::try_new(if is_filter { level.to_owned() } else { format!("{level},{QUIET}") })?)
 }

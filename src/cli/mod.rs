@@ -35,16 +35,16 @@ struct Cli {
 enum Command {
     /// Mount a topology on a directory
     ///
-    /// Exit status: 0 the mount answers, 1 wrong usage, 32 the mount failed.
+    /// Exit status: 0 if the mount answers, 1 for wrong usage, 32 if the mount failed.
     Mount(Box<MountArgs>),
-    /// Mount a sample cluster that lives in this process, for trying
+    /// Mount a sample cluster in memory, to try topofs
     Demo(Box<CommonArgs>),
-    /// Show who holds a lock of a mounted topology, and take it away
+    /// Show who holds a lock in a mounted topology, and take it away
     ///
-    /// Works for locks of any tool, and for what dead ones have left. Exit status: 0 the lock is free, 1 it is not, or
-    /// an error.
+    /// Works for the locks of any tool, and for locks that a dead process has left. Exit status: 0 if the lock is free,
+    /// 1 if it is not, or after an error.
     Unlock(UnlockArgs),
-    /// What a mount runs beside itself, to raise inotify events
+    /// The helper process of a mount: raises inotify events
     #[command(hide = true, name = helper::HELPER)]
     Notifier(NotifierArgs),
     /// Print a completion script for a shell
@@ -62,7 +62,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors. A closed pipe is nobody's loss.
+            // Help and version are not errors. If the pipe is closed, nobody reads them.
             let _ = error.print();
             return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
         }

@@ -1,12 +1,12 @@
-//! One line of the log for each event: names and addresses come from whoever writes records, and must not make lines of
-//! their own.
+//! Each event is one line of the log. Records contain names and addresses that anybody may have written; these must not
+//! add lines.
 
 use std::io::{self, Write};
 
 use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Writers whose lines are those of the events, with control characters spelled out.
+/// Writers that write one line for each event, and escape control characters.
 #[derive(Debug)]
 pub(super) struct OneLine<M>(pub M);
 
@@ -22,7 +22,7 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for OneLine<M> {
     }
 }
 
-/// A writer that is given one event at a time.
+/// A writer that gets one event at a time.
 #[derive(Debug)]
 pub(super) struct Escaped<W>(W);
 
@@ -37,7 +37,7 @@ impl<W: Write> Write for Escaped<W> {
     }
 }
 
-/// An event in one line, which ends as it did.
+/// The event in one line, with its original end.
 fn escaped(event: &[u8]) -> String {
     let text = String::from_utf8_lossy(event);
     let (line, end) = text.strip_suffix('\n').map_or((&*text, ""), |line| (line, "\n"));

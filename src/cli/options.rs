@@ -1,8 +1,8 @@
-//! Spellings: `-o` lists as mount(8) passes them, and underscores in flag names as older Vitess has them.
+//! Other spellings of flags: the `-o` lists of mount(8), and the underscores of older Vitess.
 
 use std::ffi::{OsStr, OsString};
 
-/// Options that mean something to mount(8) and nothing to us.
+/// Options for mount(8), which mean nothing to topofs.
 const IGNORED: &[&str] = &[
     "auto",
     "noauto",
@@ -34,17 +34,18 @@ const IGNORED: &[&str] = &[
     "async",
 ];
 
-/// What flags of Vitess begin with that are flags here: no letters of ours, so one dash before them means what two do.
+/// Beginnings of Vitess's flags that topofs also has. None of them is a group of short flags, so one dash means the
+/// same as two.
 const VITESS: &[&str] = &["topo_", "topo-", "remote_operation_", "remote-operation-", "consul_auth_", "consul-auth-"];
 
-/// A mount option that cannot be understood.
+/// A mount option that topofs does not understand.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// `-o` at the end of the line.
     #[error("-o needs a list of options")]
     Missing,
     /// Bytes that are not UTF-8.
-    #[error("mount options are UTF-8")]
+    #[error("mount options must be UTF-8")]
     NotText,
     /// `=value` without a name, or a name that cannot be one.
     #[error("not a mount option: {0:?}")]
@@ -73,9 +74,9 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsStrin
     Ok(line)
 }
 
-/// The flag with dashes in its name; its value and everything that is no flag stay as they are.
+/// The flag with dashes in its name. Values, and arguments that are not flags, stay as they are.
 fn dashed(arg: &str) -> String {
-    // Vitess had one dash before its flags, as Go has, up to v14.
+    // Up to v14, Vitess's flags had one dash, as in Go.
     let one_dash = arg.strip_prefix('-').is_some_and(|name| VITESS.iter().any(|flag| name.starts_with(flag)));
     let arg = if one_dash { &format!("-{arg}") } else { arg };
     match (arg.starts_with("--"), arg.split_once('=')) {

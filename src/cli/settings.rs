@@ -26,7 +26,7 @@ use crate::record::{Codec, Kinds, Records};
 use crate::sample::Cluster;
 use crate::tree::TreeOptions;
 
-/// What the demo's service is called.
+/// The name of the demo's service.
 const DEMO_SERVER: &str = "demo";
 
 impl MountArgs {
@@ -163,11 +163,11 @@ impl ViewArgs {
             None => Codec::builtin()?,
         };
         if let Some(glob) = self.record.iter().find(|glob| !glob.trim_start_matches('/').contains('/')) {
-            anyhow::bail!("--record {glob}: is written as CELL/PATH");
+            anyhow::bail!("--record {glob}: must have the form CELL/PATH");
         }
         let kinds = Kinds::new(&self.record).context("--record")?;
         if self.tree_options().list.is_empty() {
-            anyhow::bail!("--list names none of the forms of --forms: nothing would be listed");
+            anyhow::bail!("--list contains no form from --forms: directories would look empty");
         }
         let mountpoint = MountPoint::open(mountpoint).with_context(|| mountpoint.display().to_string())?;
         Ok(Settings {
@@ -199,12 +199,12 @@ impl ViewArgs {
         }
     }
 
-    /// The effective settings; the password is not among them.
+    /// The effective settings, without the password.
     fn config(&self, mountpoint: &Path, cells: &CellOptions) -> serde_json::Value {
         let CellOptions { global, connect, servers, mirror, only } = cells;
         let tree = self.tree_options();
         let duration = |time: Duration| humantime::format_duration(time).to_string();
-        // Paths are any bytes; JSON is text.
+        // A path may contain any bytes; JSON is text.
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
         let topology = json!({
             "mountpoint": mountpoint.to_string_lossy(),
@@ -235,7 +235,7 @@ impl ViewArgs {
             "cell-servers": servers.to_string(),
             "remote-operation-timeout": duration(connect.timeout),
         });
-        // Two, since the macro can take so many only.
+        // Two objects, because the macro cannot take more members in one.
         let files = json!({
             "resync-interval": duration(mirror.resync_interval),
             "stale-after": duration(mirror.stale_after),
@@ -265,7 +265,7 @@ impl ViewArgs {
 /// Faults for tests, as CELL:CALL:NTH:FAULT, separated by spaces. This is no flag: completions show even hidden ones.
 const FAULTS: &str = "TOPOFS_TEST_FAULTS";
 
-/// Puts the faults of the environment into the cells that they are meant for.
+/// Adds the faults in the environment to their cells.
 fn put_faults_in(cells: &mut CellOptions) -> anyhow::Result<()> {
     let Ok(wanted) = std::env::var(FAULTS) else { return Ok(()) };
     let faults = wanted.split_whitespace().map(str::parse).collect::<Result<Vec<Fault>, String>>();

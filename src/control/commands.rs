@@ -1,4 +1,4 @@
-//! What can be written to `.topofs/control`: one command a line.
+//! The commands that `.topofs/control` accepts, one in each line.
 
 use crate::error::{Error, Kind, Result};
 use crate::name::CellName;
@@ -14,26 +14,27 @@ pub enum Command {
     Log(String),
 }
 
-/// A lock that is to be taken away from its holder.
+/// A lock to take away from its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakLock {
     /// The directory, or its `.lock`, below the mount.
     pub path: String,
-    /// Which lock, as `.topofs/locks` calls it; `-` for what is left of none.
+    /// The key of the lock in `.topofs/locks`; `-` for what is left of a lock that nobody holds.
     pub key: String,
 }
 
-/// Shown when `control` is read.
+/// The content of `control`.
 pub(super) const HELP: &str = "\
-# Write one of these to this file:
-#   resync [CELL]   compare with a bulk list now
-#   unlock PATH KEY take a lock away from its holder; KEY as in locks, names with spaces as JSON strings (better: topofs unlock --force PATH)
-#   log LEVEL       error, warn, info, debug, trace, or a filter as RUST_LOG takes it
+# Write one of these commands to this file:
+#   resync [CELL]   compare the mirror with a bulk list now
+#   unlock PATH KEY take a lock away from its holder (better: topofs unlock --force PATH)
+#                   KEY is the one in locks; write names with spaces as JSON strings
+#   log LEVEL       error, warn, info, debug, trace, or a filter in the syntax of RUST_LOG
 ";
 
-/// The commands of a text. Empty lines and comments are none. What cannot be understood is an error in its place.
+/// The commands in a text, without empty lines and comments. A line that is not a command is an error in its place.
 pub(super) fn parse(text: &[u8]) -> Result<impl Iterator<Item = Result<Command>>> {
-    let text = std::str::from_utf8(text).map_err(|_| Error::new(Kind::Invalid, "a command is text"))?;
+    let text = std::str::from_utf8(text).map_err(|_| Error::new(Kind::Invalid, "a command must be UTF-8 text"))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     Ok(lines.map(Command::parse))
 }
@@ -54,7 +55,7 @@ impl Command {
 }
 
 impl BreakLock {
-    /// Names with spaces and more are written as JSON strings.
+    /// Names with spaces and other special characters are JSON strings.
     fn quoted(names: &str) -> Option<Self> {
         let names = serde_json::Deserializer::from_str(names).into_iter::<String>();
         let [path, key] = <[String; 2]>::try_from(names.collect::<serde_json::Result<Vec<_>>>().ok()?).ok()?;

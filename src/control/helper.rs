@@ -1,4 +1,4 @@
-//! What is known of the process that raises events.
+//! What the mount knows about its helper, the process that raises events.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -7,9 +7,9 @@ use serde_json::json;
 /// Counters of the helper.
 #[derive(Debug, Default)]
 pub struct Helper {
-    /// Its number; 0 while there is none.
+    /// Its process number; 0 while there is none.
     pub pid: AtomicU32,
-    /// How often it has died while the mount was there.
+    /// How often it has died while the mount was running.
     pub restarts: AtomicU64,
 }
 

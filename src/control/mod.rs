@@ -1,5 +1,5 @@
-//! `.topofs`: what the mount says about itself, as files. Never touches a backend
-//! except by asking a mirror to compare itself.
+//! `.topofs`: what the mount says about itself, as files. Never touches a backend except by asking a mirror to compare
+//! itself.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -24,7 +24,7 @@ pub enum ControlFile {
     Status,
     /// The last refused operations as JSON lines, newest last.
     Errors,
-    /// What happens, as JSON lines, newest last.
+    /// The events, as JSON lines, newest last.
     Events,
     /// The locks of the topology as JSON lines.
     Locks,
@@ -83,7 +83,7 @@ pub struct Control {
     config: serde_json::Value,
     set_log_level: SetLogLevel,
     started: std::time::SystemTime,
-    /// The size of the status when it was read last; 0 before.
+    /// The size of the status at the last read; 0 before.
     status_size: AtomicUsize,
 }
 
@@ -94,7 +94,7 @@ impl std::fmt::Debug for Control {
 }
 
 impl Control {
-    /// `config` is shown as it is: it must hold no secrets.
+    /// `config` is shown unchanged, so it must contain no secrets.
     pub fn new(config: serde_json::Value, set_log_level: SetLogLevel) -> Self {
         Self {
             errors: RefusalLog::default(),
@@ -108,7 +108,7 @@ impl Control {
         }
     }
 
-    /// The content of a file now. What the tree counts is asked for only if it is shown.
+    /// The content of a file now. Asks the tree for its counts only if the file shows them.
     pub fn read(&self, file: ControlFile, cells: &Cells, counts: impl FnOnce() -> TreeCounts) -> Bytes {
         match file {
             ControlFile::Status => {
@@ -117,7 +117,7 @@ impl Control {
                 content
             }
             ControlFile::Errors => self.errors.lines(),
-            // The one is read as it grows, the other asked of the services when it is opened.
+            // A reader of `events` follows the log; the services answer for `locks` when it is opened.
             ControlFile::Events | ControlFile::Locks => Bytes::new(),
             ControlFile::Config => pretty(&self.config),
             ControlFile::Version => format!("topofs {}\n", env!("CARGO_PKG_VERSION")).into(),
@@ -125,9 +125,8 @@ impl Control {
         }
     }
 
-    /// The size of a file. Anybody may ask for it as often as he likes, so nothing is counted or printed for it: the
-    /// size of the status is the one that it had when it was read last. A control file is read to its end, whatever its
-    /// size.
+    /// The size of a file. Anybody may ask for it at any rate, so the answer counts and prints nothing: the size of the
+    /// status is its size at the last read. A program reads a control file to its end, whatever its size.
     pub fn size(&self, file: ControlFile, cells: &Cells) -> usize {
         match file {
             ControlFile::Events => self.events.size(),
@@ -140,8 +139,8 @@ impl Control {
         }
     }
 
-    /// Does what was written to `control`, line by line, up to what cannot be understood. Returns the locks to be
-    /// broken: that waits for a service.
+    /// Carries out the commands in a text, line by line, up to the first error. Returns the locks to break, because
+    /// breaking them waits for a service.
     pub fn command(&self, text: &[u8], cells: &Cells) -> Result<Vec<BreakLock>> {
         let mut orders = Vec::new();
         for command in commands::parse(text)? {

@@ -21,17 +21,17 @@ pub struct TreeCounts {
     pub scratch_files: usize,
     /// Paths of the first of them.
     pub scratch: Vec<String>,
-    /// Bytes that scratch files use, and may use.
+    /// Bytes that scratch files use, and their limit.
     pub scratch_bytes: (u64, u64),
-    /// Directories that exist in this mount only.
+    /// Directories that exist only in this mount.
     pub local_directories: usize,
-    /// Stored keys that have the name of a decoded form.
+    /// Stored keys whose name is that of a decoded form.
     pub shadowed_forms: usize,
-    /// Locks that this mount holds, places that it waits in, and locks that it has lost.
+    /// Locks that this mount holds, places in which it waits, and locks that it has lost.
     pub locks: (usize, usize, usize),
     /// inotify events that could not be raised.
     pub events_lost: u64,
-    /// How long the kernel lets a request take, if not for ever.
+    /// Time limit of the kernel for a request, if there is one.
     pub request_timeout: Option<std::time::Duration>,
 }
 
@@ -77,7 +77,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
     })
 }
 
-/// Tasks that have panicked: how many, and the first and the last of them.
+/// The tasks that have panicked: their number, and the first and last of them.
 fn panics() -> Value {
     let panics = alive::panics();
     let known: Vec<Value> = panics

@@ -1,4 +1,5 @@
-//! What happens, as JSON lines, newest last: a file that grows. Its beginning is dropped as it grows; offsets go on.
+//! The events, as JSON lines, newest last. The file grows at its end and loses its beginning; offsets keep their
+//! meaning.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -11,11 +12,11 @@ use tokio::sync::watch;
 use super::timestamp;
 use crate::name::CellName;
 
-/// Events kept. One more, and the oldest is dropped; a reader that has not read it is told how many it has lost. So a
-/// slow reader costs nothing: there is no queue for each.
+/// Number of events to keep. One more event pushes out the oldest, and a reader that has not read it learns how many it
+/// has lost. So a slow reader costs nothing: readers have no queues.
 const KEPT: usize = 10_000;
 
-/// A bounded log of events, read by many at their own pace.
+/// A bounded log of events. Many readers read it, each at its own pace.
 #[derive(Debug)]
 pub struct EventLog {
     log: Mutex<Log>,
@@ -25,31 +26,32 @@ pub struct EventLog {
 
 #[derive(Debug, Default)]
 struct Log {
-    /// Each with the place of its first byte among all bytes that ever were.
+    /// Each line, with the place of its first byte among all bytes since the start.
     lines: VecDeque<(u64, String)>,
-    /// The number of the first line that is kept.
+    /// The number of the oldest line.
     first: u64,
     end: u64,
 }
 
-/// How far somebody has read. It remembers the lines of one read only, and belongs to an open file, which are counted.
+/// How far somebody has read. A reader remembers only the lines of its last read, and belongs to an open file; the
+/// number of open files is limited.
 #[derive(Debug, Default)]
 pub struct Reader {
     started: bool,
-    /// What is added to an offset of the file to get a place in the log.
+    /// The place in the log minus the offset in the file.
     shift: i64,
     /// The number of the next line.
     next: u64,
-    /// The place after what was read last.
+    /// The place after the last read.
     place: u64,
-    /// The lines of the last read, each with its place and number: a shell reads more than it wants, and seeks back.
+    /// The lines of the last read, each with its place and number: a shell reads more than it needs, and seeks back.
     given: Vec<(u64, u64)>,
-    /// The line that stands for lost ones, and its offset.
+    /// The line that reports lost events, and its offset.
     gap: Option<(u64, Bytes)>,
 }
 
 impl Reader {
-    /// The number of the line at a place: of one that has not been read, or has been sought back to.
+    /// The number of the line at a place: of the next unread line, or of a line that the reader went back to.
     fn line_at(&self, place: u64) -> u64 {
         if place >= self.place {
             return self.next;
@@ -95,7 +97,7 @@ impl EventLog {
         self.end.send_replace(end);
     }
 
-    /// The size of the file: of all that ever happened.
+    /// The size of the file: of all events since the start.
     pub fn size(&self) -> usize {
         usize::try_from(*self.end.borrow()).unwrap_or(usize::MAX)
     }
@@ -111,8 +113,8 @@ impl EventLog {
         if reader.started { reader.place < log.end } else { !log.lines.is_empty() }
     }
 
-    /// Reads from a place among all bytes that ever were, for a reader that is not known to have read before. Where
-    /// that place is dropped, there is a line that says how many events were lost, and then empty lines.
+    /// Reads from a place among all bytes since the start, for a reader without a history. If the log has dropped that
+    /// place, the answer has a line with the number of lost events, and then empty lines.
     pub fn read_at(&self, offset: u64, size: usize) -> Bytes {
         let log = self.log.lock();
         let start = log.lines.front().map_or(log.end, |(start, _)| *start);
@@ -135,8 +137,9 @@ impl EventLog {
         data.into()
     }
 
-    /// Reads on. A reader that begins at offset 0 gets everything that is kept. A reader that is too slow gets a line
-    /// that says how many events it has lost, and goes on behind them. An empty answer means that there is no more yet.
+    /// Reads on. A reader that begins at offset 0 gets everything in the log. A reader that is too slow gets a line
+    /// with the number of events that it has lost, and goes on after them. An empty answer means that there is nothing
+    /// new yet.
     pub fn read(&self, reader: &mut Reader, offset: u64, size: usize) -> Bytes {
         let log = self.log.lock();
         let start = log.lines.front().map_or(log.end, |(start, _)| *start);
@@ -176,7 +179,7 @@ impl EventLog {
                 break;
             }
         }
-        // At the end there is nothing new to remember.
+        // At the end of the log there is nothing new to remember.
         if !data.is_empty() {
             reader.given = given;
         }
@@ -237,7 +240,7 @@ mod tests {
             assert_eq!(all(&log, &mut reader, &mut offset, size), "{\"lost\":2}\nsix\nseven\neight\n");
             log.add("nine\n".to_owned());
             assert_eq!(all(&log, &mut reader, &mut offset, size), "nine\n");
-            // Who comes late begins with what is kept.
+            // A late reader begins with the oldest event in the log.
             assert_eq!(all(&log, &mut Reader::default(), &mut 0, size), "seven\neight\nnine\n");
             // `tail` begins near the end.
             let mut end = log.size() as u64 - 5;

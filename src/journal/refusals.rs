@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Op, timestamp};
 use crate::error::{Error, Kind};
 
-/// Errors kept. One more, and the oldest is dropped; the daemon's own log has them all.
+/// Number of errors to keep. One more error pushes out the oldest; the daemon's log has all of them.
 const KEPT: usize = 1_000;
 
 /// One refused operation.
@@ -18,7 +18,7 @@ const KEPT: usize = 1_000;
 pub struct Refusal<'a> {
     /// The operation.
     pub op: Op,
-    /// The open file that it was about.
+    /// The open file, if the operation had one.
     pub handle: Option<u64>,
     /// The path below the mount.
     pub path: &'a str,
@@ -39,7 +39,7 @@ struct Kept {
     entries: VecDeque<Entry>,
     /// Bytes of all lines.
     size: usize,
-    /// The last refusal: the kernel repeats what fails with ESTALE, and one line is enough for both.
+    /// The last refusal. The kernel repeats an operation that fails with ESTALE, and one line is enough for both.
     last: Option<(Op, String, u32, Error)>,
 }
 
@@ -53,7 +53,7 @@ struct Entry {
 }
 
 impl Kept {
-    /// Whether this has been said already.
+    /// Whether the log has this refusal already.
     fn knows(&mut self, refusal: &Refusal<'_>) -> bool {
         let Refusal { op, handle, path, uid, pid, error } = refusal;
         let this = (*op, (*path).to_owned(), *pid, (*error).clone());
@@ -63,9 +63,9 @@ impl Kept {
         }
         self.last = Some(this);
         self.entries.iter().rev().any(|entry| {
-            // A refused save is refused by write, fsync, flush and release.
+            // A refused save fails in write, fsync, flush and release.
             let same_file = handle.is_some() && entry.handle == *handle;
-            // flock(1) tries a descriptor that is open for reading first, every time.
+            // flock(1) always tries a descriptor that is open for reading first.
             let habit = error.kind == Kind::BadDescriptor && entry.path == *path && entry.uid == *uid;
             (same_file || habit) && entry.error == **error
         })
@@ -73,7 +73,7 @@ impl Kept {
 }
 
 impl RefusalLog {
-    /// Adds a refusal to the log, and to the daemon's own.
+    /// Adds a refusal here, and to the daemon's log.
     pub fn record(&self, refusal: &Refusal<'_>) {
         let mut kept = self.0.lock();
         if kept.knows(refusal) {
@@ -141,7 +141,7 @@ mod tests {
             refuse(&log, op, Some(7), 0, Kind::BadMessage, "line 1, column 1: no such field");
         }
         assert_eq!(count(&log), 1);
-        // Another reason, another open file, and what is about none are lines of their own.
+        // Another reason, another open file, and an operation without one are separate lines.
         refuse(&log, Op::Flush, Some(7), 0, Kind::Conflict, "somebody was faster");
         refuse(&log, Op::Write, Some(8), 0, Kind::BadMessage, "line 1, column 1: no such field");
         refuse(&log, Op::Rename, None, 0, Kind::BadMessage, "line 1, column 1: no such field");

@@ -18,7 +18,7 @@ macro_rules! operations {
                 match self { $(Op::$variant => $name,)* }
             }
 
-            /// What a request is called as a task.
+            /// The name of the request's task.
             pub fn task(self) -> &'static str {
                 match self { $(Op::$variant => concat!("request ", $name),)* }
             }
@@ -63,7 +63,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// How often each kind of request came. There are as many counters as kinds.
+/// How often each kind of request came: one counter for each kind.
 #[derive(Debug)]
 pub struct Requests(Vec<AtomicU64>);
 
@@ -74,14 +74,14 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// Counts one request.
+    /// Counts a request.
     pub fn count(&self, op: Op) {
         if let Some(counter) = self.0.get(op as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The kinds that came at all, with their counts.
+    /// The kinds that came at least once, with their counts.
     pub fn counts(&self) -> impl Iterator<Item = (Op, u64)> {
         let counts = self.0.iter().map(|counter| counter.load(Ordering::Relaxed));
         Op::ALL.iter().copied().zip(counts).filter(|(_, count)| *count > 0)

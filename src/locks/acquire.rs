@@ -1,4 +1,4 @@
-//! Locking a directory of the topology for a program: finding what it has already, standing in line, waiting, giving
+//! Locks a directory of the topology for a program: finds what the program already has, stands in line, waits, gives
 //! up.
 
 use std::sync::Arc;
@@ -18,23 +18,24 @@ use crate::error::{Error, Kind, Result};
 use crate::name::TopoPath;
 use crate::process::has_ended;
 
-/// How long the place of an interrupted waiter is kept: a handled signal restarts its call at once.
+/// How long to keep the place of an interrupted waiter: after a handled signal, its call restarts at once.
 const PARKED: Duration = Duration::from_secs(1);
-/// Looks at most at a lock whose process has ended, until it is given back.
+/// How often to look at a lock whose process has ended, until it is released.
 const LOOKS: usize = 10;
-/// Places that one request may lose while it waits (its lease ends while the service is away) before it fails.
+/// How many places a waiting request may lose before it fails. (It loses one if its lease ends while the service is
+/// away.)
 const PLACES: usize = 2;
 
-/// A lock that is asked for.
+/// A request for a lock.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The file.
     pub ino: u64,
-    /// Which bytes, for whom.
+    /// Which bytes, and for whom.
     pub range: Range,
     /// The thread that waits.
     pub thread: u32,
-    /// Wait until it is free.
+    /// Whether to wait until it is free.
     pub wait: bool,
 }
 
@@ -50,12 +51,12 @@ enum Found {
     Mine(Arc<Held>),
     /// Another thread of its owner is waiting for it.
     Coming,
-    /// Nothing; it is noted as waiting.
+    /// Nothing. The table now has it as waiting.
     Nothing,
 }
 
 impl Locks {
-    /// Locks a directory of a topology. The range of the request counts for unlocking only: there is one lock.
+    /// Locks a directory of a topology. The range of the request matters only for unlocking: there is only one lock.
     pub async fn lock_dir(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
@@ -130,18 +131,19 @@ impl Locks {
         Err(Error::new(Kind::Unreachable, format!("{cell}: the place in the line for {dir} could not be kept")))
     }
 
-    /// Waits until the other call of the same process, or through the same open file, has got what is asked for.
+    /// Waits until the other call, of the same process or through the same open file, has the lock that this request
+    /// wants.
     async fn shared(&self, request: &Request, changes: &mut watch::Receiver<u64>) -> Result<()> {
         loop {
             if self.share(request)?.is_some() {
                 return Ok(());
             }
-            // They live as long as the mount.
+            // These live as long as the mount.
             let _ = changes.changed().await;
         }
     }
 
-    /// Locks a directory if that is possible at once.
+    /// Locks a directory if it is free now.
     async fn try_dir(self: &Arc<Self>, cell: &Arc<Cell>, dir: &TopoPath, request: &Request, text: Bytes) -> Result<()> {
         self.settled(cell, dir, request.ino).await;
         match self.take(cell, dir, Who::asks(request), text, Duration::ZERO).await? {
@@ -150,8 +152,8 @@ impl Locks {
         }
     }
 
-    /// Waits for what has been let go of here and may still be on its way: the kernel does not wait for it, and can
-    /// pass on the end of one process and the beginning of the next at the same time.
+    /// Waits for releases of this mount that are still in flight. The kernel does not wait for them, and can report the
+    /// end of one process and the start of the next at the same time.
     pub async fn settled(&self, cell: &Cell, dir: &TopoPath, ino: u64) {
         let abandoned = || {
             let holder = cell.holder(&cell.mirror.snapshot(), dir);
@@ -159,7 +161,7 @@ impl Locks {
         };
         for _ in 0..LOOKS {
             self.leaving.wait(&ino).await;
-            // Its descriptor may also live on in another process.
+            // Its descriptor may still be open in another process.
             if !abandoned() {
                 break;
             }
@@ -175,7 +177,7 @@ impl Locks {
         Ok(if acquiring.insert(key) { Found::Nothing } else { Found::Coming })
     }
 
-    /// What is held already for whoever asks: by the same owner, or by the other call.
+    /// What the caller already has: by the same owner, or by the other call.
     fn share(&self, request: &Request) -> Result<Option<Arc<Held>>> {
         let key = (request.ino, request.range.owner);
         let mut table = self.table.lock();
@@ -193,7 +195,7 @@ impl Locks {
         Ok(Some(mine.clone()))
     }
 
-    /// Waits for the places of waiters that have ended to be left.
+    /// Waits until the places of ended waiters are left.
     pub(super) async fn tidied(&self) {
         for _ in 0..LOOKS {
             if !self.parked.lock().values().any(|parked| has_ended(parked.thread)) {
@@ -203,7 +205,7 @@ impl Locks {
         }
     }
 
-    /// Keeps the place of somebody who is probably coming again.
+    /// Keeps the place of a waiter that probably comes again.
     fn park(self: &Arc<Self>, key: (u64, u64), thread: u32, place: Arc<LockPlace>, why: Ended) {
         let (locks, number) = (self.clone(), self.number());
         if why != Ended::Gone {
@@ -211,13 +213,13 @@ impl Locks {
         }
         self.tasks.spawn(async move {
             if why != Ended::Gone {
-                // Whoever has ended does not come again.
+                // A process that has ended does not come again.
                 let until = Instant::now() + PARKED;
                 while Instant::now() < until && !has_ended(thread) {
                     tokio::time::sleep(SECOND_LOOK).await;
                 }
                 let mut parked = locks.parked.lock();
-                // It may have been taken up, and parked again since.
+                // Meanwhile, its waiter may have taken it up and parked it again.
                 if parked.get(&key).is_none_or(|parked| parked.number != number) {
                     return;
                 }
@@ -238,5 +240,5 @@ impl Locks {
 }
 
 pub(super) fn would_block() -> Error {
-    Error::new(Kind::WouldBlock, "locked by another")
+    Error::new(Kind::WouldBlock, "somebody else holds the lock")
 }

@@ -1,5 +1,4 @@
-//! How many there may be of what one user can make: each is a request that waits, a lease or session that is kept
-//! alive.
+//! Limits for what one user can create: each piece is a waiting request, or a lease or session that topofs keeps alive.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,23 +7,23 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Result};
 
-/// How many of something there may be.
+/// A limit for the number of something.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Of one user.
+    /// For one user.
     pub each: usize,
     /// In all.
     pub all: usize,
 }
 
-/// Callers who wait: each is looked at ten times a second, which costs one user at most a tenth of a core.
+/// Waiting callers: topofs looks at each of them ten times a second, so one user costs at most a tenth of a core.
 pub(super) const WAITERS: Limits = Limits { each: 512, all: 2_048 };
-/// Places in the lines of the services: each is a key, and a lease or session that is renewed.
+/// Places in the lines of the services: each is a key, and a lease or session to renew.
 pub(super) const PLACES: Limits = Limits { each: 512, all: 2_048 };
-/// Locks of files that are this mount's own affair: each is a line in a table that is looked through.
+/// Locks of files that concern only this mount: each is a row in a table that is searched.
 pub(super) const LOCKS: Limits = Limits { each: 4_096, all: 16_384 };
 
-/// Counts what there is.
+/// Counts the existing ones.
 #[derive(Debug)]
 pub(super) struct Bound {
     what: &'static str,
@@ -32,7 +31,7 @@ pub(super) struct Bound {
     taken: Mutex<HashMap<u32, usize>>,
 }
 
-/// One of what is counted, until dropped.
+/// One of them, until dropped.
 #[derive(Debug)]
 pub(super) struct Share(Arc<Bound>, u32);
 
@@ -41,7 +40,7 @@ impl Bound {
         Arc::new(Self { what, limits, taken: Mutex::default() })
     }
 
-    /// One more for a user. Fails with ENOLCK if there are too many.
+    /// Adds one for a user. Fails with ENOLCK if there are too many.
     pub fn take(self: &Arc<Self>, uid: u32) -> Result<Share> {
         let mut taken = self.taken.lock();
         let all: usize = taken.values().sum();
@@ -49,7 +48,7 @@ impl Bound {
         let Limits { each, all: most } = self.limits;
         if own >= each || all >= most {
             let what = self.what;
-            let reason = format!("too many {what}: user {uid} has {own} of at most {each}, all have {all} of {most}");
+            let reason = format!("too many {what}: user {uid} has {own} of {each}, all users have {all} of {most}");
             return Err(Error::new(Kind::NoLocks, reason));
         }
         taken.insert(uid, own + 1);

@@ -1,4 +1,4 @@
-//! Telling of locks that come, go, and are lost.
+//! Writes events for locks that come, go, and are lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::cells::lock_text::shown;
 use crate::cells::{Cell, HolderChange, Holders, KnownLocks};
 
 impl Locks {
-    /// Tells of the locks of a cell from now on, whoever takes them. One that was another place before is told of with
-    /// what is different.
+    /// Writes events for the locks of a cell from now on, whoever takes them. If the cell had another location before,
+    /// it writes the differences.
     pub fn follow(self: &Arc<Self>, cell: &Arc<Cell>) {
         let known = {
             let mut followed = self.followed.lock();
@@ -26,7 +26,7 @@ impl Locks {
             followed.insert(cell.name.clone(), (Arc::downgrade(cell), known.clone()));
             known
         };
-        // After a panic, what is different is told when it is begun again.
+        // After a panic, the next start writes the differences.
         let (locks, cell) = (self.clone(), cell.clone());
         let task = format!("the locks of {}", cell.name);
         self.tasks.spawn(alive::restarted(task, move || locks.clone().tell_changes(cell.clone(), known.clone())));
@@ -35,7 +35,7 @@ impl Locks {
     async fn tell_changes(self: Arc<Self>, cell: Arc<Cell>, known: KnownLocks) {
         let follow = async {
             let mut holders = Holders::of(cell.clone(), &known).await;
-            // When a lock is given back, its process may be gone.
+            // When a lock is released, its process may already be gone.
             let mut by = HashMap::new();
             loop {
                 let changes = holders.changed().await;

@@ -1,6 +1,6 @@
-//! What this mount holds of the topology's locks, the places that it stands at, and giving both back.
+//! The locks of the topology that this mount holds, its places in line, and how it releases both.
 //!
-//! [`Locks`] is defined here, since every other file of this folder works on it.
+//! [`Locks`] is here, because all other files of this folder use it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,9 +30,9 @@ use crate::error::{Error, Kind, Result};
 use crate::in_flight::InFlight;
 use crate::name::{CellName, TopoPath};
 
-/// Pause between attempts to give a lock back.
+/// Pause between attempts to release a lock.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
-/// Attempts to give a lock back before it is left to its lease or session.
+/// Attempts to release a lock. After these, only the end of its lease or session releases it.
 const LEAVES: usize = 60;
 
 /// A place whose waiter was interrupted.
@@ -43,18 +43,18 @@ pub(super) struct Parked {
     pub thread: u32,
 }
 
-/// A place that this mount stands at in a line.
+/// A place of this mount in a line.
 #[derive(Debug)]
 pub(super) struct Standing {
     pub place: Arc<LockPlace>,
     /// For whom.
     pub pid: u32,
-    /// For one save, which is over soon.
+    /// Whether it is for one save, which ends soon.
     pub for_save: bool,
     pub _share: Option<Share>,
 }
 
-/// A place that is being taken.
+/// A place that a request is taking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entering {
     pub contents: Bytes,
@@ -66,30 +66,30 @@ pub(super) struct Entering {
 #[derive(Debug)]
 pub struct Locks {
     pub(super) table: Mutex<Table>,
-    /// Counts what may let somebody go on.
+    /// Counts the changes after which a waiter may go on.
     pub(super) changes: watch::Sender<u64>,
     pub(super) held: Mutex<Vec<Arc<Held>>>,
-    /// File and owner of those who are waiting for the topology.
+    /// File and owner of each request that waits for the topology.
     pub(super) acquiring: Mutex<HashSet<(u64, u64)>>,
-    /// Places of waiters that a signal has interrupted: most of them come again at once.
+    /// Places of waiters that a signal has interrupted: most waiters come again at once.
     pub(super) parked: Mutex<HashMap<(u64, u64), Parked>>,
-    /// All places, so that none is left behind.
+    /// All places, so that the mount leaves none behind.
     pub(super) places: Mutex<HashMap<u64, Standing>>,
-    /// Places that are being taken: the mirror may hear of them first.
+    /// Places that requests are taking: the mirror may hear of a place before its request does.
     pub(super) entering: Mutex<Vec<Entering>>,
     pub(super) waiters: Arc<Bound>,
     pub(super) standing: Arc<Bound>,
     pub(super) save_turns: SaveTurns,
     pub(super) staying: Staying,
     pub(super) times_left: TimesLeft,
-    /// Locks of files that are being given back.
+    /// Locks of files whose release is in flight.
     pub(super) leaving: InFlight<u64>,
     pub(super) last: AtomicU64,
-    /// Nobody waits any more.
+    /// Set when the mount ends: nobody waits any more.
     pub(super) closing: CancellationToken,
     pub(super) patience: Patience,
     pub(super) control: Arc<Control>,
-    /// The cells whose locks are told of, and what was told of them last.
+    /// The cells whose locks have events, and what the last events said.
     pub(super) followed: Mutex<HashMap<CellName, (Weak<Cell>, KnownLocks)>>,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
@@ -104,9 +104,9 @@ pub(super) struct Held {
     pub number: u64,
     /// The `.lock` file; 0 for a lock that is taken for one save.
     ino: u64,
-    /// Who has locked it; several if one process, or one open file, has locked it by flock(2) and by fcntl(2).
+    /// Its owners: several if one process, or one open file, has locked it with both flock(2) and fcntl(2).
     owners: Mutex<Vec<u64>>,
-    /// The process that has locked it first; 0 if it cannot be seen.
+    /// The process that locked it first; 0 if unseen.
     pub pid: u32,
     /// Why it is lost.
     pub lost: OnceLock<String>,
@@ -127,8 +127,8 @@ impl Held {
         self.ino == ino && self.owners.lock().contains(&owner)
     }
 
-    /// Whether a request is of the same process, or through the same open file, as what is held here, but by the other
-    /// call. On a local file these do not see each other, so neither may wait for the other here.
+    /// Whether a request comes from the process, or the open file, that holds this lock, but with the other call. On a
+    /// local file the two calls do not see each other, so neither may wait for the other here.
     pub fn is_shared_with(&self, table: &Table, ino: u64, wanted: &Range) -> bool {
         let owners = self.owners.lock();
         let same = |range: &Range| {
@@ -142,7 +142,7 @@ impl Held {
             && table.ranges(self.ino).iter().any(same)
     }
 
-    /// Somebody else has locked it, too: by the other call.
+    /// Adds an owner that has locked it with the other call.
     pub fn add_owner(&self, owner: u64) {
         let mut owners = self.owners.lock();
         if !owners.contains(&owner) {
@@ -150,7 +150,7 @@ impl Held {
         }
     }
 
-    /// Why a call fails that needs this lock; `None` while it is held.
+    /// The error of a call that needs this lock; `None` while it is held.
     pub fn error(&self) -> Option<Error> {
         let reason = self.lost.get()?;
         let (cell, dir) = (&self.place.cell().name, self.place.dir());
@@ -209,8 +209,8 @@ impl Locks {
         Ok(held)
     }
 
-    /// Notices when a lock is lost: its lease or session has ended, or somebody has taken its node away.
-    /// Where that panics nobody would notice any more, so the lock counts as lost.
+    /// Notices when a lock is lost: its lease or session has ended, or somebody has removed its node. After a panic
+    /// nobody would notice the loss, so the lock then counts as lost.
     async fn watch_over(self: Arc<Self>, held: Arc<Held>) {
         let reason = match alive::guarded("the watch over a lock", self.why_lost(&held)).await {
             Ok(None) => return,
@@ -223,11 +223,11 @@ impl Locks {
         let _ = held.lost.set(reason.clone());
         self.tell_lost(&held, &reason);
         self.notify();
-        // What is left of it must not keep others waiting.
+        // The remains of the lock must not block others.
         self.leave(&held.place).await;
     }
 
-    /// Waits until a lock is lost, and says why; `None` if it is given back before.
+    /// Waits until a lock is lost, and returns the reason; `None` if it is released first.
     async fn why_lost(&self, held: &Held) -> Option<String> {
         let cell = held.place.cell();
         let mut changes = cell.mirror.lock_changes();
@@ -241,7 +241,7 @@ impl Locks {
             });
             match (seen, same) {
                 (_, true) => seen = true,
-                (true, false) => return Some("somebody has taken it away".to_owned()),
+                (true, false) => return Some("somebody took it away".to_owned()),
                 (false, false) => {}
             }
             tokio::select! {
@@ -254,7 +254,7 @@ impl Locks {
         }
     }
 
-    /// Gives back the locks of a file that nobody has locked any more.
+    /// Releases the locks of a file that have no owner left.
     pub(super) async fn give_back_unused(self: &Arc<Self>, ino: u64) {
         let unused: Vec<Arc<Held>> = {
             let table = self.table.lock();
@@ -273,7 +273,7 @@ impl Locks {
         }
     }
 
-    /// Leaves a place, and waits for that as long as a call may take.
+    /// Leaves a place, and waits for that up to the time limit of a call.
     pub(super) async fn give_back(self: &Arc<Self>, ino: u64, place: Arc<LockPlace>) {
         let in_flight = self.leaving.begin(ino);
         let (tell, told) = oneshot::channel::<()>();
@@ -285,20 +285,20 @@ impl Locks {
             match left {
                 Ok(()) => drop(locks.places.lock().remove(&(Arc::as_ptr(&place) as u64))),
                 Err(error) => {
-                    tracing::warn!(%error, "a lock cannot be given back now");
+                    tracing::warn!(%error, "cannot release a lock now");
                     locks.leave(&place).await;
                 }
             }
         });
-        // It is only ever dropped.
+        // Nobody sends; it is only dropped.
         let _ = told.await;
     }
 
-    /// Leaves a place for good.
+    /// Leaves a place, and tries until it is gone.
     pub(super) async fn leave(&self, place: &Arc<LockPlace>) {
         for _ in 0..LEAVES {
             let Err(error) = try_to_leave(place).await else { break };
-            tracing::debug!(%error, "a lock cannot be given back now");
+            tracing::debug!(%error, "cannot release a lock now");
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(LEAVE_PAUSE) => {}
@@ -307,7 +307,7 @@ impl Locks {
         self.places.lock().remove(&(Arc::as_ptr(place) as u64));
     }
 
-    /// Fails if a lock that was taken through this open file is lost.
+    /// Fails if this open file has lost a lock.
     pub fn refuse_if_lost(&self, ino: u64, handle: u64) -> Result<()> {
         let held = self.held.lock().clone();
         let table = self.table.lock();
@@ -321,25 +321,25 @@ impl Locks {
         }
     }
 
-    /// The process of this mount that holds a lock, and who of an owner and others it is for.
+    /// The process of this mount that holds a lock, and its owners.
     pub fn holder_here(&self, cell: &Cell, dir: &TopoPath, owner: u64) -> Option<(bool, u32)> {
         let held = self.held.lock();
         let here = held.iter().find(|held| held.lost.get().is_none() && !held.is_for_save() && held.is(cell, dir))?;
         Some((here.owners.lock().contains(&owner), here.pid))
     }
 
-    /// Whether somebody on this mount, and no save, holds a lock.
+    /// Whether a process on this mount (not a save) holds a lock.
     pub(super) fn holds(&self, cell: &Cell, dir: &TopoPath) -> bool {
         let held = self.held.lock();
         held.iter().any(|held| held.lost.get().is_none() && !held.is_for_save() && held.is(cell, dir))
     }
 
-    /// The process of this mount that stands at a node.
+    /// The process of this mount whose place a node is.
     pub(super) fn pid_of(&self, node: &Node) -> Option<u32> {
         self.of_this_mount(node).map(|(pid, _)| pid)
     }
 
-    /// The same, and whether it does for one save.
+    /// The same, and whether the place is for one save.
     pub(super) fn of_this_mount(&self, node: &Node) -> Option<(u32, bool)> {
         let places = self.places.lock();
         let known = places.values().find(|standing| standing.place.is(node));
@@ -373,7 +373,7 @@ impl Locks {
         self.closing.cancel();
     }
 
-    /// Gives everything back, within a time.
+    /// Releases everything, within a time limit.
     pub async fn shutdown(self: &Arc<Self>, patience: Duration) {
         self.close();
         self.stop.cancel();
@@ -381,7 +381,7 @@ impl Locks {
         let places: Vec<Arc<LockPlace>> = self.places.lock().values().map(|standing| standing.place.clone()).collect();
         let leaving = places.into_iter().map(|place| async move {
             if let Err(error) = try_to_leave(&place).await {
-                tracing::warn!(%error, "a lock cannot be given back; it ends with its lease or session");
+                tracing::warn!(%error, "cannot release a lock; it ends with its lease or session");
             }
         });
         self.tasks.close();
@@ -390,11 +390,11 @@ impl Locks {
             self.tasks.wait().await;
         };
         if tokio::time::timeout(patience, all).await.is_err() {
-            tracing::warn!("not all locks could be given back in time; they end with their leases or sessions");
+            tracing::warn!("could not release all locks in time; the rest end with their leases or sessions");
         }
     }
 
-    /// Locks that are held, places that are waited in, locks that are lost.
+    /// The numbers of held locks, of places that wait, and of lost locks.
     pub fn counts(&self) -> (usize, usize, usize) {
         let places = self.places.lock().len();
         let held = self.held.lock();
@@ -416,12 +416,12 @@ pub(super) fn ending() -> Error {
     Error::new(Kind::Io, "the mount is ending")
 }
 
-/// Waits until a place is the first. A panic is a failure like any other: the place is left.
+/// Waits until a place is the first. A panic counts as a failure: the caller leaves the place.
 pub(super) async fn try_to_hold(place: &LockPlace) -> Result<()> {
     alive::guarded("waiting in line", place.hold()).await.unwrap_or_else(|panic| Err(panic.into()))
 }
 
-/// Leaves a place. A panic is a failure like any other: it is tried again, and in the end the lease or session ends.
+/// Leaves a place. A panic counts as a failure: the caller tries again, and in the end the lease or session ends.
 pub(super) async fn try_to_leave(place: &LockPlace) -> Result<()> {
     alive::guarded("leaving a line", place.leave()).await.unwrap_or_else(|panic| Err(panic.into()))
 }

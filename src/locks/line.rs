@@ -1,8 +1,7 @@
-//! Standing in the line for a lock of the topology, and who is before us there.
+//! Stands in the line for a lock of the topology, and knows who is before us there.
 //!
-//! Every waiter stands in the service's line itself, so that hosts are served in the order in which they came, whoever
-//! they are; where a service has no line (Consul), one waiter of this mount tries at a time (see
-//! [`crate::cells::LockPlace`]).
+//! Every waiter stands in the line of the service, so all hosts are served in the order in which they came. If a
+//! service has no line (Consul), only one waiter of this mount tries at a time (see [`crate::cells::LockPlace`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use crate::cells::{Cell, LockPlace};
 use crate::error::Result;
 use crate::name::TopoPath;
 
-/// How long a save waits for others' saves, and a lock that nobody would wait for, for saves.
+/// How long a save waits for other saves. A request that does not wait for locks still waits so long for saves.
 pub(super) const MOMENT: Duration = Duration::from_secs(10);
 
 /// Who takes a place.
@@ -31,7 +30,7 @@ pub(super) struct Who {
     /// The `.lock` file; 0 for a save.
     pub ino: u64,
     pub pid: u32,
-    /// Whose place it counts as; a save's counts as nobody's, because it is over soon.
+    /// The owner of the place; a save's place has no owner, because it ends soon.
     pub uid: Option<u32>,
 }
 
@@ -41,16 +40,16 @@ impl Who {
     }
 }
 
-/// What comes of taking a lock.
+/// The outcome of taking a lock.
 pub(super) enum Taken {
     Place(Arc<LockPlace>),
     /// Somebody else on this mount has it.
     Ours,
-    /// Somebody elsewhere has it, as far as known.
+    /// Somebody elsewhere has it; who, as far as known.
     Other(Option<Node>),
 }
 
-/// Who is before whoever comes now, as far as the mirror knows.
+/// Who is before a new request, as far as the mirror knows.
 pub(super) enum Before {
     /// A save.
     Save(Node),
@@ -60,7 +59,7 @@ pub(super) enum Before {
 }
 
 impl Locks {
-    /// Stands in line. Goes on by itself when the caller gives up, and leaves the place again then.
+    /// Takes a place in line. If the caller gives up, this goes on by itself, and leaves the place again.
     pub(super) async fn stand(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
@@ -68,11 +67,11 @@ impl Locks {
         who: Who,
         text: Bytes,
     ) -> Result<Arc<LockPlace>> {
-        // Saves that are under way may still need one while nobody waits any more.
+        // When the mount ends, saves that are under way may still need a place.
         if self.stop.is_cancelled() {
             return Err(ending());
         }
-        // Those of saves have an order of their own.
+        // Saves have their own order.
         if !who.is_save() {
             self.leaving.wait(&who.ino).await;
         }
@@ -83,7 +82,7 @@ impl Locks {
             let Who { pid, .. } = who;
             let entering = Entering { contents: text, pid, for_save: who.is_save() };
             locks.entering.lock().push(entering.clone());
-            // A panic is the answer of whoever asks. What stands in the line by then ends with its lease or session.
+            // A panic is the answer to the caller. A place that exists by then ends with its lease or session.
             let stood = alive::guarded("standing in line", cell.stand_in_line(&dir, &entering.contents)).await;
             let place = stood.unwrap_or_else(|panic| Err(panic.into())).map(Arc::new);
             if let Ok(place) = &place {
@@ -106,7 +105,7 @@ impl Locks {
         }
     }
 
-    /// A lock if it is free, or has only to do with saves. Somebody else's is given `grace` to go away.
+    /// Takes a lock if it is free, or if only saves stand before us. Anybody else has the time `grace` to go away.
     pub(super) async fn take(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
@@ -116,10 +115,10 @@ impl Locks {
         grace: Duration,
     ) -> Result<Taken> {
         cell.snapshot().await?;
-        // Nobody would wait for a lock that is not to be had for another reason (Consul's delay).
+        // If nobody can take the lock for another reason (Consul's delay), the request does not wait either.
         let is_quick = grace.is_zero() && !matches!(self.before(cell, dir, None), Some(Before::Save(_)));
         let end = Instant::now() + self.patience.at_most(if is_quick { GRACE } else { MOMENT });
-        // Standing in line without need would make others believe that it is locked.
+        // A needless place in line would tell others that the directory is locked.
         match timeout_at(end, self.in_the_way(cell, dir, grace, None)).await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(taken))) => return Ok(taken),
@@ -155,8 +154,8 @@ impl Locks {
         })
     }
 
-    /// Who is in the way and does not go away within the time of grace. Whoever does not stand in line yet (`own`)
-    /// hears that nobody is; who does, goes on looking.
+    /// Returns who is in the way for longer than the grace time. Without a place of its own (`own`), the caller learns
+    /// at once that nobody is in the way; with one, it goes on looking.
     pub(super) async fn in_the_way(
         &self,
         cell: &Cell,
@@ -171,7 +170,7 @@ impl Locks {
             changes.mark_unchanged();
             here.mark_unchanged();
             let other = match self.before(cell, dir, own) {
-                // Who is about to get it is waited for by a save, which then goes on beside it.
+                // A save waits for a process of this mount that is about to get the lock, and then goes on beside it.
                 Some(Before::Ours) if grace.is_zero() || self.holds(cell, dir) => return Ok(Some(Taken::Ours)),
                 Some(Before::Other(node)) => Some(node),
                 None | Some(Before::Save(_)) if own.is_none() => return Ok(None),
@@ -189,7 +188,7 @@ impl Locks {
             let is_over = seen.is_some_and(|when| when.elapsed() >= grace)
                 || grace.is_zero()
                 || self.staying.contains(&cell.name, &node);
-            // The service knows better. What it says, the mirror knows then, too.
+            // The service knows better. The mirror then learns its answer, too.
             if (seen.is_none() || is_over) && !cell.still_locked(&node).await? {
                 tokio::time::sleep(SECOND_LOOK).await;
                 continue;

@@ -1,20 +1,20 @@
 //! Locks of files. The locks of `.lock` files are the topology's own; the locks of all other files concern this mount
 //! only.
 //!
-//! Each file knows only files that stand before it here:
+//! Each file knows only the files before it in this list:
 //!
 //! - `table` knows who of this mount holds which bytes; `patience` knows how long a caller waits; `bounds` limits how
 //!   many wait; `users` and `cells/lock_text` write what stands in a lock; `names` names locks and processes in events;
 //! - `save_turns`, `staying` and `times_left` remember things for the saves and the report;
-//! - `held` has the locks that this mount holds, and gives them back;
+//! - `held` has the locks that this mount holds, and releases them;
 //! - `line` stands in a service's line; `acquire` locks a directory for a program; `saving` has the locks that a save
 //!   needs;
-//! - `events` tells of locks that come and go; `report` shows them all and breaks them.
+//! - `events` writes events for locks that come and go; `report` shows all of them and breaks them.
 //!
 //! # The order of locks
 //!
-//! **Our own mutexes.** A mutex may be taken while those that stand before it in one of these rows are held. No other
-//! two are held together, and none is held across an await:
+//! **Our own mutexes.** A thread may take a mutex while it holds those before it in one of these rows. No other two are
+//! held together, and none is held across an await:
 //!
 //! - `acquiring`, `table`, `held`, then the owners of one [`held::Held`];
 //! - `places`, then `entering`, or the counts of a [`bounds::Bound`], or the state that a backend keeps of one place.
@@ -57,7 +57,7 @@ use held::ending;
 use patience::{SECOND_LOOK, interrupted};
 
 impl Locks {
-    /// Locks bytes of a file that is this mount's affair.
+    /// Locks bytes of a file that concerns only this mount.
     pub async fn lock_file(&self, request: &Request) -> Result<()> {
         let Request { ino, range, thread, wait } = request;
         let mut changes = self.changes.subscribe();
@@ -100,25 +100,26 @@ impl Locks {
                 Ok(true)
             }
             Some(holder) if wait && !table.wait_for(range.owner, holder) => {
-                Err(Error::new(Kind::Deadlock, "those who wait would wait for each other"))
+                Err(Error::new(Kind::Deadlock, "the waiting processes would wait for each other"))
             }
             Some(_) => Ok(false),
         }
     }
 
-    /// A lock of somebody else on this mount that is in the way.
+    /// A conflicting lock of somebody else on this mount.
     pub fn conflict(&self, ino: u64, range: &Range) -> Option<Range> {
         self.table.lock().conflict(ino, range).cloned()
     }
 
-    /// Unlocks what the owner of a range has locked there by the same call.
+    /// Removes the locks that the owner of a range has there by the same call.
     pub async fn unlock(self: &Arc<Self>, ino: u64, range: &Range) -> Result<()> {
         self.table.lock().unset(ino, range.owner, range.by, range.start, range.end)?;
         self.give_back_unused(ino).await;
         Ok(())
     }
 
-    /// A process has closed a descriptor of a file: POSIX locks end with the first, whichever it is.
+    /// A process has closed a descriptor of a file: its POSIX locks end with the first closed descriptor, whichever it
+    /// is.
     pub async fn closed(self: &Arc<Self>, ino: u64, owner: u64) {
         {
             let mut table = self.table.lock();
@@ -130,7 +131,7 @@ impl Locks {
         self.give_back_unused(ino).await;
     }
 
-    /// The last descriptor of an open file is gone: all that was taken through it ends. `owner` is that of its flock(2)
+    /// The last descriptor of an open file is gone, so all locks through it end. `owner` is the owner of its flock(2)
     /// locks.
     pub async fn released(self: &Arc<Self>, ino: u64, handle: u64, owner: Option<u64>) {
         {

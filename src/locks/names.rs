@@ -1,11 +1,11 @@
-//! How events and reports name a lock and the process that has it.
+//! The names of locks and their processes in events and reports.
 
 use serde_json::{Value, json};
 
 use crate::name::{LOCK_FILE, TopoPath};
 use crate::process;
 
-/// A process of this machine, as events name it; what is not known of it any more is null.
+/// A process of this machine, as events name it; unknown parts are null.
 pub(super) fn process_of_here(pid: u32) -> Value {
     if pid == 0 {
         return json!({ "uid": null, "pid": null, "command": null });

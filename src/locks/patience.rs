@@ -1,9 +1,9 @@
-//! How long a caller waits: until a signal is pending for it, it is gone, or the kernel would lose patience with the
-//! mount.
+//! How long a caller waits: until a signal is pending for it, it is gone, or the kernel's time limit for a request is
+//! near.
 //!
-//! The kernel does not tell us of signals (fuser refuses FUSE_INTERRUPT), so waiting threads are looked at in /proc,
-//! all together, from one place. Only a signal that this very thread is going to handle may end its wait with EINTR:
-//! the kernel would pass anything else to the caller as errno 512.
+//! The kernel does not tell us of signals (fuser refuses FUSE_INTERRUPT), so one task looks at all waiting threads in
+//! /proc. Only a signal that this very thread is going to handle may end its wait with EINTR; otherwise the caller
+//! would get errno 512.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,24 +21,24 @@ use crate::alive;
 use crate::error::{Error, Kind};
 use crate::process;
 
-/// Pause after which a lock that nobody would wait for is looked at again: the kernel passes on the end of one process
-/// and the beginning of the next at the same time.
+/// Pause before a request that does not wait looks at the lock again: the kernel can report the end of one process and
+/// the start of the next at the same time.
 pub(super) const SECOND_LOOK: Duration = Duration::from_millis(10);
-/// How often waiting threads are looked at.
+/// How often to look at waiting threads.
 const LOOK: Duration = Duration::from_millis(100);
-/// Looks after which a thread must still be the same: the numbers of those that have ended are used again, but not
-/// soon.
+/// After so many looks, check that the thread is still the same one: the number of an ended thread is used again, but
+/// not soon.
 const IDENTITY: u64 = 50;
-/// How long those may wait that cannot be looked at: they live in another pid namespace, or /proc does not tell.
+/// How long a thread may wait if topofs cannot look at it: it lives in another pid namespace, or /proc hides it.
 const UNSEEN: Duration = Duration::from_secs(45);
-/// Part of the kernel's limit after which a wait is ended.
+/// The part of the kernel's time limit after which a wait ends.
 const MARGIN: f64 = 0.8;
-/// Longest /proc/PID/status that is read, in bytes: a process may have 65,536 groups, of up to 11 bytes each.
+/// Longest /proc/PID/status to read, in bytes: a process may have 65,536 groups of up to 11 bytes each.
 const STATUS_LIMIT: usize = 1 << 20;
-/// Files that are kept open for all waiters together, so that those who wait do not use up the daemon's descriptors.
-/// The file of any further waiter is opened for each look.
+/// Number of files to keep open for all waiters together, so that waiters do not use up the daemon's descriptors. For
+/// any further waiter, each look opens the file.
 const KEPT: usize = 256;
-/// What it takes without groups.
+/// Its size without groups.
 const STATUS_SIZE: usize = 4_096;
 
 /// Why a wait has ended.
@@ -78,7 +78,7 @@ struct Thread {
     unseen: Option<Instant>,
 }
 
-/// A wait that is watched; not any more when dropped.
+/// A watched wait. Dropping it ends the watch.
 struct Entry<'a>(&'a Patience, u64);
 
 impl Drop for Entry<'_> {
@@ -88,17 +88,18 @@ impl Drop for Entry<'_> {
 }
 
 impl Patience {
-    /// `request_timeout` is how long the kernel lets a request take before it gives up the mount, if it does.
+    /// `request_timeout` is the kernel's time limit for a request, if there is one: after it, the kernel gives up the
+    /// mount.
     pub fn new(request_timeout: Option<Duration>) -> Self {
         Self { waiting: Arc::default(), limit: request_timeout.map(|limit| limit.mul_f64(MARGIN)) }
     }
 
-    /// A time to wait, or what the kernel lets a request take if that is shorter.
+    /// The given time to wait, or the kernel's time limit if that is shorter.
     pub fn at_most(&self, time: Duration) -> Duration {
         self.limit.map_or(time, |limit| limit.min(time))
     }
 
-    /// Waits until the wait of a thread has to end.
+    /// Returns when the wait of a thread must end.
     pub async fn ended(&self, thread: u32) -> Ended {
         let begin = Instant::now();
         if thread == 0 {
@@ -127,7 +128,7 @@ impl Patience {
             }
         };
         let ended = tokio::select! {
-            // Not told at all only if the watch itself has ended: nobody knows.
+            // The channel closes only if the watch itself has ended: then nobody knows.
             told = told => told.unwrap_or(Ended::Limit),
             () = limit => Ended::Limit,
         };
@@ -136,8 +137,8 @@ impl Patience {
     }
 }
 
-/// After a panic nobody knows who has a signal: all waits end, as if their time were over, and the next one is watched
-/// anew.
+/// After a panic nobody knows who has a signal: all waits end as if their time were over, and the next wait starts a
+/// new watch.
 async fn watch_all(waiting: Arc<Mutex<Waiting>>) {
     if alive::guarded("the watch over who waits", watch(waiting.clone())).await.is_err() {
         let mut waiting = waiting.lock();
@@ -156,7 +157,7 @@ async fn watch(waiting: Arc<Mutex<Waiting>>) {
             }
             waiting.threads.iter().map(|(number, (thread, _))| (*number, thread.clone())).collect()
         };
-        // Many of them take a while: not in a thread that answers requests, and not while others want to begin to wait.
+        // Many looks take a while, so they run in a thread that answers no requests, and do not block new waits.
         let now = Instant::now();
         let all: Vec<u64> = threads.iter().map(|(number, _)| *number).collect();
         let looked = tokio::task::spawn_blocking(move || {
@@ -166,13 +167,13 @@ async fn watch(waiting: Arc<Mutex<Waiting>>) {
                 let seen = if replaced { Look::Ended(Ended::Gone) } else { look(&thread, &mut buffer) };
                 (number, thread, seen)
             });
-            // Nearly all of them go on waiting.
+            // Nearly all waits go on.
             looks
                 .filter(|(_, thread, look)| *look != Look::Waits || thread.unseen.is_some())
                 .map(|(number, _, look)| (number, look))
                 .collect::<Vec<_>>()
         });
-        // Who cannot be looked at waits on, but not for ever: a look may also have panicked.
+        // A thread that topofs cannot look at waits on, but not for ever: a look may also have panicked.
         let unknown = |_| all.into_iter().map(|number| (number, Look::Unknown)).collect();
         for (number, look) in looked.await.unwrap_or_else(unknown) {
             waiting.lock().note(number, look, now);
@@ -199,14 +200,14 @@ impl Waiting {
             Look::Ended(ended) => ended,
         };
         if let Some((_, tell)) = self.threads.remove(&number) {
-            // Who has stopped waiting does not want to know.
+            // The receiver is gone if the wait has ended.
             let _ = tell.send(ended);
         }
     }
 }
 
 impl Thread {
-    /// Whether another thread has its number now.
+    /// Whether another thread now has its number.
     fn is_replaced(&self) -> bool {
         self.status.is_none()
             && self.started.is_some_and(|known| process::started(self.id).is_some_and(|now| now != known))
@@ -218,11 +219,11 @@ impl Thread {
 enum Look {
     Waits,
     Ended(Ended),
-    /// An error is no answer.
+    /// An error is not an answer.
     Unknown,
 }
 
-/// What stands in /proc/PID/status as long as there is no signal.
+/// The lines of /proc/PID/status without a signal.
 const NOTHING_PENDING: &[u8] = b"\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
 
 fn open_status(thread: u32) -> std::io::Result<File> {
@@ -233,14 +234,14 @@ fn look(thread: &Thread, buffer: &mut Vec<u8>) -> Look {
     let length = match read_status(thread, buffer).map_err(|error| error.raw_os_error()) {
         Ok(length) => length,
         Err(Some(libc::ESRCH)) => return Look::Ended(Ended::Gone),
-        // /proc may be mounted so that it hides the processes of others.
+        // /proc may have a mount option that hides the processes of others.
         Err(Some(libc::ENOENT)) if kill(Pid::from_raw(thread.id.cast_signed()), None) == Err(nix::Error::ESRCH) => {
             return Look::Ended(Ended::Gone);
         }
         Err(_) => return Look::Unknown,
     };
     let text = buffer.get(..length).unwrap_or_default();
-    // Nearly always; the rest is looked at only if not.
+    // This is nearly always so; look at the rest only if not.
     if memchr::memmem::find(text, NOTHING_PENDING).is_some() {
         return Look::Waits;
     }
@@ -252,7 +253,8 @@ fn look(thread: &Thread, buffer: &mut Vec<u8>) -> Look {
     if status.own() != 0 || ours(status.shared()) { Look::Ended(Ended::Signal) } else { Look::Waits }
 }
 
-/// All of it: what it says of signals stands behind the list of groups, which may be long. Says how long it is.
+/// Reads the whole file, because the lines about signals stand after the list of groups, which may be long. Returns its
+/// length.
 fn read_status(thread: &Thread, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
     let opened;
     let status = match &thread.status {
@@ -270,14 +272,14 @@ fn read_status(thread: &Thread, buffer: &mut Vec<u8>) -> std::io::Result<usize> 
         let room = buffer.get_mut(length..).unwrap_or_default();
         let (asked, count) = (room.len(), status.read_at(room, length as u64)?);
         length += count;
-        // /proc gives as much as there is: less than that is the end.
+        // A read from /proc fills the buffer; a shorter read is the end.
         if count < asked || length >= STATUS_LIMIT {
             return Ok(length);
         }
     }
 }
 
-/// The other threads of a process; `None` if one of them cannot be looked at.
+/// The other threads of a process; `None` if /proc hides one of them.
 fn siblings(process: u32) -> Option<Vec<(u32, Status)>> {
     let mut known = Vec::new();
     for task in std::fs::read_dir(process::entry(process, "task").ok()?).ok()? {
@@ -330,18 +332,18 @@ impl Status {
         self.ended || (self.pending | self.shared) & SIGKILL != 0
     }
 
-    /// Signals sent to this thread that it is going to handle.
+    /// Signals to this thread that it is going to handle.
     fn own(&self) -> u64 {
         self.pending & !self.blocked & !self.ignored
     }
 
-    /// Signals sent to the process that this thread might handle.
+    /// Signals to the process that this thread might handle.
     fn shared(&self) -> u64 {
         self.shared & !self.blocked & !self.ignored
     }
 
-    /// Whether one of the signals sent to the process is certainly this thread's to handle. The kernel gives a signal
-    /// to the first thread of the process unless that one blocks it, else to any that does not.
+    /// Whether this thread is certainly going to handle one of the signals to the process. The kernel gives a signal to
+    /// the first thread of the process, or, if that thread blocks it, to any thread that does not.
     fn handles_shared(&self, thread: u32, signals: u64, siblings: &dyn Fn(u32) -> Option<Vec<(u32, Status)>>) -> bool {
         if signals == 0 {
             return false;
@@ -357,7 +359,7 @@ impl Status {
     }
 }
 
-/// The error of a wait that has ended.
+/// The error for a wait that has ended.
 pub(super) fn interrupted(why: Ended) -> Error {
     match why {
         Ended::Signal | Ended::Gone => Error::new(Kind::Interrupted, "interrupted by a signal"),

@@ -48,7 +48,7 @@ impl Locks {
         json!({
             "path": path,
             "holder": if first.owner() == Owner::NOBODY { Value::Null } else { shown(&first.value) },
-            // Left behind, or copied: it does not end by itself.
+            // Somebody left it or copied it: it does not end by itself.
             "abandoned": is_abandoned(first.owner()),
             "age": age(first).map(|age| age.as_secs()),
             "time_left": time_left.map(|left| left.as_secs()),
@@ -58,8 +58,8 @@ impl Locks {
         })
     }
 
-    /// Takes a lock away from its holder: the one with this key, if it is still there. `-` stands for what is left
-    /// behind by nobody, if there is anything, and `--` for the same, which must be there.
+    /// Takes the lock with this key away from its holder, if it is still there. `-` stands for what is left of a lock
+    /// without a holder, if anything; `--` means the same, but something must be left.
     pub async fn break_lock(self: &Arc<Self>, cells: &Cells, path: &str, key: &str, by: Actor) -> Result<()> {
         let wrong = |reason: String| Error::new(Kind::Invalid, reason);
         let path = path.trim_matches('/');
@@ -71,9 +71,9 @@ impl Locks {
         let found = cell.line(&snapshot, &dir).into_iter().find(|node| node.path.as_str() == key);
         match found {
             Some(node) => {
-                // Whoever orders it may be gone afterwards.
+                // The process that gives the command may be gone afterwards.
                 let mut who = process_of_here(by.process);
-                // Not whose process it is, but who has asked.
+                // Not the owner of the process, but the user who has asked.
                 who.as_object_mut().map(|who| who.insert("uid".to_owned(), json!(by.uid)));
                 cell.break_lock(&node).await?;
                 let (uid, pid, command) = (by.uid, by.process, who.get("command").and_then(Value::as_str));
@@ -97,7 +97,7 @@ impl Locks {
     }
 }
 
-/// How long a lock has been there: by its own words, else since the service or this mount knows of it.
+/// How long a lock has existed: as its text says, else since the service or this mount first saw it.
 fn age(node: &Node) -> Option<Duration> {
     let said = shown(&node.value).get("Time").and_then(Value::as_str).and_then(parse_time);
     SystemTime::now().duration_since(said.or(node.modified)?).ok()

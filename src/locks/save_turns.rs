@@ -7,16 +7,16 @@ use parking_lot::Mutex;
 
 use crate::name::{CellName, TopoPath};
 
-/// Whose turn it is to save under one lock.
+/// The turn to save under one lock.
 type Turn = tokio::sync::Mutex<()>;
 
-/// One turn for each lock that a save of this mount needs now. A turn that nobody has or waits for is forgotten, so
-/// there are no more of them than saves under way.
+/// One turn for each lock that a save of this mount needs now. Unused turns are forgotten, so there are never more
+/// turns than saves under way.
 #[derive(Debug, Default)]
 pub(super) struct SaveTurns(Mutex<HashMap<(CellName, TopoPath), Weak<Turn>>>);
 
 impl SaveTurns {
-    /// The turn under the lock of a directory.
+    /// The turn for the lock of a directory.
     pub fn of(&self, key: (CellName, TopoPath)) -> Arc<Turn> {
         let mut turns = self.0.lock();
         turns.retain(|_, turn| turn.strong_count() > 0);

@@ -1,9 +1,9 @@
-//! What a save needs of the topology's locks: the locks of this mount above it go along as guards, and the one that it
-//! must have is taken for its moment.
+//! The locks that a save needs: this mount's locks on the directories above become guards, and the save takes a lock
+//! that it must have for a moment.
 //!
-//! A lock of a moment is waited for, whoever's it is, and never reported as somebody's. Another topofs's is known by
-//! what it says. Anybody can say so, and gains nothing: it is waited for a little longer, and then is a lock like any
-//! other.
+//! A save waits for a momentary lock of any other save, and never reports it as somebody's lock. The text of a lock
+//! says that another topofs took it for a save. A false text gains nothing: the save waits a little longer, and then
+//! treats it as any other lock.
 
 use std::sync::Arc;
 
@@ -26,11 +26,11 @@ use crate::process::{Actor, descends_from};
 #[must_use]
 pub struct Temporary {
     held: Option<Arc<Held>>,
-    /// The next save of this mount that needs the same lock waits for this one.
+    /// The turn: the next save of this mount that needs the same lock waits for it.
     _turn: Option<OwnedMutexGuard<()>>,
 }
 
-/// A lock that a change carries along as a guard.
+/// A lock that guards a change.
 #[derive(Debug, Clone)]
 pub struct Fence {
     held: Arc<Held>,
@@ -39,7 +39,7 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// Whether the lock was given back, which is no loss: the change may be tried again without it.
+    /// Whether the lock was released. That is not a loss: the change may be tried again without it.
     pub fn was_let_go(&self) -> bool {
         self.held.released.is_cancelled() || self.held.is_for_save()
     }
@@ -52,9 +52,9 @@ impl Who {
 }
 
 impl Locks {
-    /// What a change of a record carries along: every lock of this mount on a directory above, of saves only those that
-    /// were taken for it. Fails with EIO if one of them is lost, unless whoever saves descends from a process that
-    /// holds one now.
+    /// The guards of a change: every lock of this mount on a directory above, but locks of saves only if this save took
+    /// them. Fails with EIO if one of them is lost, unless the saving process descends from a process that holds one
+    /// now.
     pub fn fences(&self, cell: &Cell, path: &TopoPath, saver: Actor, taken: &[Temporary]) -> Result<Vec<Fence>> {
         let held: Vec<Arc<Held>> = {
             let held = self.held.lock();
@@ -65,7 +65,7 @@ impl Locks {
             held.iter().filter(above).filter(|held| !held.is_for_save()).cloned().collect()
         };
         let (lost, good): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.lost.get().is_some());
-        // A process that cannot be seen is nobody's ancestor.
+        // An unseen process is nobody's ancestor.
         let has_one = |held: &Arc<Held>| held.pid != 0 && descends_from(saver.process, held.pid);
         if let Some(error) = lost.first().and_then(|held| held.error())
             && !good.iter().any(has_one)
@@ -77,11 +77,11 @@ impl Locks {
         Ok(good.into_iter().chain(own).filter_map(fence).collect())
     }
 
-    /// Takes a directory's lock for one save, unless this mount has it. Fails with EBUSY if somebody else has.
+    /// Takes the lock of a directory for one save, unless this mount has it. Fails with EBUSY if somebody else has it.
     pub async fn for_save(self: &Arc<Self>, cell: &Arc<Cell>, dir: &TopoPath, saver: Actor) -> Result<Temporary> {
         let turn = self.save_turns.of((cell.name.clone(), dir.clone())).lock_owned();
         let Ok(turn) = tokio::time::timeout(self.patience.at_most(MOMENT), turn).await else {
-            return Err(busy(cell, dir, "another save through this mount, which takes too long"));
+            return Err(busy(cell, dir, "another save through this mount, which is taking too long"));
         };
         if self.held.lock().iter().any(|held| !held.is_for_save() && held.is(cell, dir)) {
             return Ok(Temporary::default());
@@ -94,9 +94,9 @@ impl Locks {
             }
             Ok(Taken::Ours) => Ok(Temporary::default()),
             Ok(Taken::Other(holder)) => Err(busy_with(cell, dir, holder.as_ref())),
-            // Nothing is there that anybody could have locked.
+            // The directory does not exist, so nobody can have locked it.
             Err(error) if error.kind == Kind::NotFound => Ok(Temporary::default()),
-            // Where the service has no room for a lock, nobody else gets one either; and only a removal can succeed.
+            // If the service has no room for a lock, nobody else gets one either, and only a removal can succeed.
             Err(error) if error.kind == Kind::NoSpace => match cell.holder_now(dir).await? {
                 None => Ok(Temporary::default()),
                 Some(holder) => Err(busy_with(cell, dir, Some(&holder))),
@@ -119,7 +119,7 @@ impl Locks {
                 Ok(Err(error)) => return Err(error),
                 Err(_) => return Err(busy_with(cell, dir, cell.holder(&cell.mirror.snapshot(), dir).as_ref())),
             }
-            // A save is waited for, not a row of them.
+            // Wait for one save, not for a row of them.
             let Some(Before::Save(node)) = self.before(cell, dir, None) else { return Ok(()) };
             if !same_lock(first.get_or_insert_with(|| node.clone()), &node) {
                 return Ok(());
@@ -131,7 +131,7 @@ impl Locks {
         }
     }
 
-    /// Gives back what was taken for a save.
+    /// Releases the locks that a save took.
     pub async fn end_save(self: &Arc<Self>, temporary: Temporary) {
         let Temporary { held: Some(held), _turn } = temporary else { return };
         held.released.cancel();

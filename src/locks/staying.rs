@@ -1,5 +1,4 @@
-//! Locks that a save has waited for in vain. Somebody else holds them for longer, so the next save need not wait for
-//! them again.
+//! Locks for which a save has waited in vain. Their holders keep them for longer, so the next save need not wait again.
 
 use std::time::Duration;
 
@@ -9,14 +8,14 @@ use tokio::time::Instant;
 use crate::backend::{Node, Revision};
 use crate::name::{CellName, TopoPath};
 
-/// How long a save waits for a lock that no save has taken: it may be on its way out. A process ends, its lock goes,
-/// and others hear of that: these are three steps.
+/// How long a save waits for a lock that no save has taken, because the lock may be about to go: a process ends, its
+/// lock goes, and others hear of it, in three steps.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
-/// Locks that are remembered: one program may remove the records below many of them (`rm -r`). A save waits for any
-/// further one.
+/// Number of locks to remember: one program may remove the records below many of them (`rm -r`). For any further lock,
+/// each save waits.
 const REMEMBERED: usize = 256;
 
-/// The locks that were found to stay less than [`GRACE`] ago.
+/// The locks that have outlasted a wait less than [`GRACE`] ago.
 #[derive(Debug, Default)]
 pub(super) struct Staying(Mutex<Vec<Known>>);
 
@@ -29,7 +28,7 @@ struct Known {
 }
 
 impl Staying {
-    /// Whether a save has waited for this lock in vain a moment ago.
+    /// Whether a save has just waited for this lock in vain.
     pub fn contains(&self, cell: &CellName, node: &Node) -> bool {
         let mut known = self.0.lock();
         known.retain(|lock| lock.found.elapsed() < GRACE);

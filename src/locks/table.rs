@@ -1,7 +1,7 @@
-//! Who of this mount holds which bytes of which file. Decides conflicts; waits for nothing.
+//! Who on this mount holds which bytes of which file. Decides conflicts, and never waits.
 //!
-//! flock(2) and fcntl(2) locks come from the kernel in one shape, so there is one table for both: a range, shared or
-//! exclusive, of an owner that only the kernel can interpret. As on a local file, the two kinds do not see each other.
+//! The kernel sends flock(2) and fcntl(2) locks in the same form, so one table has both: a range, shared or exclusive,
+//! and an owner that only the kernel can interpret. As on a local file, the two kinds do not see each other.
 
 use std::collections::HashMap;
 
@@ -12,21 +12,21 @@ use crate::process::Locking;
 /// A lock as the kernel asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
-    /// The kernel's word for who it is.
+    /// The owner, in the kernel's terms.
     pub owner: u64,
     /// The open file that it was taken through.
     pub handle: u64,
-    /// The process, for those who ask; 0 if it cannot be seen.
+    /// The process, for reports; 0 if unseen.
     pub pid: u32,
     /// The user.
     pub uid: u32,
-    /// The call; what cannot be told sees both, and is seen by both.
+    /// The call; an unknown one conflicts with both.
     pub by: Option<Locking>,
     /// First byte.
     pub start: u64,
     /// Last byte.
     pub end: u64,
-    /// Nobody else may have any.
+    /// Whether it is exclusive.
     pub exclusive: bool,
 }
 
@@ -35,7 +35,7 @@ impl Range {
         self.start <= end && start <= self.end
     }
 
-    /// The same for everything that a file can be locked for.
+    /// The same for the whole range of a file.
     pub(super) fn whole(&self) -> Self {
         Range { start: 0, end: u64::MAX, exclusive: true, ..self.clone() }
     }
@@ -46,7 +46,7 @@ fn meet(one: Option<Locking>, other: Option<Locking>) -> bool {
     one.is_none() || other.is_none() || one == other
 }
 
-/// All ranges that are locked, by inode.
+/// All locked ranges, by inode.
 #[derive(Debug, Default)]
 pub struct Table {
     files: HashMap<u64, Vec<Range>>,
@@ -76,8 +76,8 @@ impl Table {
         Ok(())
     }
 
-    /// Takes away what an owner has in a range by a call. Fails with ENOLCK if a lock would become two and there are
-    /// too many.
+    /// Removes what an owner has in a range by a call. Fails with ENOLCK if a lock would become two and there are too
+    /// many.
     pub fn unset(&mut self, ino: u64, owner: u64, by: Option<Locking>, start: u64, end: u64) -> Result<()> {
         let splits = self.own(ino, owner, by).find(|range| range.start < start && end < range.end);
         if let Some(uid) = splits.map(|range| range.uid) {
@@ -87,7 +87,7 @@ impl Table {
         Ok(())
     }
 
-    /// Takes away all that an owner has.
+    /// Removes everything that an owner has.
     pub fn clear(&mut self, ino: u64, owner: u64) {
         self.take_out(ino, owner, None, (0, u64::MAX));
     }
@@ -100,9 +100,9 @@ impl Table {
     fn refuse_more(&self, uid: u32) -> Result<()> {
         let all = self.files.values().map(Vec::len).sum::<usize>();
         let own = || self.files.values().flatten().filter(|range| range.uid == uid).count();
-        // One that is replaced in the middle becomes two beside the new one.
+        // A lock that is replaced in the middle becomes two, beside the new one.
         if all + 2 > LOCKS.all || own() + 2 > LOCKS.each {
-            return Err(Error::new(Kind::NoLocks, format!("user {uid}, or all of them, have too many locks of files")));
+            return Err(Error::new(Kind::NoLocks, format!("too many file locks: user {uid}, or all users together")));
         }
         Ok(())
     }
@@ -126,7 +126,7 @@ impl Table {
         self.tidy(ino);
     }
 
-    /// Takes away what was taken through an open file. Returns the owners.
+    /// Removes the locks that were taken through an open file. Returns their owners.
     pub fn drop_handle(&mut self, ino: u64, handle: u64) -> Vec<u64> {
         let Some(ranges) = self.files.get_mut(&ino) else { return Vec::new() };
         let mut owners: Vec<u64> =
@@ -158,7 +158,7 @@ impl Table {
         self.files.is_empty()
     }
 
-    /// Notes that somebody waits for somebody else; refuses if that would never end.
+    /// Notes that an owner waits for another one; refuses if the wait would never end.
     pub fn wait_for(&mut self, waiter: u64, holder: u64) -> bool {
         let mut next = Some(holder);
         // A chain is no longer than there are waiters.
@@ -173,7 +173,7 @@ impl Table {
         true
     }
 
-    /// Notes that somebody does not wait any more.
+    /// Notes that an owner no longer waits.
     pub fn stop_waiting(&mut self, waiter: u64) {
         self.waits.remove(&waiter);
     }
@@ -278,7 +278,7 @@ mod tests {
             table.set(1, whole(1, held)).unwrap();
             assert_eq!(table.conflict(1, &whole(2, wanted)).is_some(), in_the_way, "{held:?} {wanted:?}");
         }
-        // One open file, locked by both calls: each is given back by its own.
+        // One open file, locked by both calls: each call releases its own lock.
         let mut table = Table::default();
         table.set(1, whole(1, flock)).unwrap();
         table.set(1, whole(1, fcntl)).unwrap();
@@ -315,7 +315,7 @@ mod tests {
             assert!(table.conflict(1, &Range { owner: 1, ..wanted.clone() }).is_none(), "its own");
             assert!(table.conflict(2, &wanted).is_none(), "another file");
         }
-        // Two shared locks are in nobody's way; one exclusive lock is enough.
+        // Two shared locks do not conflict; one exclusive lock is enough.
         let shared = |owner| Range { exclusive: false, ..whole(owner, None) };
         let mut table = Table::default();
         table.set(1, shared(1)).unwrap();
@@ -385,11 +385,11 @@ mod tests {
             }
             table.set(1, Range { uid: 1, start: at, end: at + 9, ..byte(1, 0) }).unwrap();
             assert_eq!(table.set(1, Range { uid: 1, ..byte(1, at + 20) }).unwrap_err().kind, Kind::NoLocks);
-            // One that is there may be taken anew, another way.
+            // An existing lock may be taken again, in the other mode.
             let known = Range { uid: 1, start: at, end: at + 9, exclusive: false, ..byte(1, 0) };
             table.set(1, known.clone()).unwrap();
             assert!(table.ranges(1).contains(&known));
-            // A hole would make two of one; an end makes none more.
+            // A hole would split a lock in two; a cut at its end adds none.
             assert_eq!(table.unset(1, 1, None, at + 4, at + 4).unwrap_err().kind, Kind::NoLocks);
             assert!(table.ranges(1).contains(&known), "nothing is unlocked");
             table.unset(1, 1, None, at, at).unwrap();
@@ -411,7 +411,7 @@ mod tests {
         let refused = (0..).find(|number| table.set(1, byte(*number, 7)).is_err()).unwrap();
         assert!(refused > 1_000 && refused <= LOCKS.each as u64);
         assert_eq!(table.set(1, byte(refused, 7)).unwrap_err().kind, Kind::NoLocks);
-        // What is there may be taken again; a hole in a lock is one more.
+        // An existing lock may be taken again; a hole in a lock adds one.
         table.set(1, byte(0, 7)).unwrap();
         table.set(1, byte(refused, 8)).unwrap();
         table.set(2, Range { uid: 8, ..whole(8, None) }).unwrap();
@@ -430,7 +430,7 @@ mod tests {
         assert!(table.wait_for(3, 1));
         assert!(!table.wait_for(1, 2), "a circle of three, closed from the other side");
         assert!(!table.wait_for(7, 7), "nobody waits for itself");
-        // A row of any length is no circle.
+        // A chain of any length is not a circle.
         assert!((10..100).all(|waiter| table.wait_for(waiter, waiter + 1)));
         assert!(!table.wait_for(100, 10));
     }

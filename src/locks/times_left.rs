@@ -1,4 +1,4 @@
-//! What the services have said of the time that locks have left: a bounded number of questions and answers.
+//! The services' answers about the time that locks have left. The number of questions and answers is bounded.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,23 +10,23 @@ use crate::backend::Owner;
 use crate::cells::Cell;
 use crate::name::CellName;
 
-/// How long an answer is good for.
+/// How long an answer stays valid.
 const FRESH: Duration = Duration::from_secs(1);
-/// Questions within [`FRESH`]: whoever can read `.topofs/locks` can have them asked.
+/// Number of questions within [`FRESH`]: anybody who can read `.topofs/locks` can cause them.
 const QUESTIONS: usize = 64;
-/// How long an answer is waited for.
+/// How long to wait for an answer.
 const ANSWER: Duration = Duration::from_millis(500);
-/// Answers that are kept; one more, and all are forgotten and asked for again.
+/// Number of answers to keep. One more, and all are forgotten and asked for again.
 const ANSWERS: usize = 4_096;
 
-/// What the services have said of the time that locks have left.
+/// The services' answers about the time that locks have left.
 #[derive(Debug, Default)]
 pub(super) struct TimesLeft(Mutex<Answers>);
 
 #[derive(Debug, Default)]
 struct Answers {
     known: HashMap<(CellName, Owner), (Option<Duration>, Instant)>,
-    /// When they were counted from, and how many there were since.
+    /// When counting began, and the number of questions since.
     asked: Option<(Instant, usize)>,
 }
 
@@ -53,7 +53,7 @@ impl Answers {
 }
 
 impl TimesLeft {
-    /// The time that the lock of an owner has left; `None` if that is not known, or may not be asked now.
+    /// The time that the lock of an owner has left; `None` if unknown, or if no more questions are allowed now.
     pub async fn of(&self, cell: &Cell, owner: Owner) -> Option<Duration> {
         let key = (cell.name.clone(), owner);
         {
@@ -68,7 +68,7 @@ impl TimesLeft {
         let answer = tokio::time::timeout(ANSWER, cell.time_left(owner)).await;
         let mut answers = self.0.lock();
         if answer.is_err() {
-            // It does not answer: nobody else need wait for that.
+            // The service does not answer: nobody else need wait for it.
             answers.asked = Some((Instant::now(), QUESTIONS));
         }
         let left = answer.ok().flatten();
@@ -77,7 +77,7 @@ impl TimesLeft {
     }
 }
 
-/// Whether neither a lease nor a session keeps a lock.
+/// Whether a lock has neither a lease nor a session.
 pub(super) fn is_abandoned(owner: Owner) -> bool {
     owner == Owner::NOBODY || owner == Owner::UNBOUND
 }
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!((0..1_000).filter(|_| answers.may_ask()).count(), QUESTIONS);
         answers.known.insert(key.clone(), (Some(Duration::from_secs(9)), Instant::now()));
         assert!(answers.fresh(&key).is_some_and(|left| left.is_some_and(|left| left <= Duration::from_secs(9))));
-        // An answer that there is none is one, too.
+        // "There is none" is also an answer.
         answers.known.insert(key.clone(), (None, Instant::now()));
         assert_eq!(answers.fresh(&key), Some(None));
         answers.known.insert(key.clone(), (None, Instant::now() - FRESH));

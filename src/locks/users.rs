@@ -1,4 +1,4 @@
-//! Names of users. Where they come from (LDAP, sssd) may not answer: no lock and no save depends on it.
+//! Names of users. Their source (LDAP, sssd) may not answer, so no lock and no save depends on it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -8,16 +8,16 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-/// How long a name is waited for; then the number does.
+/// How long to wait for a name; then the number must do.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long a name, or that there is none in time, is believed.
+/// How long an answer stays valid: a name, or that none came in time.
 const FRESH: Duration = Duration::from_secs(60);
-/// Names that are kept. One more, and all are forgotten and asked for again.
+/// Number of names to keep. One more, and all are forgotten and asked for again.
 const KNOWN: usize = 1_024;
-/// Threads that may hang in asking for names. While as many hang, every other user has a number instead.
+/// Number of threads that may hang while they ask for names. If so many hang, all other users have a number instead.
 const ASKING: usize = 2;
 
-/// Asks who a user is; may take for ever.
+/// Asks for the name of a user; may take for ever.
 type Ask = fn(u32) -> Option<String>;
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ fn system(uid: u32) -> Option<String> {
     Some(nix::unistd::User::from_uid(uid.into()).ok()??.name)
 }
 
-/// The name of a user; the number if there is none, or nobody can tell in time.
+/// The name of a user; the number if there is none, or if no answer comes in time.
 pub async fn user_name(uid: u32) -> String {
     USERS.name(uid).await
 }
@@ -50,7 +50,7 @@ impl Users {
             return name.clone();
         }
         let asked = async {
-            // Kept by the thread, so that those who hang are counted.
+            // The thread keeps it, so hanging threads are counted.
             let turn = self.asking.clone().acquire_owned().await.ok()?;
             let ask = self.ask;
             tokio::task::spawn_blocking(move || {

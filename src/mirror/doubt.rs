@@ -1,7 +1,7 @@
-//! The state of a mirror, which a panic makes doubtful.
+//! The state of a mirror. A panic makes it doubtful.
 //!
-//! Whoever panics while it changes the state leaves half of a change behind, and the lock does not notice. Until a
-//! fresh list has replaced the state, nothing of it counts as current.
+//! A task that panics while it changes the state leaves half of a change behind, and the lock does not notice. Until a
+//! fresh list has replaced the state, no part of it counts as current.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +11,13 @@ use tokio::sync::watch;
 
 use super::state::{Snapshot, State};
 
-/// A state, and whether it can be relied on.
+/// A state, and whether it is reliable.
 #[derive(Debug)]
 pub(super) struct Doubtful {
     state: Mutex<State>,
     /// Counts the panics that made it doubtful.
     raised: watch::Sender<u64>,
-    /// Those that a fresh list has settled.
+    /// The number of panics that a fresh list has settled.
     settled: AtomicU64,
 }
 
@@ -28,23 +28,23 @@ impl Default for Doubtful {
 }
 
 impl Doubtful {
-    /// The state, for whoever changes it.
+    /// The state, to change it.
     pub fn lock(&self) -> Changing<'_> {
         Changing { all: self, state: self.state.lock() }
     }
 
-    /// Something has panicked that may have been about to change the state.
+    /// A task has panicked that may have been changing the state.
     pub fn doubt(&self) {
         self.raised.send_modify(|raised| *raised += 1);
     }
 
-    /// Whether there are doubts that no list has settled.
+    /// Whether there are panics that no list has settled.
     pub fn is_doubted(&self) -> bool {
         *self.raised.borrow() != self.settled.load(Ordering::Acquire)
     }
 
-    /// A fresh list is asked for. A doubtful state gives way to what is shown, which is whole: it was replaced by one
-    /// assignment. Returns the doubts that the list settles.
+    /// A request for a fresh list begins. The snapshot replaces a doubtful state: the snapshot is whole, because it
+    /// changes by one assignment. Returns the panics that the list settles.
     pub fn renew(&self, shown: &Snapshot) -> u64 {
         let mut state = self.lock();
         let doubts = *self.raised.borrow();
@@ -54,15 +54,15 @@ impl Doubtful {
         doubts
     }
 
-    /// A fresh list has been taken over. What was raised since it was asked for stays.
+    /// The fresh list is now the state. Panics since its request stay unsettled.
     pub fn settle(&self, doubts: u64) {
         self.settled.store(doubts, Ordering::Release);
     }
 
-    /// Waits until there are more doubts than these.
+    /// Waits until there are more panics than these.
     pub async fn doubted(&self, doubts: u64) {
         let mut raised = self.raised.subscribe();
-        // The sender lives as long as self: waiting cannot fail.
+        // The sender lives as long as self, so waiting cannot fail.
         let _ = raised.wait_for(|raised| *raised != doubts).await;
     }
 }
@@ -89,7 +89,7 @@ impl DerefMut for Changing<'_> {
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        // Before the lock is free.
+        // This happens before the lock is free.
         if std::thread::panicking() {
             self.all.doubt();
         }

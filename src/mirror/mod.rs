@@ -1,7 +1,8 @@
-//! The mirror of one cell: loaded in bulk, kept current by a watch, compared with a bulk list at intervals.
+//! The mirror of one cell: a bulk list loads it, a watch keeps it current, and it is compared with a bulk list at
+//! intervals.
 //!
-//! Readers take snapshots and never wait for the watcher. A mirror that has lost its watch says so ([`Health`]);
-//! whether its snapshot may still be shown is decided in one place, [`Mirror::health`].
+//! Readers take snapshots and never wait for the watcher. A mirror that has lost its watch says so ([`Health`]); only
+//! [`Mirror::health`] decides whether its snapshot may still be shown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,29 +29,29 @@ mod state;
 use doubt::Doubtful;
 pub use state::{Batch, Entry, Record, Snapshot, Update};
 
-/// Batches that wait for a slow listener. One more, and the oldest is lost to it: the channel says so, and the listener
-/// compares what it knows with the snapshot.
+/// Number of batches that may wait for a slow listener. One more, and the listener loses the oldest: the channel says
+/// so, and the listener compares what it knows with the snapshot.
 const UPDATE_QUEUE: usize = 1_024;
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// The same while the service refuses us: it is a person who changes that, and checking a password costs the service
-/// much.
+/// The same while the service refuses us: only a person can change that, and checking a password is expensive for the
+/// service.
 const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
-/// How long the watch may lag behind a bulk list before what it has not delivered counts as missed.
+/// How long the watch may lag behind a bulk list before its undelivered changes count as missed.
 const RESYNC_GRACE: Duration = Duration::from_secs(2);
-/// What is said of a cell between a panic and the next list.
+/// The cause that a cell shows between a panic and the next list.
 const DOUBTED: &str = "a task of topofs panicked while it changed the mirror";
-/// Share of the resync interval by which it is varied, so that many mounts do not list at the same moment.
+/// Random share of the resync interval, so that many mounts do not list at the same moment.
 const RESYNC_JITTER: f64 = 0.1;
 
-/// How a mirror is kept.
+/// How to keep a mirror.
 #[derive(Debug, Clone, Copy)]
 pub struct MirrorOptions {
-    /// How often the mirror is compared with a bulk list.
+    /// How often to compare the mirror with a bulk list.
     pub resync_interval: Duration,
-    /// How long a broken watch is tolerated before the snapshot is no longer shown.
+    /// How long the watch may be broken before the snapshot is no longer shown.
     pub stale_after: Duration,
-    /// Show an old snapshot rather than fail.
+    /// Whether to show an old snapshot instead of failing.
     pub serve_stale: bool,
 }
 
@@ -65,9 +66,9 @@ pub enum Health {
     Live,
     /// The watch is broken, but not for long.
     Shaky,
-    /// The watch is broken for longer than is tolerated, or nothing was ever loaded.
+    /// The watch has been broken for too long, or nothing was ever loaded.
     Down,
-    /// The service does not let us read the cell. What was read before is not shown any more, however lately that was.
+    /// The service does not let us read the cell. The mount no longer shows what it has read, however recent that is.
     Denied,
 }
 
@@ -76,7 +77,7 @@ enum Link {
     Idle,
     Loading,
     Live,
-    /// `denied`: since it broke, the service has said that we may not read.
+    /// `denied`: since then, the service has said that we may not read.
     Broken {
         since: Instant,
         cause: BackendError,
@@ -91,15 +92,15 @@ pub struct Counters {
     pub events: AtomicU64,
     /// Bulk lists compared.
     pub resyncs: AtomicU64,
-    /// Differences that the watch should have delivered and did not.
+    /// Changes that the watch should have delivered and did not.
     pub missed: AtomicU64,
     /// Differences found after the watch had been broken.
     pub caught_up: AtomicU64,
-    /// Silences of the watch that were so long that whoever keeps records could not trust them any more.
+    /// Silences of the watch that were so long that kept records could no longer be trusted.
     pub silences: AtomicU64,
-    /// Times the watch was set up again.
+    /// How often the watch was set up again.
     pub reconnects: AtomicU64,
-    /// Keys that cannot be file names: of the last list, and changes of such since.
+    /// Keys that cannot be file names: those in the last list, and their changes since.
     pub skipped: AtomicU64,
 }
 
@@ -120,14 +121,14 @@ pub struct Mirror {
     resync: Notify,
     wanted: Notify,
     last_event: Mutex<Option<SystemTime>>,
-    /// When the watch last gave a sign of life: what is shown is known to have been true then.
+    /// When the watch last gave a sign of life: the snapshot was true then.
     last_heard: Mutex<Instant>,
-    /// What happened to this mirror so far.
+    /// What has happened to this mirror.
     pub counters: Counters,
 }
 
 impl Mirror {
-    /// A mirror that nothing is loaded into yet.
+    /// An empty mirror.
     pub fn new(backend: Arc<dyn Backend>, options: MirrorOptions) -> Arc<Self> {
         Arc::new(Self {
             backend,
@@ -157,20 +158,20 @@ impl Mirror {
             Link::Live => Health::Live,
             Link::Broken { cause, .. } if cause.failure == Failure::Denied => Health::Denied,
             Link::Broken { since, denied, .. } => {
-                // After a panic nobody knows how old the records are that are shown.
+                // After a panic nobody knows the age of the shown records.
                 let is_known = self.is_loaded() && !denied && !self.state.is_doubted();
                 if is_known && since.elapsed() < self.options.stale_after { Health::Shaky } else { Health::Down }
             }
         }
     }
 
-    /// Whether a watch that seems to live has given no sign of life for too long.
+    /// Whether a watch that seems to be alive has been silent for too long.
     fn is_silent(&self) -> bool {
         let patience = self.options.stale_after.max(SIGN_OF_LIFE * 2);
         self.backend.gives_signs_of_life() && self.last_heard.lock().elapsed() > patience
     }
 
-    /// Whether the watch is delivering, and has given a sign of life lately: what happens now will be told.
+    /// Whether the watch delivers, and has given a sign of life lately, so it will report what happens now.
     pub fn is_fresh(&self) -> bool {
         matches!(&*self.link.borrow(), Link::Live)
             && !self.state.is_doubted()
@@ -183,18 +184,18 @@ impl Mirror {
             Link::Broken { since, cause, .. } => Some((cause.message.clone(), since.elapsed())),
             Link::Live if self.state.is_doubted() => Some((DOUBTED.to_owned(), Duration::ZERO)),
             Link::Live if self.is_silent() => {
-                Some(("the watch gives no sign of life".to_owned(), self.last_heard.lock().elapsed()))
+                Some(("the watch is silent".to_owned(), self.last_heard.lock().elapsed()))
             }
             _ => None,
         }
     }
 
-    /// Whether the service has said that we may not read, and nothing else since but that it cannot be reached.
+    /// Whether the service has said that we may not read. Failed attempts to reach it since do not count.
     pub fn is_denied(&self) -> bool {
         matches!(&*self.link.borrow(), Link::Broken { denied: true, .. })
     }
 
-    /// Whether a first list has been taken over.
+    /// Whether the first list is loaded.
     pub fn is_loaded(&self) -> bool {
         self.loaded.load(Ordering::Acquire)
     }
@@ -204,7 +205,7 @@ impl Mirror {
         *self.last_event.lock()
     }
 
-    /// The records now, whatever the health.
+    /// The records now, even if the mirror is not healthy.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
@@ -214,37 +215,37 @@ impl Mirror {
         self.wanted.notify_one();
     }
 
-    /// Asks for the first list, and waits until it has been taken over or has failed.
+    /// Asks for the first list, and waits until it is loaded or has failed.
     pub async fn load(&self) {
         self.wake();
         let mut link = self.link.subscribe();
-        // The sender lives as long as self: waiting cannot fail.
+        // The sender lives as long as self, so waiting cannot fail.
         let _ = link.wait_for(|link| !matches!(link, Link::Idle | Link::Loading)).await;
     }
 
     /// Waits until there is a first list, without asking for it.
     pub async fn loaded(&self) {
         let mut link = self.link.subscribe();
-        // The sender lives as long as self: waiting cannot fail.
+        // The sender lives as long as self, so waiting cannot fail.
         let _ = link.wait_for(|link| matches!(link, Link::Live)).await;
     }
 
-    /// Every change after the first list, in order. The channel tells a listener that has fallen behind.
+    /// Every change after the first list, in order. If a listener falls behind, the channel says so.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Batch>> {
         self.updates.subscribe()
     }
 
-    /// The number of the last batch that a snapshot taken before this call can contain.
+    /// The number of the last batch that may be in a snapshot from before this call.
     pub fn published(&self) -> u64 {
         self.published.load(Ordering::Acquire)
     }
 
-    /// Changes whenever a lock of the snapshot has come, gone or changed.
+    /// Changes when a lock in the snapshot has come, gone or changed.
     pub fn lock_changes(&self) -> watch::Receiver<u64> {
         self.locks.subscribe()
     }
 
-    /// A lock of this mount's own is gone.
+    /// A lock of this mount is gone.
     pub fn released(&self, path: &TopoPath, at: Revision) {
         let update = {
             let mut state = self.state.lock();
@@ -259,11 +260,11 @@ impl Mirror {
         self.resync.notify_one();
     }
 
-    /// Takes over what this mount has just read.
+    /// Merges what this mount has just read.
     pub fn observe(&self, path: &TopoPath, fetched: &Fetched) {
         let update = {
             let mut state = self.state.lock();
-            // Under the same lock: a list that is taken over in between would undo it.
+            // Under the same lock: a list that is merged in between would undo it.
             state.note_own(path);
             match &fetched.node {
                 Some(node) => state.put_own(node.clone(), SystemTime::now()),
@@ -273,7 +274,7 @@ impl Mirror {
         self.publish(update.into_iter().collect());
     }
 
-    /// Takes over what this mount has just written, so that it reads its own writes.
+    /// Merges what this mount has just written, so that it reads its own writes.
     pub fn wrote(&self, changes: &[Change], applied: &Applied) {
         let mut updates = Vec::new();
         {
@@ -300,11 +301,10 @@ impl Mirror {
         self.publish(updates);
     }
 
-    /// Keeps the mirror until cancelled. The first connection is made when somebody calls [`Mirror::load`] or
-    /// [`Mirror::wake`].
+    /// Keeps the mirror current until cancelled. It connects when somebody calls [`Mirror::load`] or [`Mirror::wake`].
     ///
-    /// A panic, here or in whoever changes the records, takes the cell down at once, however short it lasts. It comes
-    /// back with a fresh list.
+    /// A panic, here or in a task that changes the records, takes the cell down at once, even if only briefly. The cell
+    /// comes back with a fresh list.
     pub async fn run(self: Arc<Self>, task: impl Into<TaskName>, stop: CancellationToken) {
         let task = task.into();
         tokio::select! {
@@ -346,17 +346,14 @@ impl Mirror {
         let again = self.is_loaded();
         if listing.at < self.revision() {
             let (from, to) = (self.revision().0, listing.at.0);
-            tracing::warn!(from, to, "the service's history has gone back: it was restored or made anew");
+            tracing::warn!(from, to, "the service's history has gone back: the service was restored or recreated");
         }
         self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
         let Some(updates) = self.state.lock().restart(listing, SystemTime::now()) else {
-            return BackendError::new(
-                Failure::Other,
-                "too much was changed through this mount while the list was under way",
-            );
+            return BackendError::new(Failure::Other, "this mount changed too many records while it read the list");
         };
         let differences = updates.len() as u64;
-        // What is loaded first was there all the time: nothing has happened.
+        // The first list contains nothing new: the records were always there.
         self.publish(if again { updates } else { Vec::new() });
         if again {
             self.counters.caught_up.fetch_add(differences, Ordering::Relaxed);
@@ -384,8 +381,8 @@ impl Mirror {
         }
     }
 
-    /// Compares with a bulk list while the watch goes on. Only what the watch has not delivered after a grace time
-    /// counts.
+    /// Compares with a bulk list while the watch goes on. A change counts as missed only if the watch has not delivered
+    /// it after a grace time.
     async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
         let root = TopoPath::root();
         let before = self.revision();
@@ -400,12 +397,12 @@ impl Mirror {
         self.counters.resyncs.fetch_add(1, Ordering::Relaxed);
         self.counters.missed.fetch_add(missed, Ordering::Relaxed);
         if missed > 0 {
-            tracing::warn!(missed, "the watch had not delivered all changes; made good by comparing with a list");
+            tracing::warn!(missed, "the watch missed changes; a comparison with a list has found them");
         }
         Ok(())
     }
 
-    /// Merges events until something else is done.
+    /// Merges events until the other future ends.
     async fn merge_until<T>(&self, stream: &mut WatchStream, done: impl Future<Output = T>) -> Result<T, BackendError> {
         tokio::pin!(done);
         loop {
@@ -455,11 +452,11 @@ impl Mirror {
             // Under the lock, so that an older snapshot cannot replace a newer one.
             let mut state = self.state.lock();
             let number = self.published() + u64::from(!updates.is_empty());
-            // Counted first: whoever has seen the snapshot waits for its batch.
+            // Count first: a caller that has seen the snapshot waits for its batch.
             self.published.store(number, Ordering::Release);
             self.snapshot.store(Arc::new(state.snapshot.clone()));
             if !updates.is_empty() {
-                // Nobody listening is not an error.
+                // It is not an error if nobody listens.
                 let _ = self.updates.send(Arc::new(Batch { number, updates }));
             }
             std::mem::take(&mut state.locks_changed)
@@ -481,8 +478,7 @@ impl Mirror {
     fn broken(&self, cause: BackendError) {
         tracing::warn!(%cause, "the watch is broken");
         self.link.send_modify(|link| {
-            // What counts is when we last heard of it, neither when we noticed its silence nor when the last attempt
-            // failed.
+            // The last sign of life counts, not the moment when we noticed the silence or when the last attempt failed.
             let since = match link {
                 Link::Broken { since, .. } => *since,
                 Link::Live => *self.last_heard.lock(),
@@ -494,7 +490,7 @@ impl Mirror {
     }
 
     fn resync_interval(&self) -> Duration {
-        // The clock's nanoseconds are random enough to keep many mounts apart.
+        // The nanoseconds of the clock are random enough to keep many mounts apart.
         let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
         let share = f64::from(nanos % 1_000) / 1_000.0;
         self.options.resync_interval.mul_f64(1.0 - RESYNC_JITTER + 2.0 * RESYNC_JITTER * share)
@@ -506,7 +502,7 @@ impl Mirror {
     }
 }
 
-/// How long is waited between attempts to connect.
+/// How long to wait between attempts to connect.
 struct Pace {
     denied: bool,
     backoff: backon::ExponentialBackoff,

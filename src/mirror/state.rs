@@ -1,10 +1,10 @@
-//! What a mirror holds: the records of one cell as a persistent map, and the rules by which reports are merged into it.
+//! The content of a mirror: the records of one cell as a persistent map, and the rules for merging reports into it.
 //!
-//! Three sides report what a record is now, and may overtake each other: the watch, bulk lists, and this mount's own
-//! calls. Every report carries a revision, and an older report never replaces a newer one. Deletions are remembered
-//! while an older report may still be on its way. There is one exception: a list that begins a new watch is the truth,
-//! whatever was known before. The service may have been restored from a backup, and then its revisions begin again at a
-//! lower number.
+//! Three sources report the state of a record, and may overtake each other: the watch, bulk lists, and this mount's own
+//! calls. Every report carries a revision, and an older report never replaces a newer one. The state remembers
+//! deletions while an older report may still be in flight. There is one exception: a list that begins a new watch is
+//! the truth, whatever was known before. The service may have been restored from a backup, and then its revisions begin
+//! again at a lower number.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -55,12 +55,12 @@ impl Snapshot {
             .take_while(move |(path, _)| end.as_ref().is_none_or(|end| *path < end))
     }
 
-    /// The entries of a directory with what they are. A name can be both record and directory.
+    /// The entries of a directory. A name can be both a record and a directory.
     pub fn entries(&self, dir: &TopoPath) -> Vec<Entry> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut from = dir.clone();
-        // Each step seeks past the subtree of the entry before, so that the cost is that of the entries, not of all
-        // below.
+        // Each step seeks past the subtree of the entry before, so the cost depends on the number of entries, not on
+        // everything below.
         loop {
             let next = self.records.range(from.clone()..).find(|(path, _)| *path != dir);
             let Some((path, _)) = next else { break };
@@ -69,7 +69,7 @@ impl Snapshot {
                 Some((name, _)) => (name, false),
                 None => (rest, true),
             };
-            // One name in memory, for whoever keeps the entry.
+            // All who keep the entry share one name in memory.
             let child = if is_record { Ok(path.clone()) } else { dir.join(name) };
             let Ok(child) = child else { break };
             let is_directory = !is_record || self.has_children(&child);
@@ -87,16 +87,16 @@ pub struct Entry {
     pub path: TopoPath,
     /// The name.
     pub name: String,
-    /// A record is stored under this very path.
+    /// Whether a record has this path.
     pub is_record: bool,
-    /// Records are stored below it.
+    /// Whether there are records below it.
     pub is_directory: bool,
 }
 
-/// Changes that were published together.
+/// Changes that are published together.
 #[derive(Debug)]
 pub struct Batch {
-    /// Each mirror counts its own.
+    /// The number of the batch; each mirror counts its own.
     pub number: u64,
     /// In the order in which they happened.
     pub updates: Vec<Update>,
@@ -114,7 +114,7 @@ pub struct Update {
 }
 
 impl Update {
-    /// Makes the change in a snapshot of one's own.
+    /// Applies the change to a private snapshot.
     pub fn apply(&self, snapshot: &mut Snapshot) {
         match &self.new {
             Some(record) => drop(snapshot.records.insert(self.path.clone(), record.clone())),
@@ -127,31 +127,31 @@ impl Update {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub snapshot: Snapshot,
-    /// When paths were deleted: a report from before must not bring them back.
+    /// When paths were deleted: an older report must not bring them back.
     deleted: HashMap<TopoPath, Revision>,
-    /// A list has shown everything up to here: what is not in the snapshot was gone by then.
+    /// A list has shown everything up to here: a record that is not in the snapshot was gone by then.
     complete: Revision,
-    /// While a list is under way: what this mount's own calls have reported since it was begun. That may be newer than
-    /// the list.
+    /// While a list is under way: the reports of this mount's own calls since its beginning. They may be newer than the
+    /// list.
     own: Option<HashSet<TopoPath>>,
-    /// Locks have come, gone or changed since this was last reset.
+    /// Whether locks have come, gone or changed since the last reset.
     pub locks_changed: bool,
 }
 
-/// Deletions that are remembered. One more, and all before it are forgotten: a report that was overtaken may then bring
-/// a record back until the next comparison with a list. This needs as many deletions between two comparisons.
+/// Number of deletions to remember. One more, and all earlier ones are forgotten: a late report may then bring a record
+/// back until the next comparison with a list. This needs as many deletions between two comparisons.
 const DELETIONS: usize = 100_000;
-/// Records that this mount's own calls may report while one list is under way. One more, and the list does not count:
-/// it is asked for again.
+/// Number of records that this mount's own calls may report while a list is under way. One more, and the list does not
+/// count, and is requested again.
 const OWN: usize = 100_000;
 
 impl State {
-    /// A state that begins with what is shown.
+    /// A state that begins with the snapshot.
     pub fn of(shown: Snapshot) -> Self {
         Self { snapshot: shown, locks_changed: true, ..Self::default() }
     }
 
-    /// Merges one node. Returns what changed, if the report was newer than what is known.
+    /// Merges one node. Returns the change, if the report is newer than the state.
     pub fn put(&mut self, node: Node, now: SystemTime) -> Option<Update> {
         let Node { path, value, version, role, modified } = node;
         let known = self.deleted.get(&path).is_some_and(|at| *at >= version.written)
@@ -165,8 +165,8 @@ impl State {
         self.insert(Node { path, value, version, role, modified }, now)
     }
 
-    /// Merges what one of this mount's own calls has reported of a node. Its answer may be so late that the node has
-    /// been deleted since and a list has taken the place of what was known of deletions.
+    /// Merges the report of one of this mount's own calls about a node. The answer may be so late that the node has
+    /// been deleted since, and that a list has replaced the memory of deletions.
     pub fn put_own(&mut self, node: Node, now: SystemTime) -> Option<Update> {
         let shown = self.snapshot.records.contains_key(&node.path) || self.snapshot.locks.contains_key(&node.path);
         if !shown && node.version.written <= self.complete {
@@ -219,7 +219,7 @@ impl State {
         self.locks_changed |= self.snapshot.locks.remove(path).is_some();
     }
 
-    /// Merges a bulk list. What it shows differently is taken over, unless a newer report has overtaken it.
+    /// Merges a bulk list. Its differences replace the state, unless a newer report has overtaken them.
     pub fn reconcile(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
         let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
@@ -235,12 +235,12 @@ impl State {
         updates
     }
 
-    /// A list is asked for.
+    /// A request for a list begins.
     pub fn begin_list(&mut self) {
         self.own = Some(HashSet::new());
     }
 
-    /// One of this mount's own calls has reported a record.
+    /// Notes that one of this mount's own calls has reported a record.
     pub fn note_own(&mut self, path: &TopoPath) {
         if let Some(own) = &mut self.own {
             own.insert(path.clone());
@@ -256,8 +256,8 @@ impl State {
         self.own.is_some()
     }
 
-    /// Takes over a list that begins a new watch: what it shows is so, except where our own calls have reported more
-    /// since. `None` if they have reported too much: the list changes nothing then, and must be asked for again.
+    /// Merges a list that begins a new watch: it is the truth, unless our own calls have reported something newer.
+    /// `None` if they have reported too much: the list then changes nothing, and must be requested again.
     pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Option<Vec<Update>> {
         let own = self.own.take()?;
         let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
@@ -295,7 +295,7 @@ impl State {
         Some(updates)
     }
 
-    /// Forgets deletions up to a revision that a list has shown and the watch has passed.
+    /// Forgets deletions up to a revision that a list has shown and that the watch has passed.
     pub fn forget_deletions(&mut self, passed: Revision) {
         self.deleted.retain(|_, at| *at > passed);
         self.complete = self.complete.max(passed);

@@ -13,7 +13,7 @@ mod panics;
 
 type Watch = mpsc::UnboundedSender<Result<WatchBatch, BackendError>>;
 
-/// An error of the watch that stands for a panic in it.
+/// An error of the watch that means a panic in it.
 const PANIC: &str = "the watch panics";
 
 /// Answers each call when it is told to, in order.
@@ -23,7 +23,7 @@ struct Scripted {
     called: Notify,
 }
 
-/// What a call of the mirror's is answered with, and the watch that goes on from it.
+/// The answer to a call of the mirror, and the watch that goes on from it.
 type Answer = Result<(Listing, Option<mpsc::UnboundedReceiver<Result<WatchBatch, BackendError>>>), BackendError>;
 
 impl Scripted {
@@ -34,7 +34,7 @@ impl Scripted {
         answered.await.unwrap()
     }
 
-    /// The next list that is asked for, to be answered.
+    /// The next request for a list, to answer it.
     async fn call(&self) -> oneshot::Sender<Answer> {
         loop {
             if let Some(call) = self.calls.lock().pop_front() {
@@ -201,7 +201,7 @@ async fn what_this_mount_does_while_a_list_is_under_way_stands() {
     let watch = begin(call, list);
     until(&mirror, &[("changed", "mine"), ("made", "mine"), ("other", "x"), ("read", "newer")]).await;
     assert_eq!(published(&mut batches), [("other".to_owned(), Some("x".to_owned()))]);
-    // And their events, when they come round, change nothing; nor is what was before them.
+    // Their late events change nothing, and neither do earlier ones.
     watch.send(Ok(event("removed", Some("before"), 8))).unwrap();
     watch.send(Ok(event("made", Some("mine"), 8))).unwrap();
     watch.send(Ok(event("removed", None, 10))).unwrap();
@@ -285,7 +285,7 @@ async fn what_may_not_be_read_any_more_is_neither_shown_nor_deleted() {
     }
     assert!(begun.elapsed() > DENIED_BACKOFF.1 * 5, "{:?}", begun.elapsed());
     assert_eq!((published(&mut batches), mirror.health()), (vec![], Health::Denied));
-    // A service that cannot be asked has not given the right back.
+    // A service that does not answer has not restored the right.
     service.call().await.send(Err(broken())).unwrap();
     let call = service.call().await;
     assert!(mirror.health() == Health::Down && mirror.is_denied());
@@ -302,7 +302,7 @@ async fn a_right_that_is_taken_away_is_not_given_back_by_an_absence() {
     watch.send(Err(BackendError::new(Failure::Denied, "no"))).unwrap();
     service.call().await.send(Err(broken())).unwrap();
     let _next = service.call().await;
-    // Sooner than an absence is noticed otherwise.
+    // Sooner than any other silence is noticed.
     assert!(mirror.trouble().unwrap().1 < OPTIONS.stale_after);
     assert_eq!(mirror.health(), Health::Down);
 }
@@ -353,7 +353,7 @@ async fn a_list_that_too_much_was_changed_beside_is_asked_for_again() {
     assert_eq!((count(&mirror.counters.reconnects), count(&mirror.counters.resyncs)), (1, 0), "not by a comparison");
 }
 
-/// A service whose watch says nothing any more.
+/// A service whose watch has become silent.
 #[derive(Debug)]
 struct Silent(Scripted);
 

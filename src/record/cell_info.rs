@@ -2,12 +2,12 @@
 
 use super::Records;
 
-/// Where a cell is, as its CellInfo record says.
+/// The location of a cell in its CellInfo record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CellInfo {
     /// Its servers.
     pub server: String,
-    /// The path that all of its keys begin with.
+    /// The path at the beginning of all its keys.
     pub root: String,
 }
 

@@ -16,7 +16,7 @@ pub struct Codec {
 }
 
 impl Codec {
-    /// The messages of the Vitess that this build was made for.
+    /// The messages of the Vitess version of this build.
     pub fn builtin() -> Result<Self> {
         let set: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
         let pool = DescriptorPool::decode(set)
@@ -31,7 +31,7 @@ impl Codec {
         let pool = DescriptorPool::decode(bytes.as_slice())
             .map_err(|error| flaw(format!("not a complete descriptor set: {error}")))?;
         if pool.get_message_by_name("topodata.CellInfo").is_none() {
-            return Err(flaw("has no message topodata.CellInfo".to_owned()));
+            return Err(flaw("does not contain the message topodata.CellInfo".to_owned()));
         }
         Ok(Self { pool })
     }
@@ -44,7 +44,7 @@ impl Codec {
     fn descriptor(&self, message: &str) -> Result<MessageDescriptor> {
         self.pool
             .get_message_by_name(message)
-            .ok_or_else(|| Error::new(Kind::BadMessage, format!("no descriptor of {message}")))
+            .ok_or_else(|| Error::new(Kind::BadMessage, format!("no descriptor for {message}")))
     }
 
     /// Decodes stored bytes.
@@ -66,20 +66,20 @@ impl Codec {
         })
     }
 
-    /// The bytes to store for an input; `None` if `old` is the same record already.
+    /// The bytes to store for an input; `None` if `old` is already the same record.
     pub fn store(&self, message: &str, form: Form, input: &Bytes, old: Option<&Bytes>) -> Result<Option<Bytes>> {
         if form == Form::Raw {
             self.decode(message, input)?;
             return Ok(if old == Some(input) { None } else { Some(input.clone()) });
         }
         let mut new = self.parse(message, form, input)?;
-        // Bytes that do not decode hold nothing to keep.
+        // Bytes that do not decode contain nothing to keep.
         let old = old.and_then(|old| self.decode(message, old).ok());
         if let Some(old) = &old {
             unknown::carry_over(old, &mut new);
         }
         let new = encode::encode(&new);
-        // The encoded bytes are compared: a field with its default value is the same as no field.
+        // Compares the encoded bytes: a field with its default value is the same as no field.
         let same = old.is_some_and(|old| encode::encode(&old) == new);
         Ok(if same { None } else { Some(new.into()) })
     }
@@ -90,7 +90,7 @@ impl Codec {
         parse(&descriptor, form, input).map_err(|flaw| flaw.explain(message, form, input))
     }
 
-    /// Refuses the beginning of an input that no further bytes could make valid.
+    /// Refuses the beginning of an input if no further bytes could make it valid.
     pub fn refuse_early(&self, message: &str, form: Form, input: &[u8]) -> Result<()> {
         let descriptor = self.descriptor(message)?;
         match early::flaw(&descriptor, form, input) {

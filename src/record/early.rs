@@ -1,4 +1,4 @@
-//! What can be refused at write(), before the file is closed: shells ignore the errors of close.
+//! Refuses input at write(), before the file is closed, because shells ignore the errors of close.
 //!
 //! The beginning of an input is refused only if no further bytes could make it valid.
 
@@ -8,7 +8,7 @@ use super::flaw::Flaw;
 use super::parse::parse;
 use super::{Form, wire};
 
-/// The flaw that makes every continuation of this input invalid.
+/// The flaw that makes every continuation of an input invalid.
 pub(super) fn flaw(message: &MessageDescriptor, form: Form, input: &[u8]) -> Option<Flaw> {
     if form == Form::Raw {
         return raw_flaw(message, input);
@@ -16,15 +16,14 @@ pub(super) fn flaw(message: &MessageDescriptor, form: Form, input: &[u8]) -> Opt
     let input = complete_characters(input);
     let flaw = parse(message, form, input).err()?;
     let is_final = match form {
-        // A token that reaches the end may go on there: a number, or the byte before the one that the reader cannot
-        // take.
+        // A token at the end may continue: a number, or the byte before the one that the reader does not accept.
         Form::Json => flaw.span.end < input.len(),
         Form::Raw | Form::Text => is_final_text(&flaw, input),
     };
     is_final.then_some(flaw)
 }
 
-/// The input without a character that is cut in the middle.
+/// The input without an incomplete character at its end.
 fn complete_characters(input: &[u8]) -> &[u8] {
     match std::str::from_utf8(input) {
         Err(error) if error.error_len().is_none() => input.get(..error.valid_up_to()).unwrap_or(input),
@@ -34,8 +33,8 @@ fn complete_characters(input: &[u8]) -> &[u8] {
 
 fn is_final_text(flaw: &Flaw, input: &[u8]) -> bool {
     let from = |at: usize| input.get(at..).unwrap_or_default();
-    // A string that is cut in the middle is not a token; strings end with their line. Any other token (`1e+`) ends with
-    // white space at the latest.
+    // An incomplete string is not a token; strings end with their line. Any other token (`1e+`) ends with white space
+    // at the latest.
     let lexical = flaw.reason.contains("invalid token") || flaw.reason.contains("invalid string");
     if lexical {
         from(flaw.span.start).contains(&b'\n')

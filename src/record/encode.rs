@@ -1,5 +1,5 @@
-//! Encodes messages so that equal ones are equal bytes: maps sorted by key, unlike prost-reflect's random order. A
-//! record that is restored in all its forms is then stored once.
+//! Encodes equal messages to equal bytes: maps are sorted by key, while prost-reflect's order is random. So a record
+//! that a tool restores in all its forms is stored only once.
 
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -36,7 +36,7 @@ fn encode_value(of: &MessageDescriptor, field: &FieldDescriptor, value: &Value, 
     if let (Some(message), false) = (value.as_message(), field.is_group()) {
         return put_delimited(field.number(), &encode(message), out);
     }
-    // What holds no map is encoded as prost does.
+    // prost encodes messages without maps.
     let mut single = DynamicMessage::new(of.clone());
     single.set_field(field, value.clone());
     out.extend(single.encode_to_vec());

@@ -6,7 +6,7 @@ use crate::error::{Error, Kind, Position};
 /// Why an input cannot be parsed, and where.
 pub(super) struct Flaw {
     pub reason: String,
-    /// Byte range in the input; empty at its end if the input is incomplete.
+    /// Byte range in the input; if the input is incomplete, an empty range at its end.
     pub span: std::ops::Range<usize>,
 }
 

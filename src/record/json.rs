@@ -14,9 +14,9 @@ use super::text::{enum_name, sorted};
 pub(super) fn print(message: &DynamicMessage) -> String {
     let mut out = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, AsGo(PrettyFormatter::new()));
-    // Writing to memory cannot fail, and there are no keys but strings.
+    // Writing to memory cannot fail, and all keys are strings.
     if let Err(error) = message_json(message).serialize(&mut serializer) {
-        tracing::error!(%error, "a message has no JSON");
+        tracing::error!(%error, "cannot show a message as JSON");
     }
     out.push(b'\n');
     String::from_utf8(out).unwrap_or_default()
@@ -67,7 +67,7 @@ impl Formatter for AsGo {
     }
 }
 
-/// The shortest digits that read back as the same number; with an exponent only if the number is very small or large.
+/// The shortest digits that parse to the same number, with an exponent only if the number is very small or large.
 fn decimal(value: f64) -> String {
     const PLAIN: std::ops::Range<f64> = 1e-6..1e21;
     if value == 0.0 || PLAIN.contains(&value.abs()) {

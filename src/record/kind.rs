@@ -1,5 +1,4 @@
-//! Which paths are records that may be made, and which message each holds: what `layout` says, and what `--record`
-//! adds.
+//! Which paths may be new records, and which message each contains: the paths of `layout` and of `--record`.
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
@@ -27,18 +26,18 @@ impl Kinds {
         Ok(Self { extra: extra.build()? })
     }
 
-    /// The message that a stored record holds; `None` for plain bytes and what nobody knows.
+    /// The message in a stored record; `None` for plain bytes and unknown records.
     pub fn message(&self, cell: &CellName, path: &TopoPath) -> Option<&'static str> {
         layout::message(cell, path)
     }
 
-    /// Whether a new file of this name is stored. Any other new file is scratch: a stray key can break a cell.
+    /// Whether to store a new file of this name. Any other new file is a scratch file: a stray key can break a cell.
     pub fn is_record(&self, cell: &CellName, path: &TopoPath) -> bool {
         is_vitess_record(cell, path) || (!is_editor_file(path.name()) && self.extra.is_match(format!("{cell}/{path}")))
     }
 }
 
-/// Whether Vitess keeps a record here, and would give its directories these names.
+/// Whether Vitess stores a record at this path, and accepts the names of its directories.
 fn is_vitess_record(cell: &CellName, path: &TopoPath) -> bool {
     match Key::of(cell, path) {
         Some(Key::Keyspace(keyspace) | Key::VSchema(keyspace) | Key::SrvKeyspace(keyspace)) => is_vitess_name(keyspace),

@@ -1,8 +1,7 @@
-//! Vitess's key layout: which path stands for what. The one place that spells it; everybody else asks here by meaning.
+//! Vitess's key layout: the meaning of each path. Only this file spells the paths; all others ask here by meaning.
 //!
-//! Facts: go/vt/topo/server.go names the records and their directories, shard_lock.go and its like the directories that
-//! are locked, and election.go the elections. Whether a name may be given to a keyspace or a shard is not decided here,
-//! but in `kind`.
+//! Sources: go/vt/topo/server.go names the records and their directories, shard_lock.go and similar files name the
+//! locked directories, and election.go names the elections. `kind` decides which names a keyspace or a shard may have.
 
 use std::fmt;
 
@@ -20,11 +19,11 @@ const BY_KEYSPACE: &str = "keyspace";
 pub(crate) const METADATA: &str = "metadata";
 const EXTERNAL: &str = "ExternalClusters";
 const EXTERNAL_VITESS: &str = "vitess";
-/// Leader elections are below here, one directory each.
+/// Leader elections: one directory for each.
 pub(crate) const ELECTIONS: &str = "elections";
-/// What is for Vitess's own use.
+/// For Vitess's internal use.
 pub(crate) const INTERNAL: &str = "internal";
-/// Locks of names that stand for no records are here, in [`INTERNAL`].
+/// In [`INTERNAL`]: locks of names without records.
 const NAMED_LOCKS: &str = "named_locks";
 
 // Records.
@@ -45,12 +44,12 @@ const VSCHEMA: &str = "VSchema";
 const WORKFLOW: &str = "Workflow";
 
 // Locks.
-/// The directory of the places in line for a directory's lock, on etcd and ZooKeeper.
+/// The directory with the places in line for a directory's lock, on etcd and ZooKeeper.
 pub(crate) const LOCKS: &str = "locks";
 /// The key of a directory's lock, on Consul.
 pub(crate) const LOCK: &str = "Lock";
 
-/// The names that say what a record holds wherever it is, and the messages.
+/// The file names that tell the message of a record in any directory.
 const MESSAGES: [(&str, &str); 13] = [
     (CELL_INFO, "topodata.CellInfo"),
     (CELLS_ALIAS, "topodata.CellsAlias"),
@@ -66,12 +65,12 @@ const MESSAGES: [(&str, &str); 13] = [
     (MIRROR, "vschema.MirrorRules"),
     (WORKFLOW, "workflow.Workflow"),
 ];
-/// The message of the one record whose name alone says little.
+/// The message of the record whose name alone says little.
 const KEYSPACE_ROUTING: &str = "vschema.KeyspaceRoutingRules";
-/// The message of another Vitess cluster, whose record has the cluster's name.
+/// The message of another Vitess cluster; its record has the name of the cluster.
 const EXTERNAL_CLUSTER: &str = "topodata.ExternalVitessCluster";
 
-/// Where people choose the names of directories: a keyspace can be called Keyspace.
+/// Directories whose entries have names that people choose: a keyspace can be called Keyspace.
 const CHOSEN: [&str; 8] = [CELLS, CELLS_ALIASES, ELECTIONS, KEYSPACES, NAMED_LOCKS, SHARDS, TABLETS, WORKFLOWS];
 
 /// A record at the place that Vitess gives it.
@@ -99,11 +98,11 @@ pub enum Key<'a> {
     KeyspaceRoutingRules,
     /// Another Vitess cluster, by its name.
     ExternalCluster(&'a str),
-    /// Bytes of somebody's own, by their name.
+    /// Bytes that somebody has stored, by their name.
     Metadata(&'a str),
     /// A tablet, by its alias.
     Tablet(&'a str),
-    /// What vtgates of a cell know of a keyspace.
+    /// What the vtgates of a cell know about a keyspace.
     SrvKeyspace(&'a str),
     /// The tablets of a shard in a cell: keyspace and shard.
     ShardReplication(&'a str, &'a str),
@@ -112,7 +111,7 @@ pub enum Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// The record of a path in a cell, whose name tells whether it is the global topology.
+    /// The record of a path in a cell. The name of the cell tells whether it is the global topology.
     pub fn of(cell: &CellName, path: &'a TopoPath) -> Option<Self> {
         if cell.is_global() { Self::in_global(path) } else { Self::in_cell(path) }
     }
@@ -149,7 +148,7 @@ impl<'a> Key<'a> {
         })
     }
 
-    /// Where it is. Fails if a name in it cannot be part of a path.
+    /// Its path. Fails if a name in it is not valid in a path.
     pub fn path(self) -> Result<TopoPath, NameError> {
         TopoPath::parse(&self.to_string())
     }
@@ -180,8 +179,8 @@ impl fmt::Display for Key<'_> {
     }
 }
 
-/// The message that a record holds: its name decides, wherever it is, as in Vitess's own tools. In the global topology,
-/// `metadata` holds plain bytes. `None` for plain bytes and what nobody knows.
+/// The message in a record. The name decides, in any directory, as in Vitess's own tools. In the global topology,
+/// `metadata` contains plain bytes. `None` for plain bytes and unknown records.
 pub fn message(cell: &CellName, path: &TopoPath) -> Option<&'static str> {
     let names: Vec<&str> = path.components().collect();
     match (cell.is_global(), names.as_slice()) {
@@ -193,24 +192,25 @@ pub fn message(cell: &CellName, path: &TopoPath) -> Option<&'static str> {
     }
 }
 
-/// Whether a path has the name of a record, where no person has chosen it. Such a key is a record even if it is empty.
+/// Whether a path has the name of a record, and no person has chosen that name. Such a key is a record even if it is
+/// empty.
 pub fn is_named_as_record(path: &TopoPath) -> bool {
     let chosen = path.parent().is_some_and(|parent| CHOSEN.contains(&parent.name()));
     let named = MESSAGES.iter().any(|(record, _)| *record == path.name());
     Key::in_global(path) == Some(Key::KeyspaceRoutingRules) || (named && !chosen)
 }
 
-/// Whether a path is in a directory in which every name is that of a record.
+/// Whether a path is in a directory in which every name belongs to a record.
 pub fn stands_among_records(path: &TopoPath) -> bool {
     matches!(Key::in_global(path), Some(Key::Metadata(_) | Key::ExternalCluster(_)))
 }
 
-/// Whether a path is somewhere below `metadata`, where records have any names.
+/// Whether a path is below `metadata`, where records may have any names.
 pub fn is_metadata(path: &TopoPath) -> bool {
     path.components().next() == Some(METADATA)
 }
 
-/// The directory of the keyspace that a path of the global topology is in.
+/// The keyspace directory above a path of the global topology.
 pub fn keyspace_dir(path: &TopoPath) -> Option<TopoPath> {
     let mut names = path.components();
     match (names.next(), names.next(), names.next()) {
@@ -235,7 +235,7 @@ pub enum Lockable<'a> {
 }
 
 impl<'a> Lockable<'a> {
-    /// What a directory of the global topology is to those who lock it.
+    /// What the lock of a directory of the global topology protects.
     pub fn of(dir: &'a TopoPath) -> Option<Self> {
         let names: Vec<&str> = dir.components().collect();
         Some(match *names.as_slice() {
@@ -249,28 +249,28 @@ impl<'a> Lockable<'a> {
     }
 }
 
-/// Whether a directory stands for an election.
+/// Whether a directory belongs to an election.
 pub fn is_election(dir: &TopoPath) -> bool {
     matches!(Lockable::of(dir), Some(Lockable::Election(_)))
 }
 
-/// Whether a directory can be locked although nothing is stored there.
+/// Whether a directory can be locked without stored records.
 pub fn needs_no_records(dir: &TopoPath) -> bool {
     matches!(Lockable::of(dir), Some(Lockable::Election(_) | Lockable::Named))
 }
 
-/// Whether a directory can be named although nothing is stored there: one that [`needs_no_records`], or is above such.
+/// Whether a directory has a name without stored records: one that [`needs_no_records`], or one above it.
 pub fn is_virtual(dir: &TopoPath) -> bool {
     let names: Vec<&str> = dir.components().collect();
     matches!(names.as_slice(), [ELECTIONS] | [INTERNAL] | [INTERNAL, NAMED_LOCKS]) || needs_no_records(dir)
 }
 
-/// The directory of the places in line for a directory's lock, where a service has a queue.
+/// The directory with the places in line for a directory's lock, if the service has a queue.
 pub fn line(dir: &TopoPath) -> Result<TopoPath, NameError> {
     dir.join(LOCKS)
 }
 
-/// The directory whose lock a place in such a line is for.
+/// The directory to whose lock a place in such a line belongs.
 pub fn dir_of_queued(node: &TopoPath) -> Option<TopoPath> {
     node.parent().filter(|parent| parent.name() == LOCKS)?.parent()
 }

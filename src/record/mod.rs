@@ -1,4 +1,4 @@
-//! What records mean: which message a path holds, and its forms (raw, text, JSON). Knows nothing of files or backends.
+//! What records mean: the message at a path, and its forms (raw, text, JSON). Knows nothing about files or backends.
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ const CACHE_SHARDS: usize = 4;
 /// The number of entries that the cache expects.
 const CACHE_ENTRIES: usize = 100_000;
 
-/// How a record is shown.
+/// The form of a record in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
@@ -62,7 +62,7 @@ impl Form {
         }
     }
 
-    /// What a file name of this form ends with.
+    /// The end of a file name of this form.
     pub fn suffix(self) -> &'static str {
         match self {
             Form::Raw => "",
@@ -71,7 +71,7 @@ impl Form {
         }
     }
 
-    /// The decoded form that a name ends with, and the name without it.
+    /// The decoded form at the end of a name, and the name without it.
     pub fn of_name(name: &str) -> Option<(&str, Form)> {
         [Form::Text, Form::Json]
             .into_iter()
@@ -85,7 +85,7 @@ impl fmt::Display for Form {
     }
 }
 
-/// Prints and parses records, and remembers what it has printed.
+/// Prints and parses records, and caches what it has printed.
 #[derive(Debug)]
 pub struct Records {
     /// Messages and their forms.
@@ -98,8 +98,8 @@ pub struct Records {
 /// One form of a record.
 type Shown = (CellName, TopoPath, Form);
 
-/// A printed text, and the value it shows. The whole value is the key: versions come again when a service is restored,
-/// and digests can be forged.
+/// A printed text, and the value that it shows. The whole value is the key of the cache: versions repeat after a
+/// service is restored, and digests can be forged.
 #[derive(Debug, Clone)]
 struct Printed {
     value: Bytes,
@@ -116,12 +116,12 @@ impl quick_cache::Weighter<Shown, Printed> for Weight {
 }
 
 impl Records {
-    /// Over the given messages and paths.
+    /// Records with the given messages and paths.
     pub fn new(codec: Codec, kinds: Kinds) -> Arc<Self> {
         Arc::new(Self { codec, kinds, printed: printed_cache() })
     }
 
-    /// The message that a path holds, if this build can decode it.
+    /// The message at a path, if this build can decode it.
     pub fn message(&self, cell: &CellName, path: &TopoPath) -> Option<&'static str> {
         self.kinds.message(cell, path).filter(|name| self.codec.knows(name))
     }
@@ -141,8 +141,8 @@ impl Records {
         Ok(text)
     }
 
-    /// The bytes to store for what was written to one form of a record; `old` is what is stored now. Returns `None` if
-    /// that is the same record already. Fails with EBADMSG and the position if the input is not valid.
+    /// The bytes to store for the text of one form; `old` is the stored value. Returns `None` if that is already the
+    /// same record. Fails with EBADMSG and the position if the input is not valid.
     pub fn store(
         &self,
         cell: &CellName,
@@ -157,7 +157,7 @@ impl Records {
         }
     }
 
-    /// Refuses the beginning of an input that no further bytes could make valid.
+    /// Refuses the beginning of an input if no further bytes could make it valid.
     pub fn refuse_early(&self, cell: &CellName, path: &TopoPath, form: Form, input: &[u8]) -> Result<()> {
         match self.message(cell, path) {
             None => Ok(()),
@@ -171,7 +171,7 @@ fn printed_cache() -> quick_cache::sync::Cache<Shown, Printed, Weight> {
     options.estimated_items_capacity(CACHE_ENTRIES).weight_capacity(CACHE_BYTES).shards(CACHE_SHARDS);
     match options.build() {
         Ok(options) => quick_cache::sync::Cache::with_options(options, Weight, Default::default(), Default::default()),
-        // Only an option that is not given fails.
+        // This fails only for options that are not given.
         Err(_) => quick_cache::sync::Cache::with_weighter(CACHE_ENTRIES, CACHE_BYTES, Weight),
     }
 }

@@ -1,4 +1,4 @@
-//! Parsing an input, whatever its form, and what is wrong with one that cannot be parsed.
+//! Parses an input of any form, and says what is wrong with an invalid one.
 
 use prost_reflect::{DynamicMessage, MessageDescriptor};
 

@@ -1,7 +1,7 @@
-//! Parses proto3 JSON as Vitess's parser (Go's protojson) does: what that one refuses is refused here.
+//! Parses proto3 JSON as Vitess's parser (Go's protojson) does, and refuses what that parser refuses.
 //!
-//! The library's own parser is more generous than that: of a member that occurs twice the last one wins, and quoted
-//! numbers that no field can hold become infinite.
+//! The library's own parser accepts more: if a member occurs twice, the last one wins, and quoted numbers that are too
+//! large become infinite.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use super::flaw::Flaw;
 use super::scalar;
 
-/// The messages that have a JSON of their own; no record of Vitess has any, another descriptor set might.
+/// The messages with their own JSON form. No record of Vitess contains one, but another descriptor set might.
 const WELL_KNOWN: &str = "google.protobuf.";
 
 /// The message of a text.
@@ -27,7 +27,7 @@ pub(super) fn parse(message: &MessageDescriptor, text: &str) -> Result<DynamicMe
     parsed.map_err(|error| input.flaw.take().unwrap_or_else(|| flaw(text, &error)))
 }
 
-/// A text, and what is known of its flaw that the reader of JSON cannot tell.
+/// A text, and the part of its flaw that the JSON reader cannot report.
 struct Input<'a> {
     text: &'a str,
     flaw: Cell<Option<Flaw>>,
@@ -49,7 +49,7 @@ impl Input<'_> {
         scalar::parse(kind, part).map_err(|reason| self.refuse(reason, part))
     }
 
-    /// Messages that the library reads by rules of their own; it, too, would take what occurs twice.
+    /// Messages that the library reads by special rules. It would also accept duplicates there.
     fn well_known<E: Error>(&self, message: &MessageDescriptor, part: &str) -> Result<DynamicMessage, E> {
         let at = self.span(part).start;
         if let Some(Flaw { reason, .. }) = flaw_of_any(message, part) {
@@ -68,7 +68,7 @@ impl Input<'_> {
     }
 }
 
-/// The flaw of the message in an Any: the library accepts too much there, too. It does not say where the flaw is.
+/// The flaw of the message in an Any, where the library also accepts too much. It does not say where the flaw is.
 fn flaw_of_any(any: &MessageDescriptor, part: &str) -> Option<Flaw> {
     const TYPE: &str = "@type";
     if any.full_name() != "google.protobuf.Any" {
@@ -100,7 +100,7 @@ fn is_well_known(message: &MessageDescriptor) -> bool {
     message.full_name().starts_with(WELL_KNOWN)
 }
 
-/// Whether `null` is a value of the field, and not its absence.
+/// Whether `null` is a value of the field, not its absence.
 fn takes_null(kind: &Kind) -> bool {
     match kind {
         Kind::Message(message) => message.full_name() == "google.protobuf.Value",
@@ -147,7 +147,7 @@ impl<'de> Visitor<'de> for MessageSeed<'_> {
             if let Some(oneof) = field.containing_oneof()
                 && !oneofs.insert(oneof.name().to_owned())
             {
-                return Err(A::Error::custom(format!("a second one of '{}': '{name}'", oneof.name())));
+                return Err(A::Error::custom(format!("'{}' has a second value: '{name}'", oneof.name())));
             }
             message.set_field(&field, value);
         }
@@ -155,7 +155,7 @@ impl<'de> Visitor<'de> for MessageSeed<'_> {
     }
 }
 
-/// The value of a member; none if it is null.
+/// The value of a member; `None` if it is null.
 struct FieldSeed<'a>(&'a Input<'a>, &'a FieldDescriptor);
 
 impl<'de> DeserializeSeed<'de> for FieldSeed<'_> {
@@ -264,7 +264,7 @@ impl<'de> Visitor<'de> for MapVisitor<'_> {
     }
 }
 
-/// Any JSON in which no object has two members of one name.
+/// Any JSON without duplicate members in an object.
 struct Unique;
 
 impl<'de> serde::Deserialize<'de> for Unique {

@@ -1,5 +1,5 @@
-//! Parses the text format, and refuses what the library takes silently: a field that is set twice, the first time to
-//! its default value, and a key that occurs twice in a map. (Of keys, Vitess's parser takes the last one, too; here
+//! Parses the text format, and refuses what the library accepts silently: a field that is set twice, first to its
+//! default value, and a duplicate key in a map. (Of duplicate keys, Vitess's parser also takes the last one; here
 //! nothing is lost.)
 
 use std::collections::HashSet;
@@ -10,10 +10,10 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescri
 
 use super::flaw::Flaw;
 
-/// Deepest nesting of an input. The library has no limit of its own and would overflow the stack; protobuf's own is
-/// 100.
+/// Deepest nesting of an input. The library has no limit of its own and would overflow the stack; protobuf's own
+/// is 100.
 const DEPTH_LIMIT: usize = 100;
-/// Help for people who have written an old value beside the new one.
+/// A hint for people who have written a new value beside the old one.
 const ONE_VALUE: &str = "a record keeps one value for it, and no comments";
 
 /// The message of a text.
@@ -36,7 +36,7 @@ pub(super) fn parse(message: &MessageDescriptor, text: &str) -> Result<DynamicMe
     Ok(parsed)
 }
 
-/// Where brackets outside of strings and comments nest too deeply.
+/// The place where brackets outside strings and comments nest too deeply.
 fn too_deep(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     let mut tokens = Tokens { text, at: 0 };
@@ -63,10 +63,10 @@ enum Token {
     Word,
 }
 
-/// A value that was walked through.
+/// A value after the walk.
 struct Walked {
     span: Range<usize>,
-    /// Of a message: where the value of its first field is.
+    /// For a message: the place of its first field's value.
     first: Option<Range<usize>>,
 }
 
@@ -76,7 +76,7 @@ impl Walked {
     }
 }
 
-/// The pieces of a text. It need not be valid to be taken apart; to be walked through it must be.
+/// The tokens of a text. Splitting it into tokens always works; the walk needs a valid text.
 #[derive(Clone)]
 struct Tokens<'a> {
     text: &'a str,
@@ -102,7 +102,7 @@ impl<'a> Tokens<'a> {
         self.at += 1;
         let token = match first {
             b'"' | b'\'' => {
-                // A string ends with its line, whether it is closed or not.
+                // A string ends with its line, even without a closing quote.
                 while let Some(next) = byte(self.at) {
                     self.at += if next == b'\\' { 2 } else { 1 };
                     if next == first || next == b'\n' {
@@ -141,8 +141,8 @@ impl<'a> Tokens<'a> {
         self.text.get(span.clone()).unwrap_or_default()
     }
 
-    /// Walks through the fields of a message, to its closing bracket or the end of the text. Returns where the value of
-    /// its first field is: of a map's entry, that is the key.
+    /// Walks through the fields of a message, to its closing bracket or the end of the text. Returns the place of its
+    /// first field's value, which is the key in an entry of a map.
     fn message(&mut self, message: Option<&MessageDescriptor>) -> Result<Option<Range<usize>>, Flaw> {
         let mut seen = HashSet::new();
         let mut keys = HashSet::new();
@@ -152,7 +152,7 @@ impl<'a> Tokens<'a> {
                 Token::Mark(b'}' | b'>') => break,
                 Token::Mark(b'[') => {
                     let inner = message.and_then(|message| self.expanded(message));
-                    // An Any whose content is written out: its two fields.
+                    // An Any with its content written out: its two fields.
                     if inner.is_some() && !seen.insert(1) {
                         return Err(twice("the content", name));
                     }
@@ -161,7 +161,7 @@ impl<'a> Tokens<'a> {
                     continue;
                 }
                 Token::Word => message.and_then(|message| message.get_field_by_name(self.part(&name))),
-                // A separator, or what the parser should not have taken: not a name.
+                // A separator, or something that the parser should have refused: not a name.
                 Token::Mark(b',' | b';') => continue,
                 Token::Mark(_) | Token::String => {
                     return Err(Flaw { reason: "expected a field name".to_owned(), span: name });
@@ -193,7 +193,7 @@ impl<'a> Tokens<'a> {
         Ok(first)
     }
 
-    /// Walks through a value, or a list of them; returns where each is.
+    /// Walks through a value or a list of values; returns their places.
     fn value(&mut self, inner: Option<&MessageDescriptor>) -> Result<Vec<Walked>, Flaw> {
         let is_list = self.skip(|token| token == Token::Mark(b'['));
         let mut values = Vec::new();
@@ -205,18 +205,18 @@ impl<'a> Tokens<'a> {
                     let first = self.message(inner)?;
                     values.push(Walked { span: span.start..self.at, first });
                 }
-                // A sign may stand apart from its number.
+                // There may be space between a sign and its number.
                 Token::Word if self.part(&span).starts_with('-') => {
                     if self.part(&span) == "-" {
                         self.skip(|token| token == Token::Word);
                     }
                     let span = span.start..self.at;
                     if self.part(&span).get(1..).is_some_and(|number| number.trim().eq_ignore_ascii_case("nan")) {
-                        return Err(Flaw { reason: "nan has no sign".to_owned(), span });
+                        return Err(Flaw { reason: "nan cannot have a sign".to_owned(), span });
                     }
                     values.push(Walked::scalar(span));
                 }
-                // Strings beside each other are one.
+                // Adjacent strings are one string.
                 Token::String => {
                     let mut end = self.at;
                     while self.skip(|token| token == Token::String) {
@@ -233,7 +233,7 @@ impl<'a> Tokens<'a> {
         Ok(values)
     }
 
-    /// The message that a name in brackets stands for in an Any, up to the closing bracket.
+    /// The message for a name in brackets in an Any, up to the closing bracket.
     fn expanded(&mut self, any: &MessageDescriptor) -> Option<MessageDescriptor> {
         let start = self.at;
         while let Some((token, span)) = self.next() {
@@ -258,7 +258,7 @@ fn twice(what: &str, span: Range<usize>) -> Flaw {
     Flaw { reason: format!("{what} is already set: {ONE_VALUE}"), span }
 }
 
-/// The key of a map's entry; one that is not written is the default.
+/// The key of a map's entry; a missing key is the default.
 fn map_key(entry: &MessageDescriptor, text: &str) -> Option<MapKey> {
     let field = entry.map_entry_key_field();
     let text = if text.is_empty() { String::new() } else { format!("{}: {text}", field.name()) };

@@ -6,9 +6,9 @@ use std::str::FromStr;
 use prost_reflect::{Kind, MapKey, Value};
 use serde::de::IgnoredAny;
 
-/// Longest piece of a text that an error repeats, in characters.
+/// Longest piece of a text that an error quotes, in characters.
 const SHOWN: usize = 40;
-/// Digits before the point of an integer at most, as in Go: those of the largest are 20.
+/// Maximum number of digits before the point of an integer, as in Go; the largest integer has 20.
 const DIGITS: usize = 20;
 
 /// The value of a JSON token.
@@ -34,7 +34,7 @@ pub(super) fn parse(kind: &Kind, token: &str) -> Result<Value, String> {
         Kind::Bytes => string.and_then(|string| base64(&string)).map(|bytes| Value::Bytes(bytes.into())),
         Kind::Enum(values) => match (string.as_deref(), token) {
             (Some(name), _) => values.get_value_by_name(name).map(|value| Value::EnumNumber(value.number())),
-            // Only google.protobuf.NullValue is asked for it.
+            // Only for google.protobuf.NullValue.
             (None, "null") if values.full_name() == "google.protobuf.NullValue" => Some(Value::EnumNumber(0)),
             (None, number) => integer(number).map(Value::EnumNumber),
         },
@@ -50,14 +50,14 @@ pub(super) fn parse(kind: &Kind, token: &str) -> Result<Value, String> {
 fn expected(kind: &Kind) -> Cow<'static, str> {
     match kind {
         Kind::Bool => "true or false".into(),
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => "an integer of 32 bits".into(),
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => "an integer of 64 bits".into(),
-        Kind::Uint32 | Kind::Fixed32 => "an integer of 32 bits without a sign".into(),
-        Kind::Uint64 | Kind::Fixed64 => "an integer of 64 bits without a sign".into(),
+        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => "a 32-bit integer".into(),
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => "a 64-bit integer".into(),
+        Kind::Uint32 | Kind::Fixed32 => "an unsigned 32-bit integer".into(),
+        Kind::Uint64 | Kind::Fixed64 => "an unsigned 64-bit integer".into(),
         Kind::Float => "a number in the range of a float".into(),
         Kind::Double => "a number in the range of a double".into(),
         Kind::String => "a string".into(),
-        Kind::Bytes => "a string of base64".into(),
+        Kind::Bytes => "a base64 string".into(),
         Kind::Enum(values) => format!("a name or number of {}", values.full_name()).into(),
         Kind::Message(message) => format!("an object: a {}", message.full_name()).into(),
     }
@@ -76,14 +76,14 @@ pub(super) fn map_key(kind: &Kind, name: &str) -> Result<MapKey, String> {
     key.ok_or_else(|| format!("expected {} as a key, found '{name}'", expected(kind)))
 }
 
-/// Whether a text is a number as JSON writes them, and nothing else.
+/// Whether a text is exactly one JSON number.
 fn is_number(text: &str) -> bool {
     text.starts_with(|first: char| first == '-' || first.is_ascii_digit())
         && text.ends_with(|last: char| last.is_ascii_digit())
         && serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
-/// A number that is not infinite, unless it says so.
+/// A number; infinite only if the text says so.
 fn float<T: FromStr + From<f32>>(string: Option<&str>, number: &str, is_finite: impl Fn(&T) -> bool) -> Option<T> {
     match string {
         Some("NaN") => Some(f32::NAN.into()),

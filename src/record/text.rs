@@ -1,6 +1,7 @@
-//! Prints protobuf text format exactly as `protoc --decode` does: one field a line, maps sorted by key.
+//! Prints protobuf text format exactly as `protoc --decode` does: one field in each line, maps sorted by key.
 //!
-//! Fields that this build does not know are not printed: no parser accepts them. `unknown` keeps them over an edit.
+//! Leaves out fields that this build does not know, because no parser accepts them. `unknown` keeps them across an
+//! edit.
 
 use std::fmt::Write;
 
@@ -70,7 +71,7 @@ fn print_field(out: &mut String, name: &str, kind: &Kind, value: &Value, indent:
 /// The first declared name of an enum's number, as protoc and Go print it.
 pub(super) fn enum_name(kind: &Kind, number: i32) -> Option<String> {
     let Kind::Enum(values) = kind else { return None };
-    // The reflected values come in an order of their own; the descriptor keeps the declared one.
+    // The reflected values have another order; the descriptor keeps the declared one.
     let declared = &values.enum_descriptor_proto().value;
     declared.iter().find(|value| value.number() == number).map(|value| value.name().to_owned())
 }
@@ -94,7 +95,7 @@ fn quote(out: &mut String, bytes: &[u8]) -> std::fmt::Result {
     Ok(())
 }
 
-/// C's `%.{short}g`, or `%.{long}g` where the shorter one does not read back as the same number.
+/// C's `%.{short}g`, or `%.{long}g` if the shorter one does not parse to the same number.
 fn float(value: f64, short: usize, long: usize, reads_back: impl Fn(&str) -> bool) -> String {
     if value.is_nan() {
         return "nan".to_owned();

@@ -1,10 +1,10 @@
-//! Fields that this build does not know (a newer Vitess wrote them): neither decoded form shows them, so an edited form
-//! comes back without them. Here they are carried over from the stored record.
+//! Fields that this build does not know, because a newer Vitess wrote them. Decoded forms do not show them, so an
+//! edited form comes back without them. This file copies them from the stored record.
 //!
-//! A field finds its place by the path of its message: by field number, by map key, and in lists by the element that is
-//! otherwise equal, else by the one that has most in common with it and stands where it stood (or has moved with more
-//! than half of its fields), else by its place in a list that is as long as before. If an edit removes an element, its
-//! unknown fields go with it.
+//! The path of its message tells where a field belongs: by field number, by map key, and in a list by element. An
+//! element matches the new one that is otherwise equal; else the one that has most in common with it and has the same
+//! position (or has moved with more than half of its fields); else, in a list of the same length, the one with the same
+//! position. If an edit removes an element, its unknown fields go with it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -13,19 +13,19 @@ use prost_reflect::{DynamicMessage, ReflectMessage, Value};
 
 use super::encode;
 
-/// Comparisons of list elements that are not equal at most; longer lists are matched in order.
+/// Maximum number of comparisons of unequal list elements; longer lists are matched in order.
 const COMPARISONS: usize = 100_000;
 
-/// Copies unknown fields from `old` into `new`, which came from a form of it.
+/// Copies unknown fields from `old` into `new`, which is an edited form of `old`.
 pub(super) fn carry_over(old: &DynamicMessage, new: &mut DynamicMessage) {
     if !has_unknown(old) {
         return;
     }
     let mut bytes = Vec::new();
     old.unknown_fields().for_each(|field| field.encode(&mut bytes));
-    // They were decoded from a message of this very type: merging cannot fail.
+    // They come from a message of the same type, so merging cannot fail.
     if let Err(error) = new.merge(bytes.as_slice()) {
-        tracing::error!(%error, "unknown fields could not be carried over");
+        tracing::error!(%error, "cannot keep the unknown fields of a record");
     }
     for (field, old_value) in old.fields() {
         if !new.has_field(&field) {
@@ -56,9 +56,9 @@ fn carry_over_list(old: &[Value], new: &mut [Value]) {
     }
 }
 
-/// Which element of the old list is which of the new one.
+/// Matches the elements of the old list with those of the new one.
 fn pairs(olds: &[&DynamicMessage], news: &[&mut DynamicMessage]) -> Vec<(usize, usize)> {
-    // By their bytes: equal messages are equal bytes, and looking for them takes no comparison of each with each.
+    // By their bytes: equal messages have equal bytes, and a lookup by bytes needs no comparison of all pairs.
     let mut equal: HashMap<Vec<u8>, VecDeque<usize>> = HashMap::new();
     for (to, new) in news.iter().enumerate() {
         equal.entry(encode::encode(new)).or_default().push_back(to);
@@ -70,7 +70,7 @@ fn pairs(olds: &[&DynamicMessage], news: &[&mut DynamicMessage]) -> Vec<(usize, 
         same.push(to);
         taken.extend(to);
     }
-    // Which unchanged element each of the others follows: what was edited follows the same one as before.
+    // The unchanged element before each other element: an edited element still follows the same one.
     let (mut rest, mut after) = (Vec::new(), None);
     for (from, (old, to)) in olds.iter().zip(&same).enumerate() {
         match to {
@@ -112,7 +112,7 @@ fn pairs(olds: &[&DynamicMessage], news: &[&mut DynamicMessage]) -> Vec<(usize, 
     pairs
 }
 
-/// Fields that both have with the same value.
+/// The number of fields with the same value in both.
 fn in_common(old: &DynamicMessage, new: &DynamicMessage) -> usize {
     old.fields().filter(|(field, value)| new.has_field(field) && stripped(value) == *new.get_field(field)).count()
 }
@@ -126,13 +126,13 @@ fn any_message(value: &Value, test: &impl Fn(&DynamicMessage) -> bool) -> bool {
     }
 }
 
-/// Whether the message holds fields that this build does not know.
+/// Whether the message contains fields that this build does not know.
 pub(super) fn has_unknown(message: &DynamicMessage) -> bool {
     message.unknown_fields().next().is_some() || message.fields().any(|(_, value)| any_message(value, &has_unknown))
 }
 
-/// Made anew: a message from which unknown fields are taken keeps places for them, and is not equal to one that never
-/// had any.
+/// Builds a new message: a message whose unknown fields are removed keeps places for them, and does not equal one that
+/// never had any.
 fn without_unknown(message: &DynamicMessage) -> DynamicMessage {
     let mut copy = DynamicMessage::new(message.descriptor());
     for (field, value) in message.fields() {

@@ -1,5 +1,5 @@
-//! The wire format, as far as the library does not look at it: it takes a map entry of any wire type, and reads what
-//! follows as one. Vitess would not.
+//! The checks of the wire format that the library does not make: it accepts a map entry of any wire type, and reads the
+//! following bytes as one. Vitess does not.
 
 use prost::bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint};
@@ -7,25 +7,25 @@ use prost_reflect::{Kind, MessageDescriptor};
 
 use super::flaw::Flaw;
 
-/// Messages in messages that are looked into; prost refuses deeper ones.
+/// Depth of nested messages to look into; prost refuses deeper ones.
 const DEPTH: usize = 100;
 
-/// A field, from the beginning of an input.
+/// The first field of an input.
 struct Field {
     number: u32,
     wire_type: WireType,
-    /// Bytes of it in all.
+    /// Its length in bytes.
     length: usize,
-    /// How many of them, at its end, are its content.
+    /// The length of its content, at its end.
     content: usize,
 }
 
-/// The first flaw in the complete fields of a message that no further bytes could repair.
+/// The first flaw in the complete fields of a message. No further bytes could repair it.
 pub(super) fn flaw(message: &MessageDescriptor, input: &[u8]) -> Option<Flaw> {
     flaw_in(message, input, 0, DEPTH)
 }
 
-/// `base` is where the input begins in the whole one.
+/// `base` is the offset of this input in the whole input.
 fn flaw_in(message: &MessageDescriptor, input: &[u8], base: usize, depth: usize) -> Option<Flaw> {
     let mut rest = input;
     loop {
@@ -39,7 +39,7 @@ fn flaw_in(message: &MessageDescriptor, input: &[u8], base: usize, depth: usize)
             && let Kind::Message(inner) = known.kind()
         {
             if field.wire_type != WireType::LengthDelimited {
-                let reason = format!("field '{}' has the wire type of something else", known.name());
+                let reason = format!("field '{}' has a wire type that does not match", known.name());
                 return Some(Flaw { reason, span: base + at..base + at + field.length });
             }
             let start = at + field.length - field.content;
@@ -52,7 +52,7 @@ fn flaw_in(message: &MessageDescriptor, input: &[u8], base: usize, depth: usize)
     }
 }
 
-/// The fields that an input holds completely.
+/// The complete fields of an input.
 pub(super) fn complete_fields(input: &[u8]) -> &[u8] {
     let mut rest = input;
     while let Ok(Some(field)) = next_field(rest) {
@@ -61,7 +61,7 @@ pub(super) fn complete_fields(input: &[u8]) -> &[u8] {
     input.get(..input.len() - rest.len()).unwrap_or_default()
 }
 
-/// The field that an input begins with; `None` if it is not complete (or there is none).
+/// The first field of an input; `None` if it is not complete, or if there is none.
 fn next_field(input: &[u8]) -> Result<Option<Field>, String> {
     /// Longest varint, in bytes.
     const VARINT: usize = 10;
@@ -81,9 +81,9 @@ fn next_field(input: &[u8]) -> Result<Option<Field>, String> {
             let value = decode_varint(&mut rest).map_err(|error| error.to_string())?;
             if wire_type == WireType::Varint { 0 } else { usize::try_from(value).unwrap_or(usize::MAX) }
         }
-        // Groups end where they end; no Vitess message has any, so only the whole input tells.
+        // The length of a group is not in its header. No Vitess message has groups, so only the whole input decides.
         WireType::StartGroup => return Ok(None),
-        WireType::EndGroup => return Err("the end of a group that has not begun".to_owned()),
+        WireType::EndGroup => return Err("a group ends that has not begun".to_owned()),
     };
     let header = input.len() - rest.len();
     Ok((content <= rest.len()).then(|| Field { number, wire_type, length: header + content, content }))

@@ -1,4 +1,4 @@
-//! What a listener hears of a commit, and when.
+//! What a listener hears about a commit, and when.
 
 use std::any::Any;
 
@@ -8,34 +8,34 @@ use crate::backend::{Action, Applied, Change, Guard, Revision};
 use crate::error::Result;
 use crate::name::{CellName, CellPath};
 
-/// Lasts as long as a change is in flight.
+/// A mark that lasts as long as a change is in flight.
 pub type Mark = Box<dyn Any + Send>;
 
-/// A change that was made.
+/// A committed change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Made {
-    /// What was stored; for a deletion, what was deleted.
+    /// The stored version; for a deletion, the deleted version.
     pub revision: Revision,
-    /// Nothing was stored there before.
+    /// Whether nothing was stored there before.
     pub is_new: bool,
 }
 
-/// Who hears of a commit.
+/// A listener for commits.
 #[async_trait]
 pub trait Commits: Send + Sync {
-    /// A change is about to be made. Others may hear of it before the commit has returned: they wait until the mark is
+    /// A change is about to be sent. Others may hear of it before the commit returns; they wait until the mark is
     /// dropped.
     fn begin(&self, at: &CellPath) -> Mark;
 
-    /// The changes were made, or refused, or nobody knows. The commit goes on when nobody is shown any more what was
-    /// before.
+    /// The changes were made, or refused, or the outcome is unknown. The commit goes on when nobody sees the old state
+    /// any more.
     async fn answered(&self, cell: &CellName, changes: &[Change]);
 
-    /// A change was certainly made. Its mark is dropped afterwards.
+    /// A change was certainly made. Its mark is dropped after this.
     fn made(&self, at: &CellPath, made: Made);
 }
 
-/// Nobody hears of a commit.
+/// A listener that ignores all commits.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unheard;
 
@@ -50,13 +50,13 @@ impl Commits for Unheard {
     fn made(&self, _: &CellPath, _: Made) {}
 }
 
-/// Makes changes, and lets a listener hear of it. Each step stands where it does for a reason:
+/// Makes changes, and informs a listener. The order of the steps matters:
 ///
-/// 1. Every change is marked before anything is sent: the watch may tell of it first.
-/// 2. The listener hears of the answer before the caller does: who has saved reads what was saved.
-/// 3. What was made is noted before its mark is dropped: who has waited for the mark asks next whose commit it was.
+/// 1. Every change is marked before anything is sent: the watch may report it first.
+/// 2. The listener hears of the answer before the caller does, so a program reads what it has saved.
+/// 3. A commit is noted before its mark is dropped: a task that has waited for the mark then asks whose commit it was.
 ///
-/// `None` stands for a try that has changed nothing and may be repeated.
+/// `None` is an attempt that has changed nothing and may be repeated.
 pub(super) async fn heard(
     cell: &CellName,
     changes: &[Change],
@@ -83,7 +83,7 @@ pub(super) async fn heard(
     outcome
 }
 
-/// What has become of a change. A deletion without a guard is of nobody knows which version.
+/// The outcome of a change. A deletion without a guard may have deleted any version.
 fn made(change: &Change, applied: &Applied, index: usize) -> Option<Made> {
     let stored = applied.versions.get(index).copied().flatten();
     let revision = match (&change.action, stored, change.guard) {

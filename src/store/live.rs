@@ -1,4 +1,4 @@
-//! The records of a connected cell: its mirror and its service, with the locks that protect them from each other's
+//! The records of a connected cell: its mirror and its service, with the locks that protect records from concurrent
 //! changes.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
 use crate::record::layout::{self, Key};
 
-/// How often a change is tried while locks that go along with it are given back.
+/// How often to try a change while the locks that guard it are being released.
 pub(super) const LOCK_CHANGES: usize = 16;
 
 /// A cell, and the locks of this mount.
@@ -33,14 +33,14 @@ impl Live {
         Self { cell, locks, respected }
     }
 
-    /// One try of a commit; `None` if a lock that went along was given back meanwhile, and nothing was changed.
+    /// One attempt of a commit; `None` if a lock that guarded it was released meanwhile, and nothing has changed.
     async fn commit_once(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Option<Applied>> {
         let mut needed: Vec<TopoPath> = changes.iter().filter_map(|change| self.needed_lock(&change.path)).collect();
-        // In one order, so that two saves cannot wait for each other.
+        // In one fixed order, so that two saves cannot wait for each other.
         needed.sort();
         needed.dedup();
         let mut taken = Vec::new();
-        // Whoever holds a keyspace's lock may be at work on anything below it: nothing of that is taken away.
+        // The holder of a keyspace's lock may be working on anything below it, so nothing below it may be removed.
         for change in changes.iter().filter(|change| change.action == Action::Delete) {
             if let Some(keyspace) = self.keyspace_of(&change.path).filter(|dir| !needed.contains(dir)) {
                 self.locks.refuse_if_foreign(&self.cell, &keyspace).await?;
@@ -58,7 +58,7 @@ impl Live {
         }
         let outcome = match outcome {
             Ok(()) => heard(&self.cell.name, changes, commits, self.apply_fenced(actor, changes, &taken)).await,
-            // Somebody has taken away what was taken for this moment only.
+            // Somebody has broken a lock that was only for this save.
             Err(error) if error.kind == Kind::LockLost => Ok(None),
             Err(error) => Err(error),
         };
@@ -68,7 +68,7 @@ impl Live {
         outcome
     }
 
-    /// Makes changes while this mount still has the locks above them, and in the same transaction.
+    /// Makes changes only if this mount still has the locks above them: the same transaction checks that.
     async fn apply_fenced(&self, actor: Actor, changes: &[Change], taken: &[Temporary]) -> Result<Option<Applied>> {
         let mut fences: Vec<Fence> = Vec::new();
         for change in changes {
@@ -101,7 +101,7 @@ impl Live {
         let dir = match Key::in_global(path)? {
             Key::Keyspace(_) => path.parent(),
             Key::Shard(..) if self.respected == RespectLocks::All => path.parent(),
-            // Vitess replaces them whatever their version: its lock is all that protects them.
+            // Vitess replaces them whatever their version, so only its lock protects them.
             Key::KeyspaceRoutingRules => path.parent()?.parent(),
             _ => None,
         };
@@ -127,8 +127,8 @@ impl Store for Live {
         self.cell.fetch(path).await
     }
 
-    /// With the locks that concern the changes: those that this mount holds on directories above are guards of the same
-    /// transaction, and those that a save must have are taken for its moment.
+    /// Commits with the locks that concern the changes: the locks that this mount holds on directories above guard the
+    /// transaction, and the commit takes the locks that a save must have.
     async fn commit(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
         for _ in 0..LOCK_CHANGES {
             if let Some(applied) = self.commit_once(actor, changes, commits).await? {
@@ -139,7 +139,7 @@ impl Store for Live {
         Err(Error::new(Kind::Busy, format!("the locks above {}/{first} change too often", self.cell.name)))
     }
 
-    /// What is known of locks at open, since shells ignore what close says.
+    /// Checks the locks at open, because shells ignore the errors of close.
     async fn refuse_early(&self, actor: Actor, path: &TopoPath) -> Result<()> {
         self.locks.fences(&self.cell, path, actor, &[])?;
         match self.needed_lock(path) {

@@ -1,4 +1,8 @@
-//! Records and guarded changes, wherever they are kept. Must never know files.
+//! Records and guarded changes, wherever they are stored. Knows neither files nor the forms of records.
+//!
+//! `contract` is the contract of every store, and one test checks it for all of them. `commits` defines what a listener
+//! hears about a commit, and when; `own` remembers the commits of this mount. `live` is a connected cell, `plain` a
+//! map.
 
 mod commits;
 mod contract;

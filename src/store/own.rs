@@ -1,5 +1,5 @@
-//! Owns the commits of this mount until the mirror reports them: who made each, and through which form. For that form
-//! the kernel has raised the event already. Must never make anybody wait without a bound.
+//! The commits of this mount, until the mirror has reported them: who made them, and through which form, because the
+//! kernel has already raised the event for that form.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use crate::name::CellPath;
 use crate::process::Actor;
 use crate::record::Form;
 
-/// How many commits are remembered for each record until the mirror reports them, and for how many records.
+/// Number of commits to remember for each record until the mirror has reported them, and number of such records.
 const COMMITS: usize = 64;
 const RECORDS: usize = 10_000;
-/// How long the mirror may take to report a commit. After that it will not: somebody else was faster, or the cell is
-/// another one.
+/// How long the mirror may take to report a commit. After that it will not: somebody else was faster, or the cell has
+/// another location.
 const TIME: Duration = Duration::from_secs(10);
 
 /// A commit of this mount.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnCommit {
-    /// The revision that was stored; for a deletion, the revision that was deleted.
+    /// The stored version; for a deletion, the deleted version.
     pub revision: Revision,
     /// The form that it went through.
     pub form: Form,
@@ -57,7 +57,7 @@ impl OwnCommits {
         known.push_back((Instant::now(), commit));
     }
 
-    /// Waits until all commits of this mount so far are among the events, but no longer than `longest`.
+    /// Waits until the events contain all commits of this mount so far, up to a time limit.
     pub async fn all_announced(&self, longest: Duration) {
         let all = async {
             loop {
@@ -72,22 +72,22 @@ impl OwnCommits {
                 announced.await;
             }
         };
-        // The service may never report one, or may report only a newer one.
+        // The service may not report a commit, or only a newer one.
         let _ = tokio::time::timeout(longest, all).await;
     }
 
-    /// The commit of this mount that made a change, if this mount made it.
+    /// The commit of this mount that made a change, if one did.
     pub fn find(&self, place: &CellPath, revision: Revision) -> Option<OwnCommit> {
         let own = self.by_record.lock();
         own.get(place)?.iter().find(|(_, commit)| commit.revision == revision).map(|(_, commit)| commit.clone())
     }
 
-    /// A change is among the events now. Nobody will ask for earlier ones.
+    /// A change is among the events. Nobody will ask for earlier ones any more.
     pub fn is_announced(&self, place: &CellPath, revision: Revision) {
         let mut own = self.by_record.lock();
         let Some(known) = own.get_mut(place) else { return };
         known.retain(|(_, commit)| commit.revision >= revision);
-        // Only one of them: the deletion of a record has the revision of what was deleted.
+        // Only one of them: a deletion has the revision of the deleted version.
         if let Some(index) = known.iter().position(|(_, commit)| commit.revision == revision) {
             known.remove(index);
         }
@@ -100,7 +100,7 @@ impl OwnCommits {
     }
 }
 
-/// Forgets what the mirror will not report any more.
+/// Forgets commits that the mirror will no longer report.
 fn forget_old(own: &mut HashMap<CellPath, VecDeque<(Instant, OwnCommit)>>) {
     own.retain(|_, commits| {
         commits.retain(|(when, _)| when.elapsed() < TIME);

@@ -1,4 +1,4 @@
-//! Records in a map: without a service, without locks, and without anybody else.
+//! Records in a map, without a service, locks or other users.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,12 +21,12 @@ use crate::process::Actor;
 pub struct Plain {
     cell: CellName,
     limits: Limits,
-    /// The newest state. Whoever has a copy keeps it as it was.
+    /// The newest state. A copy of it never changes.
     now: Mutex<Snapshot>,
 }
 
 impl Plain {
-    /// Begins with these records.
+    /// A store that begins with these records.
     pub fn new(cell: CellName, limits: Limits, begin: Snapshot) -> Self {
         Self { cell, limits, now: Mutex::new(begin) }
     }
@@ -47,7 +47,7 @@ impl Plain {
                 return Err(BackendError::unmet(change.guard, &change.path, found).into());
             }
         }
-        // One that only checks makes no revision.
+        // A commit that only checks makes no revision.
         let is_change = changes.iter().any(|change| change.action != Action::Check);
         now.at = Revision(now.at.0 + u64::from(is_change));
         let versions = changes.iter().map(|change| put(&mut now, change)).collect();

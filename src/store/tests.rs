@@ -111,7 +111,7 @@ impl Commits for Ear<'_> {
     }
 }
 
-/// A commit is heard of in an order that carries weight.
+/// The order in which a listener hears of a commit.
 async fn check_heard(store: &dyn Store) {
     let ear = Ear::new(store);
     let changes = [put("heard/a", Guard::Absent, "1"), put("heard/b", Guard::Any, "1")];
@@ -141,12 +141,12 @@ async fn check_heard(store: &dyn Store) {
         b.written.0
     );
     assert_eq!(ear.take(), expected, "a deletion has the revision of what it has deleted");
-    // A refusal is heard of, too: whoever has waited goes on.
+    // The listener also hears of a refusal, so waiters go on.
     store.commit(ACTOR, &[put("heard/a", Guard::Absent, "3")], &ear).await.unwrap_err();
     assert_eq!(ear.take(), "begin heard/a true, answered [true], end heard/a, ");
 }
 
-/// What every store keeps to.
+/// The contract of every store.
 async fn check_contract(store: &dyn Store) {
     assert_eq!(version(store, "a").await, None);
     let empty = store.snapshot().await.unwrap();
@@ -156,7 +156,7 @@ async fn check_contract(store: &dyn Store) {
     assert_eq!((first.created, store.snapshot().await.unwrap().at), (first.written, first.written));
     assert!(!empty.records.contains_key(&path("a")), "a snapshot never changes");
 
-    // Versions grow; a record that is made anew is another one.
+    // Versions grow; a recreated record is another one.
     let applied = commit(store, &[put("a", Guard::Version(first), "2")]).await.unwrap();
     let second = version(store, "a").await.unwrap();
     assert_eq!(applied.versions, [Some(second)]);
@@ -316,7 +316,7 @@ async fn a_lock_of_somebody_else_refuses_what_it_protects_and_nothing_else() {
         service.lock("keyspaces/a/shards/0").await,
         service.lock("routing_rules").await,
     ];
-    // Which of them a save needs, and which a removal.
+    // The locks that a save needs, and those that a removal needs.
     for (name, respected, save, removal) in [
         ("keyspaces/a/Keyspace", RespectLocks::Keyspace, Some(Kind::Busy), Some(Kind::Busy)),
         ("keyspaces/a/Keyspace", RespectLocks::None, None, None),
@@ -362,7 +362,7 @@ async fn a_change_is_tried_again_while_the_lock_of_its_moment_is_lost_but_not_fo
     assert!(error.reason.contains("change too often"), "{error}");
     let node = store.fetch(&path(PATH)).await.unwrap().node.unwrap();
     assert_eq!(node.value, "2");
-    // Where no lock went along, a lock that is lost is no reason to try again.
+    // If no lock guarded the commit, a lost lock is not a reason to try again.
     lose(1);
     let error = commit(&store, &[put("elsewhere", Guard::Any, "1")]).await.unwrap_err();
     assert_eq!(error.kind, Kind::LockLost);

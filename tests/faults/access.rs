@@ -133,7 +133,7 @@ fn consul_tokens() {
     let message = refused("consul", &server.endpoint(), &wrong);
     assert!(message.contains("ACL not found") && !message.contains("wr0ng"), "{message}");
     assert!(refused("consul", &server.endpoint(), &token("bad", "{")).contains("not a JSON object"));
-    assert!(refused("consul", &server.endpoint(), &token("none", "{}")).contains("names no cell"));
+    assert!(refused("consul", &server.endpoint(), &token("none", "{}")).contains("contains no cell"));
     let mount = Mount::of("consul", &server.endpoint(), "/t", &[&right]);
     assert_eq!(mount.read("global/metadata/owner"), "team");
     mount.sh("echo new > global/metadata/owner");

@@ -90,7 +90,7 @@ fn cells_of_one_place_are_told() {
     assert_eq!(twins("all"), serde_json::json!(["global"]));
     assert_eq!(twins("zone2"), serde_json::Value::Null);
     let log = mount.log();
-    assert_eq!(log.lines().filter(|line| line.contains("two cells are one place")).count(), 2, "{log}");
+    assert_eq!(log.lines().filter(|line| line.contains("two cells have the same location")).count(), 2, "{log}");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn an_address_without_a_port_says_which_one_is_tried() {
             point.path().display()
         );
         let message = text(&crate::common::bash_in(std::path::Path::new("/"), &script));
-        assert!(message.contains(&format!("127.0.0.77 names no port: {port} is tried")), "{message}");
+        assert!(message.contains(&format!("127.0.0.77 has no port: trying {port}")), "{message}");
     }
 }
 

@@ -107,7 +107,7 @@ fn a_record_sends_no_credentials_to_another_server() {
         name_cell(&mount, "good", &listener.endpoint(), "/evil");
         assert!(!mount.bash("ls good").status.success());
         assert_eq!(listener.heard(), "", "{}", case.implementation);
-        eventually("the log tells of it", || mount.log().contains("sends the cell to other servers").then_some(()));
+        eventually("the log tells of it", || mount.log().contains("moves the cell to other servers").then_some(()));
         drop(mount);
         // What the rule keeps from them, they would get: it is not that nobody has tried.
         for rule in ["--cell-servers=any".to_owned(), format!("--cell-servers={}", listener.endpoint())] {
@@ -155,7 +155,7 @@ fn a_redirect_takes_the_token_nowhere() {
     );
     let output = crate::common::bash_in(Path::new("/"), &format!("{} {args}", crate::common::mount::TOPOFS));
     let message = crate::common::text(&output);
-    assert!(message.contains("307") && message.contains("elsewhere"), "{message}");
+    assert!(message.contains("307") && message.contains("redirects"), "{message}");
     assert!(http.requests().iter().any(|request| request.contains(SECRET)), "it was the one that is meant to have it");
     assert_eq!(listener.heard(), "");
 }

@@ -36,7 +36,7 @@ fn can_be_broken(mount: &Mount, before: usize, leave: impl Fn()) {
         );
         assert_eq!(report(mount, LEFT).len(), 1);
         let output = unlock(mount, "--force --yes", path);
-        assert!(output.status.success() && text(&output).contains("is taken away"), "{}", text(&output));
+        assert!(output.status.success() && text(&output).contains("was taken away"), "{}", text(&output));
         eventually("it is gone", || report(mount, LEFT).is_empty().then_some(()));
     }
     for wrong in [LEFT, "global/keyspaces/gone", "global/keyspaces/none/.lock", ".topofs", ".topofs/.lock"] {
@@ -80,7 +80,7 @@ fn an_empty_directory_of_locks_without_records() {
     let parent = line.strip_suffix("/locks").unwrap();
     zk_cli(&service.server, &format!("create {parent}\ncreate {line}\nquit\n"));
     let output = unlock(&mount, "--force --yes", LEFT);
-    assert!(output.status.success() && text(&output).contains("is taken away"), "{}", text(&output));
+    assert!(output.status.success() && text(&output).contains("was taken away"), "{}", text(&output));
     let output = unlock(&mount, "--force --yes", LEFT);
     assert!(!output.status.success() && text(&output).contains("is no directory"), "{}", text(&output));
 }
@@ -129,7 +129,7 @@ fn holds_everybody_up_until_it_is_broken(mount: &Mount, leave: impl Fn()) {
             (report(mount, LOCK).pop()?["queue"].as_array().unwrap().len() == 1).then_some(())
         });
         let output = unlock(mount, "--force --yes", path);
-        assert!(output.status.success() && text(&output).contains("is taken away"), "{}", text(&output));
+        assert!(output.status.success() && text(&output).contains("was taken away"), "{}", text(&output));
         eventually("the waiter is next", || (report(mount, LOCK).pop()?["pid"] == waiter.pid()).then_some(()));
         waiter.end();
         assert!(is_free(mount, LOCK));

@@ -120,7 +120,7 @@ async fn the_service_itself_refuses_a_save_whose_lock_is_gone() {
     // The mirror has not heard of it: only the transaction knows.
     let refused = within.tree.flush(&caller(), handle, 0).now_or_never().expect("nothing is waited for").unwrap_err();
     assert_eq!(refused.kind, Kind::LockLost);
-    assert!(refused.reason.contains("is not held any more"), "{refused}");
+    assert!(refused.reason.contains("is no longer held"), "{refused}");
     assert_eq!(within.stored("a").await, "a");
 }
 

@@ -180,7 +180,7 @@ fn a_failed_mount_says_why_and_leaves_nothing() {
         ("mount --no-such-flag .", 1, "no-such-flag"),
         ("mount -o bogus .", 1, "bogus"),
         ("demo --umask 999 .", 1, "octal"),
-        ("demo --log-level loud .", 1, "not a level"),
+        ("demo --log-level loud .", 1, "not a log level"),
         ("demo --descriptor-set /dev/null .", 1, "/dev/null"),
         ("demo /no/such/dir", 1, "No such file"),
         ("demo --record '[' .", 1, "--record"),

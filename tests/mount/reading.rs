@@ -96,7 +96,7 @@ on_each_backend! {
         mount.sh("for i in $(seq 100); do echo x > global/metadata/fixed$i; done");
         let script = "
             (for i in $(seq 200); do
-                echo x > global/metadata/key$i; rm global/metadata/key$((i-1))
+                echo x > global/metadata/key$i; rm -f global/metadata/key$((i-1))
             done) 2>/dev/null &
             for i in $(seq 30); do
                 ls global/metadata | grep fixed | sort | uniq -c |

@@ -18,11 +18,16 @@ fn length() -> Duration {
 fn keep(mount: &Mount, dir: &std::path::Path, round: &str) -> Child {
     let script = format!(
         "while [ -d {0} -a ! -e {0}/stop ]; do \
-         timeout -s KILL 40 bash -c {round:?} > /dev/null 2>&1; \
+         timeout -s KILL 40 bash -c \"$1\" > /dev/null 2>&1; \
          [ $? = 137 ] && exit 9; done; exit 0",
         dir.display()
     );
-    Command::new("bash").args(["-c", &script]).current_dir(mount.root()).stdin(Stdio::null()).spawn().unwrap()
+    Command::new("bash")
+        .args(["-c", &script, "soak", round])
+        .current_dir(mount.root())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 #[test]

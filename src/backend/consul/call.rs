@@ -1,5 +1,5 @@
-//! One call to Consul: sent within its time, again while it is certainly refused for the moment, with the token as it
-//! is now, and its answer read up to a bound.
+//! One call to Consul: sent within its time limit, with the current token, and repeated while Consul certainly refuses
+//! it only for the moment. Reads the answer up to a limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,22 +14,22 @@ use tokio::time::Instant;
 use super::token::Token;
 use crate::backend::contract::{BackendError, Failure};
 
-/// Longest reason of the server that is passed on, in bytes.
+/// Longest reason of the server to pass on, in bytes.
 const REASON_LIMIT: usize = 500;
-/// Largest answer to a question for one key, or to a change: a value of 512 KiB in base64, with room for servers that
-/// take more.
+/// Largest answer to a read of one key, or to a change: a value of 512 KiB in base64, with room for servers that accept
+/// more.
 pub(super) const SMALL: usize = 8 << 20;
-/// Largest answer to a question for a few keys with their values.
+/// Largest answer to a read of a few keys with their values.
 pub(super) const MEDIUM: usize = 32 << 20;
 /// Largest list of a whole cell, unpacked. A server that sends more would use up the memory of all cells.
 pub(super) const LARGE: usize = 256 << 20;
-/// First and longest pause before a call is repeated that was refused for the moment.
+/// First and longest pause before repeating a call that was refused for the moment.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// A request that may be sent more than once.
 pub(super) struct Call {
     pub request: RequestBuilder,
-    /// Longest time for all attempts together.
+    /// Time limit for all attempts together.
     pub time: Duration,
     /// Whether it changes anything.
     pub writes: bool,
@@ -82,14 +82,14 @@ struct What {
     what: String,
 }
 
-/// The sender of calls: the name of its server in errors, and its token.
+/// Sends calls: has the name of the server for errors, and the token.
 pub(super) struct Caller {
     pub shown: String,
     pub token: Arc<Token>,
 }
 
 impl Caller {
-    /// Sends; anything but success, 404 and a conflict is an error.
+    /// Sends a call. Any answer other than success, 404 and a conflict is an error.
     pub(super) async fn send(&self, call: Call) -> Result<Answer, BackendError> {
         let deadline = Instant::now() + call.time;
         let mut pauses = backon::ExponentialBuilder::new()
@@ -105,8 +105,8 @@ impl Caller {
                 Ok(answer) => return Ok(answer),
                 Err(refusal) => refusal,
             };
-            // The token may have been replaced. Read once in a call, so that a user without rights does not cause more
-            // reads from disk than calls.
+            // The token may have been replaced. Read the file once for each call, so that a user without rights does
+            // not cause more reads from disk than calls.
             if error.failure == Failure::Denied && !token_read_again {
                 token_read_again = true;
                 if self.token.differs_from(token.as_ref()).await {
@@ -130,7 +130,7 @@ impl Caller {
         let request = match token {
             Some(token) => {
                 let mut value = reqwest::header::HeaderValue::from_str(token).map_err(|_| {
-                    certain(BackendError::new(Failure::Denied, "the ACL token holds characters that no token has"))
+                    certain(BackendError::new(Failure::Denied, "the ACL token contains invalid characters"))
                 })?;
                 value.set_sensitive(true);
                 request.header("X-Consul-Token", value)
@@ -150,18 +150,18 @@ impl Caller {
         }
         let (body, whole) = read(&mut response, call.limit).await.map_err(|error| lost(&error))?;
         if !whole {
-            let message = format!("{}: an answer of more than {} MiB", self.shown, call.limit >> 20);
+            let message = format!("{}: the answer is larger than {} MiB", self.shown, call.limit >> 20);
             return Err(certain(BackendError::new(Failure::Other, message).uncertain_if(call.writes)));
         }
         if let Some(reason) = (status == StatusCode::CONFLICT).then(|| denial(&body)).flatten() {
             return Err(certain(BackendError::new(Failure::Denied, format!("{}: {reason}", self.shown))));
         }
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-        // From 1.11 on, for tokens that it knows.
+        // Since Consul 1.11, for tokens that it knows.
         let filtered =
             header("X-Consul-Results-Filtered-By-Acls").is_some_and(|value| value.eq_ignore_ascii_case("true"));
         if filtered && !call.writes {
-            let message = format!("{}: Permission denied: the token may not read all that is asked for", self.shown);
+            let message = format!("{}: Permission denied: the token may not read all of it", self.shown);
             return Err(certain(BackendError::new(Failure::Denied, message)));
         }
         let index = header("X-Consul-Index").and_then(|value| value.parse().ok());
@@ -172,11 +172,11 @@ impl Caller {
         let reason = String::from_utf8_lossy(body).trim().to_owned();
         let says = |words: &str| reason.to_ascii_lowercase().contains(words);
         let is_rate = status == StatusCode::TOO_MANY_REQUESTS || (status.is_server_error() && says("rate limit"));
-        // The request did not get as far as a server that could have carried it out.
+        // The request did not reach a server that could have carried it out.
         let no_leader = status.is_server_error() && says("no cluster leader");
         let failure = match status {
             StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Failure::Denied,
-            // Consul says 500 for a token it does not know, and while it has no leader.
+            // Consul answers 500 for an unknown token, and while it has no leader.
             _ if status.is_server_error() && (says("acl not found") || says("permission denied")) => Failure::Denied,
             StatusCode::PAYLOAD_TOO_LARGE if says("too many operations") => Failure::TooMany,
             StatusCode::PAYLOAD_TOO_LARGE => Failure::TooLarge,
@@ -186,7 +186,7 @@ impl Caller {
         let mut message = format!("{}: {status}: {reason}", self.shown);
         if status.is_redirection() {
             message.push_str(
-                "the server sends us elsewhere, and credentials are not sent after it: name that server itself",
+                "the server redirects to another one, and topofs sends no credentials there: use the other address",
             );
         }
         let certain = failure != Failure::Unreachable || is_rate || no_leader || says("invalid session");
@@ -201,16 +201,15 @@ impl Caller {
 
     pub(super) fn parse<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, BackendError> {
         serde_json::from_slice(&answer.body).map_err(|error| {
-            // Only the place and the kind of the error: the text there may be a value.
+            // Only the place and the kind of the error: the text may contain a value.
             let (line, column) = (error.line(), error.column());
-            let message =
-                format!("{}: the answer is not what Consul answers: line {line}, column {column}", self.shown);
+            let message = format!("{}: not a valid answer from Consul: line {line}, column {column}", self.shown);
             BackendError::new(Failure::Other, message)
         })
     }
 }
 
-/// The body, unpacked, up to a bound, and whether that is all of it.
+/// The unpacked body up to a limit, and whether that is all of it.
 async fn read(response: &mut Response, limit: usize) -> reqwest::Result<(Bytes, bool)> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await? {
@@ -224,14 +223,14 @@ async fn read(response: &mut Response, limit: usize) -> reqwest::Result<(Bytes, 
     Ok((body.freeze(), true))
 }
 
-/// The reason of a transaction that was refused for missing rights, and not for what is stored.
+/// The reason if a transaction was refused for missing rights, and not because of stored values.
 fn denial(body: &[u8]) -> Option<String> {
     let refused: Refused = serde_json::from_slice(body).ok()?;
     let denied = |what: &String| what.contains("Permission denied") || what.contains("ACL not found");
     refused.errors.unwrap_or_default().into_iter().map(|error| error.what).find(denied)
 }
 
-/// The whole chain of causes, without the address: it may hold a secret, and the message names it already.
+/// The whole chain of causes, without the address: it may contain a secret, and the message already names the server.
 pub(super) fn causes(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();

@@ -1,8 +1,8 @@
-//! What has changed, without asking for everything.
+//! Finds out what has changed, without asking for everything.
 //!
-//! A blocking query says that something below the root has changed, not what. But each prefix has an index of its own:
-//! where it has not moved, nothing has changed. So the keys are searched as a tree of prefixes, only where the index
-//! has moved, until few keys are left, and those are read.
+//! A blocking query says that something below the root has changed, but not what. But each prefix has its own index: if
+//! that has not moved, nothing below it has changed. So this searches the keys as a tree of prefixes, only where the
+//! index has moved, until few keys are left, and reads those.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -18,30 +18,30 @@ use super::rights::Rights;
 use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent};
 use crate::backend::keys::KeySpace;
 
-/// So few keys are read with their values rather than searched further.
+/// Up to so many keys are read with their values instead of searched further.
 const FEW: usize = 16;
-/// Queries of a search under way at the same time; the next is sent when the oldest is answered.
+/// Number of queries of a search at the same time; the answer to the oldest lets the next one go.
 const PIPELINE: usize = 8;
-/// Looks at prefixes in one search at most, plus two for each known key: a search ends, whatever a server answers. If
-/// it needs more, it ends the watch with [`Failure::Compacted`], and the mirror begins again with a list.
+/// Maximum number of looks at prefixes in one search, plus two for each known key, so a search ends, whatever a server
+/// answers. If it needs more, it ends the watch with [`Failure::Compacted`], and the mirror begins again with a list.
 const LOOKS: usize = 10_000;
-/// The part of the poll duration before which the end of a wait is no time-out.
+/// The part of the poll duration before which the end of a wait is not a timeout.
 const EARLY: f64 = 0.9;
-/// How long a silent server is trusted.
+/// How long to trust a silent server.
 const SILENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
 
-/// The keys of a cell as they were last told, and from where to go on.
+/// The keys of a cell as last reported, and where to go on.
 pub(super) struct Changes {
     client: Arc<Client>,
     rights: Arc<Rights>,
     keys: KeySpace,
-    /// Everything up to this index has been told.
+    /// Everything up to this index has been reported.
     told: u64,
     /// ModifyIndex of each stored key.
     known: BTreeMap<String, u64>,
-    /// The root's own index when it was last waited for: lower than that of everything.
+    /// The root's own index at the last wait; lower than the index of everything.
     waited: u64,
-    /// The query that waits, and since when. It outlives a pause to probe.
+    /// The blocking query, and its start time. It goes on during a probe.
     waiting: Option<(tokio::task::JoinHandle<Result<u64, BackendError>>, Instant)>,
 }
 
@@ -70,7 +70,7 @@ impl Changes {
         };
         let Ok(woken) = timeout(SIGN_OF_LIFE, &mut waiting).await else {
             self.waiting = Some((waiting, since));
-            // A query that waits does not end when the rights do.
+            // A blocking query does not end when the rights end.
             let probe = async {
                 self.client.probe().await?;
                 self.rights.probe().await
@@ -80,10 +80,10 @@ impl Changes {
                 Err(_) => Err(BackendError::new(Failure::Unreachable, "Consul has been silent for too long")),
             };
         };
-        let index = woken.map_err(|_| BackendError::new(Failure::Other, "the waiting query has failed"))??;
+        let index = woken.map_err(|_| BackendError::new(Failure::Other, "the blocking query failed"))??;
         let early = since.elapsed() < self.client.poll_duration.mul_f64(EARLY);
         if index < self.waited || (index == self.waited && early) {
-            // Restored from a snapshot, for example: only a comparison helps.
+            // Consul was restored from a snapshot, for example: only a comparison helps.
             let message = format!("Consul's store was replaced: its index was {} and is {index}", self.waited);
             return Err(BackendError::new(Failure::Compacted, message));
         }
@@ -94,7 +94,7 @@ impl Changes {
         self.search(index).await
     }
 
-    /// Finds what has changed since, up to at least the given index.
+    /// Finds the changes up to at least the given index.
     async fn search(&mut self, index: u64) -> Result<WatchBatch, BackendError> {
         let mut batch = WatchBatch::default();
         let mut level = vec![Scope::Below(self.keys.prefix().to_owned())];
@@ -102,7 +102,7 @@ impl Changes {
         while !level.is_empty() {
             looked += level.len();
             if looked > LOOKS + 2 * self.known.len() {
-                return Err(BackendError::new(Failure::Compacted, "too much has changed to be searched for"));
+                return Err(BackendError::new(Failure::Compacted, "too many changes to search for"));
             }
             let looks = std::mem::take(&mut level).into_iter().map(|scope| {
                 let known: Vec<String> = self.in_scope(&scope).take(FEW + 1).cloned().collect();
@@ -137,8 +137,8 @@ impl Changes {
         })
     }
 
-    /// The scopes that together hold all keys of a prefix, those that are there and those that were: one for each
-    /// character that goes on after what they share, as long as its keys agree, and the prefix itself if it is a key.
+    /// The scopes that together contain all present and past keys of a prefix: one for each character that follows the
+    /// common part, as long as its keys agree, and the prefix itself if it is a key.
     fn branches(&self, prefix: &str, mut keys: Vec<String>) -> Vec<Scope> {
         keys.extend(self.in_scope(&Scope::Below(prefix.to_owned())).cloned());
         keys.sort();
@@ -156,7 +156,7 @@ impl Changes {
             .collect()
     }
 
-    /// Compares what was read with what is known.
+    /// Compares the read keys with the known ones.
     async fn tell(
         &mut self,
         scope: &Scope,
@@ -200,13 +200,13 @@ enum Scope {
     Key(String),
 }
 
-/// What a look at a scope shows.
+/// The result of a look at a scope.
 enum Look {
     /// Nothing has changed since.
     Same,
-    /// Too much to read it all.
+    /// Too much to read.
     Many { prefix: String, keys: Vec<String> },
-    /// All there is.
+    /// All its keys.
     Few { scope: Scope, pairs: Vec<Pair>, index: u64 },
 }
 
@@ -222,7 +222,7 @@ async fn look(client: Arc<Client>, scope: Scope, known_to_be_many: bool, told: u
         }
         Scope::Below(prefix) => prefix,
     };
-    // Names are cheap, and tell whether the values are.
+    // Names are cheap to read, and tell whether the values are, too.
     let found = client.keys(&prefix).await?;
     if found.index <= told {
         return Ok(Look::Same);

@@ -1,4 +1,4 @@
-//! Consul's HTTP API, as far as it is needed: each call bounded, each answer with its index.
+//! The parts of Consul's HTTP API that topofs needs. Each call is bounded, and each answer has its index.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use super::token::Token;
 use crate::backend::contract::{BackendError, Failure};
 use crate::name::CellName;
 
-/// Connections of a cell that wait for the next question. An agent takes 200 from one address
-/// (limits.http_max_conns_per_client), for all cells and mounts of a host together.
+/// Number of idle connections of a cell. An agent accepts 200 from one address (limits.http_max_conns_per_client), for
+/// all cells and mounts of a host together.
 const IDLE: usize = 2;
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,15 +28,15 @@ pub struct ConsulOptions {
     pub cert: Option<PathBuf>,
     /// PEM file of the client key.
     pub key: Option<PathBuf>,
-    /// PEM file of the authorities to trust; turns TLS on.
+    /// PEM file of the authorities to trust; enables TLS.
     pub ca: Option<PathBuf>,
-    /// How long a query may wait for a change.
+    /// How long a blocking query waits for a change.
     pub poll_duration: Duration,
-    /// How long a lock outlives its holder, at least; Consul may take up to twice as long.
+    /// Minimum time that a lock stays after its holder has died; Consul may take up to twice as long.
     pub lock_session_ttl: Duration,
     /// Health checks that the session of a lock depends on; `None` is Consul's default.
     pub lock_session_checks: Option<Vec<String>>,
-    /// How long a lock that was lost cannot be taken.
+    /// How long nobody can take a lost lock.
     pub lock_delay: Duration,
 }
 
@@ -103,9 +103,9 @@ pub(super) struct KvOperation {
 
 /// The outcome of a transaction.
 pub(super) enum Transacted {
-    /// The pairs of the operations that have one, in their order.
+    /// The pairs of the operations with a result, in their order.
     Done(Vec<Pair>),
-    /// Why it was refused.
+    /// The reasons of a refusal.
     Refused(String),
 }
 
@@ -156,7 +156,7 @@ impl Client {
             false if secure => format!("https://{server}"),
             false => format!("http://{server}"),
         };
-        // We follow no redirect: the token would be sent along.
+        // Follow no redirect: it would send the token along.
         let redirect = reqwest::redirect::Policy::none();
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -175,13 +175,13 @@ impl Client {
         }
         let http = builder.build().map_err(|error| wrong(&error))?;
         let token = Arc::new(Token::new(options.auth_file.as_ref(), cell)?);
-        // Consul takes whole seconds.
+        // Consul accepts only whole seconds.
         let poll_duration = Duration::from_secs(options.poll_duration.as_secs().max(1));
         let caller = Caller { shown: base.clone(), token };
         Ok(Self { http, base, caller, timeout, poll_duration })
     }
 
-    /// Reads the token again, for the next call.
+    /// Reloads the token for the next call.
     pub async fn reread_token(&self) {
         self.caller.token.differs_from(None).await;
     }
@@ -214,8 +214,8 @@ impl Client {
         Ok(Indexed { value: if found { self.caller.parse(&answer)? } else { T::default() }, index })
     }
 
-    /// A read of what begins with a key, as the leader has it once it is sure of being the leader. A server that has
-    /// just become it may not have gone through its log yet, and would show a part of what is stored as all there is.
+    /// A read of all keys with a prefix, from a leader that is sure of being the leader. A new leader may not have read
+    /// its whole log yet, and would show only a part of the stored keys.
     fn sure(&self, key: &str, query: &[(&str, &str)]) -> Call {
         self.get(&kv(key)).query(query).query(&[("consistent", "")])
     }
@@ -253,13 +253,13 @@ impl Client {
         self.caller.send(self.sure(key, &[])).await.map(drop)
     }
 
-    /// The same, as far as the leader knows without asking the others: that costs less, and refuses but proves nothing.
+    /// The same, but the leader does not ask the others. That costs less; a refusal counts, a success proves nothing.
     pub async fn may_read_now(&self, key: &str) -> Result<(), BackendError> {
         self.caller.send(self.get(&kv(key))).await.map(drop)
     }
 
-    /// Reads keys that no address can name. The index is that of the whole store, so it may be newer than the keys that
-    /// were read: a missing key is dated by it, and read again when in doubt.
+    /// Reads keys that cannot be part of an address. The index is that of the whole store, so it may be newer than the
+    /// keys. It dates a missing key, which is read again if in doubt.
     async fn by_transaction(&self, verb: &'static str, key: &str) -> Result<Indexed<Vec<Pair>>, BackendError> {
         let index = self.newest().await?;
         let operation =
@@ -271,16 +271,16 @@ impl Client {
         Ok(Indexed { value, index })
     }
 
-    /// The index of everything that is stored.
+    /// The index of the whole store.
     pub async fn newest(&self) -> Result<u64, BackendError> {
         let call = Call { limit: MEDIUM, ..self.sure("", &[("keys", ""), ("separator", "/")]) };
         Ok(self.indexed::<Vec<String>>(call).await?.index)
     }
 
-    /// Waits until something below a prefix changes after an index, or the poll duration is over. Transfers hardly
-    /// anything. An answer that comes early all the same means that the store was replaced.
+    /// Waits until something below a prefix changes after an index, or until the poll duration is over. Transfers very
+    /// little. An early answer without a change means that the store was replaced.
     pub async fn wait(&self, prefix: &str, after: u64) -> Result<u64, BackendError> {
-        /// The server adds up to a sixteenth of the time, and the answer takes its own.
+        /// The server adds up to a sixteenth of the time, and the answer also takes time.
         const MARGIN: Duration = Duration::from_secs(5);
         let wait = format!("{}s", self.poll_duration.as_secs());
         let after = after.to_string();
@@ -289,7 +289,7 @@ impl Client {
         Ok(self.indexed::<Vec<String>>(Call { time, limit: MEDIUM, ..call }).await?.index)
     }
 
-    /// Whether the server is there and has a leader.
+    /// Fails if the server does not answer or has no leader.
     pub async fn probe(&self) -> Result<(), BackendError> {
         let leader: String = self.json(self.get("status/leader")).await?;
         match leader.as_str() {
@@ -314,7 +314,7 @@ impl Client {
         }
     }
 
-    /// Stores a value that is too large for a transaction. `cas` 0 creates; says whether it was done.
+    /// Stores a value that is too large for a transaction. `cas` 0 creates the key. Returns whether it was stored.
     pub async fn put(&self, key: &str, value: bytes::Bytes, cas: Option<u64>) -> Result<bool, BackendError> {
         let call = self.put_to(&kv(key)).body(value);
         let cas = cas.map(|cas| ("cas", cas.to_string()));
@@ -322,7 +322,7 @@ impl Client {
     }
 }
 
-/// A session, as it is asked for.
+/// A request for a session.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct SessionRequest<'a> {
@@ -341,23 +341,23 @@ struct SessionAnswer {
 }
 
 impl Client {
-    /// Makes a session. Returns its id.
+    /// Creates a session. Returns its id.
     pub async fn create_session(&self, session: &SessionRequest<'_>) -> Result<String, BackendError> {
         Ok(self.json::<SessionAnswer>(self.put_to("session/create").json(session)).await?.id)
     }
 
-    /// Keeps a session alive; `false` if there is none of that id.
+    /// Keeps a session alive; `false` if there is no session with that id.
     pub async fn renew_session(&self, id: &str) -> Result<bool, BackendError> {
         let answer = self.caller.send(self.put_to(&format!("session/renew/{id}"))).await?;
         Ok(answer.status != StatusCode::NOT_FOUND)
     }
 
-    /// Ends a session. One that has ended already is no error.
+    /// Ends a session. It is not an error if the session has already ended.
     pub async fn destroy_session(&self, id: &str) -> Result<(), BackendError> {
         self.caller.send(self.put_to(&format!("session/destroy/{id}"))).await.map(drop)
     }
 
-    /// Takes a key for a session, with a value; says whether it was free.
+    /// Acquires a key for a session, with a value. Returns whether the key was free.
     pub async fn acquire(
         &self,
         key: &str,
@@ -370,7 +370,7 @@ impl Client {
     }
 }
 
-/// Whether a part of a key would be taken for "here" or "above" in an address, in whatever encoding.
+/// Whether a part of a key would mean "here" or "above" in an address, in any encoding.
 pub(super) fn has_dots(key: &str) -> bool {
     key.split('/').any(|part| matches!(part, "." | ".."))
 }

@@ -1,5 +1,5 @@
-//! Keys that stand for directories (`a/b/`), as Consul's user interface makes them: no file names, so nobody sees them,
-//! but Vitess takes their directories for something that is there.
+//! Keys for directories (`a/b/`), as Consul's user interface creates them. They are not file names, so nobody sees
+//! them, but for Vitess their directories exist.
 
 use super::call::MEDIUM;
 use super::client::{Client, KvOperation, Operation, has_dots};
@@ -10,8 +10,8 @@ use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 use crate::record::layout::LOCK;
 
-/// Takes away what is left of the directories of removed records if that is nothing but such keys. What fails is tried
-/// again with the next removal. `most` is how many fit into one transaction.
+/// Removes the directories of removed records if they contain only such keys. After a failure, the next removal tries
+/// again. `most` is the number of keys that fit into one transaction.
 pub(super) async fn sweep_folders(client: &Client, keys: &KeySpace, rights: &Rights, changes: &[Change], most: usize) {
     let removed = changes.iter().filter(|change| change.action == Action::Delete);
     let mut dirs: Vec<TopoPath> = removed.filter_map(|change| change.path.parent()).collect();
@@ -23,7 +23,7 @@ pub(super) async fn sweep_folders(client: &Client, keys: &KeySpace, rights: &Rig
     }
 }
 
-/// From the innermost directory to the cell's root, which stays.
+/// From the innermost directory up to the root of the cell, which stays.
 async fn sweep_above(
     client: &Client,
     keys: &KeySpace,
@@ -38,7 +38,7 @@ async fn sweep_above(
             continue;
         }
         let pairs = client.pairs(&prefix, MEDIUM).await?.value;
-        // A lock that exists for a moment is no reason to keep the directory.
+        // A momentary lock is not a reason to keep the directory.
         let counts = |pair: &&Pair| pair.key.rsplit('/').next() != Some(LOCK);
         let (folders, others): (Vec<&Pair>, Vec<&Pair>) = pairs.iter().filter(counts).partition(|pair| is_folder(pair));
         if !others.is_empty() {

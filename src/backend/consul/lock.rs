@@ -1,5 +1,5 @@
-//! Locks on Consul: one key for each lock. When it is free, the first to ask takes it. There is no queue, so nobody
-//! knows who is next.
+//! Locks on Consul: one key for each lock. The first to ask takes a free lock. There is no queue, so nobody knows who
+//! is next.
 //!
 //! The layout is that of Consul's own client library, which Vitess uses.
 
@@ -18,10 +18,10 @@ use crate::backend::keys::KeySpace;
 use crate::backend::lock::{Keeper, gone};
 use crate::name::TopoPath;
 
-/// What Consul's own locks call their sessions.
+/// The name of the sessions of Consul's own locks.
 const SESSION_NAME: &str = "Consul API Lock";
 
-/// On what terms sessions are made.
+/// The terms of new sessions.
 #[derive(Debug)]
 pub(super) struct Terms {
     ttl: Duration,
@@ -35,7 +35,7 @@ impl Terms {
     }
 }
 
-/// A process that wants the lock. Its session is made when it first tries.
+/// A process that wants the lock. Its first attempt creates its session.
 #[derive(Debug)]
 pub(super) struct Waiting {
     client: Arc<Client>,
@@ -45,7 +45,7 @@ pub(super) struct Waiting {
     contents: Bytes,
     session: tokio::sync::Mutex<Option<Session>>,
     node: parking_lot::Mutex<Option<Node>>,
-    /// Told when there is a session that can be lost.
+    /// Set when there is a session that can be lost.
     keeper: watch::Sender<Option<Arc<Keeper>>>,
 }
 
@@ -126,7 +126,7 @@ impl Place for Waiting {
         let session = self.session().await?;
         let acquired = match self.client.acquire(&key, self.contents.clone(), &session.id, LOCK_FLAGS).await {
             Ok(acquired) => acquired,
-            // The session has ended before it was of use.
+            // The session has ended before its first use.
             Err(error) if error.message.contains("invalid session") => {
                 return Err(gone(format!("the session of {}", self.path)));
             }
@@ -166,14 +166,14 @@ impl Place for Waiting {
         let Some(Session { id, keeper }) = &*session else { return Ok(Revision::default()) };
         keeper.stop();
         let key = self.key();
-        // Released and removed in one step: a key that stayed behind would look locked to Vitess. Also when we do not
-        // know that we hold it: an answer may have been lost.
+        // Release and remove the key in one step: a key that stayed behind would look locked to Vitess. Do so even if
+        // we may not hold it: an answer may have been lost.
         let operation = |verb, session: Option<String>| Operation {
             kv: KvOperation { verb, key: key.clone(), value: None, index: None, session },
         };
         let operations = [operation("check-session", Some(id.clone())), operation("delete", None)];
         let at = match self.client.transact(&operations).await {
-            // Without the rights it was never taken, or the end of the session has to do.
+            // Without the rights, the lock was never taken, or the end of the session must release it.
             Err(error) if error.failure == Failure::Denied => Revision::default(),
             Err(error) => return Err(error),
             Ok(Transacted::Done(_)) => match self.client.pair(&key).await? {

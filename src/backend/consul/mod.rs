@@ -1,6 +1,6 @@
 //! Consul.
 //!
-//! `client` speaks the HTTP API, `changes` finds out what has changed; this file translates the contract.
+//! `client` speaks the HTTP API, `changes` finds out what has changed. This file translates the contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +37,8 @@ use folders::sweep_folders;
 use pair::{Pair, bytes, node, owner, session_id, version};
 use rights::Rights;
 
-/// Consul refuses values of more than 512 KiB, and transactions of more than 64 operations, of which a change may need
-/// two.
+/// Consul refuses values of more than 512 KiB, and transactions of more than 64 operations. A change may need two
+/// operations.
 const LIMITS: Limits = Limits { value: 512 * 1024, changes: 32 };
 /// Consul refuses transactions of more than 512 KiB; values are in base64 there.
 const TRANSACTION_BYTES: usize = 350 * 1024;
@@ -52,7 +52,7 @@ pub struct Consul {
 }
 
 impl Consul {
-    /// Prepares the client; nothing is sent yet.
+    /// Prepares the client, but sends nothing yet.
     pub fn new(
         cell: &CellName,
         location: &Location,
@@ -74,10 +74,10 @@ impl Consul {
     }
 
     async fn list_prefix(&self, prefix: &str) -> Result<(Listing, Vec<Pair>), BackendError> {
-        // Rights that go while it is listed are missing before or afterwards.
+        // If rights go during the list, they are missing before or after it.
         self.rights.check().await?;
-        // The index of a prefix can be lower than that of a deletion there; the index of everything, read before,
-        // cannot.
+        // The index of a prefix can be lower than that of a deletion below it; the index of the whole store, read
+        // before the list, cannot.
         let at = self.client.newest().await?;
         let pairs = self.client.pairs(prefix, call::LARGE).await?.value;
         self.rights.check().await?;
@@ -117,7 +117,7 @@ impl Consul {
         }
     }
 
-    /// A guard was not met: says which, in the terms of the contract.
+    /// The error of the guard that was not met, in the terms of the contract.
     async fn unmet(&self, changes: &[Change], words: &str) -> BackendError {
         for change in changes {
             let pair = match self.client.pair(&self.keys.key(&change.path)).await {
@@ -150,12 +150,12 @@ impl Consul {
         if !self.client.put(&key, value.clone(), cas).await? {
             return Err(self.unmet(std::slice::from_ref(change), "the value was not stored").await);
         }
-        // The answer does not tell the version.
+        // The answer does not contain the version.
         let found = self.client.pair(&key).await?;
         let stored = found.value.filter(|pair| bytes(pair).is_ok_and(|stored| stored == *value));
         let version = match stored {
             Some(pair) => version(&pair),
-            // Overtaken already: older than what is there now, which the watch will tell.
+            // Already overtaken: it is older than the current version, which the watch will report.
             None => Version { number: 0, written: Revision(found.index.saturating_sub(1)), created: Revision(0) },
         };
         Ok(Applied { at: version.written, versions: vec![Some(version)] })
@@ -188,7 +188,7 @@ impl Backend for Consul {
             return match changes {
                 [change @ Change { action: Action::Put(value), .. }] => self.put_large(change, value).await,
                 _ => {
-                    let message = "more bytes than Consul takes in one transaction (a lock that is held is part of it)";
+                    let message = "more bytes than Consul accepts in one transaction (a held lock is part of it)";
                     Err(BackendError::new(Failure::TooMany, message))
                 }
             };
@@ -201,7 +201,7 @@ impl Backend for Consul {
             Transacted::Refused(words) => Err(self.unmet(changes, &words).await),
             Transacted::Done(pairs) => {
                 sweep_folders(&self.client, &self.keys, &self.rights, changes, LIMITS.changes).await;
-                // Only what was stored comes back changed; a deletion's index is that of everything.
+                // Only stored keys come back changed; the index of a deletion is that of the whole store.
                 let mut stored =
                     pairs.iter().filter(|pair| changes.iter().any(|change| self.keys.key(&change.path) == pair.key));
                 let versions: Vec<Option<Version>> = changes
@@ -250,7 +250,7 @@ impl Backend for Consul {
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
         let prefix = self.keys.dir_prefix(dir);
         if !needs_no_records(dir) && self.client.keys(&prefix).await?.value.is_empty() {
-            // Unless it only looks so.
+            // Unless it only looks like it.
             self.client.may_read(&prefix).await?;
             return Err(BackendError::unmet(Guard::Any, dir, None));
         }
@@ -266,20 +266,20 @@ impl Backend for Consul {
     }
 
     async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
-        // The holder's session stays: it may hold more than this.
+        // The session of the holder stays: it may hold other locks.
         self.apply(&[removal(node)]).await.map(drop)
     }
 }
 
 impl Consul {
-    /// When a transaction without stored values was: not before this index of one of its keys.
+    /// The index of a transaction without stored values: at least this index of one of its keys.
     async fn gone_at(&self, changes: &[Change]) -> Result<u64, BackendError> {
         let Some(deletion) = changes.iter().find(|change| change.action == Action::Delete) else {
             return self.client.newest().await;
         };
         let found = self.client.pair(&self.keys.key(&deletion.path)).await?;
         Ok(match found.value {
-            // Made again since: what we did was before.
+            // The key was recreated since; our change was before that.
             Some(pair) => pair.create_index.saturating_sub(1),
             None => found.index,
         })

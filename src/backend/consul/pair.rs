@@ -1,4 +1,4 @@
-//! A stored key in the terms of the contract: its version, its node, and who holds it. Sends nothing.
+//! A stored key in the terms of the contract: its version, its node, and its holder. Sends nothing.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +16,7 @@ pub(super) const LOCK_FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Pair {
     pub key: String,
-    /// Base64; nothing for an empty value.
+    /// Base64; `None` for an empty value.
     #[serde(default)]
     pub value: Option<String>,
     #[serde(default)]
@@ -47,7 +47,7 @@ pub(super) fn node(keys: &KeySpace, pair: &Pair) -> Result<Option<Node>, Backend
     Ok(Some(Node { path, value: bytes(pair)?, version: version(pair), role, modified: None }))
 }
 
-/// Whose session holds a key.
+/// The session that holds a key.
 pub(super) fn owner(pair: &Pair) -> Owner {
     pair.session.as_deref().map_or(Owner::NOBODY, owner_of)
 }

@@ -1,4 +1,4 @@
-//! The ACL token of a cell, as its file has it now.
+//! The ACL token of a cell, from the current content of its file.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::backend::contract::{BackendError, Failure};
 use crate::name::CellName;
 
-/// The token of one cell, and where it comes from.
+/// The token of one cell, and its file.
 pub(super) struct Token {
     file: Option<PathBuf>,
     cell: CellName,
@@ -31,11 +31,11 @@ impl Token {
         self.current.lock().clone()
     }
 
-    /// Reads the file again, and says whether the token differs from the one that was used. If the file cannot be read,
-    /// the token stays.
+    /// Reloads the file. Returns whether the token differs from the one that was used. If the file cannot be read, the
+    /// token stays.
     pub async fn differs_from(self: &Arc<Self>, used: Option<&String>) -> bool {
         let token = self.clone();
-        // Only the end of the runtime keeps it from being read.
+        // This fails only when the runtime ends.
         let _ = tokio::task::spawn_blocking(move || token.read_again()).await;
         self.current.lock().as_ref() != used
     }
@@ -50,7 +50,7 @@ impl Token {
                     *current = token;
                 }
             }
-            Err(error) => tracing::warn!(cell = %self.cell, %error, "the ACL token cannot be read again"),
+            Err(error) => tracing::warn!(cell = %self.cell, %error, "cannot reload the ACL token"),
         }
     }
 }
@@ -63,12 +63,12 @@ fn read(file: &Path, cell: &CellName) -> Result<Option<String>, BackendError> {
     }
     let other = |message: String| BackendError::new(Failure::Other, format!("{}: {message}", file.display()));
     let content = std::fs::read(file).map_err(|error| other(error.to_string()))?;
-    // The error names a place, never the content.
+    // The error contains a position, never the content.
     let all: HashMap<String, Credentials> = serde_json::from_slice(&content).map_err(|error| {
-        other(format!("not a JSON object of {{\"CELL\": {{\"acl_token\": ...}}}}: line {}", error.line()))
+        other(format!("must be a JSON object like {{\"CELL\": {{\"acl_token\": \"...\"}}}}: line {}", error.line()))
     })?;
     if all.is_empty() {
-        return Err(other("names no cell".to_owned()));
+        return Err(other("contains no cell".to_owned()));
     }
     Ok(all.get(cell.as_str()).map(|credentials| credentials.acl_token.clone()))
 }

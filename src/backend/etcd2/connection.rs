@@ -1,4 +1,5 @@
-//! The clients of one etcd cluster: one per server, each call bounded, the next server tried when one does not answer.
+//! The clients of one etcd cluster: one for each server. Each call is bounded, and tries the next server if one does
+//! not answer.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,18 +14,18 @@ use super::errors::{classify, is_of_old_token, is_refusal};
 use super::secrets::{EtcdOptions, Secrets};
 use crate::backend::contract::{BackendError, Failure};
 
-/// Largest answer that we accept: a page of values at the request limit of any sane server fits.
+/// Largest answer to accept: a page of values at the request limit of any sane server fits.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
-/// How long a server without an answer keeps a call from trying the next one.
+/// How long a call waits for a server before it tries the next one.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Pause before a read goes round the servers again.
+/// Pause before a read tries all servers again.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
-/// How often a read goes round the servers.
+/// How often a read tries all servers.
 const READ_ROUNDS: usize = 2;
 
 pub(super) struct Connection {
     servers: Vec<Server>,
-    /// Index of the server that answered last.
+    /// Index of the last server that answered.
     preferred: AtomicUsize,
     timeout: Duration,
     secrets: Arc<Secrets>,
@@ -32,7 +33,7 @@ pub(super) struct Connection {
 
 struct Server {
     address: String,
-    /// With the generation of secrets that it was made with.
+    /// The client, with the generation of its secrets.
     client: Mutex<Option<(Client, u64)>>,
 }
 
@@ -42,15 +43,15 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// A failed attempt: on which server, and whether the next one may be tried.
+/// A failed attempt: the server, and whether the next one may be tried.
 struct Attempt {
     error: BackendError,
-    /// The request may have been carried out all the same.
+    /// Whether the request may still have been carried out.
     uncertain: bool,
 }
 
 impl Connection {
-    /// `servers` is a comma list as Vitess takes it, with or without a scheme.
+    /// `servers` is a comma-separated list as in Vitess, with or without a scheme.
     pub fn new(servers: &str, timeout: Duration, options: &EtcdOptions) -> Result<Self, BackendError> {
         let servers: Vec<Server> = servers
             .split(',')
@@ -65,17 +66,17 @@ impl Connection {
         Ok(Self { servers, preferred: AtomicUsize::new(0), timeout, secrets })
     }
 
-    /// Reads what etcd is to believe us again. Says whether it is something else than that of the given generation.
+    /// Reloads the secrets. Returns whether they differ from those of the given generation.
     pub async fn secrets_have_changed_since(&self, generation: u64) -> bool {
         self.secrets.have_changed_since(generation).await
     }
 
-    /// Tells apart what etcd was to believe us so far.
+    /// The generation of the current secrets.
     pub fn generation(&self) -> u64 {
         self.secrets.generation()
     }
 
-    /// Calls until a server answers; goes round the servers more than once, because reading twice does no harm.
+    /// Calls until a server answers. Tries all servers more than once, because reading twice does no harm.
     pub async fn read<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, BackendError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -93,7 +94,8 @@ impl Connection {
         }
     }
 
-    /// Calls each server at most once. The flag in the result says that an earlier attempt may have been carried out.
+    /// Calls each server at most once. The flag in the result says whether an earlier attempt may have been carried
+    /// out.
     pub async fn write<T, F>(&self, call: impl Fn(Client) -> F) -> Result<(T, bool), BackendError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -131,11 +133,11 @@ impl Connection {
                 }
             }
         }
-        let error = last.unwrap_or_else(|| BackendError::new(Failure::Unreachable, "no etcd server"));
+        let error = last.unwrap_or_else(|| BackendError::new(Failure::Unreachable, "there is no etcd server"));
         Err(Attempt { error, uncertain })
     }
 
-    /// Calls one server; once more if it may be believed then what it was not believed before.
+    /// Calls one server, and repeats the call once if new secrets may help.
     async fn attempt<T, F>(&self, server: &Server, call: &impl Fn(Client) -> F, slice: Duration) -> Result<T, Attempt>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -180,7 +182,7 @@ impl Connection {
                 Err(Attempt { error, uncertain })
             }
             Err(_) => {
-                // The connection may be dead without knowing it; the next call makes a new one.
+                // The connection may be dead without an error; the next call makes a new one.
                 *server.client.lock() = None;
                 Err(Attempt { error: no_answer(server, self.timeout), uncertain: true })
             }
@@ -190,7 +192,7 @@ impl Connection {
     fn failure(&self, server: &Server, error: &etcd_client::Error) -> BackendError {
         let mut error = classify(error);
         error.message = format!("{}: {}", server.address, error.message);
-        // A server that wants a certificate may close the connection before its reason has been read.
+        // A server that wants a certificate may close the connection before we have read its reason.
         if self.secrets.are_anonymous_tls() && error.failure == Failure::Unreachable {
             error.message.push_str(" (TLS without a client certificate)");
         }

@@ -1,4 +1,4 @@
-//! What etcd and its client say when a call fails, and what that means.
+//! The errors of etcd and its client, and their meaning.
 
 use crate::backend::contract::{BackendError, Failure};
 
@@ -18,7 +18,7 @@ const INTERNAL: i32 = 13;
 const UNAVAILABLE: i32 = 14;
 const UNAUTHENTICATED: i32 = 16;
 
-/// What an endpoint says if it cannot serve now and has done nothing: another one may serve.
+/// Messages of an endpoint that cannot serve now and has done nothing: another one may serve.
 const CANNOT_SERVE: [&str; 5] = [
     "etcdserver: no leader",
     "etcdserver: not leader",
@@ -27,10 +27,10 @@ const CANNOT_SERVE: [&str; 5] = [
     "etcdserver: too many requests",
 ];
 
-/// What a server's transport says when a request is too large for it.
+/// The message of a server's transport if a request is too large.
 const LARGER_THAN_TAKEN: &str = "received message larger than max";
 
-/// The class of a failure, and what a person should read.
+/// The class of a failure, and its text for people.
 pub(super) fn classify(error: &etcd_client::Error) -> BackendError {
     let etcd_client::Error::GRpcStatus(status) = error else {
         let failure = match error {
@@ -48,9 +48,9 @@ pub(super) fn classify(error: &etcd_client::Error) -> BackendError {
 fn class(code: i32, message: &str) -> Failure {
     match code {
         _ if cannot_serve(message) => Failure::Unreachable,
-        // Something answers that is no etcd, or only a part of one.
+        // The answer is not from etcd, or only from a part of it.
         UNAVAILABLE | DEADLINE_EXCEEDED | CANCELLED | UNIMPLEMENTED => Failure::Unreachable,
-        // The server's own words; without them it is the transport that broke.
+        // The server's own message; without one, the transport has broken.
         UNKNOWN | INTERNAL if !message.starts_with("etcdserver") => Failure::Unreachable,
         PERMISSION_DENIED | UNAUTHENTICATED => Failure::Denied,
         NOT_FOUND => Failure::NoNode,
@@ -80,8 +80,8 @@ fn refuses(code: i32, message: &str) -> bool {
         _ if cannot_serve(message) => true,
         PERMISSION_DENIED | UNAUTHENTICATED | INVALID_ARGUMENT | NOT_FOUND | ALREADY_EXISTS | FAILED_PRECONDITION
         | UNIMPLEMENTED => true,
-        // The transport's own words of an answer that is too large for us are not among them: what was asked has been
-        // done.
+        // The transport's message about an answer that is too large for us is not one of them: the server has carried
+        // out the request.
         RESOURCE_EXHAUSTED => message.starts_with("etcdserver") || message.contains(LARGER_THAN_TAKEN),
         OUT_OF_RANGE => message.starts_with("etcdserver"),
         _ => false,
@@ -93,7 +93,8 @@ fn never_sent(error: &etcd_client::Error) -> bool {
     text.contains("Connection refused") || text.contains("dns error") || text.contains("connect error")
 }
 
-/// Whether the token of a connection is older than the last change of users or rights: a new connection has a new one.
+/// Whether the token of a connection is older than the last change of users or rights; a new connection gets a new
+/// token.
 pub(super) fn is_of_old_token(error: &BackendError) -> bool {
     error.message.contains("revision of auth store is old")
 }
@@ -118,7 +119,7 @@ fn with_sources(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// A gRPC status prints its whole metadata; its message alone is what people can read.
+/// A gRPC status prints its whole metadata; only its message is readable.
 fn status_text(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error.to_string();
     match text.split_once("message: \"") {

@@ -8,7 +8,7 @@ use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 use crate::record::layout::{LOCKS, Lockable, dir_of_queued, is_metadata};
 
-/// The point that an answer shows.
+/// The revision of an answer.
 pub(super) fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Result<Revision, BackendError> {
     let header = header.ok_or_else(|| BackendError::new(Failure::Other, "etcd's answer has no header"))?;
     Ok(Revision(header.revision().cast_unsigned()))
@@ -32,18 +32,17 @@ pub(super) fn node(keys: &KeySpace, kv: KeyValue) -> Option<Node> {
     Some(Node { path, value: Bytes::from(value), version, role, modified: None })
 }
 
-/// The directory that a key is waited for in: whoever wants its lock waits for whatever is below `DIR/locks/`, however
-/// deep.
+/// The directory for whose lock a key stands: a waiter waits for every key below `DIR/locks/`, at any depth.
 pub(super) fn locked_dir(path: &TopoPath) -> Option<TopoPath> {
-    // Most keys are no locks, and lists are long.
+    // Most keys are not locks, and lists are long.
     path.as_str().contains(LOCKS).then_some(())?;
     let above = std::iter::successors(path.parent(), TopoPath::parent);
     let lines = above.filter(|above| above.name() == LOCKS).filter_map(|line| line.parent());
     dir_of_queued(path).or_else(|| lines.filter(|dir| Lockable::of(dir).is_some()).last())
 }
 
-/// Vitess binds locks and candidates to a lease and names them `DIR/locks/<lease id>`. It waits for whatever stands
-/// there: a copy of a topology has the keys without the leases.
+/// Vitess binds locks and candidates to a lease, and names them `DIR/locks/<lease id>`. It waits for every key there: a
+/// copy of a topology has the keys without the leases.
 fn role(path: &TopoPath, lease: i64) -> Role {
     let Some(dir) = locked_dir(path) else { return Role::Record };
     let is_number = path.name().bytes().all(|byte| byte.is_ascii_digit());
@@ -55,7 +54,7 @@ fn role(path: &TopoPath, lease: i64) -> Role {
     }
 }
 
-/// The lease that a lock lives with.
+/// The lease of a lock.
 pub(super) fn owner(lease: i64) -> Owner {
     Owner(u128::from(lease.cast_unsigned()))
 }

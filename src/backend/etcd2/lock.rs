@@ -1,5 +1,5 @@
-//! The line for a lock on etcd: one key a waiter, bound to a lease and named after it; the lowest ModRevision holds the
-//! lock.
+//! The line for a lock on etcd: each waiter has a key, bound to a lease and named after it. The key with the lowest
+//! ModRevision holds the lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(super) struct Waiting {
     keeper: Keeper,
 }
 
-/// Stands in line with a lease of its own.
+/// Stands in line with its own lease.
 pub(super) async fn enter(
     connection: &Arc<Connection>,
     keys: &KeySpace,
@@ -78,8 +78,7 @@ async fn put(
             let absent = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
             let put = TxnOp::put(key.clone(), contents.to_vec(), Some(PutOptions::new().with_lease(lease)));
             let get = || TxnOp::get(key.clone(), None);
-            // A key that an earlier attempt has put is ours, too, even if its answer was lost: nobody else has this
-            // lease.
+            // A key from an earlier attempt is also ours, even if its answer was lost: nobody else has this lease.
             let txn = Txn::new().when([absent]).and_then([put, get()]).or_else([get()]);
             async move { connection::kv(&client).txn(txn).await }
         })
@@ -97,7 +96,7 @@ async fn put(
 async fn renew(connection: &Connection, lease: i64) -> Result<bool, BackendError> {
     let answer = connection
         .read(|client| async move {
-            // A stream of its own each time: one that has lost its server is dead for ever.
+            // Use a new stream each time: a stream that has lost its server is dead for ever.
             let (mut keeper, mut stream) = client.lease_client().keep_alive(lease).await?;
             keeper.keep_alive().await?;
             stream.message().await
@@ -111,7 +110,7 @@ async fn renew(connection: &Connection, lease: i64) -> Result<bool, BackendError
     }
 }
 
-/// A lease that is gone already is no error.
+/// It is not an error if the lease is already gone.
 async fn revoke(connection: &Connection, lease: i64) -> Result<Revision, BackendError> {
     let revoked = connection.write(|client| async move { client.lease_client().revoke(lease).await }).await;
     match revoked {
@@ -121,7 +120,7 @@ async fn revoke(connection: &Connection, lease: i64) -> Result<Revision, Backend
     }
 }
 
-/// Takes a lock away from whoever holds it: its lease ends, so that the holder can notice.
+/// Takes a lock away from its holder: ends its lease, so that the holder can notice.
 pub(super) async fn break_lease(connection: &Connection, holder: Owner) -> Result<(), BackendError> {
     revoke(connection, lease_of(holder)).await.map(drop)
 }
@@ -158,15 +157,15 @@ impl Place for Waiting {
         if first.key() == self.keys.key(&self.node.path).as_bytes() {
             return Ok(Some(self.node.clone()));
         }
-        // A key that is no file name is shown nowhere, and we would wait for it silently.
+        // A key that is not a file name is shown nowhere, and we would wait for it silently.
         let shown = String::from_utf8_lossy(first.key()).escape_debug().to_string();
         match node(&self.keys, first) {
             Some(_) => Ok(None),
             None => Err(BackendError::new(
                 Failure::Other,
                 format!(
-                    "the key {shown} stands in the line for {}, and is no name of a lock: only etcdctl del \
-                     takes it away",
+                    "the key {shown} stands in the line for {}, but is not the name of a lock: remove it with \
+                     etcdctl del",
                     self.node.path
                 ),
             )),

@@ -1,8 +1,8 @@
 //! etcd, through its version 3 protocol.
 //!
-//! `connection` owns the clients (one per server, since the crate has no fail-over of its own), `secrets` what they are
-//! believed by, `errors` what failures mean, `watch` the watch stream; this file translates the contract into range
-//! reads and transactions.
+//! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
+//! credentials, `errors` the meaning of failures, `watch` the watch stream. This file translates the contract into
+//! range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,17 +32,17 @@ use connection::Connection;
 use key::{header_revision, locked_dir, node, version};
 pub use secrets::{EtcdOptions, read_password};
 
-/// Room in a request for what stands beside the value.
+/// Room in a request for everything besides the value.
 const BESIDE_VALUE: usize = 72_864;
-/// etcd refuses transactions of more than 128 operations by default; a put may need a read beside it.
+/// etcd refuses transactions of more than 128 operations by default; a put may need an additional read.
 const CHANGE_LIMIT: usize = 64;
-/// Size that a page of a listing aims at: well below every message limit on the way.
+/// Target size of a page of a listing: well below every message limit on the way.
 const PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Keys of the first page, before the size of the values is known.
 const FIRST_PAGE: i64 = 256;
 /// Most keys of one page.
 const LARGEST_PAGE: i64 = 10_000;
-/// A listing whose revision is compacted while it is read starts again this often.
+/// How often a listing starts again if its revision is compacted meanwhile.
 const LIST_ATTEMPTS: u32 = 3;
 
 /// One cell on etcd.
@@ -55,7 +55,7 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Prepares the connection; nothing is sent yet.
+    /// Prepares the connection, but sends nothing yet.
     pub fn new(location: &Location, timeout: Duration, options: &EtcdOptions) -> Result<Self, BackendError> {
         let connection = Connection::new(&location.server, timeout, options)?;
         let lease_ttl = options.lease_ttl;
@@ -67,7 +67,7 @@ impl Etcd {
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
         let end = prefix_end(prefix.as_bytes());
         let mut listing = Listing::default();
-        // The empty key stands for nothing; all keys begin at NUL.
+        // An empty key is not allowed; NUL is the first possible key.
         let mut start = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
         let mut limit = FIRST_PAGE;
         loop {
@@ -131,7 +131,7 @@ impl Etcd {
             match &change.action {
                 Action::Put(value) => {
                     done.push(TxnOp::put(key.clone(), value.to_vec(), None));
-                    // Tells the creation revision of the new version.
+                    // Reads the creation revision of the new version.
                     done.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
                 }
                 Action::Delete => done.push(TxnOp::delete(key, None)),
@@ -141,11 +141,11 @@ impl Etcd {
         Txn::new().when(compares).and_then(done).or_else(refused)
     }
 
-    /// Finds out whether changes were applied although etcd says that it has refused them.
+    /// Finds out whether changes were applied although etcd says that it refused them.
     async fn found_after(&self, changes: &[Change], refusal: BackendError) -> Result<Applied, BackendError> {
         let keys = changes.iter().map(|change| self.keys.key(&change.path));
         let gets: Vec<TxnOp> = keys.clone().map(|key| TxnOp::get(key, None)).collect();
-        // Never true: we want the other branch.
+        // Never true, to get the other branch.
         let never: Vec<Compare> = keys.map(|key| Compare::create_revision(key, CompareOp::Less, 0)).collect();
         let txn = Txn::new().when(never).or_else(gets);
         let look = self.connection.read(|client| {
@@ -181,7 +181,7 @@ impl Etcd {
         }
         let pairs = || changes.iter().zip(&found);
         if repeated && pairs().all(|(change, kv)| holds(change, kv.as_ref())) {
-            // The first attempt's answer was lost on the way, but it was applied.
+            // The first attempt was applied, but its answer was lost.
             let versions = pairs().map(|(_, kv)| kv.as_ref().map(version)).collect();
             return Ok(Applied { at, versions });
         }
@@ -195,8 +195,8 @@ impl Etcd {
             };
             if !met {
                 let error = BackendError::unmet(change.guard, &change.path, found);
-                // The first attempt may have made it, or another process. Creation is exclusive, so it is not assumed
-                // to be ours.
+                // The first attempt may have made the key, or another process. Creation is exclusive, so we do not
+                // assume that it is ours.
                 let is_there = |value: &Bytes| kv.as_ref().is_some_and(|kv| kv.value() == value);
                 let perhaps_ours = repeated && matches!(&change.action, Action::Put(value) if is_there(value));
                 return Err(error.uncertain_if(perhaps_ours));
@@ -206,8 +206,8 @@ impl Etcd {
     }
 }
 
-/// Whether the store already is as the change wants it, probably because of our own earlier attempt whose answer was
-/// lost. A creation is never assumed to be ours: creation is exclusive, and another process may have made the key.
+/// Whether the store is already in the wanted state, probably because of our own earlier attempt, whose answer was
+/// lost. This never assumes that a creation is ours: creation is exclusive, and another process may have made the key.
 fn holds(change: &Change, kv: Option<&KeyValue>) -> bool {
     match (&change.action, change.guard, kv) {
         (Action::Put(value), Guard::Version(old), Some(kv)) => {
@@ -273,7 +273,7 @@ impl Backend for Etcd {
             .await;
         match answer {
             Ok((response, repeated)) => self.outcome(changes, &response, repeated),
-            // etcd applies the change that uses up the last room, but answers as if it had refused it.
+            // etcd applies the change that uses up the last space, but answers as if it had refused it.
             Err(error) if error.failure == Failure::NoSpace => self.found_after(changes, error).await,
             Err(error) => Err(error),
         }
@@ -305,7 +305,7 @@ impl Backend for Etcd {
             return lock::break_lease(&self.connection, node.owner()).await;
         }
         match self.apply(&[removal(node)]).await {
-            // The lock was to be removed, and it is gone.
+            // The change removes a lock, and the lock is gone.
             Err(error) if error.failure == Failure::NoNode => Ok(()),
             outcome => outcome.map(drop),
         }

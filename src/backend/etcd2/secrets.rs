@@ -1,5 +1,5 @@
-//! Settings of etcd connections, and the files that they name: read again for each new connection, and when etcd
-//! refuses what they said before.
+//! Settings of etcd connections, and their files. The files are read again for each new connection, and when etcd
+//! refuses the old secrets.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::backend::contract::{BackendError, Failure};
 /// How long a connection attempt may take, so that the next server gets its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a request may be silent before the connection is checked. etcd punishes clients that check more often than
+/// How long a request may be silent before we check the connection. etcd punishes clients that check more often than
 /// every 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -29,11 +29,11 @@ pub struct EtcdOptions {
     pub ca: Option<PathBuf>,
     /// User name and password.
     pub user: Option<(String, String)>,
-    /// The file with the password: it may change while we are connected.
+    /// The file with the password. It may change while we are connected.
     pub password_file: Option<PathBuf>,
-    /// How long a lock outlives its holder, in whole seconds.
+    /// How long a lock stays after its holder has died, in whole seconds.
     pub lease_ttl: Duration,
-    /// The largest request that the servers take.
+    /// The largest request that the servers accept.
     pub max_request_bytes: usize,
 }
 
@@ -64,7 +64,7 @@ impl std::fmt::Debug for EtcdOptions {
     }
 }
 
-/// The password that a file holds, and nothing else.
+/// The password in a file that contains nothing else.
 pub fn read_password(file: &Path) -> std::io::Result<String> {
     Ok(std::fs::read_to_string(file)?.trim_end_matches(['\r', '\n']).to_owned())
 }
@@ -73,9 +73,9 @@ pub fn read_password(file: &Path) -> std::io::Result<String> {
 pub(super) struct Secrets {
     options: EtcdOptions,
     password: Mutex<Option<String>>,
-    /// Counts the passwords that were found.
+    /// Counts the passwords read so far.
     generation: AtomicU64,
-    /// As the files were when they could last be read: we may read them while they are being replaced.
+    /// The last readable content of the files: we may read them while somebody replaces them.
     last_good: Mutex<ConnectOptions>,
 }
 
@@ -92,7 +92,7 @@ impl Secrets {
         }))
     }
 
-    /// Whether we have no client certificate that the server could ask for.
+    /// Whether we lack a client certificate that the server could ask for.
     pub fn are_anonymous_tls(&self) -> bool {
         self.options.ca.is_some() && self.options.cert.is_none()
     }
@@ -102,7 +102,7 @@ impl Secrets {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// For a new connection: certificates as their files hold them now.
+    /// The options of a new connection, with the current certificates from their files.
     pub async fn connect_options(self: &Arc<Self>) -> ConnectOptions {
         let secrets = self.clone();
         let read = tokio::task::spawn_blocking(move || {
@@ -111,17 +111,17 @@ impl Secrets {
         });
         match read.await {
             Ok(Ok(options)) => *self.last_good.lock() = options,
-            Ok(Err(error)) => tracing::warn!(%error, "what was read before is used on"),
+            Ok(Err(error)) => tracing::warn!(%error, "topofs goes on with what it has read before"),
             // The runtime is ending.
             Err(_) => {}
         }
         self.last_good.lock().clone()
     }
 
-    /// Reads the password again. Says whether it is another one than that of the given generation.
+    /// Reloads the password. Returns whether it differs from that of the given generation.
     pub async fn have_changed_since(self: &Arc<Self>, generation: u64) -> bool {
         let secrets = self.clone();
-        // Only the end of the runtime keeps it from being read.
+        // This fails only when the runtime ends.
         let _ = tokio::task::spawn_blocking(move || secrets.read_again()).await;
         self.generation() != generation
     }
@@ -137,7 +137,7 @@ impl Secrets {
                     self.generation.fetch_add(1, Ordering::AcqRel);
                 }
             }
-            Err(error) => tracing::warn!(file = %file.display(), %error, "the password cannot be read again"),
+            Err(error) => tracing::warn!(file = %file.display(), %error, "cannot reload the password"),
         }
     }
 }
@@ -147,7 +147,7 @@ fn connect_options(options: &EtcdOptions, password: Option<&str>) -> Result<Conn
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_keep_alive(KEEP_ALIVE, CONNECT_TIMEOUT)
         .with_auto_token_refresh(true)
-        // A member that is cut off from the others must say so and not answer with old data.
+        // A member without a connection to the others must say so, and not answer with old data.
         .with_require_leader(true);
     let connect = match tls(options)? {
         Some(tls) => connect.with_tls(tls),
@@ -168,7 +168,7 @@ fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, BackendError> {
         (None, None) if options.ca.is_some() => TlsOptions::new(),
         (None, None) => return Ok(None),
         _ => {
-            let message = "--topo-etcd-tls-cert and --topo-etcd-tls-key need each other";
+            let message = "--topo-etcd-tls-cert and --topo-etcd-tls-key must be given together";
             return Err(BackendError::new(Failure::Other, message));
         }
     };

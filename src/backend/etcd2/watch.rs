@@ -1,7 +1,7 @@
-//! The watch of a cell. etcd says nothing on a watch where nothing happens, so a dead server would look like a quiet
-//! one, and a member that is cut off from the others goes on as if nothing happened. So we ask the member that the
-//! watch is on for two things: to read what only a member with a leader can read, which also tells whether we still
-//! may; and then for a message on the watch. The stream ends when they do not come.
+//! The watch of a cell. etcd sends nothing on a quiet watch, so a dead server would look like a quiet one, and a member
+//! without a connection to the others goes on as if nothing had happened. So we ask the member of the watch for two
+//! things: first a read that only a member with a leader can answer, which also shows whether we still have the right
+//! to read; then a message on the watch. If they do not come, the stream ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,23 +17,23 @@ use super::key::node;
 use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
 use crate::backend::keys::KeySpace;
 
-/// How long there may be no sign of life.
+/// Longest time without a sign of life.
 const SILENCE_LIMIT: Duration = Duration::from_secs(6);
 
 struct Watch {
     connection: Arc<Connection>,
-    /// Of the member that the watch is on.
+    /// The client of the member with the watch.
     client: Client,
     generation: u64,
     stream: EtcdStream,
     keys: KeySpace,
-    /// The last sign of life: when it was asked for.
+    /// When the last sign of life was requested.
     last_heard: Instant,
-    /// The next read of the member, or the one under way. Yields when it was begun.
+    /// The next or current read of the member. Returns its start time.
     read: BoxFuture<'static, Result<Instant, etcd_client::Error>>,
-    /// A read that was answered, while a message on the watch is still to come.
+    /// An answered read, while the message on the watch has not come yet.
     answered: Option<Instant>,
-    /// Servers before 3.4 do not answer on the watch; there the read alone tells that they live.
+    /// Servers before 3.4 do not answer on the watch; with them, the read alone is the sign of life.
     answers_probes: bool,
     ended: bool,
 }
@@ -52,7 +52,7 @@ pub(super) async fn start(
             let prefix = prefix.clone();
             async move {
                 let mut stream = watch_client(&client).watch(prefix, Some(options)).await?;
-                // The first message says that the watch exists.
+                // The first message confirms the watch.
                 match stream.message().await? {
                     Some(_) => Ok((stream, client)),
                     None => Err(etcd_client::Error::WatchError("the watch was closed".to_owned())),
@@ -84,9 +84,10 @@ pub(super) async fn start(
     .boxed())
 }
 
-/// Reads, at a time to come, what stands for the root of the cell: nothing, but only who may read the cell may know.
+/// Reads the key of the cell's root at a later time. The key does not exist, but only a client with the right to read
+/// the cell gets this answer.
 fn read_at(client: Client, keys: &KeySpace, at: Instant) -> BoxFuture<'static, Result<Instant, etcd_client::Error>> {
-    // The empty key stands for nothing; all keys begin at NUL.
+    // An empty key is not allowed; NUL is the first possible key.
     let key = if keys.prefix().is_empty() { vec![0] } else { keys.prefix().as_bytes().to_vec() };
     Box::pin(async move {
         sleep_until(at).await;
@@ -96,10 +97,10 @@ fn read_at(client: Client, keys: &KeySpace, at: Instant) -> BoxFuture<'static, R
 }
 
 impl Watch {
-    /// May be given up at any moment: nothing is lost.
+    /// The caller may give up at any moment: nothing is lost.
     async fn next(&mut self) -> Result<WatchBatch, BackendError> {
         loop {
-            // Without an answer on the watch not much time is lost.
+            // Without an answer on the watch, little time is lost.
             let alone = self.answered.filter(|_| !self.answers_probes).map(|begun| begun + SIGN_OF_LIFE.mul_f64(0.5));
             tokio::select! {
                 biased;
@@ -110,7 +111,7 @@ impl Watch {
                     };
                     self.read = read_at(self.client.clone(), &self.keys, Instant::now() + SIGN_OF_LIFE);
                     self.answered = Some(begun);
-                    // A full queue of requests means that the connection does not take them: also a silence.
+                    // A full queue of requests means that the connection does not accept them: this is also silence.
                     if let Ok(Err(error)) = timeout(SIGN_OF_LIFE, self.stream.request_progress()).await {
                         return Err(classify(&error));
                     }
@@ -146,24 +147,21 @@ impl Watch {
             self.answers_probes |= self.answered.is_some();
             return Ok(self.answered.is_some().then(|| self.lives()));
         }
-        // While many events come, nobody looks at the clock.
+        // While many events come, there is no need to look at the clock.
         self.last_heard = Instant::now();
         self.batch(response).map(Some)
     }
 
-    /// A call that was refused with an old password may be tried again.
+    /// After a refusal with an old password, the call may be tried again.
     async fn refused(&mut self, error: BackendError) -> BackendError {
         if error.failure == Failure::Denied && self.connection.secrets_have_changed_since(self.generation).await {
-            return BackendError::new(
-                Failure::Unreachable,
-                format!("{} (there is another password now)", error.message),
-            );
+            return BackendError::new(Failure::Unreachable, format!("{} (the password has changed)", error.message));
         }
         error
     }
 
-    /// The revision in the header of a message is not used: a watch that is catching up has not delivered everything up
-    /// to it.
+    /// Ignores the revision in the header of a message: a watch that is catching up has not delivered everything up to
+    /// it.
     fn batch(&mut self, response: &WatchResponse) -> Result<WatchBatch, BackendError> {
         if response.canceled() {
             return Err(cancelled(response));

@@ -1,23 +1,23 @@
-//! Finding out how large a request the servers take.
+//! Finds out how large a request the servers accept.
 //!
-//! ZooKeeper's limit (jute.maxbuffer) cannot be asked for: a server closes the connection on which a larger request
-//! comes, and so ends what others wait for on it. So what is large is tried first on a connection of its own, by a
-//! question that changes nothing.
+//! A client cannot ask for ZooKeeper's limit (jute.maxbuffer). A server closes the connection of a larger request, and
+//! so ends all other calls on it. So a large request is first tried on a separate connection, with a question that
+//! changes nothing.
 
 use zookeeper_client::Error as ZkError;
 
 use super::session::{CallError, Sessions};
 
-/// The default limit of a server, in bytes. Tried first, so that most servers are asked only once.
+/// The default limit of a server, in bytes. It is tried first, so that most servers are asked only once.
 const DEFAULT: usize = 0xf_ffff;
-/// Bytes of the question beside the path in it: xid, operation, length of the path, no watch.
+/// Bytes of the question besides its path: xid, operation, length of the path, no watch.
 const AROUND: usize = 4 + 4 + 4 + 1;
-/// After so many closed connections the size is the reason, if small requests are answered in between.
+/// After so many closed connections, the size is the reason, if small requests get answers in between.
 const TRIES: usize = 2;
 
 impl Sessions {
-    /// Fails with [`CallError::TooLarge`] if the servers take no request of so many bytes. `doubtful` if one was lost
-    /// on the way.
+    /// Fails with [`CallError::TooLarge`] if the servers accept no request of so many bytes. `doubtful` means that a
+    /// request was lost on the way.
     pub async fn admit(&self, bytes: usize, doubtful: bool) -> Result<(), CallError> {
         match self.sizes.admits(bytes, doubtful) {
             Some(true) => return Ok(()),
@@ -29,27 +29,27 @@ impl Sessions {
         }
         tracing::warn!(
             bytes,
-            "the servers close the connection on a request of this size: it is above their jute.maxbuffer"
+            "the servers close the connection on a request of this size: their jute.maxbuffer is smaller"
         );
         Err(CallError::TooLarge(bytes))
     }
 
     async fn takes(&self, bytes: usize) -> Result<bool, CallError> {
-        // A node of this name does not exist: the answer says so.
+        // No node has this name, and the answer says so.
         let question = format!("/{}", "x".repeat(bytes.saturating_sub(AROUND + 1)));
         for _ in 0..TRIES {
             let client = self.open().await?;
             match self.bounded(client.check_stat(&question)).await {
                 Err(CallError::Client(error)) if is_closed(&error) => {}
                 Err(error @ (CallError::NoAnswer | CallError::Unreachable(_))) => return Err(error),
-                // Any answer means that the request was read.
+                // Any answer means that the server has read the request.
                 Ok(_) | Err(_) => {
                     self.sizes.accept(bytes);
                     return Ok(true);
                 }
             }
         }
-        // A server that has just died closes connections, too.
+        // A server that has just died also closes connections.
         let client = self.open().await?;
         self.bounded(client.check_stat("/")).await?;
         self.sizes.refuse(bytes);
@@ -57,7 +57,7 @@ impl Sessions {
     }
 }
 
-/// Whether the connection has ended before there was an answer.
+/// Whether the connection has ended before the answer.
 fn is_closed(error: &ZkError) -> bool {
     matches!(error, ZkError::ConnectionLoss | ZkError::Custom(_) | ZkError::ClientClosed | ZkError::SessionExpired)
 }

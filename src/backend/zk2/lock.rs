@@ -1,5 +1,5 @@
-//! The line for a lock on ZooKeeper: one ephemeral sequential node a waiter, all of one session; the lowest number
-//! holds the lock.
+//! The line for a lock on ZooKeeper: each waiter has an ephemeral sequential node, and all belong to one session. The
+//! lowest number holds the lock.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,22 +21,22 @@ use crate::backend::lock::{self, removal};
 use crate::name::TopoPath;
 use crate::record::layout::{LOCKS, is_election, needs_no_records};
 
-/// How often a place is tried for while another process removes the empty directory.
+/// How often to try for a place while another process removes the empty directory.
 const ATTEMPTS: usize = 32;
-/// Pause between attempts to remove what a lost answer may have left.
+/// Pause between attempts to remove a place whose answer was lost.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
-/// The lines that this process stands in, all with one session.
+/// The lines in which this process stands, all with one session.
 #[derive(Debug)]
 pub(super) struct Lines {
     sessions: Arc<Sessions>,
     keys: KeySpace,
-    /// The znodes that stand for us. Locked while one is made: any other node of our session was made by a request
+    /// The znodes of our places. Locked while a request makes one: any other node of our session comes from a request
     /// whose answer was lost.
     ours: tokio::sync::Mutex<HashSet<Made>>,
 }
 
-/// A znode and the transaction that created it. A name alone may come again: numbers start over in a new directory.
+/// A znode and the transaction that created it. A name alone may repeat: numbers start over in a new directory.
 type Made = (String, i64);
 
 /// A place in the line.
@@ -49,7 +49,7 @@ struct Waiting {
     node: Node,
 }
 
-/// The znode that holds the places of a directory's line.
+/// The znode with the places in a directory's line.
 pub(super) fn line_of(keys: &KeySpace, dir: &TopoPath) -> String {
     let dir_node = znode_path(keys, dir);
     match is_election(dir) {
@@ -67,7 +67,7 @@ impl Lines {
         let explain = |error: CallError| self.sessions.explain(&error);
         let client = self.sessions.client().await.map_err(explain)?;
         if !needs_no_records(dir) {
-            // ZooKeeper would make the directory.
+            // ZooKeeper would create the directory.
             let children = self.sessions.bounded(client.list_children(&znode_path(&self.keys, dir))).await;
             match children {
                 Ok(names) if names.iter().any(|name| name != LOCKS) => {}
@@ -83,7 +83,8 @@ impl Lines {
             Ok((path, stat)) => {
                 ours.insert((path.clone(), stat.czxid));
                 let shown = self.keys.path(path.as_bytes());
-                let path = shown.ok_or_else(|| BackendError::new(Failure::Other, format!("{path} is no path")))?;
+                let path =
+                    shown.ok_or_else(|| BackendError::new(Failure::Other, format!("not a valid path: {path}")))?;
                 let role = Role::Lock(owner(client.session_id().0));
                 let node = Node { path, value: contents.clone(), version: version(&stat), role, modified: None };
                 Ok(Arc::new(Waiting { lines: self.clone(), client, line, node }))
@@ -122,7 +123,7 @@ impl Lines {
         Err(CallError::Client(ZkError::NoNode))
     }
 
-    /// Removes the place that a request may have made whose answer was lost: nobody else would ever leave it.
+    /// Removes a place that a request with a lost answer may have made: nobody else would ever leave it.
     async fn sweep(self: Arc<Self>, client: Client, line: String) {
         while !client.state().is_terminated() {
             let ours = self.ours.lock().await;
@@ -152,7 +153,7 @@ impl Lines {
         Ok(())
     }
 
-    /// The session, if it is still the one that a lock lives with.
+    /// The session, if it is still the session of the lock.
     pub async fn session_of(&self, holder: Owner) -> Option<Client> {
         let client = self.sessions.client().await.ok()?;
         (owner(client.session_id().0) == holder && !client.state().is_terminated()).then_some(client)
@@ -177,13 +178,13 @@ impl Place for Waiting {
             }
             names => names.map_err(|error| sessions.explain(&error))?,
         };
-        // All have ten digits: the order of the text is that of the numbers.
+        // All have ten digits, so the order of the texts is that of the numbers.
         let first = names.iter().filter(|name| is_number(name)).min();
         Ok((first.map(String::as_str) == Some(self.node.path.name())).then(|| self.node.clone()))
     }
 
     async fn lost(&self) -> BackendError {
-        // The server counts from when it last heard of us, which was before the connection was seen to be broken.
+        // The server counts from its last message from us, which was before we noticed the broken connection.
         let patience = self.client.session_timeout().saturating_sub(SILENCE_LIMIT);
         let mut states = self.client.state_watcher();
         let mut state = self.client.state();
@@ -193,7 +194,7 @@ impl Place for Waiting {
                 SessionState::SyncConnected | SessionState::ConnectedReadOnly => states.changed().await,
                 SessionState::Disconnected => match timeout_at(alone_since + patience, states.changed()).await {
                     Ok(next) => next,
-                    Err(_) => return self.ended("could not be kept in time"),
+                    Err(_) => return self.ended("was not renewed in time"),
                 },
                 SessionState::AuthFailed | SessionState::Expired | SessionState::Closed => {
                     return self.ended("has expired");
@@ -210,7 +211,7 @@ impl Place for Waiting {
         let access = Access::pinned(&self.lines.sessions, self.client.clone());
         let left = match write::apply(&access, &self.lines.keys, &[removal(&self.node)]).await {
             Ok(applied) => Ok(applied.at),
-            // It is gone, or its name has come again and belongs to another process.
+            // It is gone, or its name now belongs to another process.
             Err(error) if matches!(error.failure, Failure::NoNode | Failure::BadVersion | Failure::LockLost) => {
                 Ok(Revision::default())
             }
@@ -224,7 +225,7 @@ impl Place for Waiting {
 }
 
 impl Waiting {
-    /// The names of all places, at an instant at which this one is there.
+    /// The names of all places, at an instant at which this place exists.
     async fn look(&self) -> Result<Vec<String>, ZkError> {
         let (path, created) = self.made();
         let synced = self.client.sync(&self.line);
@@ -240,7 +241,7 @@ impl Waiting {
             {
                 Ok(children)
             }
-            // The name has come again.
+            // Another node has this name now.
             (Some(MultiReadResult::Data { .. }), Some(MultiReadResult::Children { .. })) => Err(ZkError::NoNode),
             (Some(MultiReadResult::Error { err }), _) | (_, Some(MultiReadResult::Error { err })) => Err(err),
             other => Err(ZkError::UnexpectedError(format!("{other:?}"))),
@@ -252,6 +253,6 @@ impl Waiting {
     }
 
     fn ended(&self, how: &str) -> BackendError {
-        BackendError::new(Failure::LockLost, format!("the session {how}, and with it {}", self.node.path))
+        BackendError::new(Failure::LockLost, format!("the session of {} {how}", self.node.path))
     }
 }

@@ -1,4 +1,4 @@
-//! A fresh look at nodes with all that is above them, at one instant.
+//! A fresh look at nodes and all their ancestors, at one instant.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -13,7 +13,7 @@ use crate::backend::keys::KeySpace;
 /// The session that a request uses.
 pub(super) struct Access<'a> {
     pub sessions: &'a Sessions,
-    /// The session that a lock lives with: only this session may make a change that the lock guards.
+    /// The session of a lock: only this session may make a change with this lock as guard.
     pinned: Option<Client>,
 }
 
@@ -41,21 +41,20 @@ impl<'a> Access<'a> {
     }
 }
 
-/// A node as it was looked at.
+/// A node at the time of the look.
 #[derive(Clone)]
 pub(super) struct Found {
     pub data: Vec<u8>,
     pub stat: Stat,
-    /// What it is shown as; `None` for a mere directory.
+    /// How it is shown; `None` for a plain directory.
     pub role: Option<Role>,
 }
 
-/// What a look has shown, at one instant.
+/// The result of a look, at one instant.
 pub(super) struct Look {
     /// In the order of the paths.
     pub nodes: Vec<Option<Found>>,
-    /// When this was true: the newest change that the first node shows; if it is missing, that its nearest directory
-    /// shows.
+    /// When this was true: the newest change of the first node, or, if it does not exist, of its nearest directory.
     pub at: Revision,
     /// For each path: the same.
     pub ats: Vec<Revision>,
@@ -63,7 +62,7 @@ pub(super) struct Look {
     pub exist: BTreeSet<String>,
 }
 
-/// Looks at nodes with all their ancestors, as the leader has them.
+/// Looks at nodes and all their ancestors, as the leader has them.
 pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String]) -> Result<Look, CallError> {
     let mut wanted: Vec<String> = paths.to_vec();
     let above: BTreeSet<String> =
@@ -72,7 +71,7 @@ pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String])
     let first = paths.first().cloned().unwrap_or_else(|| "/".to_owned());
     let results = access
         .try_call(async |client| {
-            // Both are on their way before the first answer.
+            // Both are sent before the first answer comes.
             let synced = client.sync(&first);
             let mut reader = client.new_multi_reader();
             wanted.iter().try_for_each(|path| reader.add_get_data(path))?;
@@ -87,7 +86,7 @@ pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String])
         match result {
             MultiReadResult::Data { data, stat } => drop(found.insert(path, (data, stat))),
             MultiReadResult::Error { err: ZkError::NoNode } => continue,
-            // A user who may not read a directory may still be allowed to use what is in it.
+            // A user without the right to read a directory may still have the right to use nodes in it.
             MultiReadResult::Error { err: ZkError::NoAuth } if index >= paths.len() => {}
             MultiReadResult::Error { err } => return Err(CallError::Client(err)),
             other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),

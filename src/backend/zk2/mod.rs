@@ -1,7 +1,7 @@
 //! ZooKeeper.
 //!
 //! `session` owns the connections, `view` reads and watches a subtree, `look` reads single nodes, `write` applies
-//! changes, `roles` says what a node is.
+//! changes, `roles` tells what a node is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,7 @@ pub struct Zk {
     voters: Arc<Sessions>,
     /// For bulk reads and watches: the observers, if there are any.
     readers: Arc<Sessions>,
-    /// For locks: the voters, in a session that lasts.
+    /// For locks: the voters, in a lasting session.
     lines: Arc<Lines>,
     keys: KeySpace,
     /// What the newest watch has seen.
@@ -62,8 +62,8 @@ pub struct Zk {
 }
 
 impl Zk {
-    /// Prepares the connections; nothing is sent yet. The server address is a list, separated by commas; servers after
-    /// `|` are observers.
+    /// Prepares the connections, but sends nothing yet. The server address is a comma-separated list; servers after `|`
+    /// are observers.
     pub fn new(location: &Location, timeout: Duration, options: &ZkOptions) -> Result<Self, BackendError> {
         let (voters, observers) = match location.server.split_once('|') {
             Some((voters, observers)) => (voters, Some(observers)),
@@ -154,7 +154,7 @@ impl Zk {
     }
 
     async fn sweep(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
-        // Vitess takes any directory of this name for a lock, also an empty one.
+        // For Vitess any directory with this name is a lock, even an empty one.
         let line = layout::line(dir).map_err(|error| BackendError::new(Failure::Other, error.to_string()))?;
         let removed = write::remove_empty(&Access::any(&self.voters), &self.keys, &line).await;
         Ok(removed.map_err(|error| self.voters.explain(&error))?.then(|| line.to_string()))

@@ -1,7 +1,7 @@
-//! The sessions of one ensemble: made when needed, replaced when they have ended, every call bounded in time and
-//! number.
+//! The sessions of one ensemble. They start when needed, and are replaced after their end. Every call is bounded in
+//! time and number.
 //!
-//! The client usually reconnects within its session by itself. A call that finds no connection makes a new session.
+//! The client usually reconnects within its session by itself. A call without a connection starts a new session.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -16,13 +16,13 @@ use zookeeper_client::{Client, Error as ZkError, SessionState, TlsOptions};
 use super::size::Sizes;
 use crate::backend::contract::{BackendError, Failure};
 
-/// How long a silent connection is trusted before another server is tried.
+/// How long to trust a silent connection before trying another server.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(4);
-/// How often a session is requested again because the answer to the credentials may have come first.
+/// How often to request a session again because the answer to the credentials may have come first.
 const OVERTAKEN: u32 = 10;
 /// Pause before that.
 const OVERTAKEN_PAUSE: Duration = Duration::from_millis(20);
-/// How long a server may take to say what it is. We ask when no server could be connected, to find out why.
+/// Time limit for asking a server about its state. We ask if no server could be connected, to find out why.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Settings of ZooKeeper connections.
@@ -36,9 +36,9 @@ pub struct ZkOptions {
     pub key: Option<PathBuf>,
     /// PEM file of the authorities to trust.
     pub ca: Option<PathBuf>,
-    /// Requests in flight at most, for each connection.
+    /// Maximum number of requests in flight, for each connection.
     pub max_concurrency: usize,
-    /// Session time-out that is asked for.
+    /// Session timeout to request.
     pub base_timeout: Duration,
 }
 
@@ -64,18 +64,18 @@ pub(super) struct Sessions {
     servers: String,
     timeout: Duration,
     base_timeout: Duration,
-    /// The file that holds the credentials, and what it held last.
+    /// The file with the credentials, and its last content.
     auth_file: Option<PathBuf>,
     auth: Mutex<Option<Auth>>,
     tls: Option<TlsOptions>,
-    /// What is known of the size of requests.
+    /// What is known about the size of requests.
     pub sizes: Sizes,
-    /// Requests that may be in flight. Others wait for their turn, each as long as its own time-out lasts.
+    /// Permits for requests in flight. Others wait for their turn, each up to its own timeout.
     slots: Semaphore,
     client: Mutex<Option<Client>>,
-    /// Locks live with the session, so it is kept as long as it may live, connected or not.
+    /// Whether to keep the session as long as it may live, connected or not, because locks live with it.
     lasting: bool,
-    /// One connects, the others wait for it.
+    /// One call connects, and the others wait for it.
     connecting: tokio::sync::Mutex<()>,
 }
 
@@ -92,12 +92,12 @@ impl std::fmt::Debug for Auth {
 }
 
 impl Sessions {
-    /// For a list of servers, separated by commas; nothing is connected yet.
+    /// Sessions for a comma-separated list of servers. Does not connect yet.
     pub fn new(servers: &str, timeout: Duration, options: &ZkOptions) -> Result<Arc<Self>, BackendError> {
         Self::with(servers, timeout, options, false)
     }
 
-    /// The same, but the session is kept as long as it may live.
+    /// The same, but keeps the session as long as it may live.
     pub fn lasting(servers: &str, timeout: Duration, options: &ZkOptions) -> Result<Arc<Self>, BackendError> {
         Self::with(servers, timeout, options, true)
     }
@@ -127,7 +127,7 @@ impl Sessions {
         self.timeout
     }
 
-    /// Calls once, within the operation time-out.
+    /// Calls once, within the operation timeout.
     pub async fn try_call<T>(&self, operation: impl AsyncFnOnce(Client) -> Result<T, ZkError>) -> Result<T, CallError> {
         let deadline = Instant::now() + self.timeout;
         let attempt = async {
@@ -136,7 +136,7 @@ impl Sessions {
             if let Err(CallError::Client(ZkError::UnexpectedError(_))) = &outcome
                 && !self.lasting
             {
-                // The client has lost its way: the next call makes another.
+                // The client is in a broken state: the next call makes a new one.
                 *self.client.lock() = None;
             }
             outcome
@@ -167,7 +167,7 @@ impl Sessions {
         Ok(client)
     }
 
-    /// A session of its caller's own, for a watch: what is delivered on it comes in order with what is read on it.
+    /// A separate session for a watch: its events and its answers come in order.
     pub async fn open(&self) -> Result<Client, CallError> {
         let deadline = Instant::now() + self.timeout;
         let mut overtaken = 0;
@@ -175,13 +175,13 @@ impl Sessions {
             let begin = Instant::now();
             match timeout_at(deadline, self.connect()).await {
                 Ok(Ok(client)) => return Ok(client),
-                // The client sends its credentials right behind the request for a session; a server on Netty may answer
-                // them first, and the client takes the one answer for the other.
+                // The client sends its credentials right after the request for a session. A server on Netty may answer
+                // them first, and the client confuses the two answers.
                 Ok(Err(ZkError::NoHosts)) if self.auth_file.is_some() && overtaken < OVERTAKEN => {
                     overtaken += 1;
                     tokio::time::sleep(OVERTAKEN_PAUSE).await;
                 }
-                // A server under load may need longer for a session than a silent one is given.
+                // A server under load may need longer for a session than the time limit for a silent one.
                 Ok(Err(ZkError::NoHosts | ZkError::Timeout))
                     if begin.elapsed() >= SILENCE_LIMIT / 2 && Instant::now() < deadline => {}
                 Ok(Err(error @ (ZkError::NoHosts | ZkError::Timeout))) => return Err(self.probe(error).await),
@@ -191,15 +191,14 @@ impl Sessions {
         }
     }
 
-    /// Reads the credentials again; says whether they are others now, so that a call that was refused is worth
-    /// repeating.
+    /// Reloads the credentials. Returns whether they have changed, so that it is worth repeating a refused call.
     pub async fn renew_auth(&self) -> bool {
         let Some(path) = self.auth_file.clone() else { return false };
         let read = tokio::task::spawn_blocking(move || read_auth(&path)).await;
         let new = match read {
             Ok(Ok(new)) => new,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the file of the credentials cannot be read again");
+                tracing::warn!(%error, "cannot reload the credentials file");
                 return false;
             }
             Err(_) => return false,
@@ -207,13 +206,13 @@ impl Sessions {
         if self.auth.lock().as_ref() == Some(&new) {
             return false;
         }
-        tracing::info!(servers = self.servers, "the file of the credentials has others now");
+        tracing::info!(servers = self.servers, "the credentials in the file have changed");
         *self.auth.lock() = Some(new.clone());
         if !self.lasting {
             *self.client.lock() = None;
             return true;
         }
-        // Locks live with the session: it is told of the new ones beside the old.
+        // Locks live with the session, so the session gets the new credentials in addition to the old.
         match self.living() {
             Some(client) => self.bounded(client.auth(&new.scheme, &new.secret)).await.is_ok(),
             None => true,
@@ -221,8 +220,8 @@ impl Sessions {
     }
 
     fn living(&self) -> Option<Client> {
-        // One that has lost its server may never find another (a server that was made anew refuses what has seen more
-        // than it has); a new one costs little.
+        // A session that has lost its server may never find another one (a recreated server refuses clients that have
+        // seen newer data than it has); a new session costs little.
         let client = self.client.lock().clone()?;
         let state = client.state();
         let lives = if self.lasting { !state.is_terminated() } else { state == SessionState::SyncConnected };
@@ -244,7 +243,7 @@ impl Sessions {
         }
     }
 
-    /// The client says no more than that it could not connect: ask the servers why.
+    /// The client only says that it could not connect: ask the servers why.
     async fn probe(&self, error: ZkError) -> CallError {
         let mut reasons = Vec::new();
         for server in self.servers.split(',') {
@@ -257,7 +256,7 @@ impl Sessions {
                         .to_owned()
                 }
                 Ok(Ok(_)) => {
-                    "reached, but it does not serve: stopped, no quorum, a port that wants TLS, or not ZooKeeper"
+                    "reached, but it does not serve: it has stopped, has no quorum, expects TLS, or is not ZooKeeper"
                         .to_owned()
                 }
             };
@@ -275,8 +274,7 @@ impl Sessions {
             }
             CallError::Unreachable(message) => return BackendError::new(Failure::Unreachable, message),
             CallError::TooLarge(bytes) => {
-                let message =
-                    format!("a request of {bytes} bytes is more than the servers take (their jute.maxbuffer)");
+                let message = format!("a request of {bytes} bytes is larger than the servers accept (jute.maxbuffer)");
                 (Failure::TooLarge, message)
             }
             CallError::Client(error) => (classify(error), error.to_string()),
@@ -292,7 +290,7 @@ pub(super) enum CallError {
     NoAnswer,
     /// No server could be connected.
     Unreachable(String),
-    /// A request of so many bytes is more than the servers take.
+    /// A request of so many bytes is larger than the servers accept.
     TooLarge(usize),
     /// The client's own error, which may be an answer.
     Client(ZkError),
@@ -304,7 +302,7 @@ impl CallError {
         match self {
             CallError::NoAnswer => true,
             CallError::Unreachable(_) | CallError::TooLarge(_) => false,
-            // Turned away, or never sent.
+            // The server has turned it away, or it was never sent.
             CallError::Client(ZkError::Throttled | ZkError::NotReadOnly | ZkError::NoHosts) => false,
             CallError::Client(error) => classify(error) == Failure::Unreachable,
         }

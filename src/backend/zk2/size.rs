@@ -1,4 +1,4 @@
-//! How large a request the servers take, as far as that is known. What is not known is asked for in `admit`.
+//! How large a request the servers accept, as far as that is known. `admit` finds out what is not known.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -6,12 +6,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Smaller requests are not tried first: no server has so small a limit. After a lost request they are.
+/// Requests below this size are not tried first, because no server has so small a limit. After a lost request, they
+/// are.
 const SMALL: usize = 16 << 10;
-/// How long a refusal counts: the limit may have been raised.
+/// How long a refusal counts, because the limit may have been raised.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
-/// What is known of the limit.
+/// What is known about the limit.
 #[derive(Debug, Default)]
 pub(super) struct Sizes {
     accepted: AtomicUsize,
@@ -19,8 +20,8 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Whether the servers take a request of so many bytes; `None` if that must be tried. After a lost request
-    /// (`doubtful`) nothing counts that was accepted before.
+    /// Whether the servers accept a request of so many bytes; `None` if that must be tried. After a lost request
+    /// (`doubtful`), earlier successes do not count.
     pub fn admits(&self, bytes: usize, doubtful: bool) -> Option<bool> {
         if doubtful {
             self.accepted.store(0, Ordering::Relaxed);
@@ -33,12 +34,12 @@ impl Sizes {
         lately(*self.refused.lock()).is_some_and(|limit| bytes >= limit).then_some(false)
     }
 
-    /// A request of so many bytes was read.
+    /// A server has read a request of so many bytes.
     pub fn accept(&self, bytes: usize) {
         self.accepted.fetch_max(bytes, Ordering::Relaxed);
     }
 
-    /// A request of so many bytes was not read.
+    /// A server has not read a request of so many bytes.
     pub fn refuse(&self, bytes: usize) {
         let mut refused = self.refused.lock();
         let smallest = lately(*refused).map_or(bytes, |limit| limit.min(bytes));
@@ -46,7 +47,7 @@ impl Sizes {
     }
 }
 
-/// The smallest request that was refused lately.
+/// The smallest request that was recently refused.
 fn lately(refused: Option<(usize, Instant)>) -> Option<usize> {
     refused.filter(|(_, when)| when.elapsed() < REMEMBERED).map(|(limit, _)| limit)
 }

@@ -1,8 +1,8 @@
-//! One look at a whole subtree, and how it is kept current.
+//! One look at a whole subtree, and the events that keep it current.
 //!
-//! ZooKeeper has no snapshots, but within one session events and answers come in order: when no event came between two
-//! answers, nothing has changed between them. So the tree is read under a watch, and what changed meanwhile is read
-//! again, in one request that shows one instant, until no event comes in between.
+//! ZooKeeper has no snapshots, but within one session events and answers come in order: if no event comes between two
+//! answers, nothing has changed between them. So we read the tree under a watch, and then read changed nodes again, in
+//! one request that shows one instant, until no event comes in between.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,16 +20,16 @@ use crate::name::TopoPath;
 
 /// Nodes read in one request.
 const BATCH: usize = 64;
-/// Requests of a bulk read under way at the same time; the next is sent when the oldest is answered.
+/// Number of requests of a bulk read at the same time; the answer to the oldest lets the next one go.
 const PIPELINE: usize = 8;
-/// Paths that have changed and are still to be read again, at most. A watch that is further behind ends with
-/// [`Failure::Compacted`], and its mirror begins again with a list: that reads no more than all.
+/// Maximum number of changed paths to read again. A watch that is further behind ends with [`Failure::Compacted`], and
+/// its mirror begins again with a list.
 const PENDING: usize = 100_000;
-/// How often changes are read again before a tree that never rests is shown as it is. Later changes arrive as events
+/// How often to read changes again before showing a tree that never rests as it is. Later changes arrive as events
 /// anyway.
 const SETTLE_ROUNDS: usize = 50;
 
-/// A subtree as one session sees it.
+/// A subtree, as one session sees it.
 pub(super) struct View {
     /// Owns the session: the watch ends with it.
     client: Client,
@@ -38,23 +38,23 @@ pub(super) struct View {
     root: String,
     nodes: Nodes,
     pending: Pending,
-    /// What the watch before has seen: a node that we may no longer read is not gone.
+    /// What the previous watch has seen: a node that we may no longer read is not gone.
     before: Nodes,
 }
 
 /// The znodes that a watch has read, by path.
 pub(super) type Nodes = Arc<Mutex<HashMap<String, Known>>>;
 
-/// What is remembered of a znode.
+/// What a watch remembers of a znode.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known {
     created: i64,
     written: i64,
-    /// What it is shown as; `None` for a mere directory.
+    /// How it is shown; `None` for a plain directory.
     role: Option<Role>,
 }
 
-/// The paths of events that have arrived and were not read again yet.
+/// The paths of arrived events that have not been read again yet.
 #[derive(Default)]
 struct Pending(BTreeSet<String>);
 
@@ -63,9 +63,9 @@ struct Pending(BTreeSet<String>);
 pub(super) enum Ended {
     /// A request failed.
     Call(CallError),
-    /// The session was disturbed: events may be lost.
+    /// The session was disturbed, so events may be lost.
     Session(String),
-    /// More has changed than is read again one by one.
+    /// Too much has changed to read it again one by one.
     Behind,
 }
 
@@ -76,7 +76,7 @@ impl From<CallError> for Ended {
 }
 
 impl View {
-    /// Everything below a directory at one instant, and the view that goes on from there.
+    /// Everything below a directory at one instant, and the view that continues from there.
     pub async fn open(
         sessions: &Sessions,
         keys: &KeySpace,
@@ -87,7 +87,7 @@ impl View {
         let root = znode_path(keys, dir);
         let watching = client.clone();
         let watcher = sessions.bounded(watching.watch(&root, AddWatchMode::PersistentRecursive)).await?;
-        // A follower or an observer may not yet have what this mount has just written.
+        // A follower or an observer may not yet have the last writes of this mount.
         sessions.bounded(client.sync(&root)).await?;
         let mut view = Self {
             client,
@@ -110,12 +110,12 @@ impl View {
         Ok((listing, view))
     }
 
-    /// What it has seen, kept current.
+    /// Its memory, kept current.
     pub fn nodes(&self) -> Nodes {
         self.nodes.clone()
     }
 
-    /// Waits for changes. May be given up at any moment: nothing is lost.
+    /// Waits for changes. The caller may give up at any moment: nothing is lost.
     pub async fn changed(&mut self) -> Result<BTreeSet<String>, Ended> {
         if self.pending.0.is_empty() {
             let event = self.watcher.changed().await;
@@ -136,7 +136,7 @@ impl View {
         Ok(std::mem::take(&mut self.pending.0))
     }
 
-    /// Takes the events that have arrived out of the client's own queue, which has no bound.
+    /// Takes the arrived events out of the client's own queue, which has no bound.
     fn collect(&mut self) -> Result<(), Ended> {
         while let Some(event) = self.watcher.changed().now_or_never() {
             self.pending.note(event)?;
@@ -155,7 +155,7 @@ impl View {
             for (path, znode) in found {
                 listing.at = listing.at.max(newest(&znode.stat));
                 if !self.may_show(&path) {
-                    // Once for all that may be below it.
+                    // Once for everything that may be below it.
                     listing.skipped += 1;
                     continue;
                 }
@@ -168,7 +168,7 @@ impl View {
                 }
             }
         }
-        // When the last node below the root goes, the change is seen above it.
+        // If the last node below the root goes, the change shows above it.
         let above = self.read_level(sessions, ancestors(&self.root)).await?;
         listing.at = above.iter().map(|(_, node)| newest(&node.stat)).fold(listing.at, Revision::max);
         Ok(listing)
@@ -184,7 +184,7 @@ impl View {
         Ok(found.into_iter().flatten().filter_map(|(path, node)| Some((path, node?))).collect())
     }
 
-    /// Nodes as they are at one instant.
+    /// Nodes at one instant.
     async fn read_at_once(
         &self,
         sessions: &Sessions,
@@ -201,7 +201,8 @@ impl View {
             let znode = match result {
                 MultiReadResult::Data { data, stat } => Some(Znode { data, stat }),
                 MultiReadResult::Error { err: ZkError::NoNode } => None,
-                // Nothing at all is an error to tell; a part that must not be read is not shown, unless it was.
+                // If nothing may be read, that is an error. If a part may not be read, it is not shown, unless it was
+                // shown before.
                 MultiReadResult::Error { err: ZkError::NoAuth }
                     if path != self.root && !self.was_readable(sessions, &path).await? =>
                 {
@@ -215,7 +216,7 @@ impl View {
         Ok(found)
     }
 
-    /// Whether a znode that we may not read now was read before: nothing disappears when rights are taken away.
+    /// Whether a znode that we may not read now was read before: nothing disappears because rights were removed.
     async fn was_readable(&self, sessions: &Sessions, path: &str) -> Result<bool, CallError> {
         let known = self.nodes.lock().get(path).or(self.before.lock().get(path)).copied();
         let Some(known) = known else { return Ok(false) };
@@ -223,7 +224,7 @@ impl View {
         Ok(stat.is_some_and(|stat| stat.czxid == known.created))
     }
 
-    /// Whether the names in a path are valid file names. Other paths are not read any further: they may have any depth.
+    /// Whether the names in a path are valid file names. Other paths are not read further: they may have any depth.
     fn may_show(&self, path: &str) -> bool {
         path == self.root || self.keys.path(path.as_bytes()).is_some()
     }
@@ -258,14 +259,14 @@ impl View {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Reads what has changed, at one instant as far as one request goes, and tells what is different.
+    /// Reads the changed nodes, at one instant if one request is enough, and returns the differences.
     pub async fn read_again(&mut self, sessions: &Sessions, changed: BTreeSet<String>) -> Result<WatchBatch, Ended> {
         let mut batch = WatchBatch::default();
         let (changed, skipped): (Vec<String>, Vec<String>) =
             changed.into_iter().filter(|path| *path != self.root).partition(|path| self.may_show(path));
         batch.skipped = u64::try_from(skipped.len()).unwrap_or(u64::MAX);
         for part in changed.chunks(BATCH) {
-            // A deletion shows in the nearest ancestor that is left.
+            // A deletion shows in the nearest remaining ancestor.
             let mut paths: BTreeSet<String> = part.iter().cloned().collect();
             paths.extend(part.iter().flat_map(|path| ancestors(path)));
             let found: HashMap<String, Option<Znode>> =
@@ -311,7 +312,7 @@ impl View {
             Some(znode) if known.is_some_and(|(written, _)| written == znode.stat.mzxid) => return Ok(()),
             Some(znode) => {
                 let role = match known {
-                    // An emptied record is a record still.
+                    // An emptied record is still a record.
                     Some((_, role @ Some(_))) if znode.stat.num_children == 0 => role,
                     _ => self.role(sessions, path, znode).await?,
                 };
@@ -350,7 +351,7 @@ impl Known {
 }
 
 impl Pending {
-    /// Notes the path of an event; anything that happens to the session ends the view.
+    /// Notes the path of an event. Any event of the session ends the view.
     fn note(&mut self, event: zookeeper_client::WatchedEvent) -> Result<(), Ended> {
         if event.event_type == EventType::Session {
             return Err(Ended::Session(format!("the session is {:?}", event.session_state)));
@@ -367,7 +368,7 @@ impl Pending {
     }
 }
 
-/// Takes what a re-read has found into a listing.
+/// Adds the result of a re-read to a listing.
 fn merge(listing: &mut Listing, batch: WatchBatch) {
     let changed: HashMap<&TopoPath, &WatchEvent> = batch.events.iter().map(|event| (&event.path, event)).collect();
     listing.nodes.retain(|node| !changed.contains_key(&node.path));

@@ -1,5 +1,5 @@
-//! Applying changes. A look at the nodes and their parents decides which operations make up the change; the multi that
-//! follows fails if anything has moved since, and then it all begins again.
+//! Applies changes. A look at the nodes and their parents decides which operations the change needs. The multi after it
+//! fails if anything has changed since, and then everything begins again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::LazyLock;
@@ -21,12 +21,12 @@ use crate::record::layout::is_named_as_record;
 
 /// How often a change starts over because other processes create and remove its parents.
 const ATTEMPTS: usize = 32;
-/// An older look no longer counts: this process was frozen, or a step was slow.
+/// Maximum age of a look: an older one means that this process was frozen, or that a step was slow.
 const FRESH: Duration = Duration::from_millis(500);
-/// Pause before a change is tried again that a busy server has turned away.
+/// Pause before retrying a change that a busy server has turned away.
 const THROTTLED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Files are world:anyone without the right to create children, as Vitess makes them; so nothing can be put below a
+/// Files are world:anyone without the right to create children, as in Vitess, so nobody can create anything below a
 /// record.
 pub(super) static FILE_ACL: LazyLock<[Acl; 1]> = LazyLock::new(|| {
     let permission = Permission::READ | Permission::WRITE | Permission::ADMIN;
@@ -40,12 +40,13 @@ enum Step {
     Set(usize, i32),
     Delete(usize, i32),
     Check(usize, i32),
-    /// ZooKeeper cannot check that a node is missing. So it is made and removed in one transaction, and nobody sees it.
+    /// ZooKeeper cannot check that a node does not exist. So one transaction creates and removes it, and nobody sees
+    /// it.
     Touch(usize),
 }
 
 pub(super) async fn apply(access: &Access<'_>, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
-    // Whether a request was sent and not answered: it may have been carried out.
+    // Whether a request was sent and not answered, so it may have been carried out.
     let open = AtomicBool::new(false);
     let outcome = timeout(access.sessions.timeout(), try_apply(access, keys, changes, &open)).await;
     outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer))).map_err(|error| {
@@ -103,11 +104,11 @@ async fn try_apply(
     }
     match lost {
         Some(error) => Err(access.explain(&error)),
-        None => Err(BackendError::new(Failure::Other, "the nodes change too fast for a transaction")),
+        None => Err(BackendError::new(Failure::Other, "the nodes change too often for a transaction")),
     }
 }
 
-/// A node that is more than a directory.
+/// Whether a node is more than a directory.
 fn shown(node: Option<&Found>) -> Option<&Found> {
     node.filter(|node| node.role.is_some())
 }
@@ -119,7 +120,7 @@ fn check(changes: &[Change], seen: &Look) -> Result<(), BackendError> {
         let met = match change.guard {
             Guard::Any => change.action != Action::Delete || found.is_some(),
             Guard::Absent => found.is_none(),
-            // Version numbers begin again with every creation: all of the version counts.
+            // Version numbers begin again with every creation, so the whole version counts.
             Guard::Version(version) => found == Some(version),
             Guard::Held(holding) => found.is_some_and(|found| found.created == holding.version.created),
         };
@@ -128,7 +129,7 @@ fn check(changes: &[Change], seen: &Look) -> Result<(), BackendError> {
         }
         let is_lock = node.is_some_and(|node| matches!(node.role, Some(Role::Lock(_))) && node.stat.num_children > 0);
         if change.action == Action::Delete && is_lock {
-            let message = format!("{}: there are nodes below it, and they must go first", change.path);
+            let message = format!("{}: delete the nodes below it first", change.path);
             return Err(BackendError::new(Failure::Other, message));
         }
     }
@@ -152,7 +153,7 @@ fn plan(changes: &[Change], paths: &[String], seen: &Look) -> Vec<Step> {
                 steps.extend(missing.into_iter().map(Step::Make));
                 steps.push(Step::Create(index));
             }
-            // Below a record that is also a directory others remain: it is only emptied.
+            // A record that is also a directory still has nodes below it: it is only emptied.
             (Action::Delete, Some(node)) if node.stat.num_children > 0 => steps.push(Step::Set(index, guarded(node))),
             (Action::Delete, Some(node)) => steps.push(Step::Delete(index, guarded(node))),
             (Action::Check, Some(node)) if change.guard != Guard::Any => {
@@ -167,7 +168,7 @@ fn plan(changes: &[Change], paths: &[String], seen: &Look) -> Vec<Step> {
     steps
 }
 
-/// The size of the request that these steps make, without the four bytes that tell it.
+/// The size of the request for these steps, without the four bytes of its length.
 fn request_bytes(changes: &[Change], paths: &[String], steps: &[Step]) -> usize {
     /// xid and operation; the header that ends a multi.
     const WHOLE: usize = 8 + 9;
@@ -244,8 +245,8 @@ async fn commit(
     })
 }
 
-/// What a change has made. All operations of a multi have one zxid; servers before 3.9 do not tell it for a creation,
-/// and never for a deletion: another look shows it.
+/// The results of a change. All operations of a multi have one zxid. Servers before 3.9 do not return it for a
+/// creation, and no server does for a deletion: another look shows it.
 async fn outcome(
     access: &Access<'_>,
     keys: &KeySpace,
@@ -280,7 +281,7 @@ async fn outcome(
     Ok(Applied { at, versions: versions.collect() })
 }
 
-/// The zxid of a multi that has set nothing.
+/// The zxid of a multi that has set no data.
 fn when(steps: &[Step], seen: &Look) -> Option<Revision> {
     let node = |index: &usize| seen.nodes.get(*index).and_then(Option::as_ref);
     let created = steps.iter().find_map(|step| match step {
@@ -289,7 +290,7 @@ fn when(steps: &[Step], seen: &Look) -> Option<Revision> {
     });
     let gone = steps.iter().find_map(|step| match step {
         Step::Create(index) | Step::Delete(index, _) => match node(index) {
-            // Made again since: what we did was before.
+            // The node was recreated since; our change was before that.
             Some(node) => Some(Revision(node.stat.czxid.cast_unsigned().saturating_sub(1))),
             None => seen.ats.get(*index).copied(),
         },
@@ -298,8 +299,8 @@ fn when(steps: &[Step], seen: &Look) -> Option<Revision> {
     created.or(gone)
 }
 
-/// Whether a change was carried out although its answer was lost, as far as we can tell. A creation is never assumed to
-/// be ours: creation is exclusive, and another process may have made the node.
+/// Whether a change was carried out although its answer was lost, as far as we can tell. This never assumes that a
+/// creation is ours: creation is exclusive, and another process may have made the node.
 fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
     let holds = |(change, node): (&Change, &Option<Found>)| match (&change.action, change.guard, shown(node.as_ref())) {
         (Action::Put(value), Guard::Version(old), Some(node)) => {
@@ -317,7 +318,7 @@ fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
     Some(Applied { at: seen.ats.iter().copied().max().unwrap_or_default(), versions })
 }
 
-/// Removes directories that are left empty, as Vitess does, but never the cell's root, and never a record.
+/// Removes empty directories, as Vitess does, but never the root of the cell, and never a record.
 async fn collect_parents(access: &Access<'_>, keys: &KeySpace, changes: &[Change], paths: &[String]) {
     for (_, path) in changes.iter().zip(paths).filter(|(change, _)| change.action == Action::Delete) {
         collect_above(access, keys, path).await;
@@ -327,19 +328,19 @@ async fn collect_parents(access: &Access<'_>, keys: &KeySpace, changes: &[Change
 async fn collect_above(access: &Access<'_>, keys: &KeySpace, path: &str) {
     let root = znode_path(keys, &TopoPath::root());
     for dir in ancestors(path) {
-        // An empty node of such a name may be a record that somebody has put others below.
+        // An empty node with such a name may be a record with others below it.
         let is_record = keys.path(dir.as_bytes()).is_some_and(|path| is_named_as_record(&path));
         if dir == root || !dir.starts_with(&root) || is_record {
             break;
         }
-        // Somebody needs it, or has removed it already.
+        // Somebody needs it, or has already removed it.
         if remove_if_empty(access, &dir).await.is_err() {
             break;
         }
     }
 }
 
-/// Removes a directory in which there is nothing, and those above that are left empty; says whether there was one.
+/// Removes an empty directory, and those above it that are then empty. Returns whether there was one.
 pub(super) async fn remove_empty(access: &Access<'_>, keys: &KeySpace, dir: &TopoPath) -> Result<bool, CallError> {
     let dir = znode_path(keys, dir);
     match remove_if_empty(access, &dir).await {

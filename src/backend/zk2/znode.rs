@@ -1,5 +1,4 @@
-//! A znode: its path, what is read of it, and its stat in the terms of the contract. Knows no session and sends
-//! nothing.
+//! A znode: its path, its content, and its stat in the terms of the contract. Knows no session, and sends nothing.
 
 use std::time::{Duration, SystemTime};
 
@@ -45,7 +44,7 @@ pub(super) fn parent(path: &str) -> Option<&str> {
     }
 }
 
-/// The newest change that a node shows: of itself, or of its children.
+/// The newest change of a node or its children.
 pub(super) fn newest(stat: &Stat) -> Revision {
     Revision(stat.mzxid.max(stat.pzxid).cast_unsigned())
 }
@@ -71,7 +70,7 @@ pub(super) fn version(stat: &Stat) -> Version {
     }
 }
 
-/// The session that a lock lives with.
+/// The session of a lock.
 pub(super) fn owner(session: i64) -> Owner {
     Owner(u128::from(session.cast_unsigned()))
 }

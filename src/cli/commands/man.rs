@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::Ended;
 
-/// One page with every command: the pages of subcommands have no names of their own to be found by.
+/// One page for all commands: nobody could find separate pages of subcommands by name.
 pub(in crate::cli) fn run(mut command: clap::Command) -> Ended {
     command.build();
     let mut page = Vec::new();

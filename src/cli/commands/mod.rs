@@ -1,4 +1,4 @@
-//! The commands: each file has the arguments of one, and what it does.
+//! The commands. Each file has the arguments of one command, and what it does.
 
 pub(super) mod completions;
 pub(super) mod demo;
@@ -13,12 +13,11 @@ use std::process::ExitCode;
 /// Exit status of a wrong command line.
 pub(super) const USAGE: u8 = 1;
 
-/// How a command that was understood has ended; an error means that it was not, or could not even begin.
+/// How a command has ended. An error means that the command line was wrong, or that the command could not begin.
 pub(super) type Ended = anyhow::Result<ExitCode>;
 
 /// Tells people why the command has failed.
 pub(super) fn complain(reason: &str) {
-    // Written with one call, so that it stays one piece beside another process's output. A closed pipe is nobody's
-    // loss.
+    // One call writes it, so the output of another process cannot split it. If the pipe is closed, nobody reads it.
     let _ = std::io::stderr().write_all(format!("topofs: {reason}\n").as_bytes());
 }

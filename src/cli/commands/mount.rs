@@ -16,7 +16,7 @@ use crate::confine;
 use crate::control::SetLogLevel;
 use crate::mount::{self, Readiness, Settings, Side};
 
-/// Exit status of a mount that failed, as mount(8) has it.
+/// Exit status of a failed mount, as in mount(8).
 const FAILURE: u8 = 32;
 
 /// Flags of `topofs mount`.
@@ -28,7 +28,7 @@ pub(in crate::cli) struct MountArgs {
     pub common: CommonArgs,
 }
 
-/// Flags of every mount; those of `topofs demo`.
+/// Flags of every mount, also of `topofs demo`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CommonArgs {
     #[command(flatten)]
@@ -47,14 +47,14 @@ impl MountArgs {
     }
 }
 
-/// Goes to the background if wanted, and serves there. Fails if the command line is wrong; a mount that fails, here or
-/// in the child, has an exit status of its own.
+/// Serves the mount, in the background if the flags say so. Fails if the command line is wrong. A mount that fails,
+/// here or in the child, has its own exit status.
 pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> anyhow::Result<Settings>) -> Ended {
     let inherited = confine::Inherited::note();
     confine::daemon().context("cannot keep passwords out of core dumps")?;
-    // Whatever panics in the daemon is noted from here on.
+    // From here on, every panic in the daemon is recorded.
     alive::note_panics();
-    // All files are opened here: their names are relative to a directory that the daemon leaves.
+    // Opens all files here, because their names may be relative, and the daemon leaves the current directory.
     let settings = settings(log::start(args)?)?;
     inherited.close();
     let ready = if args.stays() {

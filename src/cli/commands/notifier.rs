@@ -1,4 +1,4 @@
-//! What a mount runs beside itself, to raise inotify events.
+//! The helper process of a mount, which raises inotify events.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use crate::notify::helper;
 /// Arguments of the hidden command.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct NotifierArgs {
-    /// Where there is no clone of the mount as stderr
+    /// Needed if stderr is not a clone of the mount
     #[arg(requires = "device")]
     mountpoint: Option<PathBuf>,
     device: Option<u64>,

@@ -1,5 +1,5 @@
-//! `topofs unlock`: shows who holds a lock, and takes it away. All of it through a mount: the daemon knows the
-//! services.
+//! `topofs unlock`: shows who holds a lock, and takes it away. It does everything through a mount, because the daemon
+//! knows the services.
 
 use std::fs::File;
 use std::io::{BufRead, IsTerminal, Read, Write};
@@ -20,10 +20,10 @@ use crate::name::{CONTROL_DIR, LOCK_FILE};
 /// Flags of `topofs unlock`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct UnlockArgs {
-    /// Take the lock away from its holder; without this, only show it
+    /// Take the lock away from its holder; without this flag, only show it
     #[arg(long, short)]
     force: bool,
-    /// Do not ask; without a terminal nobody can be asked
+    /// Do not ask for confirmation; needed without a terminal
     #[arg(long, short)]
     yes: bool,
     /// A directory in a mount, or its .lock
@@ -31,9 +31,9 @@ pub(in crate::cli) struct UnlockArgs {
     path: PathBuf,
 }
 
-/// What stands for a lock that nobody holds: what may be left of one is removed.
+/// The key for a lock that nobody holds: the mount removes what may be left of one.
 const NO_KEY: &str = "-";
-/// The same, which must be there: nothing else is.
+/// The same, but something must be left, because the directory itself does not exist.
 const NO_KEY_BUT_LEFT: &str = "--";
 
 impl UnlockArgs {
@@ -47,19 +47,19 @@ impl UnlockArgs {
         let mount = Mount::of(&path)?;
         let dir = path.strip_prefix(&mount.root)?;
         let dir = if dir.ends_with(LOCK_FILE) { dir.parent().unwrap_or(dir) } else { dir };
-        let name = dir.to_str().filter(|name| !name.is_empty()).context("names no directory of a cell")?;
+        let name = dir.to_str().filter(|name| !name.is_empty()).context("the path is not a directory of a cell")?;
         let locks = mount.read(ControlFile::Locks)?;
         let lock = find(&locks, &format!("{name}/.lock"));
-        // A name that is mistyped must not look like a lock that is free; but a lock may be left where nothing else is,
-        // also one that holds nobody up but Vitess (an empty directory of ZooKeeper's).
+        // A mistyped name must not look like a free lock. But a lock may be left where nothing else exists, even one
+        // that blocks only Vitess (an empty directory in ZooKeeper).
         let is_there = mount.root.join(dir).is_dir();
         if dir.starts_with(CONTROL_DIR) || lock.is_none() && !is_there && !self.force {
-            bail!("{name} is no directory of a cell");
+            bail!("{name} is not a directory of a cell");
         }
         let key = match &lock {
             Some(lock) => {
                 println!("{lock:#}");
-                lock.get("key").and_then(Value::as_str).context("the mount tells no key")?
+                lock.get("key").and_then(Value::as_str).context("the mount does not show the key of the lock")?
             }
             None if is_there => {
                 println!("{name} is not locked.");
@@ -69,24 +69,24 @@ impl UnlockArgs {
         };
         match (&lock, self.force) {
             (Some(_), false) => {
-                println!("Nothing is changed without --force.");
+                println!("Nothing was changed. Use --force to take the lock away.");
                 return Ok(false);
             }
             (None, false) => return Ok(true),
             (Some(_), true) if !self.yes && !confirmed()? => {
-                println!("Nothing is changed.");
+                println!("Nothing was changed.");
                 return Ok(false);
             }
             _ => {}
         }
         match mount.order(name, key) {
             Err(error) if key == NO_KEY_BUT_LEFT && is_not_found(&error) => {
-                bail!("{name} is no directory of a cell, and no lock is left there")
+                bail!("{name} is not a directory of a cell, and no lock is left there")
             }
             ordered => ordered?,
         }
         if lock.is_some() || key == NO_KEY_BUT_LEFT {
-            println!("The lock of {name} is taken away.");
+            println!("The lock of {name} was taken away.");
         }
         Ok(true)
     }
@@ -103,17 +103,17 @@ fn find(locks: &str, path: &str) -> Option<Value> {
 
 fn confirmed() -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("there is nobody to ask: add --yes");
+        bail!("cannot ask for confirmation without a terminal: add --yes");
     }
-    print!("Its holder may still be at work. Take the lock away? [y/N] ");
+    print!("The holder may still be working. Take the lock away? [y/N] ");
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// The control directory of a mount. A directory that looks like one may be anybody's, so it is held, and nothing in it
-/// is followed anywhere else.
+/// The control directory of a mount. Anybody may make a directory that looks like one, so it is kept open, and no path
+/// in it may lead anywhere else.
 struct Mount {
     root: PathBuf,
     control: OwnedFd,
@@ -163,11 +163,11 @@ impl Mount {
     }
 
     fn order(&self, name: &str, key: &str) -> anyhow::Result<()> {
-        // One write: the answer is that of the whole order.
+        // One write, so its answer is for the whole command.
         let order = format!("unlock {} {}\n", serde_json::Value::from(name), serde_json::Value::from(key));
         self.open(ControlFile::Control, OFlag::O_WRONLY)?.write_all(order.as_bytes()).with_context(|| {
             let errors = self.path(ControlFile::Errors);
-            format!("the lock cannot be taken away; {} may say why", errors.display())
+            format!("cannot take the lock away; {} may say why", errors.display())
         })
     }
 }
@@ -178,13 +178,13 @@ fn is_ours(device: u64) -> anyhow::Result<bool> {
     let number = format!("{}:{}", major(device), minor(device));
     Ok(mounts.split(|byte| *byte == b'\n').any(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
-        // Optional fields end with a dash; the type follows.
+        // The optional fields end with a dash, then comes the type.
         fields.nth(2) == Some(number.as_bytes())
             && fields.skip_while(|field| *field != b"-").nth(1) == Some(FILE_SYSTEM)
     }))
 }
 
-/// A path without symbolic links, as far as it leads: a lock may be left in a directory that is not there any more.
+/// The path without symbolic links, as far as it exists: a lock may be left in a directory that no longer exists.
 fn resolved(path: &Path) -> PathBuf {
     let real = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
     match real.map(|(above, real)| (path.strip_prefix(above), real)) {

@@ -14,7 +14,7 @@ pub(in crate::cli) struct ProcessArgs {
     /// Stay in the foreground and log everything
     #[arg(long, short)]
     pub debug: bool,
-    /// What is logged: error, warn, info, debug, trace, or a filter as RUST_LOG takes it
+    /// Log level: error, warn, info, debug, trace, or a filter in the syntax of RUST_LOG
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "TOPOFS_LOG_LEVEL")]
     pub log_level: String,
     /// Append the log to this file [default: standard error in the foreground, syslog in the background]
@@ -22,9 +22,9 @@ pub(in crate::cli) struct ProcessArgs {
     pub log_file: Option<PathBuf>,
     /// Mount options as mount(8) takes them
     ///
-    /// Every long flag is an option, too (`-o ro,allow_other,retry=2m`), with `_` or `-`; a comma in a value is written
-    /// `\,`. Options that concern mount(8) alone are ignored: auto, noauto, user, nouser, _netdev, nofail, defaults,
-    /// dev, suid, exec, the atime family, and x-*.
+    /// Every long flag is also an option (`-o ro,allow_other,retry=2m`), with `_` or `-` in its name. Write a comma in
+    /// a value as `\,`. topofs ignores options that only mount(8) needs: auto, noauto, user, nouser, _netdev, nofail,
+    /// defaults, dev, suid, exec, the atime family, and x-*.
     #[arg(short, value_name = "OPTION,...", action = clap::ArgAction::Append)]
     pub options: Vec<String>,
 }

@@ -1,5 +1,5 @@
-//! How the command line spells values, and what help says of choices. The rooms that own the values know no command
-//! line.
+//! How the command line spells values, and the help for each choice. The modules that own the values do not know the
+//! command line.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use crate::backend::faulty::{self, Call};
 use crate::backend::{Failure, Implementation};
 use crate::name::CellName;
 use crate::record::Form;
+use crate::tree::RespectLocks;
 
 impl ValueEnum for Implementation {
     fn value_variants<'a>() -> &'a [Self] {
@@ -22,7 +23,7 @@ impl ValueEnum for Implementation {
             Implementation::Etcd2 => "etcd, version 3 of its protocol",
             Implementation::Zk2 => "ZooKeeper, 3.6 or newer",
             Implementation::Consul => "Consul",
-            Implementation::Memory => "Kept in this process: for trying and testing",
+            Implementation::Memory => "In this process, for trials and tests",
         };
         Some(PossibleValue::new(self.name()).help(help))
     }
@@ -43,38 +44,53 @@ impl ValueEnum for Form {
     }
 }
 
+impl ValueEnum for RespectLocks {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            RespectLocks::None => "None",
+            RespectLocks::Keyspace => "Keyspace records, as Vitess insists, and the routing rules of keyspaces",
+            RespectLocks::All => "Shard records, too",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
 pub(super) fn any_duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }
 
-/// A time that something needs: zero would mean that nothing ever works.
+/// A time that must not be zero: with zero, nothing would ever work.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
+        Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
         parsed => parsed.map_err(|error| error.to_string()),
     }
 }
 
-/// A duration of whole seconds, also as a mere number.
+/// A duration in whole seconds; a plain number is also valid.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => duration(text)?,
     };
-    if parsed.as_secs() == 0 { Err("must be a second at least".to_owned()) } else { Ok(parsed) }
+    if parsed.as_secs() == 0 { Err("must be at least one second".to_owned()) } else { Ok(parsed) }
 }
 
 pub(super) fn session_ttl(text: &str) -> Result<Duration, String> {
     const RANGE: std::ops::RangeInclusive<u64> = 10..=86_400;
     let parsed = seconds(text)?;
-    if RANGE.contains(&parsed.as_secs()) { Ok(parsed) } else { Err("Consul takes from 10s to 24h".to_owned()) }
+    if RANGE.contains(&parsed.as_secs()) { Ok(parsed) } else { Err("Consul accepts 10s to 24h".to_owned()) }
 }
 
 pub(super) fn lock_delay(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(60);
     match humantime::parse_duration(text) {
         Ok(delay) if delay <= LONGEST => Ok(delay),
-        Ok(_) => Err("Consul takes up to 60s".to_owned()),
+        Ok(_) => Err("Consul accepts at most 60s".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -82,7 +98,7 @@ pub(super) fn lock_delay(text: &str) -> Result<Duration, String> {
 pub(super) fn octal(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("not an octal number up to 777".to_owned()),
+        _ => Err("must be an octal number up to 777".to_owned()),
     }
 }
 
@@ -90,7 +106,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
 }
 
-/// A fault that is put into a cell, for tests: CELL:CALL:NTH:FAULT.
+/// A fault for a cell, for tests: CELL:CALL:NTH:FAULT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::cli) struct Fault {
     pub cell: CellName,
@@ -105,7 +121,7 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let [cell, call, nth, fault] = text.split(':').collect::<Vec<_>>()[..] else {
-            return Err("is written as CELL:CALL:NTH:FAULT".to_owned());
+            return Err("must have the form CELL:CALL:NTH:FAULT".to_owned());
         };
         let call = match call {
             "apply" => Call::Apply,
@@ -132,6 +148,18 @@ impl FromStr for Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn choices_have_one_spelling_on_the_command_line_and_in_the_configuration() {
+        for choice in RespectLocks::ALL {
+            assert_eq!(<RespectLocks as ValueEnum>::from_str(choice.name(), false), Ok(choice));
+            assert_eq!(serde_json::json!(choice), choice.name());
+        }
+        for form in Form::ALL {
+            assert_eq!(<Form as ValueEnum>::from_str(form.name(), false), Ok(form));
+            assert_eq!(serde_json::json!(form), form.name());
+        }
+    }
 
     #[test]
     fn faults_are_spelled_out() {

@@ -1,4 +1,4 @@
-//! How the tree looks, and what may be done to it.
+//! How the tree looks, and which changes it allows.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::values::{octal, size};
 use crate::record::Form;
 use crate::tree::RespectLocks;
 
-/// How the tree looks, and what may be done to it.
+/// How the tree looks, and which changes it allows.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Files")]
 pub(in crate::cli) struct ViewArgs {
@@ -22,44 +22,44 @@ pub(in crate::cli) struct ViewArgs {
     /// The forms in which records exist
     #[arg(long, value_name = "FORM,...", value_delimiter = ',', default_value = "raw,txt,json", env = "TOPOFS_FORMS")]
     pub forms: Vec<Form>,
-    /// The forms that directory listings show; the others still open by name [default: those of --forms]
+    /// The forms that directory listings show; files of other forms can be opened by name [default: all of --forms]
     #[arg(long, value_name = "FORM,...", value_delimiter = ',', env = "TOPOFS_LIST")]
     pub list: Option<Vec<Form>>,
-    /// Store new files of these names, too, written as CELL/PATH; `*` stays within a name, `**` crosses directories
+    /// Also store new files that match CELL/PATH; `*` matches within a name, `**` across directories
     ///
-    /// Other names than those of Vitess's records are kept in memory and never stored. May be given more than once.
+    /// Without this flag, topofs stores only files that have the name of a Vitess record. It keeps all other new files
+    /// in memory. Can be given more than once.
     #[arg(long, value_name = "GLOB", env = "TOPOFS_RECORD", value_delimiter = ' ')]
     pub record: Vec<String>,
-    /// Messages of another Vitess version: a file made by `protoc --include_imports --descriptor_set_out`
+    /// Messages of another Vitess version: a file from `protoc --include_imports --descriptor_set_out`
     #[arg(long, value_name = "FILE", env = "TOPOFS_DESCRIPTOR_SET")]
     pub descriptor_set: Option<PathBuf>,
     /// Owner of all files [default: the mounting user]
     #[arg(long, value_name = "ID", env = "TOPOFS_UID")]
     pub uid: Option<u32>,
-    /// Group of all files [default: the mounting user's]
+    /// Group of all files [default: the group of the mounting user]
     #[arg(long, value_name = "ID", env = "TOPOFS_GID")]
     pub gid: Option<u32>,
-    /// Permission bits that are taken away, in octal
+    /// Permission bits to remove from all files, in octal
     #[arg(long, value_name = "MODE", default_value = "077", value_parser = octal, env = "TOPOFS_UMASK")]
     pub umask: u32,
-    /// Let other users in; the kernel checks owner and mode
+    /// Let other users access the mount; the kernel checks owner and mode
     #[arg(long, env = "TOPOFS_ALLOW_OTHER", value_parser = BoolishValueParser::new())]
     pub allow_other: bool,
-    /// Whose records are not saved while somebody else holds the lock of their directory
+    /// Refuse to save these records while somebody else holds the lock of their directory
     ///
-    /// Vitess insists on the lock for Keyspace records, and has nothing else to protect the routing rules of keyspaces.
-    /// If the lock is free, it is taken for the moment of the save.
+    /// Vitess requires the lock for Keyspace records, and protects the routing rules of keyspaces only with it. If the
+    /// lock is free, topofs takes it during the save.
     #[arg(long, value_name = "RECORDS", default_value = "keyspace", env = "TOPOFS_RESPECT_LOCKS")]
     pub respect_locks: RespectLocks,
-    /// Let processes write records that cannot be seen from the mount, as from a container with process numbers of its
-    /// own
+    /// Let processes write that the mount cannot see, such as those in a container with its own PID namespace
     ///
-    /// What such a process writes is stored when its last descriptor is closed: nobody hears what it is refused with
-    /// then but .topofs/errors, and half of what a killed program wanted to write is stored. Without this, it cannot
-    /// open records for writing (EPERM).
+    /// topofs stores what such a process has written when it closes its last descriptor. If the service refuses the
+    /// save, only .topofs/errors shows it. If the process is killed halfway, topofs stores half of a record. Without
+    /// this flag, such a process cannot open records for writing (EPERM).
     #[arg(long, env = "TOPOFS_ALLOW_UNSEEN_WRITERS")]
     pub allow_unseen_writers: bool,
-    /// Room for files that are no records, such as editors' temporary files
+    /// Maximum total size of files that are not records, such as temporary files of editors
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, env = "TOPOFS_SCRATCH_QUOTA")]
     pub scratch_quota: u64,
 }

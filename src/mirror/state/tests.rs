@@ -109,7 +109,7 @@ fn the_same_revision_is_not_newer() {
     assert!(state.delete(&path("d"), Revision(7)).is_none());
     assert!(state.put(node("d", "x", 7), NOW).is_none(), "deleted by then");
     assert!(state.put(node("d", "x", 8), NOW).is_some(), "made anew");
-    // A deletion of the very revision that is known is one: the service has counted no further.
+    // A deletion with the known revision counts: the service has not counted further.
     assert_eq!(changes(&Vec::from_iter(state.delete(&path("a"), Revision(5)))), [("a", Some(&b"1"[..]), None)]);
 }
 
@@ -274,7 +274,7 @@ fn what_our_own_calls_report_beside_a_list_is_merged_by_its_revision() {
     assert_eq!(changes(&updates), expected);
     let expected = [("changed", &b"listed"[..]), ("dead", b"listed"), ("kept", b"own"), ("made", b"own")];
     assert_eq!(values(&state), [&expected[..], &[("newer", b"listed")]].concat());
-    // The next list is not concerned with them any more.
+    // The next list does not count them any more.
     assert!(!state.counts_own());
     state.note_own(&path("kept"));
     state.begin_list();
@@ -287,7 +287,7 @@ fn a_list_counts_beside_so_many_own_reports_and_no_more() {
     let mut state = State::default();
     for (own, counts) in [(OWN, true), (OWN + 1, false)] {
         state.begin_list();
-        // The same record again is not one more.
+        // The same record again does not count twice.
         (0..own).for_each(|number| state.note_own(&path(&format!("d{number}"))));
         (0..9).for_each(|_| state.note_own(&path("d0")));
         assert_eq!(state.restart(list(1, vec![]), NOW).is_some(), counts, "{own}");
@@ -381,14 +381,14 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
     assert!(state.put_own(node("gone", "saved", 5), now).is_none());
     assert!(state.put_own(node("gone", "new", 8), now).is_some());
     assert!(state.put_own(node("gone", "newer", 9), now).is_some());
-    // While a list is under way that does not show it any more.
+    // While a list without it is under way.
     state.begin_list();
     assert!(state.put_own(node("brief", "saved", 10), now).is_some());
     state.note_own(&TopoPath::parse("brief").unwrap());
     let updates =
         state.restart(Listing { nodes: vec![node("gone", "newer", 9)], at: Revision(11), skipped: 0 }, now).unwrap();
     assert_eq!(updates.len(), 1, "what was saved and deleted before the list is gone");
-    // A restored service begins again lower, and is believed.
+    // A restored service begins again at a lower number, and is believed.
     state.begin_list();
     state.restart(Listing { nodes: vec![], at: Revision(2), skipped: 0 }, now).unwrap();
     assert!(state.put_own(node("gone", "saved", 3), now).is_some());
@@ -397,7 +397,7 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
 #[test]
 fn what_is_below_a_directory_is_neither_itself_nor_its_neighbours() {
     let mut state = State::default();
-    // The last one is the first name that comes after all that is below foo.
+    // The last one is the first name after everything below foo.
     for name in ["foo", "foo/a", "foo/a/b", "foo-bar", "foo.x/c", "foo\u{1}"] {
         state.put(node(name, "x", 1), SystemTime::now());
     }

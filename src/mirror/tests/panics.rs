@@ -47,7 +47,7 @@ async fn a_panic_in_the_first_list_is_an_answer_to_whoever_waits() {
     let service = Arc::new(Scripted::default());
     let mirror = Mirror::new(service.clone(), OPTIONS);
     tokio::spawn(mirror.clone().run("the mirror", CancellationToken::new()));
-    // The call of a service that is given no answer panics.
+    // If the test service gets no answer for a call, the call panics.
     let ((), ()) = tokio::join!(async { drop(service.call().await) }, mirror.load());
     assert_down(&mirror);
     assert!(cause(&mirror).contains("a task of topofs panicked"), "{}", cause(&mirror));

@@ -68,11 +68,12 @@ fn natural_number(file: &FileId) -> u64 {
     }
     let mut hasher = DefaultHasher::new();
     file.hash(&mut hasher);
-    // 0 means "no inode".
-    match hasher.finish() {
-        number if number <= GLOBAL => GLOBAL + 1,
-        number => number,
-    }
+    no_reserved_number(hasher.finish())
+}
+
+/// 0 means "no inode", and the next ones are taken.
+fn no_reserved_number(hash: u64) -> u64 {
+    hash.max(GLOBAL + 1)
 }
 
 impl Table {
@@ -83,7 +84,7 @@ impl Table {
         let mut number = natural_number(file);
         // A number that something else has is passed over.
         while self.by_number.get(&number).is_some_and(|slot| slot.replaced || slot.file != *file) {
-            number = number.wrapping_add(1).max(GLOBAL + 1);
+            number = no_reserved_number(number.wrapping_add(1));
         }
         number
     }
@@ -423,6 +424,7 @@ mod tests {
     fn the_global_topology_comes_first_and_no_number_is_one_of_the_kernels() {
         let global = FileId::Dir(CellPath::new(&CellName::global(), &TopoPath::root()));
         assert_eq!(natural_number(&global), GLOBAL);
+        assert_eq!([0, GLOBAL, GLOBAL + 1, u64::MAX].map(no_reserved_number), [3, 3, 3, u64::MAX]);
         assert!((0..10_000).all(|id| natural_number(&FileId::Scratch(ScratchId(id))) > GLOBAL));
     }
 
@@ -439,8 +441,11 @@ mod tests {
         inodes.note_reply(file, Some(&record(1)), |_| true);
         assert!(inodes.begin_storing(file, state(1), 1));
         assert!(!inodes.begin_storing(file, state(1), 9), "it is under way");
+        let other = inodes.count_lookup(&FileId::Scratch(ScratchId(2)));
+        inodes.note_reply(other, Some(&record(1)), |_| true);
+        assert!(!inodes.begin_storing(other, state(1), 1) && inodes.begin_storing(other, state(1), 2), "two at once");
         inodes.end_storing(file);
-        assert!(!inodes.begin_storing(file, state(1), 1), "it is there");
+        assert!(!inodes.begin_storing(file, state(1), 2), "it is there");
         assert!(inodes.open_pages(file, state(1)));
         assert!(!inodes.open_pages(file, state(2)), "that is another state");
         inodes.invalidating(file);
@@ -448,7 +453,9 @@ mod tests {
         inodes.invalidated(file, true);
         assert!(!inodes.begin_storing(file, state(1), 1), "the kernel must ask first");
         inodes.note_reply(file, Some(&record(2)), |_| true);
-        assert!(inodes.begin_storing(file, state(2), 1) && !inodes.was_unknown(file));
+        assert!(inodes.begin_storing(file, state(2), 2) && !inodes.was_unknown(file));
+        inodes.invalidated(file, false);
+        assert!(inodes.was_unknown(file));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::Revision;
+use crate::tree::records::exclusive::{Claimed, Claims};
 use crate::tree::room::Room;
 
 const LIMIT: usize = 100;
@@ -264,4 +265,17 @@ fn a_record_that_is_there_again_is_replaced_by_the_next_save() {
     assert_eq!(job.base.unwrap().version, base(7).version);
     draft.refuse(error(Kind::Conflict));
     assert_eq!(kind(draft.begin(Occasion::Sync)), Some(Kind::Conflict));
+}
+
+#[test]
+fn a_draft_is_exclusive_while_it_has_the_right_to_make_its_record() {
+    assert!(!draft(b"", true).is_exclusive());
+    let (claims, place) =
+        (Claims::default(), CellPath { cell: CellName::global(), path: TopoPath::parse("x").unwrap() });
+    let Claimed::Now(claim) = claims.take(place.clone(), None, Form::Raw) else { panic!("nobody else makes it") };
+    let exclusive = open(Form::Raw, Start { claim: Some(claim), ..start(b"", &Room::default()) }).unwrap();
+    assert!(exclusive.is_exclusive());
+    assert!(matches!(claims.take(place.clone(), None, Form::Raw), Claimed::ByAnother));
+    drop(exclusive);
+    assert!(matches!(claims.take(place, None, Form::Raw), Claimed::Now(_)));
 }

@@ -120,6 +120,28 @@ fn a_record_that_was_made_is_known_by_its_newest_version_until_it_is_deleted() {
 }
 
 #[test]
+fn what_was_deleted_is_given_back_once_and_only_for_a_while() {
+    let (recent, (cell, path, _), me) = (Memory::default(), names(), this_thread());
+    recent.deleted(me.process(), &cell, &path, &record_of("old"));
+    assert_eq!(recent.take_deleted(Neighbour::start().caller().process(), &cell, &path), None);
+    assert_eq!(recent.take_deleted(me.process(), &cell, &path).as_deref(), Some(&b"old"[..]));
+    assert_eq!(recent.take_deleted(me.process(), &cell, &path), None);
+    let deleted = Deleted { value: "old".into(), modified: SystemTime::UNIX_EPOCH, when: too_old() };
+    recent.deleted.insert(concern(me.process().unwrap(), &cell, &path), deleted);
+    assert_eq!(recent.take_deleted(me.process(), &cell, &path), None);
+}
+
+#[test]
+fn a_backup_of_an_editor_remembers_the_version_that_it_took_away() {
+    let (recent, (_, _, node), me) = (Memory::default(), names(), this_thread());
+    recent.moved_away(&me, &node, version(4));
+    assert!(matches!(recent.removal(&me, &node), Some(Removal::MovedAway(_, known)) if known == version(4)));
+    assert!(recent.is_disputed(&node) && !recent.is_disputed(&FileId::Root), "no other name");
+    recent.disputed.insert(node.clone(), too_old());
+    assert!(!recent.is_disputed(&node));
+}
+
+#[test]
 fn a_name_that_is_gone_answers_to_whoever_removed_the_record_for_a_while() {
     let (recent, (cell, path, node), me) = (Memory::default(), names(), this_thread());
     let neighbour = Neighbour::start();

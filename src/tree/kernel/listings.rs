@@ -217,6 +217,21 @@ mod tests {
         assert!(kept(large) && !kept(other) && !kept(last));
     }
 
+    #[test]
+    fn many_listings_weigh_as_much_as_large_ones() {
+        let listings = Listings::default();
+        let keep = |uid, size| listings.keep(&FileId::Root, uid, &entries(size)).unwrap();
+        let kept = |number: u64| listings.get(number, &FileId::Root).is_some();
+        let other = keep(2, 5);
+        let own: Vec<u64> = (0..LISTINGS).map(|_| keep(1, 0)).collect();
+        assert!(kept(other) && !kept(own[0]) && kept(own[1]), "empty ones count, too");
+        // Whoever keeps the most, not whoever came last.
+        let listings = Listings::default();
+        let keep = |uid, size| listings.keep(&FileId::Root, uid, &entries(size)).unwrap();
+        let [most, less, _] = [(1, ENTRIES / 2), (2, ENTRIES / 4), (3, ENTRIES / 2)].map(|(uid, size)| keep(uid, size));
+        assert!(listings.get(most, &FileId::Root).is_none() && listings.get(less, &FileId::Root).is_some());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]

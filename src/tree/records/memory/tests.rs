@@ -107,8 +107,12 @@ fn a_record_that_was_made_is_known_by_its_newest_version_until_it_is_deleted() {
     recent.made(process, (&cell, &path), (Form::Text, version(1)), false);
     recent.stored(me.process(), &cell, &path, version(2));
     assert_eq!(made(), Some((version(2), false)));
+    let earlier = Instant::now().checked_sub(REMOVAL_TIME / 2).unwrap();
+    let known = Made { when: earlier, ..recent.made_by(&me, &cell, &path).unwrap() };
+    recent.made.insert(concern(process, &cell, &path), known);
     recent.made_again(&me, &cell, &path);
     assert_eq!(made(), Some((version(2), true)));
+    assert!(recent.made_by(&me, &cell, &path).unwrap().when > earlier, "the time begins anew");
     recent.deleted(me.process(), &cell, &path, &record_of("x"));
     assert_eq!(made(), None);
     recent.made(process, (&cell, &path), (Form::Text, version(3)), true);

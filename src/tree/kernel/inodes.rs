@@ -335,10 +335,13 @@ mod tests {
         let inodes = Inodes::default();
         let (from, to) = (FileId::Scratch(ScratchId(1)), FileId::Scratch(ScratchId(2)));
         let (moved, old) = (inodes.count_lookup(&from), inodes.count_lookup(&to));
+        inodes.count_lookup(&from);
         inodes.renamed(&from, &to);
         assert_eq!((inodes.known(&from), inodes.known(&to)), (None, Some(moved)));
         assert_eq!(inodes.file(old), Some(to.clone()), "who has it open still has it");
         assert_ne!(inodes.count_lookup(&from), moved, "what is made of the old name is another file");
+        inodes.forget(moved, 1);
+        assert_eq!(inodes.file(moved), Some(to.clone()), "it was looked up twice");
         inodes.forget(moved, 1);
         assert_eq!(inodes.file(moved), None);
         assert_ne!(inodes.number(&to), old, "that one was replaced");

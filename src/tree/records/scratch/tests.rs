@@ -384,6 +384,10 @@ fn a_user_has_a_share_of_the_quota_and_all_have_the_quota() {
     assert!(own.kind == Kind::NoSpace && own.reason.contains("share"), "{own}");
     resize(&scratch, &file, SHARE - OVERHEAD).unwrap();
     let other = make("b", 2).unwrap();
+    // One byte is left, and it is not for the first user.
+    resize(&scratch, &other, QUOTA - SHARE - OVERHEAD - 1).unwrap();
+    let own = resize(&scratch, &file, SHARE - OVERHEAD + 1).unwrap_err();
+    assert!(own.reason.contains("share"), "{own}");
     resize(&scratch, &other, QUOTA - SHARE - OVERHEAD).unwrap();
     assert_eq!(scratch.usage(), (QUOTA, QUOTA));
     let all = resize(&scratch, &other, QUOTA - SHARE - OVERHEAD + 1).unwrap_err();

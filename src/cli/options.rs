@@ -64,7 +64,7 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsStrin
         }
         match arg.to_str() {
             Some("-o") => line.extend(expand(&args.next().ok_or(OptionError::Missing)?)?),
-            Some(text) => match text.strip_prefix("-o").filter(|list| !list.is_empty() && !text.starts_with("--")) {
+            Some(text) => match text.strip_prefix("-o") {
                 Some(list) => line.extend(expand(OsStr::new(list))?),
                 None => line.push(dashed(text).into()),
             },

@@ -389,6 +389,10 @@ mod tests {
             let known = Range { uid: 1, start: at, end: at + 9, exclusive: false, ..byte(1, 0) };
             table.set(1, known.clone()).unwrap();
             assert!(table.ranges(1).contains(&known));
+            for more in [Range { owner: 77, ..known.clone() }, Range { by: Some(Locking::Flock), ..known.clone() }] {
+                assert_eq!(table.set(1, more).unwrap_err().kind, Kind::NoLocks, "another's, or by another call");
+            }
+            table.unset(1, 77, None, at + 4, at + 4).unwrap();
             // A hole would split a lock in two; a cut at its end adds none.
             assert_eq!(table.unset(1, 1, None, at + 4, at + 4).unwrap_err().kind, Kind::NoLocks);
             assert!(table.ranges(1).contains(&known), "nothing is unlocked");

@@ -360,6 +360,7 @@ mod tests {
         ];
         for (dir, lockable) in all {
             assert_eq!(Lockable::of(&path(dir)), lockable, "{dir}");
+            assert_eq!(is_election(&path(dir)), matches!(lockable, Some(Lockable::Election(_))), "{dir}");
             let (virtually, alone) = (is_virtual(&path(dir)), needs_no_records(&path(dir)));
             assert!(virtually || !alone, "{dir}");
             assert_eq!(

@@ -178,6 +178,8 @@ fn printed_cache() -> quick_cache::sync::Cache<Shown, Printed, Weight> {
 
 #[cfg(test)]
 mod tests {
+    use quick_cache::Weighter;
+
     use super::*;
 
     #[test]
@@ -213,5 +215,43 @@ mod tests {
         }
         // One entry for each form of a record: no digest that two values could share.
         assert_eq!(records.printed.len(), 1);
+    }
+
+    #[test]
+    fn the_form_of_a_file_is_told_by_its_name() {
+        for (form, name, suffix) in [(Form::Raw, "raw", ""), (Form::Text, "txt", ".txt"), (Form::Json, "json", ".json")]
+        {
+            assert_eq!((form.name(), form.suffix(), form.to_string()), (name, suffix, name.to_owned()));
+        }
+        assert_eq!(Form::of_name("Shard.txt"), Some(("Shard", Form::Text)));
+        assert_eq!(Form::of_name("a.txt.json"), Some(("a.txt", Form::Json)));
+        for other in ["Shard", "Shard.raw", ".txt", ".json", "Shard.txt~"] {
+            assert_eq!(Form::of_name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_weighs_as_much_as_its_bytes() {
+        let weight = |path: &str, value: usize, text: usize| {
+            let key = (CellName::global(), TopoPath::parse(path).unwrap(), Form::Text);
+            Weight.weight(&key, &Printed { value: vec![0; value].into(), text: vec![0; text].into() })
+        };
+        let empty = weight("a", 0, 0);
+        assert!(empty > 1, "an entry costs memory, too");
+        assert_eq!([weight("abc", 0, 0), weight("a", 10, 0), weight("a", 0, 20)], [2, 10, 20].map(|more| empty + more));
+        assert_eq!(weight("abc", 10, 20), empty + 32);
+    }
+
+    #[test]
+    fn a_record_that_nobody_knows_is_stored_as_it_is_and_a_known_one_is_looked_at() {
+        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+        let cell = CellName::global();
+        let [unknown, known] = ["some/where", "keyspaces/ks/Keyspace"].map(|path| TopoPath::parse(path).unwrap());
+        let [one, other] = ["{x and more", "{y"].map(Bytes::from);
+        let store = |input: &Bytes, old| records.store(&cell, &unknown, Form::Raw, input, old).unwrap();
+        assert_eq!([store(&one, None), store(&one, Some(&other))], [Some(one.clone()), Some(one.clone())]);
+        assert_eq!(store(&one, Some(&one)), None, "it is the same");
+        assert!(records.refuse_early(&cell, &unknown, Form::Json, &one).is_ok());
+        assert!(records.refuse_early(&cell, &known, Form::Json, &one).is_err());
     }
 }

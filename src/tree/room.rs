@@ -109,6 +109,11 @@ mod tests {
         assert_eq!(late.bytes, 0);
         assert_eq!(room.0.lock().in_all, IN_ALL);
         assert_eq!(room.0.lock().by_user.len(), 4);
+        // A user with all of its own room is not the one to blame.
+        charges[3].resize(1).unwrap();
+        let all = late.resize(PER_USER).unwrap_err();
+        assert!(all.to_string().contains("of all users"), "{all}");
+        charges[3].resize(PER_USER).unwrap();
         // A smaller size always succeeds, and so does the same size.
         charges[0].resize(PER_USER).unwrap();
         charges[0].resize(PER_USER - 1).unwrap();

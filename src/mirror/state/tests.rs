@@ -362,6 +362,8 @@ fn entries_seek_past_subtrees() {
     );
     let foo = TopoPath::parse("foo").unwrap();
     assert_eq!(state.snapshot.entries(&foo).len(), 2);
+    let below = state.snapshot.entries(&path("top"));
+    assert!(below.iter().all(|entry| entry.is_record && !entry.is_directory), "nothing is below it");
     assert_eq!(state.snapshot.below(&foo).count(), 2);
 }
 
@@ -408,4 +410,36 @@ fn what_is_below_a_directory_is_neither_itself_nor_its_neighbours() {
     for (dir, has_children) in [("foo", true), ("foo/a", true), ("foo.x", true), ("foo-bar", false), ("fo", false)] {
         assert_eq!(snapshot.has_children(&path(dir)), has_children, "{dir}");
     }
+}
+
+#[test]
+fn an_own_answer_about_what_is_shown_is_merged_by_its_revision() {
+    let mut state = State::default();
+    state.begin_list();
+    state.restart(list(9, vec![node("record", "2", 2), lock("lock", "2", 2, 1)]), NOW).unwrap();
+    assert!(state.put_own(node("record", "1", 1), NOW).is_none());
+    assert!(state.put_own(node("record", "3", 3), NOW).is_some());
+    state.put_own(lock("lock", "3", 3, 1), NOW);
+    assert_eq!(state.snapshot.locks[&path("lock")].value, "3");
+}
+
+#[test]
+fn a_state_begins_with_what_is_shown_and_its_locks_are_published() {
+    let mut known = State::default();
+    known.put(node("a", "1", 1), NOW);
+    let state = State::of(known.snapshot);
+    assert_eq!(values(&state), [("a", &b"1"[..])]);
+    assert!(state.locks_changed);
+}
+
+#[test]
+fn an_own_report_as_old_as_the_list_is_in_it_or_gone() {
+    let mut state = State::default();
+    state.begin_list();
+    for (name, written) in [("older", 4), ("same", 5), ("newer", 6)] {
+        state.put_own(node(name, "x", written), NOW);
+        state.note_own(&path(name));
+    }
+    state.restart(list(5, vec![]), NOW).unwrap();
+    assert_eq!(values(&state), [("newer", &b"x"[..])]);
 }

@@ -68,11 +68,12 @@ fn natural_number(file: &FileId) -> u64 {
     }
     let mut hasher = DefaultHasher::new();
     file.hash(&mut hasher);
-    // 0 means "no inode".
-    match hasher.finish() {
-        number if number <= GLOBAL => GLOBAL + 1,
-        number => number,
-    }
+    no_reserved_number(hasher.finish())
+}
+
+/// 0 means "no inode", and the next ones are taken.
+fn no_reserved_number(hash: u64) -> u64 {
+    hash.max(GLOBAL + 1)
 }
 
 impl Table {
@@ -83,7 +84,7 @@ impl Table {
         let mut number = natural_number(file);
         // Skips a number that something else has.
         while self.by_number.get(&number).is_some_and(|slot| slot.replaced || slot.file != *file) {
-            number = number.wrapping_add(1).max(GLOBAL + 1);
+            number = no_reserved_number(number.wrapping_add(1));
         }
         number
     }
@@ -338,10 +339,13 @@ mod tests {
         let inodes = Inodes::default();
         let (from, to) = (FileId::Scratch(ScratchId(1)), FileId::Scratch(ScratchId(2)));
         let (moved, old) = (inodes.count_lookup(&from), inodes.count_lookup(&to));
+        inodes.count_lookup(&from);
         inodes.renamed(&from, &to);
         assert_eq!((inodes.known(&from), inodes.known(&to)), (None, Some(moved)));
         assert_eq!(inodes.file(old), Some(to.clone()), "whoever has it open keeps it");
         assert_ne!(inodes.count_lookup(&from), moved, "a new file of the old name is another inode");
+        inodes.forget(moved, 1);
+        assert_eq!(inodes.file(moved), Some(to.clone()), "it was looked up twice");
         inodes.forget(moved, 1);
         assert_eq!(inodes.file(moved), None);
         assert_ne!(inodes.number(&to), old, "that one was replaced");
@@ -427,6 +431,7 @@ mod tests {
     fn the_global_topology_comes_first_and_no_number_is_one_of_the_kernels() {
         let global = FileId::Dir(CellPath::new(&CellName::global(), &TopoPath::root()));
         assert_eq!(natural_number(&global), GLOBAL);
+        assert_eq!([0, GLOBAL, GLOBAL + 1, u64::MAX].map(no_reserved_number), [3, 3, 3, u64::MAX]);
         assert!((0..10_000).all(|id| natural_number(&FileId::Scratch(ScratchId(id))) > GLOBAL));
     }
 
@@ -443,8 +448,11 @@ mod tests {
         inodes.note_reply(file, Some(&record(1)), |_| true);
         assert!(inodes.begin_storing(file, state(1), 1));
         assert!(!inodes.begin_storing(file, state(1), 9), "it is in flight");
+        let other = inodes.count_lookup(&FileId::Scratch(ScratchId(2)));
+        inodes.note_reply(other, Some(&record(1)), |_| true);
+        assert!(!inodes.begin_storing(other, state(1), 1) && inodes.begin_storing(other, state(1), 2), "two at once");
         inodes.end_storing(file);
-        assert!(!inodes.begin_storing(file, state(1), 1), "it is there");
+        assert!(!inodes.begin_storing(file, state(1), 2), "it is there");
         assert!(inodes.open_pages(file, state(1)));
         assert!(!inodes.open_pages(file, state(2)), "that is another state");
         inodes.invalidating(file);
@@ -452,7 +460,9 @@ mod tests {
         inodes.invalidated(file, true);
         assert!(!inodes.begin_storing(file, state(1), 1), "the kernel must ask first");
         inodes.note_reply(file, Some(&record(2)), |_| true);
-        assert!(inodes.begin_storing(file, state(2), 1) && !inodes.was_unknown(file));
+        assert!(inodes.begin_storing(file, state(2), 2) && !inodes.was_unknown(file));
+        inodes.invalidated(file, false);
+        assert!(inodes.was_unknown(file));
     }
 
     #[test]

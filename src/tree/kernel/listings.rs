@@ -56,7 +56,7 @@ impl Listings {
         let number = kept.last;
         kept.entries += entries.len();
         kept.by_number.insert(number, KeptListing { dir: dir.clone(), uid, entries: entries.clone() });
-        while kept.by_number.len() > LISTINGS || (kept.entries > ENTRIES && kept.by_number.len() > 1) {
+        while kept.by_number.len() > LISTINGS || kept.entries > ENTRIES {
             let Some(oldest) = kept.dispensable(number) else { break };
             if let Some(listing) = kept.by_number.remove(&oldest) {
                 kept.entries -= listing.entries.len();
@@ -135,7 +135,8 @@ mod tests {
     use super::*;
 
     fn entries(count: usize) -> Arc<Vec<DirEntry>> {
-        Arc::new(vec![DirEntry { name: "x".to_owned(), file: FileId::Root }; count])
+        // Without a name: there are many, and nobody reads them.
+        Arc::new(vec![DirEntry { name: String::new(), file: FileId::Root }; count])
     }
 
     #[test]
@@ -216,6 +217,21 @@ mod tests {
         // A new listing never gives way.
         let large = listings.keep(&FileId::Root, 3, &entries(ENTRIES + 1)).unwrap();
         assert!(kept(large) && !kept(other) && !kept(last));
+    }
+
+    #[test]
+    fn many_listings_weigh_as_much_as_large_ones() {
+        let listings = Listings::default();
+        let keep = |uid, size| listings.keep(&FileId::Root, uid, &entries(size)).unwrap();
+        let kept = |number: u64| listings.get(number, &FileId::Root).is_some();
+        let other = keep(2, 5);
+        let own: Vec<u64> = (0..LISTINGS).map(|_| keep(1, 0)).collect();
+        assert!(kept(other) && !kept(own[0]) && kept(own[1]), "empty ones count, too");
+        // Whoever keeps the most, not whoever came last.
+        let listings = Listings::default();
+        let keep = |uid, size| listings.keep(&FileId::Root, uid, &entries(size)).unwrap();
+        let [most, less, _] = [(1, ENTRIES / 2), (2, ENTRIES / 4), (3, ENTRIES / 2)].map(|(uid, size)| keep(uid, size));
+        assert!(listings.get(most, &FileId::Root).is_none() && listings.get(less, &FileId::Root).is_some());
     }
 
     proptest! {

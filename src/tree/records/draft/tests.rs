@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::Revision;
+use crate::tree::records::exclusive::{ExclusiveMakers, Taken};
 use crate::tree::room::Room;
 
 const LIMIT: usize = 100;
@@ -282,4 +283,17 @@ fn a_write_that_panics_leaves_nothing_that_would_be_stored() {
     draft.truncate(0).unwrap();
     draft.write(0, b"new", |_| Ok(())).unwrap();
     assert!(draft.begin(Occasion::Flush).unwrap().is_some());
+}
+
+#[test]
+fn a_draft_is_exclusive_while_it_has_the_right_to_make_its_record() {
+    assert!(!draft(b"", true).is_exclusive());
+    let (makers, place) =
+        (ExclusiveMakers::default(), CellPath { cell: CellName::global(), path: TopoPath::parse("x").unwrap() });
+    let Taken::Now(right) = makers.take(place.clone(), None, Form::Raw) else { panic!("nobody else makes it") };
+    let exclusive = open(Form::Raw, Start { exclusive: Some(right), ..start(b"", &Room::default()) }).unwrap();
+    assert!(exclusive.is_exclusive());
+    assert!(matches!(makers.take(place.clone(), None, Form::Raw), Taken::ByAnother));
+    drop(exclusive);
+    assert!(matches!(makers.take(place, None, Form::Raw), Taken::Now(_)));
 }

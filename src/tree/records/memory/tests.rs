@@ -107,8 +107,12 @@ fn a_record_that_was_made_is_known_by_its_newest_version_until_it_is_deleted() {
     memory.made(process, (&cell, &path), (Form::Text, version(1)), false);
     memory.stored(me.process(), &cell, &path, version(2));
     assert_eq!(made(), Some((version(2), false)));
+    let earlier = Instant::now().checked_sub(EXCEPTION_TIME / 2).unwrap();
+    let known = Made { when: earlier, ..memory.made_by(&me, &cell, &path).unwrap() };
+    memory.made.insert(concern(process, &cell, &path), known);
     memory.made_again(&me, &cell, &path);
     assert_eq!(made(), Some((version(2), true)));
+    assert!(memory.made_by(&me, &cell, &path).unwrap().when > earlier, "the time begins anew");
     memory.deleted(me.process(), &cell, &path, &record_of("x"));
     assert_eq!(made(), None);
     memory.made(process, (&cell, &path), (Form::Text, version(3)), true);
@@ -117,6 +121,28 @@ fn a_record_that_was_made_is_known_by_its_newest_version_until_it_is_deleted() {
     memory.made.insert(concern(process, &cell, &path), old);
     memory.made_again(&me, &cell, &path);
     assert_eq!(made(), None, "what is too old does not become young again");
+}
+
+#[test]
+fn what_was_deleted_is_given_back_once_and_only_for_a_while() {
+    let (memory, (cell, path, _), me) = (Memory::default(), names(), this_thread());
+    memory.deleted(me.process(), &cell, &path, &record_of("old"));
+    assert_eq!(memory.take_deleted(Neighbour::start().caller().process(), &cell, &path), None);
+    assert_eq!(memory.take_deleted(me.process(), &cell, &path).as_deref(), Some(&b"old"[..]));
+    assert_eq!(memory.take_deleted(me.process(), &cell, &path), None);
+    let deleted = Deleted { value: "old".into(), modified: SystemTime::UNIX_EPOCH, when: too_old() };
+    memory.deleted.insert(concern(me.process().unwrap(), &cell, &path), deleted);
+    assert_eq!(memory.take_deleted(me.process(), &cell, &path), None);
+}
+
+#[test]
+fn a_backup_of_an_editor_remembers_the_version_that_it_took_away() {
+    let (memory, (_, _, file), me) = (Memory::default(), names(), this_thread());
+    memory.moved_away(&me, &file, version(4));
+    assert!(matches!(memory.exception(&me, &file), Some(Exception::MovedAway(_, known)) if known == version(4)));
+    assert!(memory.is_disputed(&file) && !memory.is_disputed(&FileId::Root), "no other name");
+    memory.disputed.insert(file.clone(), too_old());
+    assert!(!memory.is_disputed(&file));
 }
 
 #[test]
@@ -185,16 +211,16 @@ fn a_refusal_is_repeated_once_to_the_same_thread_and_user() {
 
 #[test]
 fn the_oldest_refusal_gives_way_to_a_new_one() {
-    let (recent, (_, _, node)) = (Memory::default(), names());
+    let (memory, (_, _, file)) = (Memory::default(), names());
     let caller = |thread: usize| Caller::new(0, 0, thread.try_into().unwrap());
-    let refuse = |thread| recent.refused(&caller(thread), &node, &Error::not_found());
+    let refuse = |thread| memory.refused(&caller(thread), &file, &Error::not_found());
     (0..REPEATS).for_each(refuse);
     // An answer makes room for one. Those that are left keep their order.
-    assert!(recent.repeated(&caller(0), &node).is_some());
+    assert!(memory.repeated(&caller(0), &file).is_some());
     refuse(REPEATS);
     refuse(REPEATS + 1);
-    assert!(recent.repeated(&caller(1), &node).is_none(), "the oldest");
-    assert!((2..REPEATS + 2).all(|thread| recent.repeated(&caller(thread), &node).is_some()));
+    assert!(memory.repeated(&caller(1), &file).is_none(), "the oldest");
+    assert!((2..REPEATS + 2).all(|thread| memory.repeated(&caller(thread), &file).is_some()));
 }
 
 #[test]

@@ -327,8 +327,12 @@ fn only_the_newest_scratch_files_keep_a_state_of_the_cell() {
     let make = |number: usize| scratch.replace(place(&format!("t{number}")), Arc::default(), (0, 0, 0o600)).unwrap();
     let first = make(0);
     assert_eq!(first.version_then(&record), Ok(None), "there was no such record");
-    (1..=SEEN).map(make).for_each(drop);
+    (1..SEEN).map(make).for_each(drop);
+    assert_eq!(first.version_then(&record), Ok(None), "there are not too many yet");
+    let last = make(SEEN);
     assert_eq!(first.version_then(&record), Err(()), "that is not known any more");
+    first.renew(Arc::default());
+    assert!(first.version_then(&record).is_ok() && last.version_then(&record).is_ok(), "it is written anew");
 }
 
 #[test]
@@ -363,4 +367,69 @@ fn a_directory_that_lingers_costs_nothing_and_is_gone_after_its_time() {
     assert_eq!(scratch.survey().1, 2);
     scratch.linger(place("c"), 1);
     assert_eq!(scratch.state.lock().places.len(), 3, "what has ended is removed");
+}
+
+/// Gives a file a length.
+fn resize(scratch: &ScratchSpace, file: &Scratch, length: u64) -> Result<()> {
+    let length = usize::try_from(length).unwrap();
+    scratch.edit(file, |_| length, |content| content.resize(length, 0)).map(drop)
+}
+
+#[test]
+fn a_user_has_a_share_of_the_quota_and_all_have_the_quota() {
+    let scratch = ScratchSpace::new(QUOTA);
+    let make = |name: &str, uid| scratch.replace(place(name), Arc::default(), (uid, uid, 0o600));
+    let file = make("a", 1).unwrap();
+    let own = resize(&scratch, &file, SHARE - OVERHEAD + 1).unwrap_err();
+    assert!(own.kind == Kind::NoSpace && own.reason.contains("share"), "{own}");
+    resize(&scratch, &file, SHARE - OVERHEAD).unwrap();
+    let other = make("b", 2).unwrap();
+    // One byte is left, and it is not for the first user.
+    resize(&scratch, &other, QUOTA - SHARE - OVERHEAD - 1).unwrap();
+    let own = resize(&scratch, &file, SHARE - OVERHEAD + 1).unwrap_err();
+    assert!(own.reason.contains("share"), "{own}");
+    resize(&scratch, &other, QUOTA - SHARE - OVERHEAD).unwrap();
+    assert_eq!(scratch.usage(), (QUOTA, QUOTA));
+    let all = resize(&scratch, &other, QUOTA - SHARE - OVERHEAD + 1).unwrap_err();
+    assert!(all.kind == Kind::NoSpace && all.reason.contains("used up;"), "{all}");
+    // One byte less makes room for one byte, whoever wants it.
+    resize(&scratch, &file, SHARE - OVERHEAD - 1).unwrap();
+    resize(&scratch, &other, QUOTA - SHARE - OVERHEAD + 1).unwrap();
+    assert_eq!(scratch.usage().1, QUOTA);
+}
+
+#[test]
+fn a_user_is_charged_for_what_is_left_and_for_nothing_else() {
+    let scratch = ScratchSpace::new(1 << 20);
+    let charged = || scratch.state.lock().used_by.get(&1).copied();
+    let [file, _] = ["a", "b"].map(|name| scratch.replace(place(name), Arc::default(), (1, 1, 0o600)).unwrap());
+    for length in [700, 300, 300, 0, 100] {
+        resize(&scratch, &file, length).unwrap();
+        assert_eq!((charged(), scratch.usage().1), (Some(2 * OVERHEAD + length), 2 * OVERHEAD + length));
+    }
+    scratch.unlink(&place("b"));
+    assert_eq!(charged(), Some(OVERHEAD + 100));
+    // The content stays until the last of those who have it open is gone.
+    scratch.opened(&file).unwrap();
+    scratch.opened(&file).unwrap();
+    scratch.unlink(&place("a"));
+    scratch.closed(&file);
+    assert_eq!(charged(), Some(OVERHEAD + 100));
+    scratch.closed(&file);
+    assert!(charged().is_none() && scratch.file(file.id).is_none() && scratch.usage().1 == 0);
+    // A file that has a name stays when it is closed.
+    let file = scratch.replace(place("c"), Arc::default(), (1, 1, 0o600)).unwrap();
+    scratch.opened(&file).unwrap();
+    scratch.closed(&file);
+    assert!(scratch.file(file.id).is_some() && charged() == Some(OVERHEAD));
+}
+
+#[test]
+fn only_a_directory_that_lingers_can_be_ended() {
+    let scratch = ScratchSpace::new(1 << 20);
+    scratch.make_dir(place("a"), 1).unwrap();
+    scratch.linger(place("b"), 1);
+    assert!(!scratch.end_linger(&place("a")) && !scratch.end_linger(&place("c")));
+    assert!(scratch.end_linger(&place("b")) && !scratch.end_linger(&place("b")));
+    assert!(scratch.has_dir(&place("a")) && !scratch.has_dir(&place("b")));
 }

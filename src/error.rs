@@ -133,8 +133,8 @@ impl Kind {
     }
 
     /// Whether a person will ask why: such errors go to `.topofs/errors` and the log. The others are the everyday
-    /// answers of a file system (`ls` of a missing file). What the kernel itself finds wrong with a descriptor does not come here: an
-    /// EBADF from here is a lock that a reader may not take.
+    /// answers of a file system (`ls` of a missing file). What the kernel itself finds wrong with a descriptor does not
+    /// come here: an EBADF from here is a lock that a reader may not take.
     pub fn needs_explaining(self) -> bool {
         match self {
             Kind::Conflict

@@ -189,3 +189,18 @@ async fn nothing_can_be_made_or_removed_in_topofs() {
     ];
     assert!(outcomes.into_iter().all(|outcome| outcome.is_err_and(|error| error.kind == Kind::NotPermitted)));
 }
+
+#[tokio::test]
+async fn a_command_that_cannot_be_understood_is_explained() {
+    let tree = tree().await;
+    let (caller, file) = (caller(), FileId::ControlFile(ControlFile::Control));
+    let space: &dyn Namespace = &tree.control;
+    let write = OpenMode { write: true, ..OpenMode::default() };
+    let open = space.open(&caller, &known(&file), write).await.unwrap().file.unwrap();
+    for (command, reason) in [("sing a song", "unknown command"), ("resync nowhere", "no cell nowhere")] {
+        let refused = open.write(At { ino: 7, handle: 7 }, 0, command.as_bytes()).err().unwrap();
+        assert_eq!(refused.kind, Kind::Invalid);
+        let lines = String::from_utf8(tree.journal.errors.lines().to_vec()).unwrap();
+        assert!(lines.lines().last().unwrap().contains(reason), "{lines}");
+    }
+}

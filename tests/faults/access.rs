@@ -110,7 +110,7 @@ fn zookeeper_tls() {
         let message = refused("zk2", &secure, &wrong.join(" "));
         assert!(message.contains("TLS handshake failed"), "{message}");
     }
-    assert!(refused("zk2", &secure, "").contains("a port that wants TLS"));
+    assert!(refused("zk2", &secure, "").contains("expects TLS"));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn consul_tokens() {
     let wrong = token("wrong", r#"{"global": {"acl_token": "wr0ng"}}"#);
     let message = refused("consul", &server.endpoint(), &wrong);
     assert!(message.contains("ACL not found") && !message.contains("wr0ng"), "{message}");
-    assert!(refused("consul", &server.endpoint(), &token("bad", "{")).contains("not a JSON object"));
+    assert!(refused("consul", &server.endpoint(), &token("bad", "{")).contains("must be a JSON object"));
     assert!(refused("consul", &server.endpoint(), &token("none", "{}")).contains("contains no cell"));
     let mount = Mount::of("consul", &server.endpoint(), "/t", &[&right]);
     assert_eq!(mount.read("global/metadata/owner"), "team");

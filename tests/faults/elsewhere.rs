@@ -182,7 +182,7 @@ fn nothing_goes_in_clear_where_tls_is_asked_for() {
         name_cell(&mount, name, &format!("{scheme}{}", listener.endpoint()), "/x");
         assert!(!mount.bash(&format!("ls {name}")).status.success());
         let reason = not_shown(&mount, name);
-        assert!(reason.contains("in clear") && reason.contains("without http://"), "{reason}");
+        assert!(reason.contains("without TLS") && reason.contains("without http://"), "{reason}");
     }
     assert_eq!(listener.heard(), "");
     // Without a scheme it is TLS, and whoever has no certificate of that authority hears nothing of a token.
@@ -215,6 +215,6 @@ fn zookeeper_is_not_spoken_to_in_clear_where_tls_is_asked_for() {
     );
     let output = crate::common::bash_in(Path::new("/"), &script);
     let message = crate::common::text(&output);
-    assert!(message.contains("in clear") && message.contains("without tcp://"), "{message}");
+    assert!(message.contains("without TLS") && message.contains("without tcp://"), "{message}");
     assert_eq!(listener.heard(), "");
 }

@@ -43,7 +43,7 @@ fn can_be_broken(mount: &Mount, before: usize, leave: impl Fn()) {
         for flags in ["", "--force --yes"] {
             let output = unlock(mount, flags, wrong);
             assert!(
-                !output.status.success() && text(&output).contains("is no directory"),
+                !output.status.success() && text(&output).contains("is not a directory"),
                 "{wrong}: {}",
                 text(&output)
             );
@@ -82,7 +82,7 @@ fn an_empty_directory_of_locks_without_records() {
     let output = unlock(&mount, "--force --yes", LEFT);
     assert!(output.status.success() && text(&output).contains("was taken away"), "{}", text(&output));
     let output = unlock(&mount, "--force --yes", LEFT);
-    assert!(!output.status.success() && text(&output).contains("is no directory"), "{}", text(&output));
+    assert!(!output.status.success() && text(&output).contains("is not a directory"), "{}", text(&output));
 }
 
 #[test]

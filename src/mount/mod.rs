@@ -134,7 +134,7 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
                     cells.all().iter().for_each(|cell| cell.mirror.request_resync());
                     continue;
                 }
-                tracing::info!("a signal asks to end");
+                tracing::info!("told to end");
                 // Whoever still has something open must not take the kernel's copy for the present state. Nobody who
                 // holds a page can delay the end.
                 let _ = tokio::time::timeout(BUSY_GRACE, tree.invalidate_all()).await;

@@ -42,11 +42,12 @@ fn counter(place: &std::path::Path) -> usize {
 }
 
 fn all_succeed(workers: Vec<Child>, mounts: &[&Mount]) {
-    for worker in workers {
-        let output = worker.wait_with_output().unwrap();
-        let logs: Vec<String> = mounts.iter().map(|mount| mount.log()).collect();
-        assert!(output.status.success(), "{}\n{logs:?}", crate::common::text(&output));
-    }
+    let outputs: Vec<_> = workers.into_iter().map(|worker| worker.wait_with_output().unwrap()).collect();
+    // Of all of them: one that died inside looks to the others like one that is inside.
+    let said: Vec<String> =
+        outputs.iter().map(|output| format!("{}: {}", output.status, crate::common::text(output))).collect();
+    let logs: Vec<String> = mounts.iter().map(|mount| mount.log()).collect();
+    assert!(outputs.iter().all(|output| output.status.success()), "{}\n{logs:?}", said.join("\n"));
 }
 
 const SECTIONS: usize = 63;

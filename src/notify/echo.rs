@@ -270,7 +270,7 @@ mod tests {
             let inode = Inode { ino: 9, file: file.clone() };
             let attr = echo.attr_of_name(&caller, &inode).await?;
             assert_eq!(attr.kind, file.kind(), "{file}");
-            assert!(echo.keep(&file) == Keep::Never, "the kernel keeps nothing of these replies");
+            assert!(matches!(echo.keep(&file), Keep::Never), "the kernel keeps nothing of these replies");
         }
         Ok(file)
     }

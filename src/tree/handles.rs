@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::namespace::OpenFile;
+use super::namespace::{At, OpenFile};
 use crate::error::{Error, Kind, Result};
 
 /// Files that may be open at once, in all and for one user. Each costs memory here, but none of the daemon's
@@ -88,6 +88,13 @@ impl Handles {
         self.0.lock().open.get(&number).map(|handle| handle.file.clone()).ok_or_else(bad_handle)
     }
 
+    /// The open file of a handle, and where it is open.
+    pub fn get_at(&self, number: u64) -> Result<(At, Arc<dyn OpenFile>)> {
+        let table = self.0.lock();
+        let Handle { ino, file, .. } = table.open.get(&number).ok_or_else(bad_handle)?;
+        Ok((At { ino: *ino, handle: number }, file.clone()))
+    }
+
     /// The inode of a handle.
     pub fn inode(&self, number: u64) -> Result<u64> {
         self.0.lock().open.get(&number).map(|handle| handle.ino).ok_or_else(bad_handle)
@@ -151,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::tree::Caller;
-    use crate::tree::namespace::{At, Part};
+    use crate::tree::namespace::Part;
 
     #[derive(Debug)]
     struct Nothing;

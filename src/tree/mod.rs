@@ -48,7 +48,7 @@ use file::Defaults;
 use handles::Handles;
 use kernel::Kernel;
 use kernel::listings::Listings;
-use namespace::{Inode, Keep, Name, Namespace, Open};
+use namespace::{Inode, Name, Namespace, Open};
 use options::Background;
 use records::RecordFiles;
 
@@ -236,12 +236,7 @@ impl Tree {
     fn answered(&self, space: &dyn Namespace, inode: &Inode, attr: Attr) -> Entry {
         let Inode { ino, file } = inode;
         self.kernel.inodes.note_reply(*ino, attr.record.as_ref(), |record| space.is_current(file, record));
-        let keep = match space.keep(file) {
-            Keep::Never => None,
-            Keep::Always => Some(None),
-            Keep::WhileWatched(cell) => self.records.cells.get(&cell).map(Some),
-        };
-        self.kernel.answer((file, *ino), attr, keep, |attr| space.is_settled(inode, attr))
+        self.kernel.answer((file, *ino), attr, space.keep(file), |attr| space.is_settled(inode, attr))
     }
 
     /// Counts a lookup of a file, before anybody looks at its attributes: whatever is published from now on is

@@ -13,9 +13,9 @@ use futures::future::BoxFuture;
 
 use super::caller::Caller;
 use super::file::{Attr, Caching, DirEntry, FileId, OpenMode, SetAttr};
+use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Record;
-use crate::name::CellName;
 
 /// A file as the kernel knows it. The number is only a key to what is open, and to what the kernel was shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,14 +27,14 @@ pub struct Inode {
 }
 
 /// How long an answer about a file may be kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Keep {
     /// Not at all: it is the answer for one caller, or nothing announces a change of it.
     Never,
     /// Until the mount ends: it does not change.
     Always,
-    /// As long as the cell's watch is delivering.
-    WhileWatched(CellName),
+    /// As long as the watch of this cell is delivering.
+    WhileWatched(Arc<Cell>),
 }
 
 /// What a caller of [`Namespace::open`] gets.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::caller::Caller;
 use super::file::FileId;
-use super::namespace::{At, Part, Rest};
+use super::namespace::{Part, Rest};
 use super::{LockCall, NOTHING, Tree};
 use crate::error::{Error, Kind, Result};
 use crate::locks::Range;
@@ -12,7 +12,8 @@ use crate::locks::Range;
 impl Tree {
     /// Reads from an open file. If there are fewer bytes than asked for, the file ends there.
     pub async fn read(&self, caller: &Caller, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
-        self.handles.get(handle)?.read(caller, self.at(handle)?, part(offset, size)).await
+        let (at, file) = self.handles.get_at(handle)?;
+        file.read(caller, at, part(offset, size)).await
     }
 
     /// Reads a file that the kernel has opened without asking.
@@ -31,23 +32,22 @@ impl Tree {
     /// Writes to an open file. Returns the rest of the work, if some of it waits for a service.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<Rest> {
         let offset = usize::try_from(offset).map_err(|_| Error::new(Kind::TooLarge, "offset too large"))?;
-        self.handles.get(handle)?.write(self.at(handle)?, offset, data)
-    }
-
-    fn at(&self, handle: u64) -> Result<At> {
-        Ok(At { ino: self.handles.inode(handle)?, handle })
+        let (at, file) = self.handles.get_at(handle)?;
+        file.write(at, offset, data)
     }
 
     /// A descriptor is closed: unlocks what the process `owner` has locked.
     pub async fn flush(&self, caller: &Caller, handle: u64, owner: u64) -> Result<()> {
-        let at = self.at(handle)?;
-        self.locks().closed(at.ino, owner).await;
-        self.handles.get(handle)?.flush(caller, at).await
+        self.locks().closed(self.handles.inode(handle)?, owner).await;
+        // Another open file may have replaced it meanwhile.
+        let (at, file) = self.handles.get_at(handle)?;
+        file.flush(caller, at).await
     }
 
     /// fsync(2): saves now.
     pub async fn fsync(&self, handle: u64) -> Result<()> {
-        self.handles.get(handle)?.sync(self.at(handle)?).await
+        let (at, file) = self.handles.get_at(handle)?;
+        file.sync(at).await
     }
 
     /// The last descriptor is gone: saves what was only truncated or made, and unlocks what was locked through it.

@@ -5,36 +5,37 @@
 //! while the watch of their cell is delivering and nothing about them is in flight. For everything else (drafts,
 //! scratch files, names that one process has removed) the kernel asks every time.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Kernel;
-use crate::cells::Cell;
 use crate::tree::file::{Attr, Entry, FileId};
+use crate::tree::namespace::Keep;
 
 impl Kernel {
-    /// The answer to a question about a file, and whether it lasts. `keep` is `None` if it must not last. Otherwise it
-    /// has the cell whose watch reports changes, if there can be changes. `is_settled` is asked after the last look at
-    /// the watch.
+    /// The answer to a question about a file, and whether it lasts. `is_settled` is asked after the last look at the
+    /// watch.
     pub fn answer(
         &self,
         (file, ino): (&FileId, u64),
         mut attr: Attr,
-        keep: Option<Option<Arc<Cell>>>,
+        keep: Keep,
         is_settled: impl FnOnce(&Attr) -> bool,
     ) -> Entry {
-        let lasting = keep.is_some_and(|cell| {
-            self.caches.get().is_some_and(|caches| !caches.invalidations.is_pending(ino))
-                && !self.dir_is_held(file)
-                && cell.is_none_or(|cell| {
-                    if self.outbox.is_coming(file) {
-                        return false;
-                    }
-                    // Counted before the last look at the watch: if the watch fails later, the count shows that there
-                    // is something to invalidate.
-                    self.count_lasting(&cell) && cell.mirror.is_fresh() && is_settled(&attr)
-                })
-        });
+        let can_invalidate =
+            || self.caches.get().is_some_and(|caches| !caches.invalidations.is_pending(ino)) && !self.dir_is_held(file);
+        let lasting = match keep {
+            Keep::Never => false,
+            Keep::Always => can_invalidate(),
+            // Counted before the last look at the watch: if the watch fails later, the count shows that there is
+            // something to invalidate.
+            Keep::WhileWatched(cell) => {
+                can_invalidate()
+                    && !self.outbox.is_coming(file)
+                    && self.count_lasting(&cell)
+                    && cell.mirror.is_fresh()
+                    && is_settled(&attr)
+            }
+        };
         // While a directory is held, the kernel cannot be made to forget its listing. A new time of the directory makes
         // the kernel ask for a new listing.
         if file.is_dir() && self.is_held(ino) {

@@ -195,7 +195,8 @@ impl Kernel {
     }
 }
 
-async fn wait_for_all(asked: Option<(Asked, Asked)>) {
+/// Waits until the kernel has been made to ask again about files and directories, if it had to be.
+pub(crate) async fn wait_for_all(asked: Option<(Asked, Asked)>) {
     if let Some((files, dirs)) = asked {
         tokio::join!(files.done(), dirs.done());
     }

@@ -26,27 +26,16 @@ impl RecordFiles {
     /// The attributes of a file that the kernel knows.
     pub(super) async fn attr(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
         match &inode.file {
-            FileId::Record(CellPath { cell, path }, form) => {
-                self.record_attr(caller, inode.ino, cell, path, *form).await
-            }
-            FileId::Dir(_) if self.memory.has_tombstone(caller, &inode.file) => Ok(self.defaults.dir()),
-            file => self.attr_for_all(file).await,
-        }
-    }
-
-    /// The attributes of a file, as everybody sees them.
-    async fn attr_for_all(&self, file: &FileId) -> Result<Attr> {
-        match file {
+            FileId::Record(at, form) => return self.record_attr(caller, inode.ino, at, *form, true).await,
+            FileId::Dir(_) if self.memory.has_tombstone(caller, &inode.file) => return Ok(self.defaults.dir()),
             FileId::Dir(CellPath { cell, path }) => self.require_dir(cell, path).await?,
-            FileId::Record(CellPath { cell, .. }, _) | FileId::Lock(CellPath { cell, .. }) => {
-                drop(self.store(cell)?.snapshot().await?);
-            }
+            FileId::Lock(CellPath { cell, .. }) => drop(self.store(cell)?.snapshot().await?),
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => {}
         }
-        self.attr_now(file)
+        self.attr_now(&inode.file)
     }
 
-    /// The same for a cell that is loaded. A directory must be known to exist.
+    /// The same without waiting: its cell must be loaded, and a directory must be known to exist.
     pub(crate) fn attr_now(&self, file: &FileId) -> Result<Attr> {
         match file {
             FileId::Root | FileId::Dir(..) => Ok(self.defaults.dir()),
@@ -74,16 +63,19 @@ impl RecordFiles {
         if store.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
     }
 
-    /// The attributes of a record as a caller sees it: its writer sees what it has written, and an open file outlives
-    /// its name.
-    async fn record_attr(
-        &self,
-        caller: &Caller,
-        ino: u64,
-        cell: &CellName,
-        path: &TopoPath,
-        form: Form,
-    ) -> Result<Attr> {
+    /// The attributes of a file that was found by name: a stored record, one that this caller is making, or one that it
+    /// has just removed.
+    pub(super) async fn attr_of_name(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
+        match &inode.file {
+            FileId::Record(at, form) => self.record_attr(caller, inode.ino, at, *form, false).await,
+            _ => self.attr(caller, inode).await,
+        }
+    }
+
+    /// The attributes of a record as a caller sees it: its writer sees what it has written. With `of_open`, whatever is
+    /// open outlives its name.
+    async fn record_attr(&self, caller: &Caller, ino: u64, at: &CellPath, form: Form, of_open: bool) -> Result<Attr> {
+        let CellPath { cell, path } = at;
         self.wait_for_saves(cell, path).await;
         let snapshot = self.store(cell)?.snapshot().await?;
         if let Some(draft) = self.own_draft(caller, ino) {
@@ -92,30 +84,19 @@ impl RecordFiles {
         if let Some(record) = snapshot.records.get(path) {
             return Ok(self.shown_attr(cell, path, form, record));
         }
-        if let Some((_, open)) = self.handles.drafts::<OpenDraft>(ino).first() {
-            return Ok(self.draft_attr(&open.draft, &snapshot));
+        if let Some(attr) = of_open.then(|| self.attr_of_open(ino, &snapshot)).flatten() {
+            return Ok(attr);
         }
-        if let Some((_, reader)) = self.handles.of_inode::<OpenReader>(ino).first() {
-            let (size, modified) = reader.pinned();
-            return Ok(Attr { links: 0, ..self.defaults.file(size, modified) });
-        }
-        let file = FileId::Record(CellPath::new(cell, path), form);
-        self.tombstone_attr(caller, &file).ok_or_else(Error::not_found)
+        self.tombstone_attr(caller, &FileId::Record(at.clone(), form)).ok_or_else(Error::not_found)
     }
 
-    /// The attributes of a file that was found by name: a stored record, one that this caller is making, or one that it
-    /// has just removed.
-    pub(super) async fn attr_of_name(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
-        let FileId::Record(CellPath { cell, path }, form) = &inode.file else { return self.attr(caller, inode).await };
-        self.wait_for_saves(cell, path).await;
-        let snapshot = self.store(cell)?.snapshot().await?;
-        if let Some(draft) = self.own_draft(caller, inode.ino) {
-            return Ok(self.draft_attr(&draft, &snapshot));
+    /// The attributes of what is open of a record that has gone.
+    fn attr_of_open(&self, ino: u64, snapshot: &Snapshot) -> Option<Attr> {
+        if let Some((_, open)) = self.handles.drafts::<OpenDraft>(ino).first() {
+            return Some(self.draft_attr(&open.draft, snapshot));
         }
-        match snapshot.records.get(path) {
-            Some(record) => Ok(self.shown_attr(cell, path, *form, record)),
-            None => self.tombstone_attr(caller, &inode.file).ok_or_else(Error::not_found),
-        }
+        let (size, modified) = self.handles.of_inode::<OpenReader>(ino).first()?.1.pinned();
+        Some(Attr { links: 0, ..self.defaults.file(size, modified) })
     }
 
     /// The attributes of a name that still answers to the process that has removed the record by another name.

@@ -181,7 +181,9 @@ impl Namespace for Arc<RecordFiles> {
         match file {
             FileId::Root => Keep::Always,
             FileId::Dir(at) if at.path.is_root() => Keep::Always,
-            FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) => Keep::WhileWatched(at.cell.clone()),
+            FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) => {
+                self.cells.get(&at.cell).map_or(Keep::Never, Keep::WhileWatched)
+            }
             FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => Keep::Never,
         }
     }

@@ -19,6 +19,7 @@ use crate::store::own::OwnCommit;
 use crate::store::{Commits, Made, Mark, Store};
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
+use crate::tree::kernel::wait_for_all;
 
 /// How often, and how many times, to look whether another thread of the same program has just stored the record.
 const LOOK: Duration = Duration::from_millis(10);
@@ -275,9 +276,7 @@ impl Commits for Heard<'_> {
     async fn answered(&self, cell: &CellName, changes: &[Change]) {
         // After its save, a program reads what it saved, under every name.
         let concerned = changes.iter().map(|change| (&change.path, relists(change)));
-        if let Some((files, dirs)) = self.files.invalidate(cell, concerned) {
-            tokio::join!(files.done(), dirs.done());
-        }
+        wait_for_all(self.files.invalidate(cell, concerned)).await;
     }
 
     fn made(&self, at: &CellPath, Made { revision, is_new }: Made) {

@@ -1,4 +1,4 @@
-//! Compiles proto/ into a descriptor set that src/record embeds.
+//! Compiles proto/: into a descriptor set that src/record embeds, and into types for the rules in src/topology.
 
 use prost::Message;
 
@@ -8,5 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let set = protox::compile(files, ["proto"])?;
     let out = std::path::Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin");
     std::fs::write(out, set.encode_to_vec())?;
+    // Maps in the order of their keys: what is computed from them is the same every time.
+    prost_build::Config::new().btree_map(["."]).include_file("messages.rs").compile_fds(set)?;
     Ok(())
 }

@@ -20,4 +20,5 @@ mod process;
 pub mod record;
 pub mod sample;
 pub mod store;
+pub mod topology;
 pub mod tree;

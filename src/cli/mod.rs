@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser};
 use crate::notify::helper;
 
 mod commands;
+mod connection;
 mod flags;
 mod log;
 mod one_line;
@@ -103,7 +104,7 @@ mod tests {
             let line = [&["topofs", "mount"], flags, &["point"]].concat();
             let parsed = Cli::try_parse_from(normalize(line.iter().map(OsString::from)).unwrap()).unwrap();
             let Command::Mount(args) = parsed.command else { panic!("not a mount") };
-            assert_eq!(args.topo.topo_etcd_lease_ttl.as_secs(), 7, "{flags:?}");
+            assert_eq!(args.topo.connect.topo_etcd_lease_ttl.as_secs(), 7, "{flags:?}");
         }
     }
 }

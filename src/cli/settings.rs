@@ -11,11 +11,8 @@ use super::commands::mount::{CommonArgs, MountArgs};
 use super::flags::Fault;
 use super::flags::topo::TopoArgs;
 use super::flags::view::ViewArgs;
-use crate::backend::consul::ConsulOptions;
-use crate::backend::etcd2::{EtcdOptions, read_password};
 use crate::backend::faulty::Faulty;
 use crate::backend::memory::MemoryServers;
-use crate::backend::zk2::ZkOptions;
 use crate::backend::{CellServers, ConnectOptions, Implementation, Location, Wrap};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
@@ -78,72 +75,15 @@ impl TopoArgs {
             parsed.collect::<anyhow::Result<Vec<_>>>()
         });
         Ok(CellOptions {
-            global: Location {
-                implementation: self.topo_implementation,
-                server: match &self.topo_global_server_address {
-                    Some(server) => server.clone(),
-                    None => self.topo_implementation.default_server().to_owned(),
-                },
-                root: self.topo_global_root.clone(),
-            },
-            connect: ConnectOptions {
-                timeout: self.remote_operation_timeout,
-                etcd: self.etcd_options()?,
-                zk: self.zk_options()?,
-                consul: self.consul_options()?,
-                ..ConnectOptions::default()
-            },
-            servers: self.cell_servers.clone(),
+            global: self.global.location(),
+            connect: self.connect.options()?,
+            servers: self.connect.cell_servers.clone(),
             mirror: MirrorOptions {
                 resync_interval: self.resync_interval,
                 stale_after: self.stale_after,
                 serve_stale: self.serve_stale,
             },
             only: only.transpose()?.filter(|names| !names.is_empty()),
-        })
-    }
-
-    fn consul_options(&self) -> anyhow::Result<ConsulOptions> {
-        Ok(ConsulOptions {
-            auth_file: absolute(&self.consul_auth_static_file)?,
-            cert: absolute(&self.topo_consul_tls_cert)?,
-            key: absolute(&self.topo_consul_tls_key)?,
-            ca: absolute(&self.topo_consul_tls_ca)?,
-            poll_duration: self.topo_consul_watch_poll_duration,
-            lock_session_ttl: self.topo_consul_lock_session_ttl,
-            lock_session_checks: self.topo_consul_lock_session_checks.clone(),
-            lock_delay: self.topo_consul_lock_delay,
-        })
-    }
-
-    fn zk_options(&self) -> anyhow::Result<ZkOptions> {
-        Ok(ZkOptions {
-            auth_file: absolute(&self.topo_zk_auth_file)?,
-            cert: absolute(&self.topo_zk_tls_cert)?,
-            key: absolute(&self.topo_zk_tls_key)?,
-            ca: absolute(&self.topo_zk_tls_ca)?,
-            max_concurrency: self.topo_zk_max_concurrency,
-            base_timeout: self.topo_zk_base_timeout,
-        })
-    }
-
-    fn etcd_options(&self) -> anyhow::Result<EtcdOptions> {
-        let user = match (&self.topo_etcd_user, &self.topo_etcd_password_file) {
-            (Some(name), Some(file)) => {
-                let password =
-                    read_password(file).with_context(|| format!("cannot read the password file {}", file.display()))?;
-                Some((name.clone(), password))
-            }
-            _ => None,
-        };
-        Ok(EtcdOptions {
-            cert: absolute(&self.topo_etcd_tls_cert)?,
-            key: absolute(&self.topo_etcd_tls_key)?,
-            ca: absolute(&self.topo_etcd_tls_ca)?,
-            user,
-            password_file: absolute(&self.topo_etcd_password_file)?,
-            lease_ttl: self.topo_etcd_lease_ttl,
-            max_request_bytes: self.topo_etcd_max_request_bytes,
         })
     }
 }
@@ -277,9 +217,4 @@ fn put_faults_in(cells: &mut CellOptions) -> anyhow::Result<()> {
         Arc::new(of_cell.fold(faulty, |faulty, Fault { call, nth, fault, .. }| faulty.on(*call, *nth, *fault)))
     });
     Ok(())
-}
-
-/// The daemon leaves the working directory before it reads files.
-fn absolute(path: &Option<PathBuf>) -> std::io::Result<Option<PathBuf>> {
-    path.as_ref().map(std::path::absolute).transpose()
 }

@@ -219,6 +219,26 @@ pub fn keyspace_dir(path: &TopoPath) -> Option<TopoPath> {
     }
 }
 
+/// The directory of a keyspace, in the global topology and in every cell that serves it.
+pub fn keyspace(keyspace: &str) -> Result<TopoPath, NameError> {
+    TopoPath::parse(&format!("{KEYSPACES}/{keyspace}"))
+}
+
+/// The directory of the shards of a keyspace.
+pub fn shards_dir(keyspace: &str) -> Result<TopoPath, NameError> {
+    TopoPath::parse(&format!("{KEYSPACES}/{keyspace}/{SHARDS}"))
+}
+
+/// The directory of a shard.
+pub fn shard(keyspace: &str, shard: &str) -> Result<TopoPath, NameError> {
+    TopoPath::parse(&format!("{KEYSPACES}/{keyspace}/{SHARDS}/{shard}"))
+}
+
+/// The name of the directory of a tablet: what Vitess calls its alias.
+pub fn tablet_alias(cell: &str, uid: u32) -> String {
+    format!("{cell}-{uid:010}")
+}
+
 /// A directory that Vitess's own tools lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lockable<'a> {

@@ -16,6 +16,7 @@ mod flaw;
 mod json;
 mod kind;
 pub mod layout;
+pub mod messages;
 mod parse;
 mod parse_json;
 mod parse_text;

@@ -1,5 +1,6 @@
 //! The flags: each is defined once, and help, man page and completions come from that.
 
+pub(super) mod connect;
 pub(super) mod process;
 pub(super) mod topo;
 mod values;

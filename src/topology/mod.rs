@@ -1,0 +1,9 @@
+//! Vitess's rules about more than one record: what belongs together, what is computed from what, what contradicts what.
+//! Knows records and cells; must never know files. The commands use it directly, without a mount.
+//!
+//! Rules that compute something from records are pure functions over a [`Topology`]; what asks or changes a service is
+//! async and says so.
+
+mod picture;
+
+pub use picture::{CellRecords, Topology};

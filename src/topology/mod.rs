@@ -4,6 +4,12 @@
 //! Rules that compute something from records are pure functions over a [`Topology`]; what asks or changes a service is
 //! async and says so.
 
+pub mod graph;
 mod picture;
+pub mod ranges;
+pub mod vschema;
 
 pub use picture::{CellRecords, Topology};
+
+#[cfg(test)]
+mod tests;

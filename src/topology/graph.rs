@@ -28,12 +28,7 @@ pub struct SrvKeyspace {
 /// The SrvKeyspace of a keyspace, from its Keyspace and Shard records. Fails, in words, if Vitess would refuse to rebuild
 /// it. `allow_partial` lets a SNAPSHOT keyspace have gaps.
 pub fn srv_keyspace(codec: &Codec, global: &Snapshot, keyspace: &str, allow_partial: bool) -> Result<SrvKeyspace> {
-    if !is_vitess_name(keyspace) {
-        return Err(Error::new(
-            Kind::Invalid,
-            format!("{keyspace:?} is not a name that Vitess accepts for a keyspace"),
-        ));
-    }
+    refuse_name(keyspace)?;
     let record = decode(codec, global, Key::Keyspace(keyspace))?;
     let record = record.ok_or_else(|| is_missing(Key::Keyspace(keyspace)))?;
     let mut serving = serving_shards(codec, global, keyspace)?;
@@ -57,6 +52,14 @@ pub fn srv_keyspace(codec: &Codec, global: &Snapshot, keyspace: &str, allow_part
         message.set_field_by_name("partitions", Value::List(partitions.into_iter().collect::<Result<_>>()?));
     }
     Ok(SrvKeyspace { message, is_ordered })
+}
+
+/// Fails if Vitess accepts no keyspace of this name.
+pub(super) fn refuse_name(keyspace: &str) -> Result<()> {
+    if is_vitess_name(keyspace) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Invalid, format!("{keyspace:?} is not a name that Vitess accepts for a keyspace")))
 }
 
 impl SrvKeyspace {

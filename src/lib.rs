@@ -22,3 +22,4 @@ pub mod sample;
 pub mod store;
 pub mod topology;
 pub mod tree;
+mod users;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -10,10 +10,10 @@ use tokio_util::task::TaskTracker;
 use super::turns::Turns;
 use crate::alive;
 use crate::backend::{
-    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location,
+    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location, Role,
 };
 use crate::error::{Error, Kind, Result};
-use crate::mirror::{Health, Mirror, MirrorOptions, Snapshot};
+use crate::mirror::{Health, Mirror, MirrorOptions, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 
 /// How cells are connected.
@@ -154,6 +154,18 @@ impl Cell {
         let fetched = self.call(("get", ""), self.backend.get(path)).await?;
         self.mirror.observe(path, &fetched);
         Ok(fetched)
+    }
+
+    /// The records below a directory as the service has them now, at one point.
+    pub async fn records_now(&self, dir: &TopoPath) -> Result<Snapshot> {
+        self.refuse_if_down()?;
+        let listing = self.call(("list", ""), self.backend.list(dir)).await?;
+        let records = listing.nodes.into_iter().filter(|node| node.role == Role::Record);
+        let records = records.map(|node| {
+            let modified = node.modified.unwrap_or(SystemTime::UNIX_EPOCH);
+            (node.path, Record { value: node.value, version: node.version, modified })
+        });
+        Ok(Snapshot { records: records.collect(), at: listing.at, ..Snapshot::default() })
     }
 
     /// Applies all changes or none. The mirror shows them at once.

@@ -14,17 +14,19 @@ use crate::backend::Location;
 use crate::error::Result;
 use crate::mirror::{Batch, Health};
 use crate::name::{CellName, TopoPath};
-use crate::record::layout::{CELL_INFO, CELLS};
+use crate::record::layout::{CELL_INFO, CELLS, Key};
 use crate::record::{CellInfo, Records};
 
 mod cell;
 mod failure;
+mod joint;
 mod lock;
 pub mod lock_text;
 mod missed;
 mod turns;
 
 pub use cell::{Cell, CellOptions};
+pub use joint::Joints;
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
 
@@ -107,6 +109,20 @@ impl Cells {
     pub fn hidden(&self) -> Arc<BTreeMap<String, String>> {
         self.follow_records();
         self.hidden.load_full()
+    }
+
+    /// Why this mount has decided not to ask a cell anything; `None` if it shows the cell, or nobody could ask it.
+    pub fn not_asked(&self, name: &str) -> Option<String> {
+        let is_left_out = |only: &Vec<CellName>| !only.iter().any(|cell| cell.as_str() == name);
+        if self.options.only.as_ref().is_some_and(is_left_out) {
+            return Some("--cells does not name it".to_owned());
+        }
+        let path = TopoPath::parse(&Key::CellInfo(name).to_string()).ok()?;
+        let value = self.global.mirror.snapshot().records.get(&path)?.value.clone();
+        let CellInfo { server, root } = self.records.cell_info(&value)?;
+        let location = Location { implementation: self.options.global.implementation, server, root };
+        let CellOptions { servers, global, connect, .. } = &self.options;
+        servers.check(&location, global, connect).err().map(|error| error.to_string())
     }
 
     /// For each cell, the other cells with the same location.

@@ -10,6 +10,7 @@ use crate::notify::helper;
 mod commands;
 mod connection;
 mod flags;
+mod interrupt;
 mod log;
 mod one_line;
 mod options;
@@ -19,6 +20,9 @@ use commands::completions::CompletionsArgs;
 use commands::man;
 use commands::mount::{CommonArgs, MountArgs};
 use commands::notifier::NotifierArgs;
+use commands::rebuild_keyspace_graph::RebuildKeyspaceGraphArgs;
+use commands::rebuild_vschema_graph::RebuildVschemaGraphArgs;
+use commands::remove_keyspace_cell::RemoveKeyspaceCellArgs;
 use commands::unlock::UnlockArgs;
 use commands::{USAGE, complain};
 
@@ -45,6 +49,26 @@ enum Command {
     /// Works for the locks of any tool, and for locks that a dead process has left. Exit status: 0 if the lock is free,
     /// 1 if it is not, or after an error.
     Unlock(UnlockArgs),
+    /// Rebuild the SrvKeyspace records of keyspaces, as vtctldclient RebuildKeyspaceGraph does
+    ///
+    /// Stores what Vitess would store, under the lock of the keyspace, in all cells at once. Writes nothing if the key
+    /// ranges of the serving shards have gaps or overlap, if traffic is being moved, or if one of the cells does not
+    /// answer. Exit status: 0 if every cell has the new record, 1 if not.
+    #[command(alias = "RebuildKeyspaceGraph")]
+    RebuildKeyspaceGraph(RebuildKeyspaceGraphArgs),
+    /// Rebuild the SrvVSchema records of cells, as vtctldclient RebuildVSchemaGraph does
+    ///
+    /// Stores what Vitess would store, in all cells at once. An older rebuild never replaces a newer one: if a VSchema
+    /// or a rule changes meanwhile, all begins again. Exit status: 0 if every cell has the new record, 1 if not.
+    #[command(name = "rebuild-vschema-graph", alias = "RebuildVSchemaGraph")]
+    RebuildVschemaGraph(RebuildVschemaGraphArgs),
+    /// Remove a keyspace from a cell, as vtctldclient RemoveKeyspaceCell does
+    ///
+    /// Removes the keyspace's SrvKeyspace and ShardReplication records from the cell, under the lock of the keyspace.
+    /// Removes nothing if a primary is in the cell, or if tablets are left there. Exit status: 0 if all is removed, 1 if
+    /// not.
+    #[command(alias = "RemoveKeyspaceCell")]
+    RemoveKeyspaceCell(RemoveKeyspaceCellArgs),
     /// The helper process of a mount: raises inotify events
     #[command(hide = true, name = helper::HELPER)]
     Notifier(NotifierArgs),
@@ -72,6 +96,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(args) => args.run(),
         Command::Demo(args) => args.run_demo(),
         Command::Unlock(args) => args.run(),
+        Command::RebuildKeyspaceGraph(args) => args.run(),
+        Command::RebuildVschemaGraph(args) => args.run(),
+        Command::RemoveKeyspaceCell(args) => args.run(),
         Command::Notifier(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Man => man::run(Cli::command()),

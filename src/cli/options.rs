@@ -36,7 +36,16 @@ const IGNORED: &[&str] = &[
 
 /// Beginnings of Vitess's flags that topofs also has. None of them is a group of short flags, so one dash means the
 /// same as two.
-const VITESS: &[&str] = &["topo_", "topo-", "remote_operation_", "remote-operation-", "consul_auth_", "consul-auth-"];
+const VITESS: &[&str] = &[
+    "topo_",
+    "topo-",
+    "remote_operation_",
+    "remote-operation-",
+    "consul_auth_",
+    "consul-auth-",
+    "lock_timeout",
+    "lock-timeout",
+];
 
 /// A mount option that topofs does not understand.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -127,6 +127,7 @@ impl ViewArgs {
         TreeOptions {
             read_only: self.read_only,
             no_delete: self.no_delete,
+            force_cell_removal: self.force_cell_removal,
             list: list.into_iter().filter(|form| self.forms.contains(form)).collect(),
             forms: self.forms.clone(),
             uid: self.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
@@ -182,6 +183,7 @@ impl ViewArgs {
             "serve-stale": mirror.serve_stale,
             "read-only": tree.read_only,
             "no-delete": tree.no_delete,
+            "force-cell-removal": tree.force_cell_removal,
             "forms": tree.forms,
             "list": tree.list,
             "record": self.record,

@@ -4,7 +4,7 @@
 //! Each file knows only the files before it in this list:
 //!
 //! - `table` knows who of this mount holds which bytes; `patience` knows how long a caller waits; `bounds` limits how
-//!   many wait; `users` and `cells/lock_text` write what stands in a lock; `names` names locks and processes in events;
+//!   many wait; `cells/lock_text` writes what stands in a lock; `names` names locks and processes in events;
 //! - `save_turns`, `staying` and `times_left` remember things for the saves and the report;
 //! - `held` has the locks that this mount holds, and releases them;
 //! - `line` stands in a service's line; `acquire` locks a directory for a program; `saving` has the locks that a save
@@ -42,15 +42,14 @@ mod saving;
 mod staying;
 mod table;
 mod times_left;
-mod users;
 
 pub use crate::cells::lock_text::{Reason, contents, host_name};
+pub use crate::users::user_name;
 pub use acquire::Request;
 pub use held::Locks;
 pub use patience::{Ended, Patience};
 pub use saving::{Fence, Temporary};
 pub use table::Range;
-pub use users::user_name;
 
 use acquire::would_block;
 use held::ending;

@@ -13,13 +13,13 @@ use tokio::time::{Instant, timeout_at};
 use super::held::{Held, Locks};
 use super::line::{Before, MOMENT, Taken, Who, same_lock};
 use super::staying::GRACE;
-use super::users::user_name;
 use crate::backend::{Change, Node};
 use crate::cells::Cell;
 use crate::cells::lock_text::{Reason, contents, in_words, save_below};
 use crate::error::{Error, Kind, Result};
 use crate::name::TopoPath;
 use crate::process::{Actor, descends_from};
+use crate::users::user_name;
 
 /// A lock that is taken for one save.
 #[derive(Debug, Default)]

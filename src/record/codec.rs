@@ -57,6 +57,16 @@ impl Codec {
             .map_err(|error| Error::new(Kind::BadMessage, format!("cannot be decoded as {message}: {error}")))
     }
 
+    /// An empty message.
+    pub fn empty(&self, message: &str) -> Result<DynamicMessage> {
+        Ok(DynamicMessage::new(self.descriptor(message)?))
+    }
+
+    /// The bytes of a message: equal messages have equal bytes.
+    pub fn encode(&self, message: &DynamicMessage) -> Bytes {
+        encode::encode(message).into()
+    }
+
     /// A form of stored bytes.
     pub fn show(&self, message: &str, form: Form, raw: &Bytes) -> Result<Bytes> {
         Ok(match form {

@@ -52,7 +52,8 @@ fn is_vitess_record(cell: &CellName, path: &TopoPath) -> bool {
     }
 }
 
-fn is_vitess_name(name: &str) -> bool {
+/// Whether Vitess accepts a name for a keyspace or a shard.
+pub fn is_vitess_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_LIMIT
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))

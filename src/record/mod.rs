@@ -27,7 +27,7 @@ mod wire;
 
 pub use cell_info::CellInfo;
 pub use codec::Codec;
-pub use kind::{Kinds, is_editor_file};
+pub use kind::{Kinds, is_editor_file, is_vitess_name};
 
 /// Room for printed forms and their values, in bytes: a few large VSchemas and some ten thousand small records.
 const CACHE_BYTES: u64 = 64 << 20;

@@ -7,17 +7,47 @@ use async_trait::async_trait;
 
 use super::commits::{Commits, heard};
 use super::contract::{RespectLocks, Store};
-use crate::backend::{Action, Applied, Change, Fetched, Limits};
-use crate::cells::Cell;
+use crate::backend::{Action, Applied, Change, Fetched, Guard, Limits};
+use crate::cells::{Cell, Cells};
+use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Fence, Locks, Temporary};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
 use crate::record::layout::{self, Key};
+use crate::topology::cells::{Parting, may_part, refuse_overlap};
 
 /// How often to try a change while the locks that guard it are being released.
 pub(super) const LOCK_CHANGES: usize = 16;
+
+/// The records after the removals among some changes: a renamed alias does not overlap itself.
+fn without(mut snapshot: Snapshot, changes: &[Change]) -> Snapshot {
+    for change in changes.iter().filter(|change| change.action == Action::Delete) {
+        snapshot.records.remove(&change.path);
+    }
+    snapshot
+}
+
+/// The rules of a mount about the records of cells.
+#[derive(Debug, Clone)]
+pub struct CellRules {
+    /// The cells that the mount shows.
+    pub cells: Arc<Cells>,
+    /// Where warnings go.
+    pub control: Arc<Control>,
+    /// Whether the record of a cell in use may be removed.
+    pub force_removal: bool,
+}
+
+impl CellRules {
+    /// The record of a cell was removed that may have been in use.
+    fn warn(&self, cell: &CellName, path: &TopoPath, actor: Actor, why: &str) {
+        let reason = format!("it is unknown whether the cell had serving keyspaces: {why}");
+        tracing::warn!(%cell, %path, uid = actor.uid, pid = actor.process, reason, "the record of a cell was removed");
+        self.control.events.record(cell, path.as_str(), "warning", &[("reason", reason.into())]);
+    }
+}
 
 /// A cell, and the locks of this mount.
 #[derive(Debug, Clone)]
@@ -25,12 +55,51 @@ pub struct Live {
     cell: Arc<Cell>,
     locks: Arc<Locks>,
     respected: RespectLocks,
+    rules: Option<CellRules>,
 }
 
 impl Live {
     /// The records of a cell.
     pub fn new(cell: Arc<Cell>, locks: Arc<Locks>, respected: RespectLocks) -> Self {
-        Self { cell, locks, respected }
+        Self { cell, locks, respected, rules: None }
+    }
+
+    /// The same, with rules about the records of cells.
+    pub fn with_rules(self, rules: CellRules) -> Self {
+        Self { rules: Some(rules), ..self }
+    }
+
+    /// Refuses changes that the rules about the records of cells forbid. Returns why a removal that is allowed may be a
+    /// mistake.
+    async fn refuse_by_rules(&self, changes: &[Change]) -> Result<Vec<(TopoPath, String)>> {
+        let Some(rules) = self.rules.as_ref().filter(|_| self.cell.holds_global()) else { return Ok(Vec::new()) };
+        let mut doubts = Vec::new();
+        for change in changes {
+            match (Key::in_global(&change.path), &change.action) {
+                (Some(Key::CellInfo(name)), Action::Delete) if !rules.force_removal => {
+                    if let Parting::Unknown(why) = may_part(&rules.cells, name).await? {
+                        doubts.push((change.path.clone(), why));
+                    }
+                }
+                (Some(Key::CellsAlias(alias)), Action::Put(value)) => {
+                    let aliases = TopoPath::parse(layout::CELLS_ALIASES)?;
+                    let others = self.cell.records_now(&aliases).await?;
+                    refuse_overlap(&without(others, changes), alias, value)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(doubts)
+    }
+
+    async fn commit_with_locks(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
+        for _ in 0..LOCK_CHANGES {
+            if let Some(applied) = self.commit_once(actor, changes, commits).await? {
+                return Ok(applied);
+            }
+        }
+        let first = changes.first().map_or("", |change| change.path.as_str());
+        Err(Error::new(Kind::Busy, format!("the locks above {}/{first} change too often", self.cell.name)))
     }
 
     /// One attempt of a commit; `None` if a lock that guarded it was released meanwhile, and nothing has changed.
@@ -130,13 +199,12 @@ impl Store for Live {
     /// Commits with the locks that concern the changes: the locks that this mount holds on directories above guard the
     /// transaction, and the commit takes the locks that a save must have.
     async fn commit(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        for _ in 0..LOCK_CHANGES {
-            if let Some(applied) = self.commit_once(actor, changes, commits).await? {
-                return Ok(applied);
-            }
+        let doubts = self.refuse_by_rules(changes).await?;
+        let applied = self.commit_with_locks(actor, changes, commits).await?;
+        for (rules, (path, why)) in doubts.iter().flat_map(|doubt| self.rules.iter().map(move |rules| (rules, doubt))) {
+            rules.warn(&self.cell.name, path, actor, why);
         }
-        let first = changes.first().map_or("", |change| change.path.as_str());
-        Err(Error::new(Kind::Busy, format!("the locks above {}/{first} change too often", self.cell.name)))
+        Ok(applied)
     }
 
     /// Checks the locks at open, because shells ignore the errors of close.
@@ -150,6 +218,8 @@ impl Store for Live {
 
     async fn refuse_removal(&self, actor: Actor, path: &TopoPath) -> Result<()> {
         self.refuse_early(actor, path).await?;
+        let removal = Change { path: path.clone(), guard: Guard::Any, action: Action::Delete };
+        self.refuse_by_rules(&[removal]).await?;
         match self.keyspace_of(path) {
             Some(dir) => self.locks.refuse_if_foreign(&self.cell, &dir).await,
             None => Ok(()),

@@ -12,7 +12,7 @@ mod plain;
 
 pub use commits::{Commits, Made, Mark, Unheard};
 pub use contract::{RespectLocks, Store};
-pub use live::Live;
+pub use live::{CellRules, Live};
 pub use plain::Plain;
 
 #[cfg(test)]

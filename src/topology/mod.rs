@@ -4,6 +4,16 @@
 //! Rules that compute something from records are pure functions over a [`Topology`]; what asks or changes a service is
 //! async and says so.
 
+pub mod cells;
+pub mod graph;
+pub mod lock;
 mod picture;
+pub mod ranges;
+pub mod rebuild;
+pub mod remove;
+pub mod vschema;
 
 pub use picture::{CellRecords, Topology};
+
+#[cfg(test)]
+mod tests;

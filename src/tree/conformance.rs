@@ -56,6 +56,7 @@ pub(crate) async fn tree_over(connect: ConnectOptions, read_only: bool) -> (Arc<
     let options = TreeOptions {
         read_only,
         no_delete: false,
+        force_cell_removal: false,
         forms: Form::ALL.to_vec(),
         list: Form::ALL.to_vec(),
         uid: 0,

@@ -15,6 +15,8 @@ pub struct TreeOptions {
     pub read_only: bool,
     /// Refuse to delete stored records.
     pub no_delete: bool,
+    /// Also delete the CellInfo records of cells that have serving keyspaces.
+    pub force_cell_removal: bool,
     /// The forms that exist.
     pub forms: Vec<Form>,
     /// The forms that a directory listing shows.

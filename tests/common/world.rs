@@ -20,6 +20,7 @@ pub fn tree_options() -> TreeOptions {
     TreeOptions {
         read_only: false,
         no_delete: false,
+        force_cell_removal: false,
         forms: Form::ALL.to_vec(),
         list: Form::ALL.to_vec(),
         uid: 0,

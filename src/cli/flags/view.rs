@@ -19,6 +19,11 @@ pub(in crate::cli) struct ViewArgs {
     /// Refuse to delete stored records
     #[arg(long, env = "TOPOFS_NO_DELETE", value_parser = BoolishValueParser::new())]
     pub no_delete: bool,
+    /// Let the CellInfo record of a cell be deleted although keyspaces are served there
+    ///
+    /// Without this flag, topofs refuses that with EBUSY, as vtctldclient DeleteCellInfo does without --force.
+    #[arg(long, env = "TOPOFS_FORCE_CELL_REMOVAL", value_parser = BoolishValueParser::new())]
+    pub force_cell_removal: bool,
     /// The forms in which records exist
     #[arg(long, value_name = "FORM,...", value_delimiter = ',', default_value = "raw,txt,json", env = "TOPOFS_FORMS")]
     pub forms: Vec<Form>,

@@ -11,6 +11,8 @@ use super::draft::{Draft, Occasion};
 use super::memory::Reading;
 use crate::error::{Error, Kind, Result};
 use crate::process::{Ending, Life, ending, is_being_killed, pid_of, writers_of};
+use crate::record::layout::Key;
+use crate::topology::cells::refuse_overlap;
 use crate::tree::caller::Caller;
 use crate::tree::namespace::{At, OpenFile, Part, Rest};
 
@@ -67,8 +69,26 @@ impl OpenFile for OpenDraft {
 
 impl RecordFiles {
     pub(super) fn write_draft(&self, draft: &Draft, offset: usize, data: &[u8]) -> Result<()> {
-        let check = |content: &[u8]| self.codec.refuse_early(&draft.cell, &draft.path, draft.form, content);
+        let check = |content: &[u8]| {
+            self.codec.refuse_early(&draft.cell, &draft.path, draft.form, content)?;
+            self.refuse_alias_early(draft, content)
+        };
         draft.write(offset, data, check).inspect_err(|_| self.memory.not_saved(draft.opener, &draft.file()))
+    }
+
+    /// Refuses an alias whose cells are in another one already: more bytes can only add cells.
+    fn refuse_alias_early(&self, draft: &Draft, content: &[u8]) -> Result<()> {
+        let Draft { cell, path, form, .. } = draft;
+        let Some(Key::CellsAlias(alias)) = Key::in_global(path) else { return Ok(()) };
+        let Ok(shown) = self.cell(cell) else { return Ok(()) };
+        // What cannot be parsed is not complete yet.
+        let Ok(Some(value)) = self.codec.store(cell, path, *form, &Bytes::copy_from_slice(content), None) else {
+            return Ok(());
+        };
+        match shown.holds_global() && !value.is_empty() {
+            true => refuse_overlap(&shown.mirror.snapshot(), alias, &value),
+            false => Ok(()),
+        }
     }
 
     /// A descriptor is closed: saves what its process has written.

@@ -40,8 +40,8 @@ use crate::locks::Locks;
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::{Form, Records};
-use crate::store::Live;
 use crate::store::own::OwnCommits;
+use crate::store::{CellRules, Live};
 use memory::Memory;
 use scratch::ScratchSpace;
 
@@ -107,7 +107,12 @@ impl RecordFiles {
 
     /// The records of a cell, with the locks of this mount.
     pub(crate) fn store(&self, cell: &CellName) -> Result<Live> {
-        Ok(Live::new(self.cell(cell)?, self.locks.clone(), self.options.respect_locks))
+        let rules = CellRules {
+            cells: self.cells.clone(),
+            control: self.control.clone(),
+            force_removal: self.options.force_cell_removal,
+        };
+        Ok(Live::new(self.cell(cell)?, self.locks.clone(), self.options.respect_locks).with_rules(rules))
     }
 
     /// Whether a stored key has the name of a decoded form of another key.

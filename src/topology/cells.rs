@@ -1,0 +1,178 @@
+//! Rules about the records of cells and of their aliases. Must never let a cell go that is known to be in use.
+
+use prost::Message;
+
+use crate::cells::Cells;
+use crate::error::{Error, Kind, Result};
+use crate::mirror::{Record, Snapshot};
+use crate::name::{CellName, TopoPath};
+use crate::record::layout::{self, Key};
+use crate::record::messages::topodata;
+
+/// Most records that a refusal names.
+const NAMED: usize = 3;
+
+/// Whether a cell may be given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parting {
+    /// It holds nothing that serves.
+    Free,
+    /// That is unknown, because the cell does not answer; why.
+    Unknown(String),
+}
+
+/// Whether the CellInfo record of a cell may be removed. As in Vitess, not while anything is stored in the cell's
+/// directory of keyspaces. The record of a cell that does not answer may be removed: the cell may be gone for good.
+pub async fn may_part(cells: &Cells, name: &str) -> Result<Parting> {
+    let info = Key::CellInfo(name);
+    let Some(cell) = CellName::new(name).ok().filter(|name| !name.is_global()).and_then(|name| cells.get(&name)) else {
+        return match cells.not_asked(name) {
+            Some(reason) => Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "global/{info}: this mount does not know whether the cell has serving keyspaces: {reason}{LIFT}"
+                ),
+            )),
+            // Nobody can reach a cell with such a name or record.
+            None => Ok(Parting::Unknown("no cell can be reached by this record".to_owned())),
+        };
+    };
+    match cell.snapshot().await {
+        Ok(snapshot) => refuse_serving(name, &snapshot).map(|()| Parting::Free),
+        Err(error) if error.kind == Kind::Unreachable => Ok(Parting::Unknown(error.reason)),
+        Err(error) => Err(Error::new(
+            error.kind,
+            format!("global/{info}: it is unknown whether the cell has serving keyspaces: {error}{LIFT}"),
+        )),
+    }
+}
+
+/// How to go on anyway.
+const LIFT: &str = " (a mount with --force-cell-removal removes it anyway)";
+
+fn refuse_serving(name: &str, snapshot: &Snapshot) -> Result<()> {
+    let keyspaces = TopoPath::parse(layout::KEYSPACES)?;
+    let all: Vec<&TopoPath> = snapshot.below(&keyspaces).map(|(path, _)| path).collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    let is_serving = |path: &&&TopoPath| matches!(Key::in_cell(path), Some(Key::SrvKeyspace(_)));
+    let serving: Vec<&TopoPath> = all.iter().filter(is_serving).copied().collect();
+    let (what, records) = match serving.is_empty() {
+        true => ("still has records of keyspaces", all),
+        false => ("has serving keyspaces", serving),
+    };
+    let mut names: Vec<String> = records.iter().take(NAMED).map(|path| format!("{name}/{path}")).collect();
+    if records.len() > NAMED {
+        names.push(format!("{} more", records.len() - NAMED));
+    }
+    Err(Error::new(
+        Kind::Busy,
+        format!(
+            "global/{}: the cell {what}: {}. Remove them first, with topofs remove-keyspace-cell or rm -r{LIFT}",
+            Key::CellInfo(name),
+            names.join(", ")
+        ),
+    ))
+}
+
+/// Refuses an alias with a cell that another alias has, as Vitess does: which alias would a cell belong to? As Vitess
+/// sees it, an alias without cells overlaps every other that has cells.
+pub fn refuse_overlap(global: &Snapshot, alias: &str, value: &[u8]) -> Result<()> {
+    // What cannot be decoded is refused, or let through, elsewhere.
+    let Ok(new) = topodata::CellsAlias::decode(value) else { return Ok(()) };
+    for (path, record) in global.below(&TopoPath::parse(layout::CELLS_ALIASES)?) {
+        let Some(Key::CellsAlias(other)) = Key::in_global(path) else { continue };
+        if other != alias {
+            refuse_overlap_with(alias, &new, path, record)?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse_overlap_with(alias: &str, new: &topodata::CellsAlias, path: &TopoPath, record: &Record) -> Result<()> {
+    let refused = |why: String| Err(Error::new(Kind::Busy, format!("global/{}: {why}", Key::CellsAlias(alias))));
+    let Ok(other) = topodata::CellsAlias::decode(record.value.clone()) else {
+        return refused(format!("its cells may overlap those of global/{path}, which cannot be decoded"));
+    };
+    if new.cells.is_empty() && !other.cells.is_empty() {
+        return refused(format!("an alias without cells overlaps global/{path}, as Vitess sees it"));
+    }
+    let mut both: Vec<&str> = new.cells.iter().filter(|cell| other.cells.contains(cell)).map(String::as_str).collect();
+    both.dedup();
+    match both.as_slice() {
+        [] => Ok(()),
+        [cell] => refused(format!("cell {cell} is in global/{path} already")),
+        cells => refused(format!("cells {} are in global/{path} already", cells.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::backend::{Revision, Version};
+
+    fn snapshot(records: &[(&str, &[u8])]) -> Snapshot {
+        let version = Version { number: 1, written: Revision(1), created: Revision(1) };
+        let mut snapshot = Snapshot::default();
+        for (path, value) in records {
+            let record = Record { value: value.to_vec().into(), version, modified: SystemTime::UNIX_EPOCH };
+            snapshot.records.insert(TopoPath::parse(path).unwrap(), record);
+        }
+        snapshot
+    }
+
+    #[test]
+    fn a_cell_with_anything_in_its_directory_of_keyspaces_is_in_use() {
+        let free = [
+            &[][..],
+            &[("SrvVSchema", &b""[..]), ("tablets/zone1-0000000100/Tablet", b""), ("keyspaces_old/a/SrvKeyspace", b"")],
+        ];
+        for records in free {
+            refuse_serving("zone1", &snapshot(records)).unwrap();
+        }
+        let leftover = ("keyspaces/ks/shards/0/ShardReplication", &b""[..]);
+        for (records, expected) in [
+            (
+                vec![("keyspaces/ks/SrvKeyspace", &b""[..]), leftover],
+                "global/cells/zone1/CellInfo: the cell has serving keyspaces: zone1/keyspaces/ks/SrvKeyspace. ",
+            ),
+            (vec![leftover], "still has records of keyspaces: zone1/keyspaces/ks/shards/0/ShardReplication. "),
+        ] {
+            let error = refuse_serving("zone1", &snapshot(&records)).unwrap_err();
+            assert!(error.kind == Kind::Busy && error.reason.contains(expected), "{error}");
+        }
+        let many: Vec<String> = (0..5).map(|number| format!("keyspaces/k{number}/SrvKeyspace")).collect();
+        let many: Vec<(&str, &[u8])> = many.iter().map(|path| (path.as_str(), &b""[..])).collect();
+        let error = refuse_serving("zone1", &snapshot(&many)).unwrap_err();
+        assert!(error.reason.contains("zone1/keyspaces/k2/SrvKeyspace, 2 more. "), "{error}");
+    }
+
+    #[test]
+    fn aliases_may_not_share_a_cell() {
+        let alias = |cells: &[&str]| {
+            topodata::CellsAlias { cells: cells.iter().map(ToString::to_string).collect() }.encode_to_vec()
+        };
+        let (east, none) = (alias(&["a", "b"]), alias(&[]));
+        let global = snapshot(&[("cells_aliases/east/CellsAlias", &east), ("cells_aliases/none/CellsAlias", &none)]);
+        let refused = |name: &str, cells: &[&str]| {
+            refuse_overlap(&global, name, &alias(cells)).map_err(|error| {
+                assert_eq!(error.kind, Kind::Busy);
+                error.reason
+            })
+        };
+        refused("west", &["c"]).unwrap();
+        refused("east", &["a", "c"]).unwrap();
+        let said = refused("west", &["b", "c", "a"]).unwrap_err();
+        let other = "global/cells_aliases/east/CellsAlias";
+        assert_eq!(said, format!("global/cells_aliases/west/CellsAlias: cells b, a are in {other} already"));
+        assert!(refused("west", &["b"]).unwrap_err().contains("cell b is in "));
+        assert!(refused("west", &[]).unwrap_err().contains(&format!("without cells overlaps {other}")));
+        let broken = snapshot(&[("cells_aliases/x/CellsAlias", &b"\xff"[..])]);
+        let error = refuse_overlap(&broken, "west", &alias(&["c"])).unwrap_err();
+        assert!(error.reason.contains("which cannot be decoded"), "{error}");
+        refuse_overlap(&broken, "x", &alias(&["c"])).unwrap();
+    }
+}

@@ -1,0 +1,1 @@
+//! Rules about cells, in a mount.

@@ -1,0 +1,1 @@
+//! Rebuilding SrvKeyspace and SrvVSchema.

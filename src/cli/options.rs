@@ -36,7 +36,21 @@ const IGNORED: &[&str] = &[
 
 /// Beginnings of Vitess's flags that topofs also has. None of them is a group of short flags, so one dash means the
 /// same as two.
-const VITESS: &[&str] = &["topo_", "topo-", "remote_operation_", "remote-operation-", "consul_auth_", "consul-auth-"];
+const VITESS: &[&str] = &[
+    "topo_",
+    "topo-",
+    "remote_operation_",
+    "remote-operation-",
+    "consul_auth_",
+    "consul-auth-",
+    // Those of topo2topo.
+    "from_",
+    "from-",
+    "to_",
+    "to-",
+    "do_",
+    "do-",
+];
 
 /// A mount option that topofs does not understand.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,7 +100,8 @@ fn dashed(arg: &str) -> String {
     }
 }
 
-fn expand(list: &OsStr) -> Result<Vec<OsString>, OptionError> {
+/// A list of options as flags: `a,b_c=d` becomes `--a --b-c=d`.
+pub(super) fn expand(list: &OsStr) -> Result<Vec<OsString>, OptionError> {
     let list = list.to_str().ok_or(OptionError::NotText)?;
     let options = split(list).into_iter().filter(|option| !option.is_empty() && !is_ignored(option));
     options

@@ -5,6 +5,7 @@ pub(super) mod demo;
 pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod notifier;
+pub(super) mod topo2topo;
 pub(super) mod unlock;
 
 use std::io::Write;

@@ -1,6 +1,7 @@
 //! The flags: each is defined once, and help, man page and completions come from that.
 
 pub(super) mod connect;
+pub(super) mod migrate;
 pub(super) mod process;
 pub(super) mod topo;
 mod values;

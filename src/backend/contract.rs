@@ -79,6 +79,8 @@ pub struct Listing {
     pub at: Revision,
     /// Number of skipped keys, which cannot be file names.
     pub skipped: u64,
+    /// How many of them could be, but end with a session and are no locks.
+    pub ephemeral: u64,
 }
 
 /// One node, and the point at which it was read.
@@ -304,6 +306,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// One node, as the service has it now (linearizable if the service offers that).
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError>;
 
+    /// Why this service cannot hold such a record, as far as it can be known without asking. `holds_others` says
+    /// whether there are records below the path.
+    fn cannot_hold(&self, path: &TopoPath, value: &[u8], holds_others: bool) -> Option<String> {
+        let _ = holds_others;
+        let is_lock = || self.locked_dir(path).map(|dir| format!("it would be taken for a lock of {dir}"));
+        too_large(value.len(), self.limits()).or_else(is_lock)
+    }
+
     /// Names of what this kind of service knows about a node beside its version.
     fn attributes(&self) -> &'static [&'static str] {
         &[]
@@ -356,6 +366,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     }
 }
 
+/// Why a value of this size is refused.
+pub(crate) fn too_large(bytes: usize, limits: Limits) -> Option<String> {
+    (bytes > limits.value).then(|| format!("{bytes} bytes, but the service accepts {}", limits.value))
+}
+
 /// Refuses what the service would refuse, before sending anything.
 pub(crate) fn check_limits(changes: &[Change], limits: Limits) -> Result<(), BackendError> {
     if changes.len() > limits.changes {
@@ -366,12 +381,9 @@ pub(crate) fn check_limits(changes: &[Change], limits: Limits) -> Result<(), Bac
     }
     for change in changes {
         if let Action::Put(value) = &change.action
-            && value.len() > limits.value
+            && let Some(reason) = too_large(value.len(), limits)
         {
-            return Err(BackendError::new(
-                Failure::TooLarge,
-                format!("{}: {} bytes, but the service accepts {}", change.path, value.len(), limits.value),
-            ));
+            return Err(BackendError::new(Failure::TooLarge, format!("{}: {reason}", change.path)));
         }
     }
     Ok(())

@@ -260,6 +260,10 @@ impl Backend for Faulty {
         self.pass(Call::Get, self.0.inner.get(path)).await
     }
 
+    fn cannot_hold(&self, path: &TopoPath, value: &[u8], holds_others: bool) -> Option<String> {
+        self.0.inner.cannot_hold(path, value, holds_others)
+    }
+
     fn attributes(&self) -> &'static [&'static str] {
         self.0.inner.attributes()
     }

@@ -23,6 +23,7 @@ use commands::notifier::NotifierArgs;
 use commands::rebuild_keyspace_graph::RebuildKeyspaceGraphArgs;
 use commands::rebuild_vschema_graph::RebuildVschemaGraphArgs;
 use commands::remove_keyspace_cell::RemoveKeyspaceCellArgs;
+use commands::topo2topo::{self, Topo2topoArgs};
 use commands::unlock::UnlockArgs;
 use commands::{USAGE, complain};
 
@@ -69,6 +70,16 @@ enum Command {
     /// not.
     #[command(alias = "RemoveKeyspaceCell")]
     RemoveKeyspaceCell(RemoveKeyspaceCellArgs),
+    /// Copy a topology to another service, or compare the two
+    ///
+    /// Without a --do flag, everything is copied that the topology holds, byte for byte, except locks. The target's
+    /// CellInfo records say where the records of a cell go; a cell that the target does not know gets the CellInfo
+    /// record of the source, with the server and the root that --map-server and --map-root say. Nothing is overwritten
+    /// that somebody changes at the target meanwhile. The command can be interrupted and run again. Exit status: 0 if
+    /// the target has everything, 1 if some records were not copied (with --compare, if there are differences), 2 after
+    /// any other error.
+    #[command(name = "topo2topo")]
+    Topo2topo(Box<Topo2topoArgs>),
     /// The helper process of a mount: raises inotify events
     #[command(hide = true, name = helper::HELPER)]
     Notifier(NotifierArgs),
@@ -80,6 +91,9 @@ enum Command {
 
 /// Runs the command line.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // A wrong command line must not look like a difference.
+    let wrong = if args.get(1).is_some_and(|name| name == "topo2topo") { topo2topo::TROUBLE } else { USAGE };
     let parsed = match normalize(args) {
         Ok(args) => Cli::try_parse_from(args),
         Err(error) => Err(Cli::command().error(clap::error::ErrorKind::InvalidValue, error)),
@@ -89,7 +103,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // Help and version are not errors. If the pipe is closed, nobody reads them.
             let _ = error.print();
-            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { wrong.into() } else { ExitCode::SUCCESS };
         }
     };
     let ended = match &cli.command {
@@ -99,13 +113,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::RebuildKeyspaceGraph(args) => args.run(),
         Command::RebuildVschemaGraph(args) => args.run(),
         Command::RemoveKeyspaceCell(args) => args.run(),
+        Command::Topo2topo(args) => args.run(),
         Command::Notifier(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Man => man::run(Cli::command()),
     };
     ended.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));
-        USAGE.into()
+        wrong.into()
     })
 }
 

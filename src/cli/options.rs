@@ -45,6 +45,13 @@ const VITESS: &[&str] = &[
     "consul-auth-",
     "lock_timeout",
     "lock-timeout",
+    // Those of topo2topo.
+    "from_",
+    "from-",
+    "to_",
+    "to-",
+    "do_",
+    "do-",
 ];
 
 /// A mount option that topofs does not understand.
@@ -95,7 +102,8 @@ fn dashed(arg: &str) -> String {
     }
 }
 
-fn expand(list: &OsStr) -> Result<Vec<OsString>, OptionError> {
+/// A list of options as flags: `a,b_c=d` becomes `--a --b-c=d`.
+pub(super) fn expand(list: &OsStr) -> Result<Vec<OsString>, OptionError> {
     let list = list.to_str().ok_or(OptionError::NotText)?;
     let options = split(list).into_iter().filter(|option| !option.is_empty() && !is_ignored(option));
     options

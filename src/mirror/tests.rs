@@ -114,7 +114,7 @@ fn version(written: u64) -> Version {
 
 fn listing(at: u64, nodes: &[(&str, &str, u64)]) -> Listing {
     let nodes = nodes.iter().map(|(name, value, written)| node(name, value, *written)).collect();
-    Listing { nodes, at: Revision(at), skipped: 0 }
+    Listing { nodes, at: Revision(at), ..Listing::default() }
 }
 
 fn event(name: &str, value: Option<&str>, at: u64) -> WatchBatch {

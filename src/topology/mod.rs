@@ -5,6 +5,7 @@
 //! async and says so.
 
 pub mod cells;
+pub mod copy;
 pub mod graph;
 pub mod lock;
 mod picture;

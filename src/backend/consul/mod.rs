@@ -13,13 +13,13 @@ use futures::StreamExt;
 
 use super::contract::{
     Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Revision,
-    SharedPlace, Version, WatchStream, check_limits,
+    SharedPlace, Version, WatchStream, check_limits, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
 use super::lock::removal;
 use crate::name::{CellName, TopoPath};
-use crate::record::layout::{LOCK, is_election, needs_no_records};
+use crate::record::layout::{LOCK, Lockable, is_election, needs_no_records};
 
 mod call;
 mod changes;
@@ -241,6 +241,12 @@ impl Backend for Consul {
             _ if is_election(node) => Some(node.clone()),
             _ => None,
         }
+    }
+
+    fn cannot_hold(&self, path: &TopoPath, value: &[u8], _: bool) -> Option<String> {
+        let dir = self.locked_dir(path).filter(|dir| Lockable::of(dir).is_some());
+        let is_lock = || dir.map(|dir| format!("Vitess would use this key as the lock of {dir}"));
+        too_large(value.len(), LIMITS).or_else(is_lock)
     }
 
     fn has_queue(&self) -> bool {

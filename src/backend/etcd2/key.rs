@@ -54,6 +54,11 @@ fn role(path: &TopoPath, lease: i64) -> Role {
     }
 }
 
+/// Whether a key without a lease counts as a lock at this path.
+pub(super) fn blocks_as_copied(path: &TopoPath) -> bool {
+    role(path, 0) != Role::Record
+}
+
 /// The lease of a lock.
 pub(super) fn owner(lease: i64) -> Owner {
     Owner(u128::from(lease.cast_unsigned()))

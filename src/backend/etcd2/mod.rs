@@ -13,7 +13,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, Tx
 
 use super::contract::{
     Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Revision,
-    SharedPlace, WatchStream, check_limits,
+    SharedPlace, WatchStream, check_limits, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
@@ -277,6 +277,11 @@ impl Backend for Etcd {
             Err(error) if error.failure == Failure::NoSpace => self.found_after(changes, error).await,
             Err(error) => Err(error),
         }
+    }
+
+    fn cannot_hold(&self, path: &TopoPath, value: &[u8], _: bool) -> Option<String> {
+        let is_lock = || key::blocks_as_copied(path).then(|| "it would be taken for a lock".to_owned());
+        too_large(value.len(), self.limits).or_else(is_lock)
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

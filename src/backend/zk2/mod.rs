@@ -14,7 +14,7 @@ use zookeeper_client::Permission;
 
 use super::contract::{
     Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, SIGN_OF_LIFE, SharedPlace,
-    WatchStream, check_limits,
+    WatchStream, check_limits, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
@@ -193,6 +193,19 @@ impl Backend for Zk {
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
         self.with_credentials(|| self.look_at(path)).await
+    }
+
+    fn cannot_hold(&self, path: &TopoPath, value: &[u8], holds_others: bool) -> Option<String> {
+        if let Some(reason) = too_large(value.len(), LIMITS) {
+            return Some(reason);
+        }
+        if let Some(letter) = path.as_str().chars().find(|letter| znode::is_refused(*letter)) {
+            return Some(format!("ZooKeeper accepts no {letter:?} in a name"));
+        }
+        if value.is_empty() && holds_others {
+            return Some("it is empty and has other records below it: on ZooKeeper, that is a directory".to_owned());
+        }
+        roles::locked_dir(path).map(|dir| format!("it would be taken for a lock of {dir}"))
     }
 
     fn attributes(&self) -> &'static [&'static str] {

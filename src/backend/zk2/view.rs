@@ -162,7 +162,10 @@ impl View {
                 let role = self.role(sessions, &path, &znode).await?;
                 self.nodes.lock().insert(path.clone(), Known::of(&znode.stat, role));
                 match (role, self.keys.path(path.as_bytes())) {
-                    (Some(role), Some(path)) if path != *dir && !is_shown(&path, role) => listing.skipped += 1,
+                    (Some(role), Some(path)) if path != *dir && !is_shown(&path, role) => {
+                        listing.skipped += 1;
+                        listing.ephemeral += 1;
+                    }
                     (Some(role), Some(path)) if path != *dir => listing.nodes.push(node(path, znode, role)),
                     _ => {}
                 }

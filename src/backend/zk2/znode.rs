@@ -30,6 +30,12 @@ pub(super) fn znode_path(keys: &KeySpace, path: &TopoPath) -> String {
     }
 }
 
+/// Letters that ZooKeeper refuses in a path (its PathUtils): control characters, and what Java counts as half a letter
+/// or as none.
+pub(super) fn is_refused(letter: char) -> bool {
+    matches!(letter, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
+}
+
 /// The znodes above, the nearest first, `/` last.
 pub(super) fn ancestors(path: &str) -> Vec<String> {
     std::iter::successors(parent(path), |path| parent(path)).map(ToOwned::to_owned).collect()

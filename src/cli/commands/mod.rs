@@ -8,6 +8,7 @@ pub(super) mod notifier;
 pub(super) mod rebuild_keyspace_graph;
 pub(super) mod rebuild_vschema_graph;
 pub(super) mod remove_keyspace_cell;
+pub(super) mod topo2topo;
 pub(super) mod unlock;
 
 use std::io::Write;

@@ -9,7 +9,7 @@ use super::values::{duration, lock_delay, seconds, session_ttl};
 use crate::backend::etcd2::EtcdOptions;
 
 /// How to talk to services: the same for all cells.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Services")]
 pub(in crate::cli) struct ConnectArgs {
     /// The servers in CellInfo records that topofs connects to and sends credentials to: any, verified, global, or

@@ -2,6 +2,7 @@
 
 pub(super) mod connect;
 pub(super) mod lock;
+pub(super) mod migrate;
 pub(super) mod process;
 pub(super) mod topo;
 mod values;

@@ -33,8 +33,8 @@ fn a_list_that_was_overtaken_changes_nothing() {
     state.put(node("gone", "x", 3), now);
     state.delete(&TopoPath::parse("gone").unwrap(), Revision(8));
     let nodes = vec![node("kept", "old", 2), node("gone", "x", 3)];
-    assert!(state.reconcile(Listing { nodes, at: Revision(5), skipped: 0 }, now).is_empty());
-    let updates = state.reconcile(Listing { nodes: vec![], at: Revision(10), skipped: 0 }, now);
+    assert!(state.reconcile(Listing { nodes, at: Revision(5), ..Listing::default() }, now).is_empty());
+    let updates = state.reconcile(Listing { nodes: vec![], at: Revision(10), ..Listing::default() }, now);
     assert_eq!(updates.len(), 1);
     assert!(state.snapshot.records.is_empty());
 }
@@ -48,7 +48,7 @@ fn a_restored_service_is_believed() {
     state.delete(&TopoPath::parse("back").unwrap(), Revision(7));
     state.begin_list();
     let nodes = vec![node("a", "restored", 2), node("back", "restored", 3)];
-    let updates = state.restart(Listing { nodes, at: Revision(5), skipped: 0 }, now).unwrap();
+    let updates = state.restart(Listing { nodes, at: Revision(5), ..Listing::default() }, now).unwrap();
     assert_eq!(updates.len(), 3);
     let shown: Vec<_> =
         state.snapshot.records.iter().map(|(path, record)| (path.as_str(), &record.value[..])).collect();
@@ -63,7 +63,7 @@ fn an_own_save_during_a_list_stands() {
     state.begin_list();
     state.put(node("mine", "saved", 9), now);
     state.note_own(&TopoPath::parse("mine").unwrap());
-    state.restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), skipped: 0 }, now).unwrap();
+    state.restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), ..Listing::default() }, now).unwrap();
     assert_eq!(state.snapshot.records[&TopoPath::parse("mine").unwrap()].value, "saved");
 }
 
@@ -76,7 +76,7 @@ fn lock(path: &str, value: &str, written: u64, owner: u128) -> Node {
 }
 
 fn list(at: u64, nodes: Vec<Node>) -> Listing {
-    Listing { nodes, at: Revision(at), skipped: 0 }
+    Listing { nodes, at: Revision(at), ..Listing::default() }
 }
 
 /// Path, old value, new value.
@@ -373,12 +373,12 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
     let gone = TopoPath::parse("gone").unwrap();
     // After a list that begins a watch.
     state.begin_list();
-    state.restart(Listing { nodes: vec![], at: Revision(3), skipped: 0 }, now).unwrap();
+    state.restart(Listing { nodes: vec![], at: Revision(3), ..Listing::default() }, now).unwrap();
     assert!(state.put_own(node("gone", "saved", 1), now).is_none());
     // After a comparison, which forgets the deletions that it has passed.
     state.put(node("gone", "again", 4), now);
     state.delete(&gone, Revision(6));
-    state.reconcile(Listing { nodes: vec![], at: Revision(7), skipped: 0 }, now);
+    state.reconcile(Listing { nodes: vec![], at: Revision(7), ..Listing::default() }, now);
     state.forget_deletions(Revision(7));
     assert!(state.put_own(node("gone", "saved", 5), now).is_none());
     assert!(state.put_own(node("gone", "new", 8), now).is_some());
@@ -387,12 +387,13 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
     state.begin_list();
     assert!(state.put_own(node("brief", "saved", 10), now).is_some());
     state.note_own(&TopoPath::parse("brief").unwrap());
-    let updates =
-        state.restart(Listing { nodes: vec![node("gone", "newer", 9)], at: Revision(11), skipped: 0 }, now).unwrap();
+    let updates = state
+        .restart(Listing { nodes: vec![node("gone", "newer", 9)], at: Revision(11), ..Listing::default() }, now)
+        .unwrap();
     assert_eq!(updates.len(), 1, "what was saved and deleted before the list is gone");
     // A restored service begins again at a lower number, and is believed.
     state.begin_list();
-    state.restart(Listing { nodes: vec![], at: Revision(2), skipped: 0 }, now).unwrap();
+    state.restart(Listing { nodes: vec![], at: Revision(2), ..Listing::default() }, now).unwrap();
     assert!(state.put_own(node("gone", "saved", 3), now).is_some());
 }
 

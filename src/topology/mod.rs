@@ -7,6 +7,7 @@
 pub mod graph;
 mod picture;
 pub mod ranges;
+pub mod validate;
 pub mod vschema;
 
 pub use picture::{CellRecords, Topology};

@@ -137,6 +137,16 @@ impl Cell {
         Err(self.unreachable())
     }
 
+    /// Why the cell does not answer. The words stay the same until the cause is another one.
+    pub fn not_answering(&self) -> Error {
+        let cause = self.mirror.trouble().map_or_else(String::new, |(cause, _)| format!(": {cause}"));
+        let (kind, what) = match self.mirror.health() {
+            Health::Denied => (Kind::Denied, "may not be read"),
+            _ => (Kind::Unreachable, "is not reachable"),
+        };
+        Error::new(kind, format!("{self} {what}{cause}"))
+    }
+
     fn unreachable(&self) -> Error {
         let cause = self.mirror.trouble().map_or_else(String::new, |(cause, since)| match since.as_secs() {
             0 => format!(": {cause}"),

@@ -130,6 +130,11 @@ impl Cell {
         dirs
     }
 
+    /// The directory to whose lock a node belongs.
+    pub fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
+        self.backend.locked_dir(node)
+    }
+
     /// Whether the service still has a lock node as the mirror shows it. If not, this updates the mirror: another lock
     /// may have the same name by now, even one of the same session.
     pub async fn still_locked(&self, node: &Node) -> Result<bool> {

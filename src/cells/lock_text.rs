@@ -1,6 +1,6 @@
 //! The text of a lock, as Vitess writes it: who holds it and why.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -84,10 +84,36 @@ pub fn in_words(value: &[u8]) -> String {
     }
 }
 
+/// Since when a lock is held, as its text says. Anybody can write that.
+pub fn since(value: &[u8]) -> Option<SystemTime> {
+    shown(value).get("Time").and_then(serde_json::Value::as_str).and_then(parse_time)
+}
+
+/// RFC 3339 in any time zone.
+fn parse_time(text: &str) -> Option<SystemTime> {
+    /// Length of `+00:00`.
+    const OFFSET: usize = 6;
+    if text.ends_with('Z') {
+        return humantime::parse_rfc3339(text).ok();
+    }
+    let (local, offset) = text.split_at_checked(text.len().checked_sub(OFFSET)?)?;
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let offset_by = Duration::from_secs(hours.parse::<u64>().ok()? * 3_600 + minutes.parse::<u64>().ok()? * 60);
+    let local = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
+    if offset.starts_with('-') { local.checked_add(offset_by) } else { local.checked_sub(offset_by) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[test]
+    fn times_of_any_zone_are_understood() {
+        let utc = parse_time("2026-08-19T12:34:29Z").unwrap();
+        assert_eq!(parse_time("2026-08-19T14:34:29+02:00"), Some(utc));
+        assert_eq!(parse_time("2026-08-19T05:04:29-07:30"), Some(utc));
+        assert_eq!(parse_time("yesterday"), None);
+    }
     #[test]
     fn it_is_the_text_that_vitess_writes() {
         let reason = Reason { action: "move <a> & \"b\"".to_owned(), user: "vitess".to_owned() };

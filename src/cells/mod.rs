@@ -131,6 +131,11 @@ impl Cells {
         self.twins.load_full()
     }
 
+    /// What records mean here.
+    pub fn records(&self) -> &Arc<Records> {
+        &self.records
+    }
+
     /// Ends all background work and waits for it.
     pub async fn shutdown(&self) {
         self.stop.cancel();

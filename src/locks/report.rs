@@ -11,7 +11,7 @@ use super::names::{lock_path, process_of_here};
 use super::times_left::is_abandoned;
 use crate::backend::Node;
 use crate::backend::Owner;
-use crate::cells::lock_text::shown;
+use crate::cells::lock_text::{shown, since};
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
@@ -99,33 +99,5 @@ impl Locks {
 
 /// How long a lock has existed: as its text says, else since the service or this mount first saw it.
 fn age(node: &Node) -> Option<Duration> {
-    let said = shown(&node.value).get("Time").and_then(Value::as_str).and_then(parse_time);
-    SystemTime::now().duration_since(said.or(node.modified)?).ok()
-}
-
-/// RFC 3339 in any time zone.
-fn parse_time(text: &str) -> Option<SystemTime> {
-    /// Length of `+00:00`.
-    const OFFSET: usize = 6;
-    if text.ends_with('Z') {
-        return humantime::parse_rfc3339(text).ok();
-    }
-    let (local, offset) = text.split_at_checked(text.len().checked_sub(OFFSET)?)?;
-    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
-    let offset_by = Duration::from_secs(hours.parse::<u64>().ok()? * 3_600 + minutes.parse::<u64>().ok()? * 60);
-    let local = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
-    if offset.starts_with('-') { local.checked_add(offset_by) } else { local.checked_sub(offset_by) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_of_any_zone_are_understood() {
-        let utc = parse_time("2026-08-19T12:34:29Z").unwrap();
-        assert_eq!(parse_time("2026-08-19T14:34:29+02:00"), Some(utc));
-        assert_eq!(parse_time("2026-08-19T05:04:29-07:30"), Some(utc));
-        assert_eq!(parse_time("yesterday"), None);
-    }
+    SystemTime::now().duration_since(since(&node.value).or(node.modified)?).ok()
 }

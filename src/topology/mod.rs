@@ -12,6 +12,7 @@ mod picture;
 pub mod ranges;
 pub mod rebuild;
 pub mod remove;
+pub mod validate;
 pub mod vschema;
 
 pub use picture::{CellRecords, Topology};

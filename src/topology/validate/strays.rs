@@ -1,0 +1,99 @@
+//! Keys that are no records, and records that cannot be decoded.
+
+use prost::Message;
+
+use super::facts::Facts;
+use super::problem::{Kind, Report};
+use super::shell::{file, remove, topofs};
+use crate::mirror::Snapshot;
+use crate::name::{CellName, TopoPath};
+use crate::record::is_editor_file;
+use crate::record::layout::{self, Key};
+use crate::record::messages::{topodata, vschema, workflow};
+
+pub(super) fn check(facts: &Facts<'_>, report: &mut Report) {
+    let global = CellName::global();
+    let shared = facts.places.iter().find(|place| place.holds_global).map(|place| &place.cell);
+    records(facts, (&global, facts.global), shared, report);
+    for place in facts.places.iter().filter(|place| !place.holds_global) {
+        records(facts, (&place.cell, place.records), None, report);
+    }
+    for (cell, count) in facts.sight.unnameable.iter().filter(|(_, count)| **count > 0) {
+        report.add(Kind::UnnameableKeys, (cell, &TopoPath::root()), || {
+            let fault =
+                format!("the service has {count} keys here whose names cannot be file names, so no mount shows them");
+            (fault, "jq .cells .topofs/status  # remove the keys with the tool of the service".to_owned())
+        });
+    }
+}
+
+/// Checks the records of one place. If a cell shares the place of the global topology, records of both may be there.
+fn records(facts: &Facts<'_>, (cell, records): (&CellName, &Snapshot), shared: Option<&CellName>, report: &mut Report) {
+    let kinds = &facts.sight.records.kinds;
+    let inside = facts.sight.roots_inside.get(cell).map_or(&[][..], Vec::as_slice);
+    for (path, record) in &records.records {
+        let may_have_any_name = cell.is_global() && (layout::is_metadata(path) || layout::stands_among_records(path));
+        let is_record = |cell: &CellName| kinds.is_record(cell, path);
+        if may_have_any_name || is_record(cell) || shared.is_some_and(is_record) {
+            let key = Key::of(cell, path).or_else(|| Key::of(shared?, path));
+            if let Some(Err(flaw)) = key.map(|key| decodes(key, &record.value)) {
+                undecodable((cell, path), key, &flaw, report);
+            }
+        } else if !inside.iter().any(|root| path.below(root).is_some()) {
+            stray((cell, path), report);
+        }
+    }
+}
+
+fn stray((cell, path): (&CellName, &TopoPath), report: &mut Report) {
+    report.add(Kind::StrayKey, (cell, path), || {
+        let among = path.components().next().unwrap_or_default();
+        let harm = match among {
+            _ if Key::of(cell, path).is_some() => "Vitess does not accept the name of its directory",
+            layout::TABLETS => "Vitess takes everything here for tablets, and fails",
+            layout::KEYSPACES if path.components().count() == 2 => "Vitess takes it for a keyspace",
+            layout::CELLS if path.components().count() <= 3 => "Vitess takes it for a cell",
+            _ if is_editor_file(path.name()) => "an editor may have left it",
+            _ => "no part of Vitess reads it, unless it was told to",
+        };
+        let fault = format!("the key is no record of Vitess: {harm}");
+        (fault, format!("{}  # or mount with --record", remove(cell, path)))
+    });
+}
+
+fn undecodable((cell, path): (&CellName, &TopoPath), key: Option<Key<'_>>, flaw: &str, report: &mut Report) {
+    report.add(Kind::Undecodable, (cell, path), || {
+        let again = match key {
+            Some(Key::SrvKeyspace(keyspace)) => {
+                format!("{} && {}", remove(cell, path), topofs("rebuild-keyspace-graph", keyspace))
+            }
+            Some(Key::SrvVSchema) => "topofs rebuild-vschema-graph".to_owned(),
+            _ => format!("{}  # then write it anew: {}", remove(cell, path), file(cell, path, ".txt")),
+        };
+        (format!("the bytes of the record are not its message: {flaw}"), again)
+    });
+}
+
+fn decodes(key: Key<'_>, value: &[u8]) -> Result<(), String> {
+    fn check<M: Message + Default>(value: &[u8]) -> Result<(), String> {
+        M::decode(value).map(drop).map_err(|error| error.to_string())
+    }
+    match key {
+        Key::CellInfo(_) => check::<topodata::CellInfo>(value),
+        Key::CellsAlias(_) => check::<topodata::CellsAlias>(value),
+        Key::Workflow(_) => check::<workflow::Workflow>(value),
+        Key::Keyspace(_) => check::<topodata::Keyspace>(value),
+        Key::VSchema(_) => check::<vschema::Keyspace>(value),
+        Key::Shard(..) => check::<topodata::Shard>(value),
+        Key::RoutingRules => check::<vschema::RoutingRules>(value),
+        Key::ShardRoutingRules => check::<vschema::ShardRoutingRules>(value),
+        Key::MirrorRules => check::<vschema::MirrorRules>(value),
+        Key::KeyspaceRoutingRules => check::<vschema::KeyspaceRoutingRules>(value),
+        Key::ExternalCluster(_) => check::<topodata::ExternalVitessCluster>(value),
+        Key::Metadata(_) => Ok(()),
+        Key::Tablet(_) => check::<topodata::Tablet>(value),
+        Key::SrvKeyspace(_) => check::<topodata::SrvKeyspace>(value),
+        Key::ShardReplication(..) => check::<topodata::ShardReplication>(value),
+        Key::SrvVSchema => check::<vschema::SrvVSchema>(value),
+    }
+}

@@ -4,6 +4,7 @@
 //! Rules that compute something from records are pure functions over a [`Topology`]; what asks or changes a service is
 //! async and says so.
 
+pub mod links;
 mod picture;
 
 pub use picture::{CellRecords, Topology};

@@ -23,6 +23,15 @@ pub const CONTROL_DIR: &str = ".topofs";
 pub const LOCK_FILE: &str = ".lock";
 /// The name that a record has inside the directory of the same name (ZooKeeper nodes with data and children).
 pub const DATA_FILE: &str = ".data";
+/// The directory with links to the tablets of a shard. Like [`LOCK_FILE`], the names of links stand for something else
+/// than a key wherever they are: keys of these names are not shown, and nothing of these names can be made.
+pub const TABLETS_LINKS: &str = ".tablets";
+/// The link to the primary of a shard.
+pub const PRIMARY_LINK: &str = ".primary";
+/// The directory with links into the cells of a keyspace or of a cell alias.
+pub const CELLS_LINKS: &str = ".cells";
+/// All names of links.
+pub const LINKS: [&str; 3] = [TABLETS_LINKS, PRIMARY_LINK, CELLS_LINKS];
 
 /// Why a name cannot be shown as a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -111,7 +120,7 @@ impl TopoPath {
     }
 
     /// Checks a path as a backend stores it. Every component must be a valid file name, but not `.lock`, which stands
-    /// for something else in every directory. The whole must be short enough to be named.
+    /// for something else in every directory, nor a name of links. The whole must be short enough to be named.
     pub fn parse(path: &str) -> Result<Self, NameError> {
         if path.len() > PATH_MAX {
             return Err(NameError::PathTooLong);
@@ -120,7 +129,7 @@ impl TopoPath {
             if index == DEPTH_MAX {
                 return Err(NameError::TooDeep);
             }
-            if name == LOCK_FILE {
+            if name == LOCK_FILE || LINKS.contains(&name) {
                 return Err(NameError::Invalid);
             }
             check_component(name)?;
@@ -274,7 +283,7 @@ mod tests {
 
     #[test]
     fn hostile_names_are_refused() {
-        for bad in ["a//b", "/a", "a/", "a/../b", ".", "a\0b"] {
+        for bad in ["a//b", "/a", "a/", "a/../b", ".", "a\0b", "a/.lock", ".tablets/b", "a/.primary", "a/.cells/b"] {
             assert!(TopoPath::parse(bad).is_err(), "{bad:?}");
         }
         assert_eq!(TopoPath::parse(&"x".repeat(256)), Err(NameError::TooLong));

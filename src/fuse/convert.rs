@@ -33,6 +33,7 @@ pub(super) fn kind(kind: FileKind) -> FileType {
     match kind {
         FileKind::Directory => FileType::Directory,
         FileKind::Regular => FileType::RegularFile,
+        FileKind::Symlink => FileType::Symlink,
     }
 }
 

@@ -4,6 +4,7 @@
 //! future has to wait for a backend, it continues in the runtime: a session thread must never wait.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -152,6 +153,26 @@ impl fuser::Filesystem for Adapter {
             (Op::Mkdir, request, parent, Some(name)),
             |tree, caller| async move { tree.mkdir(&caller, parent.0, &wanted).await },
             reply_entry(reply),
+        );
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        let wanted = name.to_owned();
+        self.answer(
+            (Op::Symlink, request, parent, Some(name)),
+            |tree, caller| async move { tree.symlink(&caller, parent.0, &wanted).await },
+            reply_entry(reply),
+        );
+    }
+
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.answer(
+            (Op::Readlink, request, ino, None),
+            |tree, caller| async move { tree.read_link(&caller, ino.0).await },
+            |result| match result {
+                Ok(target) => reply.data(target.as_bytes()),
+                Err(errno) => reply.error(errno),
+            },
         );
     }
 

@@ -33,6 +33,8 @@ operations! {
     Setattr "setattr",
     Mknod "mknod",
     Mkdir "mkdir",
+    Symlink "symlink",
+    Readlink "readlink",
     Unlink "unlink",
     Rmdir "rmdir",
     Rename "rename",

@@ -14,9 +14,11 @@ use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::record::Form;
 use crate::record::layout::Key;
 use crate::store::own::OwnCommit;
+use crate::topology::links::{self, Link, View};
 use crate::tree::file::FileId;
 use crate::tree::kernel::invalidation::LONGEST;
 use crate::tree::kernel::outbox::{Announcement, Happened};
+use crate::tree::options::Views;
 use crate::tree::records::lockfile::is_virtual;
 use crate::tree::records::names::{ancestors, name_of};
 
@@ -46,6 +48,8 @@ impl Follower {
                 shown
             }
         };
+        // Links to what is in it may be new.
+        self.records.announce_all_links();
         while let Some(batch) = next(cell, &mut updates, shown).await {
             for update in &batch.updates {
                 self.announce_update(cell, update, shown).await;
@@ -58,6 +62,7 @@ impl Follower {
         if let Some(shown) = shown.as_mut() {
             self.announce_differences(cell, shown, &Snapshot::default()).await;
         }
+        self.records.announce_all_links();
     }
 
     /// Announces the differences if a cell is another place than before. Times and numbers of the two places cannot be
@@ -107,6 +112,10 @@ impl Follower {
         let own = own.map(|commit| commit.form);
         let before = shown.clone();
         update.apply(shown);
+        // What is gone is gone before its directory.
+        if new.is_none() {
+            self.announce_links(cell, path, (&before, shown));
+        }
         match (&old, new) {
             (Some(_), Some(_)) => {
                 self.announce_forms(cell, shown, path, own, Happened::Changed);
@@ -142,6 +151,28 @@ impl Follower {
                 ancestor.iter().for_each(|dir| self.forget_forms(cell, dir));
             }
             (None, None) => {}
+        }
+        if new.is_some() {
+            self.announce_links(cell, path, (&before, shown));
+        }
+    }
+
+    /// Links that come, go, or point elsewhere with a record.
+    fn announce_links(&self, cell: &Cell, path: &TopoPath, (before, now): (&Snapshot, &Snapshot)) {
+        if self.records.options.views == Views::Off {
+            return;
+        }
+        if let Some(dir) = path.parent().filter(|_| matches!(Key::of(&cell.name, path), Some(Key::Shard(..)))) {
+            let (was, is) = (links::primary(before, &dir), links::primary(now, &dir));
+            let changes = [(&was, &is, Happened::Deleted), (&is, &was, Happened::Linked)];
+            for (to, _, happened) in changes.into_iter().filter(|(to, other, _)| to != other) {
+                let of = CellPath::new(&cell.name, &dir);
+                let link = to.clone().map(|to| Link { of, view: View::Primary, to });
+                link.into_iter().for_each(|link| self.kernel.outbox.push(Announcement::of_link(link, happened)));
+            }
+        }
+        for (dir, view) in links::concerned(&cell.name, path) {
+            self.records.announce_links(&dir, view);
         }
     }
 
@@ -207,6 +238,13 @@ impl Follower {
         // A directory that this mount shows in any case neither appears nor disappears.
         let stays = is_virtual(&cell.name, dir) || self.records.scratch.has_dir(&place);
         let happened = if stays { Happened::InvalidateOnly } else { happened };
+        if happened == Happened::DirRemoved {
+            for links in FileId::Dir(place.clone()).link_dirs() {
+                let FileId::Links(_, view) = &links else { continue };
+                let (dir, name) = (Some(place.clone()), view.name().to_owned());
+                self.kernel.outbox.push(Announcement { happened, file: links, dir, name });
+            }
+        }
         self.kernel.outbox.push(Announcement::of_dir(&cell.name, dir, happened));
     }
 

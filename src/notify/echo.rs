@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::Record;
 use crate::name::{CellPath, TopoPath};
 use crate::tree::caller::Caller;
-use crate::tree::file::{Attr, Caching, DirEntry, FileId, OpenMode, SetAttr};
+use crate::tree::file::{Attr, Caching, DirEntry, FileId, FileKind, OpenMode, SetAttr};
 use crate::tree::kernel::Kernel;
 use crate::tree::kernel::outbox::{Announcement, Happened};
 use crate::tree::namespace::{Created, Inode, Keep, Name, Namespace, Open, OpenFile, Part};
@@ -53,11 +53,7 @@ struct Call {
 
 impl Call {
     fn is_in(&self, dir: &FileId) -> bool {
-        match (&self.announcement.dir, dir) {
-            (None, FileId::Root) => true,
-            (Some(at), FileId::Dir(dir)) => at == dir,
-            _ => false,
-        }
+        self.announcement.parent() == *dir
     }
 }
 
@@ -109,7 +105,11 @@ impl Echo {
             Happened::DirRemoved if records.is_dir_now(&announcement.file) => return None,
             Happened::DirMade | Happened::DirRemoved => records.defaults.dir(),
             Happened::InvalidateOnly => return None,
-            Happened::Deleted => gone(),
+            // Where a link points is known without its record.
+            Happened::Linked | Happened::Deleted if announcement.file.kind() == FileKind::Symlink => {
+                records.attr_now(&announcement.file).ok()?
+            }
+            Happened::Deleted | Happened::Linked => gone(),
             // If the file is gone again meanwhile, the next announcement says so.
             Happened::Changed => records.attr_now(&announcement.file).ok()?,
             Happened::Created => records.attr_now(&announcement.file).unwrap_or_else(|_| gone()),
@@ -142,7 +142,7 @@ impl Echo {
         now.done = true;
         let file = now.announcement.file.clone();
         match happened {
-            Happened::Created | Happened::DirMade => Ok((file, self.attr_of(now))),
+            Happened::Created | Happened::Linked | Happened::DirMade => Ok((file, self.attr_of(now))),
             Happened::DirRemoved => {
                 self.kernel.inodes.retire(&file);
                 Ok((file, now.attr.clone()))
@@ -177,11 +177,16 @@ impl Namespace for Echo {
         let now = self.now.lock();
         let now = now.as_ref().ok_or_else(Error::not_found)?;
         if now.is_in(dir) && now.announcement.name == name {
-            let creates = matches!(now.announcement.happened, Happened::Created | Happened::DirMade);
+            let creates = matches!(now.announcement.happened, Happened::Created | Happened::Linked | Happened::DirMade);
             return if creates == now.done { Ok(now.announcement.file.clone()) } else { Err(Error::not_found()) };
         }
         // A directory on the way, whether or not it is still there.
+        let parent = now.announcement.parent();
         match (dir, &now.announcement.dir) {
+            (FileId::Dir(dir), Some(goal)) if dir == goal => match parent {
+                FileId::Links(_, view) if view.name() == name => Ok(parent),
+                _ => Err(Error::not_found()),
+            },
             (FileId::Root, Some(CellPath { cell, .. })) if cell.as_str() == name => {
                 Ok(FileId::Dir(CellPath { cell: cell.clone(), path: TopoPath::root() }))
             }
@@ -235,6 +240,10 @@ impl Namespace for Echo {
         self.done(at, Happened::DirMade)
     }
 
+    async fn symlink(&self, _: &Caller, at: Name<'_>) -> Result<(FileId, Attr)> {
+        self.done(at, Happened::Linked)
+    }
+
     async fn rmdir(&self, _: &Caller, at: Name<'_>) -> Result<()> {
         self.done(at, Happened::DirRemoved).map(drop)
     }
@@ -249,7 +258,7 @@ mod tests {
     use super::*;
     use crate::name::CellName;
     use crate::record::Form;
-    use crate::tree::{FileKind, conformance};
+    use crate::tree::conformance;
 
     fn at(path: &str) -> CellPath {
         CellPath { cell: CellName::global(), path: TopoPath::parse(path).unwrap() }

@@ -104,8 +104,13 @@ impl Follower {
     async fn guard_freshness(&self, cell: &Cell, followed: &Followed) {
         /// How often to look at the watch.
         const LOOK: Duration = Duration::from_millis(250);
-        let mut invalidated = 0;
+        let (mut invalidated, mut was_known) = (0, true);
         loop {
+            // Links to what is in a cell depend on whether it is known.
+            let is_known = cell.mirror.is_loaded() && !cell.mirror.is_denied();
+            if std::mem::replace(&mut was_known, is_known) != is_known {
+                self.records.announce_all_links();
+            }
             if !cell.mirror.is_fresh() {
                 let lasting = followed.lasting();
                 if lasting != invalidated {

@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use nix::unistd::{Pid, UnlinkatFlags, symlinkat, unlinkat};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -272,6 +272,8 @@ fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Resul
         Happened::Created => {
             drop(within(parent.as_fd(), name, write | OFlag::O_CREAT | OFlag::O_EXCL, Mode::S_IRUSR)?);
         }
+        // Whoever looks at the link sees where it points; this text is never shown.
+        Happened::Linked => symlinkat(".", &parent, name)?,
         // The kernel neither removes nor makes a name that is a mount point.
         Happened::Deleted => unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)?,
         Happened::DirMade => nix::sys::stat::mkdirat(&parent, name, Mode::S_IRWXU)?,

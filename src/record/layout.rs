@@ -234,6 +234,20 @@ pub fn shard(keyspace: &str, shard: &str) -> Result<TopoPath, NameError> {
     TopoPath::parse(&format!("{KEYSPACES}/{keyspace}/{SHARDS}/{shard}"))
 }
 
+/// The directory of a tablet, by its alias.
+pub fn tablet(alias: &str) -> Result<TopoPath, NameError> {
+    TopoPath::parse(&format!("{TABLETS}/{alias}"))
+}
+
+/// The cell alias whose directory this is.
+pub fn cells_alias(dir: &TopoPath) -> Option<&str> {
+    let mut names = dir.components();
+    match (names.next(), names.next(), names.next()) {
+        (Some(CELLS_ALIASES), Some(alias), None) => Some(alias),
+        _ => None,
+    }
+}
+
 /// The name of the directory of a tablet: what Vitess calls its alias.
 pub fn tablet_alias(cell: &str, uid: u32) -> String {
     format!("{cell}-{uid:010}")
@@ -396,5 +410,11 @@ mod tests {
         assert_eq!(dir_of_queued(&path("a/b/7")), None);
         assert_eq!(keyspace_dir(&path("keyspaces/ks/shards/0/Shard")), Some(path("keyspaces/ks")));
         assert_eq!(keyspace_dir(&path("keyspaces/ks")), None);
+        assert_eq!(cells_alias(&path("cells_aliases/all")), Some("all"));
+        for other in ["cells_aliases", "cells_aliases/all/CellsAlias", "cells/all"] {
+            assert_eq!(cells_alias(&path(other)), None, "{other}");
+        }
+        assert_eq!(tablet("zone1-1"), Ok(path("tablets/zone1-1")));
+        assert!(tablet("a/../b").is_err());
     }
 }

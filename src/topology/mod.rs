@@ -8,6 +8,7 @@ pub mod cells;
 pub mod copy;
 pub mod graph;
 pub mod lock;
+pub mod links;
 mod picture;
 pub mod ranges;
 pub mod rebuild;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::namespace::{At, Inode, Name, Namespace, Part};
-use super::{Caller, FileId, OpenMode, RespectLocks, SetAttr, Tree, TreeOptions};
+use super::{Caller, FileId, OpenMode, RespectLocks, SetAttr, Tree, TreeOptions, Views};
 use crate::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
 use crate::cells::{CellOptions, Cells};
 use crate::control::{Control, ControlFile};
@@ -59,6 +59,7 @@ pub(crate) async fn tree_over(connect: ConnectOptions, read_only: bool) -> (Arc<
         force_cell_removal: false,
         forms: Form::ALL.to_vec(),
         list: Form::ALL.to_vec(),
+        views: Views::On,
         uid: 0,
         gid: 0,
         umask: 0o022,

@@ -7,6 +7,7 @@ use crate::control::ControlFile;
 use crate::mirror::Record;
 use crate::name::{CONTROL_DIR, CellName, CellPath, LOCK_FILE};
 use crate::record::Form;
+use crate::topology::links::{Link, View};
 
 /// What an inode stands for. Equal values are the same file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,6 +24,10 @@ pub enum FileId {
     Record(CellPath, Form),
     /// The lock of a directory.
     Lock(CellPath),
+    /// A directory of computed links, of the directory with the record.
+    Links(CellPath, View),
+    /// A computed link.
+    Link(Link),
     /// A file that exists in this mount only.
     Scratch(ScratchId),
 }
@@ -34,18 +39,38 @@ pub struct ScratchId(pub u64);
 impl FileId {
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
-        matches!(self, FileId::Root | FileId::Control | FileId::Dir(..))
+        matches!(self, FileId::Root | FileId::Control | FileId::Dir(..) | FileId::Links(..))
     }
 
     /// What kind of file it is.
     pub fn kind(&self) -> FileKind {
-        if self.is_dir() { FileKind::Directory } else { FileKind::Regular }
+        match self {
+            FileId::Link(_) => FileKind::Symlink,
+            file if file.is_dir() => FileKind::Directory,
+            _ => FileKind::Regular,
+        }
+    }
+
+    /// The directory that a computed link is in.
+    pub(crate) fn dir_of_link(link: &Link) -> Self {
+        match link.view {
+            View::Primary => FileId::Dir(link.of.clone()),
+            view => FileId::Links(link.of.clone(), view),
+        }
+    }
+
+    /// The directories of computed links in a directory: they go with it.
+    pub(crate) fn link_dirs(&self) -> impl Iterator<Item = Self> {
+        let dir = if let FileId::Dir(at) = self { Some(at) } else { None };
+        let views = dir.into_iter().flat_map(|at| View::of(at).iter().map(move |view| (at, *view)));
+        views.filter(|(_, view)| *view != View::Primary).map(|(at, view)| FileId::Links(at.clone(), view))
     }
 
     /// The cell that it is part of.
     pub(crate) fn cell(&self) -> Option<&CellName> {
         match self {
-            FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) => Some(&at.cell),
+            FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) | FileId::Links(at, _) => Some(&at.cell),
+            FileId::Link(link) => Some(&link.of.cell),
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
         }
     }
@@ -60,6 +85,8 @@ impl fmt::Display for FileId {
             FileId::ControlFile(file) => write!(f, "{CONTROL_DIR}/{}", file.name()),
             FileId::Dir(at) => at.fmt(f),
             FileId::Lock(dir) => write!(f, "{dir}/{LOCK_FILE}"),
+            FileId::Links(of, view) => write!(f, "{of}/{}", view.name()),
+            FileId::Link(link) => write!(f, "{}/{}", FileId::dir_of_link(link), link.name()),
             FileId::Record(at, form) => write!(f, "{at}{}", form.suffix()),
             FileId::Scratch(id) => write!(f, "scratch file {}", id.0),
         }
@@ -82,12 +109,14 @@ pub enum FileKind {
     Directory,
     /// A regular file.
     Regular,
+    /// A symbolic link.
+    Symlink,
 }
 
 /// Attributes of a file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attr {
-    /// A directory, or a regular file.
+    /// A directory, a regular file, or a link.
     pub kind: FileKind,
     /// Size in bytes.
     pub size: u64,
@@ -140,6 +169,8 @@ pub struct SetAttr {
 /// Permission bits of files and directories before the umask.
 const FILE_MODE: u32 = 0o666;
 const DIR_MODE: u32 = 0o777;
+/// The permission bits of a link. Nobody looks at them.
+const LINK_MODE: u32 = 0o777;
 /// The permission bits for reading.
 const READ_MODE: u32 = 0o444;
 
@@ -174,6 +205,11 @@ impl Defaults {
             changed: modified,
             record: None,
         }
+    }
+
+    /// The attributes of a symbolic link with a target of so many bytes.
+    pub fn link(&self, size: usize) -> Attr {
+        Attr { kind: FileKind::Symlink, mode: LINK_MODE, ..self.file(size, self.mounted) }
     }
 
     /// The attributes of a file that nobody can write.

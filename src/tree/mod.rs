@@ -40,7 +40,7 @@ pub use kernel::KernelCaches;
 pub use kernel::inodes::ROOT;
 pub use kernel::listings::Listing;
 pub use namespace::Rest;
-pub use options::TreeOptions;
+pub use options::{TreeOptions, Views};
 pub use records::lockfile::LockCall;
 
 use control::ControlFiles;
@@ -217,7 +217,13 @@ impl Tree {
     fn space_of(&self, file: &FileId) -> &dyn Namespace {
         match file {
             FileId::Control | FileId::ControlFile(_) => &self.control,
-            FileId::Root | FileId::Dir(_) | FileId::Record(..) | FileId::Lock(_) | FileId::Scratch(_) => &self.records,
+            FileId::Root
+            | FileId::Dir(_)
+            | FileId::Record(..)
+            | FileId::Lock(_)
+            | FileId::Links(..)
+            | FileId::Link(_)
+            | FileId::Scratch(_) => &self.records,
         }
     }
 
@@ -381,6 +387,20 @@ impl Tree {
         let space = self.space_to_change(caller, &dir)?;
         let (file, attr) = space.mkdir(caller, Name { dir: &dir, name: new_name(name)? }).await?;
         Ok(self.answered(space, &self.counted(file), attr))
+    }
+
+    /// Makes a symbolic link.
+    pub async fn symlink(&self, caller: &Caller, parent: u64, name: &OsStr) -> Result<Entry> {
+        let dir = self.inode(parent)?.file;
+        let space = self.space_to_change(caller, &dir)?;
+        let (file, attr) = space.symlink(caller, Name { dir: &dir, name: new_name(name)? }).await?;
+        Ok(self.answered(space, &self.counted(file), attr))
+    }
+
+    /// Where a symbolic link points.
+    pub async fn read_link(&self, caller: &Caller, ino: u64) -> Result<String> {
+        let file = self.inode(ino)?.file;
+        self.space(caller, &file).read_link(caller, &file).await
     }
 
     /// Removes a directory.

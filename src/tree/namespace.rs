@@ -114,6 +114,11 @@ pub trait Namespace: Send + Sync + std::fmt::Debug {
         true
     }
 
+    /// Where a symbolic link points.
+    async fn read_link(&self, _caller: &Caller, _file: &FileId) -> Result<String> {
+        Err(Error::new(Kind::Invalid, "not a symbolic link"))
+    }
+
     /// The names in a directory.
     async fn list(&self, caller: &Caller, dir: &FileId) -> Result<Vec<DirEntry>>;
 
@@ -140,6 +145,11 @@ pub trait Namespace: Send + Sync + std::fmt::Debug {
 
     /// Removes a file.
     async fn unlink(&self, _caller: &Caller, _at: Name<'_>) -> Result<()> {
+        Err(refused())
+    }
+
+    /// Makes a symbolic link.
+    async fn symlink(&self, _caller: &Caller, _at: Name<'_>) -> Result<(FileId, Attr)> {
         Err(refused())
     }
 

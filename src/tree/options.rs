@@ -8,6 +8,32 @@ use tokio_util::task::TaskTracker;
 use crate::record::Form;
 pub use crate::store::RespectLocks;
 
+/// Whether there are computed links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Views {
+    /// There are none.
+    Off,
+    /// They open by name.
+    On,
+    /// Listings show them, too.
+    List,
+}
+
+impl Views {
+    /// All choices.
+    pub const ALL: [Views; 3] = [Views::Off, Views::On, Views::List];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Views::Off => "off",
+            Views::On => "on",
+            Views::List => "list",
+        }
+    }
+}
+
 /// How the tree is shown and what may be done to it.
 #[derive(Debug, Clone)]
 pub struct TreeOptions {
@@ -21,6 +47,8 @@ pub struct TreeOptions {
     pub forms: Vec<Form>,
     /// The forms that a directory listing shows.
     pub list: Vec<Form>,
+    /// Whether there are links to what belongs together.
+    pub views: Views,
     /// Owner of everything stored.
     pub uid: u32,
     /// Group of everything stored.

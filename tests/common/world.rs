@@ -8,7 +8,7 @@ use topofs::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementa
 use topofs::name::{CellName, TopoPath};
 use topofs::record::{Codec, Form, Kinds};
 use topofs::sample::Cluster;
-use topofs::tree::{RespectLocks, TreeOptions};
+use topofs::tree::{RespectLocks, TreeOptions, Views};
 
 use super::mount::Mount;
 use super::proxy::Proxy;
@@ -23,6 +23,7 @@ pub fn tree_options() -> TreeOptions {
         force_cell_removal: false,
         forms: Form::ALL.to_vec(),
         list: Form::ALL.to_vec(),
+        views: Views::On,
         uid: 0,
         gid: 0,
         umask: 0o077,

@@ -12,4 +12,5 @@ mod helper;
 mod moved;
 mod soak;
 mod users;
+mod views;
 mod watcher;

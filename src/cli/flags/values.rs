@@ -11,7 +11,7 @@ use crate::backend::faulty::{self, Call};
 use crate::backend::{Failure, Implementation};
 use crate::name::CellName;
 use crate::record::Form;
-use crate::tree::RespectLocks;
+use crate::tree::{RespectLocks, Views};
 
 impl ValueEnum for Implementation {
     fn value_variants<'a>() -> &'a [Self] {
@@ -54,6 +54,21 @@ impl ValueEnum for RespectLocks {
             RespectLocks::None => "None",
             RespectLocks::Keyspace => "Keyspace records, as Vitess insists, and the routing rules of keyspaces",
             RespectLocks::All => "Shard records, too",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
+impl ValueEnum for Views {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Views::Off => "There are none",
+            Views::On => "They open by name",
+            Views::List => "Directory listings show them, too",
         };
         Some(PossibleValue::new(self.name()).help(help))
     }

@@ -7,7 +7,7 @@ use clap::builder::BoolishValueParser;
 
 use super::values::{octal, size};
 use crate::record::Form;
-use crate::tree::RespectLocks;
+use crate::tree::{RespectLocks, Views};
 
 /// How the tree looks, and which changes it allows.
 #[derive(Debug, Args)]
@@ -30,6 +30,9 @@ pub(in crate::cli) struct ViewArgs {
     /// The forms that directory listings show; files of other forms can be opened by name [default: all of --forms]
     #[arg(long, value_name = "FORM,...", value_delimiter = ',', env = "TOPOFS_LIST")]
     pub list: Option<Vec<Form>>,
+    /// Links to what belongs together: .tablets/ and .primary of a shard, .cells/ of a keyspace and of a cell alias
+    #[arg(long, value_name = "WHICH", default_value = "on", env = "TOPOFS_VIEWS")]
+    pub views: Views,
     /// Also store new files that match CELL/PATH; `*` matches within a name, `**` across directories
     ///
     /// Without this flag, topofs stores only files that have the name of a Vitess record. It keeps all other new files

@@ -150,7 +150,9 @@ impl Inodes {
     /// A directory is removed. The kernel treats its inode as dead for as long as anybody has something open below it.
     /// So a new directory of the same name gets another inode.
     pub fn retire(&self, file: &FileId) {
-        self.table.lock().retire(file);
+        let mut table = self.table.lock();
+        table.retire(file);
+        file.link_dirs().for_each(|links| table.retire(&links));
     }
 
     /// A name has been renamed: the kernel keeps using the inode that it had, under the new name. The file that had the
@@ -179,12 +181,7 @@ impl Inodes {
     /// All numbers of a cell that the kernel knows.
     pub fn of_cell(&self, cell: &CellName) -> Vec<u64> {
         let table = self.table.lock();
-        let numbers = table.by_number.iter().filter(|(_, slot)| match &slot.file {
-            FileId::Dir(CellPath { cell: of, .. })
-            | FileId::Record(CellPath { cell: of, .. }, _)
-            | FileId::Lock(CellPath { cell: of, .. }) => of == cell,
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => false,
-        });
+        let numbers = table.by_number.iter().filter(|(_, slot)| slot.file.cell() == Some(cell));
         numbers.map(|(number, _)| *number).collect()
     }
 
@@ -222,6 +219,8 @@ impl Inodes {
                 Some(format!("{}{}", path.name(), form.suffix()))
             }
             FileId::Lock(CellPath { cell, path }) if is_dir(cell, path) => Some(LOCK_FILE.to_owned()),
+            FileId::Links(CellPath { cell, path }, view) if is_dir(cell, path) => Some(view.name().to_owned()),
+            FileId::Link(link) if *dir == FileId::dir_of_link(link) => Some(link.name().to_owned()),
             _ => None,
         });
         names.collect()

@@ -55,6 +55,8 @@ impl Kernel {
             FileId::Dir(at) if at.path.is_root() => Some(FileId::Root),
             FileId::Dir(at) | FileId::Record(at, _) => at.parent().map(FileId::Dir),
             FileId::Lock(dir) => Some(FileId::Dir(dir.clone())),
+            // No reply about these lasts.
+            FileId::Links(..) | FileId::Link(_) => None,
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
         };
         let any_pending = self.caches.get().is_some_and(|caches| caches.invalidations.any_pending());

@@ -145,7 +145,7 @@ impl Kernel {
             return false;
         }
         let name = match announcement.happened {
-            Happened::Created | Happened::DirMade | Happened::InvalidateOnly => announcement.name(),
+            Happened::Created | Happened::Linked | Happened::DirMade | Happened::InvalidateOnly => announcement.name(),
             // The call that raises the event must find the name.
             Happened::Changed | Happened::Deleted | Happened::DirRemoved => NO_NAME,
         };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::name::{CellName, CellPath, TopoPath};
+use crate::topology::links::Link;
 use crate::tree::file::FileId;
 
 /// How many calls may wait: several times what inotify keeps for one watcher (16,384 events). So only a watcher who has
@@ -28,7 +29,9 @@ pub enum Happened {
     Changed,
     /// There is a file now.
     Created,
-    /// A file is gone.
+    /// There is a symbolic link now.
+    Linked,
+    /// A file or a link is gone.
     Deleted,
     /// There is a directory now.
     DirMade,
@@ -45,7 +48,7 @@ pub struct Announcement {
     pub happened: Happened,
     /// To which file.
     pub(crate) file: FileId,
-    /// The directory of the name; `None` is the root of the mount.
+    /// The directory of the name, or, for a computed link, that of its record; `None` is the root of the mount.
     pub(crate) dir: Option<CellPath>,
     pub(crate) name: String,
 }
@@ -65,6 +68,12 @@ impl Announcement {
         }
     }
 
+    /// What has happened to a computed link.
+    pub(crate) fn of_link(link: Link, happened: Happened) -> Self {
+        let (dir, name) = (Some(link.of.clone()), link.name().to_owned());
+        Self { happened, file: FileId::Link(link), dir, name }
+    }
+
     /// The same without an event.
     pub fn without_event(&self) -> Self {
         Self { happened: Happened::InvalidateOnly, ..self.clone() }
@@ -72,7 +81,10 @@ impl Announcement {
 
     /// The directory that holds the name.
     pub(crate) fn parent(&self) -> FileId {
-        self.dir.clone().map_or(FileId::Root, FileId::Dir)
+        match &self.file {
+            FileId::Link(link) => FileId::dir_of_link(link),
+            _ => self.dir.clone().map_or(FileId::Root, FileId::Dir),
+        }
     }
 
     /// The name.
@@ -87,9 +99,10 @@ impl Announcement {
 
     /// The path below the mount.
     pub fn path(&self) -> String {
-        match &self.dir {
-            None => self.name.clone(),
-            Some(dir) => format!("{dir}/{}", self.name),
+        match (&self.file, &self.dir) {
+            (link @ FileId::Link(_), _) => link.to_string(),
+            (_, None) => self.name.clone(),
+            (_, Some(dir)) => format!("{dir}/{}", self.name),
         }
     }
 

@@ -12,6 +12,7 @@ use super::lockfile::is_virtual;
 use super::memory::Exception;
 use super::reader::OpenReader;
 use super::scratch::ScratchState;
+use super::views::link_attr;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, CellPath, TopoPath};
@@ -30,7 +31,8 @@ impl RecordFiles {
             FileId::Dir(_) if self.memory.has_tombstone(caller, &inode.file) => return Ok(self.defaults.dir()),
             FileId::Dir(CellPath { cell, path }) => self.require_dir(cell, path).await?,
             FileId::Lock(CellPath { cell, .. }) => drop(self.store(cell)?.snapshot().await?),
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => {}
+            FileId::Links(CellPath { cell, path }, _) => self.require_dir(cell, path).await?,
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Link(_) | FileId::Scratch(_) => {}
         }
         self.attr_now(&inode.file)
     }
@@ -45,6 +47,8 @@ impl RecordFiles {
                 Ok(self.shown_attr(cell, path, *form, record))
             }
             FileId::Lock(CellPath { cell, path: dir }) => self.lock_attr(cell, dir),
+            FileId::Links(of, view) => Ok(self.links_attr(of, *view)),
+            FileId::Link(link) => Ok(link_attr(&self.defaults, link)),
             FileId::Scratch(id) => {
                 let scratch = self.scratch.file(*id).ok_or_else(Error::not_found)?;
                 let state = scratch.state.lock();
@@ -156,6 +160,7 @@ impl RecordFiles {
             }
             FileId::Dir(at) => is_stored(at) && !self.scratch.has_dir(at),
             FileId::Lock(at) => is_stored(at),
+            FileId::Links(..) | FileId::Link(_) => false,
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => true,
         }
     }

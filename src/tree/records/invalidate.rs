@@ -25,6 +25,10 @@ impl RecordFiles {
         for (path, relists) in changes {
             let forms = self.forms(cell, path).map(|form| FileId::Record(CellPath::new(cell, path), form));
             files.extend(forms.filter_map(|file| inodes.known(&file)));
+            if self.relists_views(cell, path) {
+                let dir = path.parent().map(|dir| FileId::Dir(CellPath { cell: cell.clone(), path: dir }));
+                dirs.extend(dir.and_then(|dir| inodes.known(&dir)));
+            }
             if relists {
                 let above = std::iter::successors(path.parent(), TopoPath::parent);
                 let above = std::iter::once(path.clone()).chain(above);
@@ -66,7 +70,7 @@ impl RecordFiles {
 
     /// Whether a directory exists, as far as is known without waiting.
     pub(crate) fn is_dir_now(&self, file: &FileId) -> bool {
-        let FileId::Dir(at) = file else { return false };
+        let (FileId::Dir(at) | FileId::Links(at, _)) = file else { return false };
         let Some(connected) = self.cells.get(&at.cell) else { return false };
         at.path.is_root() || connected.mirror.snapshot().has_children(&at.path) || self.scratch.has_dir(at)
     }

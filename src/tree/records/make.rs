@@ -37,8 +37,10 @@ impl RecordFiles {
     pub(super) async fn rmdir(&self, caller: &Caller, at: Name<'_>) -> Result<()> {
         self.writable_dir(at.dir)?;
         let name = at.name;
-        let FileId::Dir(CellPath { cell, path }) = self.find(caller, at.dir, name).await? else {
-            return Err(Error::new(Kind::NotDirectory, "not a directory"));
+        let (cell, path) = match self.find(caller, at.dir, name).await? {
+            FileId::Dir(CellPath { cell, path }) => (cell, path),
+            links @ FileId::Links(..) => return self.remove_view(caller, at, &links).await,
+            _ => return Err(Error::new(Kind::NotDirectory, "not a directory")),
         };
         let place = CellPath::new(&cell, &path);
         if self.store(&cell)?.snapshot().await?.has_children(&path) || self.scratch.has_children(&place) {
@@ -55,10 +57,14 @@ impl RecordFiles {
 
     /// Removes a name. To remove any form is to remove the record.
     pub(super) async fn unlink(self: &Arc<Self>, caller: &Caller, at: Name<'_>) -> Result<()> {
-        let CellPath { cell, path: dir } = self.writable_dir(at.dir)?;
         let name = at.name;
+        if matches!(at.dir, FileId::Links(..)) {
+            return self.remove_view(caller, at, &self.find(caller, at.dir, name).await?).await;
+        }
+        let CellPath { cell, path: dir } = self.writable_dir(at.dir)?;
         let file = self.find(caller, at.dir, name).await?;
         match &file {
+            FileId::Link(_) => self.remove_view(caller, at, &file).await,
             FileId::Scratch(_) => {
                 self.scratch.unlink(&CellPath { cell, path: dir.join(name)? });
                 Ok(())

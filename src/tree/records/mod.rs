@@ -23,6 +23,7 @@ pub(crate) mod rename;
 pub(crate) mod save;
 pub(crate) mod scratch;
 pub(crate) mod scratch_file;
+pub(crate) mod views;
 pub(crate) mod xattrs;
 
 use super::caller::Caller;
@@ -68,6 +69,7 @@ pub(crate) struct RecordFiles {
     /// Commits of this mount that have not returned yet.
     pub committing: InFlight<CellPath>,
     shadowed: counts::Shadowed,
+    views: views::ViewMemory,
     pub background: Background,
 }
 
@@ -97,6 +99,7 @@ impl RecordFiles {
             own: Arc::default(),
             committing: InFlight::default(),
             shadowed: counts::Shadowed::default(),
+            views: views::ViewMemory::default(),
             background,
         })
     }
@@ -132,7 +135,10 @@ impl RecordFiles {
             FileId::Control | FileId::ControlFile(_) => {
                 Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
             }
-            FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
+            FileId::Links(..) => {
+                Err(Error::new(Kind::NotPermitted, "the links here are computed: nothing can be made or removed"))
+            }
+            FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) | FileId::Link(_) => {
                 Err(Error::new(Kind::NotDirectory, "not a directory"))
             }
         }
@@ -168,6 +174,7 @@ impl Namespace for Arc<RecordFiles> {
     fn attr_of_entry(&self, file: &FileId) -> Result<Attr> {
         match file {
             FileId::Dir(_) => Ok(self.defaults.dir()),
+            FileId::Links(of, view) => Ok(self.listed_links_attr(of, *view)),
             file => self.attr_now(file),
         }
     }
@@ -189,6 +196,7 @@ impl Namespace for Arc<RecordFiles> {
             FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) => {
                 self.cells.get(&at.cell).map_or(Keep::Never, Keep::WhileWatched)
             }
+            FileId::Links(..) | FileId::Link(_) => Keep::Never,
             FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => Keep::Never,
         }
     }
@@ -201,6 +209,15 @@ impl Namespace for Arc<RecordFiles> {
         let FileId::Record(CellPath { cell, path }, _) = file else { return true };
         let now = self.cells.get(cell).map(|cell| cell.mirror.snapshot());
         now.is_none_or(|snapshot| snapshot.records.get(path).is_none_or(|now| now == record))
+    }
+
+    async fn read_link(&self, _: &Caller, file: &FileId) -> Result<String> {
+        views::read_link(file)
+    }
+
+    async fn symlink(&self, _: &Caller, at: Name<'_>) -> Result<(FileId, Attr)> {
+        self.writable_dir(at.dir)?;
+        Err(Error::new(Kind::NotPermitted, "there are no links but those that are computed"))
     }
 
     async fn list(&self, caller: &Caller, dir: &FileId) -> Result<Vec<DirEntry>> {

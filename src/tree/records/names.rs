@@ -9,7 +9,7 @@ use super::scratch::Local;
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, CellPath, DATA_FILE, LOCK_FILE, TopoPath};
+use crate::name::{CellName, CellPath, DATA_FILE, LINKS, LOCK_FILE, TopoPath};
 use crate::record::Form;
 use crate::tree::caller::Caller;
 use crate::tree::file::{DirEntry, FileId};
@@ -28,11 +28,19 @@ impl RecordFiles {
                 self.removals.settled_below(at).await;
                 let cell = self.cell(&at.cell)?;
                 let snapshot = cell.snapshot().await?;
-                self.entry(caller, &cell, &snapshot, &at.path, name)
+                let file = self.entry(caller, &cell, &snapshot, &at.path, name)?;
+                if let FileId::Links(of, view) = &file {
+                    self.look_at_links(of, *view).await;
+                }
+                Ok(file)
             }
-            FileId::Control | FileId::ControlFile(_) | FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
-                Err(Error::new(Kind::NotDirectory, "not a directory"))
-            }
+            FileId::Links(of, view) => self.find_link(of, *view, name).await,
+            FileId::Control
+            | FileId::ControlFile(_)
+            | FileId::Record(..)
+            | FileId::Scratch(_)
+            | FileId::Lock(..)
+            | FileId::Link(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
         }
     }
 
@@ -40,9 +48,12 @@ impl RecordFiles {
     /// what it is about to make.
     fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<FileId> {
         match self.named(&cell.name, snapshot, dir, name)? {
-            Some(file @ FileId::Dir(..)) => return Ok(file),
+            Some(file @ (FileId::Dir(..) | FileId::Links(..) | FileId::Link(_))) => return Ok(file),
             Some(file) => return self.unless_free(caller, file),
             None => {}
+        }
+        if let Some(link) = self.removed_primary(caller, &cell.name, dir, name) {
+            return Ok(link);
         }
         let gone = FileId::Dir(CellPath { cell: cell.name.clone(), path: dir.join(name)? });
         if self.memory.has_tombstone(caller, &gone) {
@@ -86,6 +97,9 @@ impl RecordFiles {
         if name == LOCK_FILE {
             return Ok(Some(FileId::Lock(CellPath::new(cell, dir))));
         }
+        if LINKS.contains(&name) {
+            return Ok(self.view(cell, snapshot, dir, name));
+        }
         let child = dir.join(name)?;
         if snapshot.has_children(&child) {
             return Ok(Some(FileId::Dir(CellPath { cell: cell.clone(), path: child })));
@@ -111,8 +125,8 @@ impl RecordFiles {
         ))
     }
 
-    /// Refuses to make a name that would be a form of a record if its key were not a directory now: what is written
-    /// there would not be stored.
+    /// Refuses to make a name of links, or one that would be a form of a record if its key were not a directory now:
+    /// what is written there would not be stored.
     pub(crate) fn refuse_hidden_form(
         &self,
         cell: &CellName,
@@ -120,6 +134,7 @@ impl RecordFiles {
         dir: &TopoPath,
         name: &str,
     ) -> Result<()> {
+        self.refuse_link_name(name)?;
         let Some((base, form)) = Form::of_name(name) else { return Ok(()) };
         let base = dir.join(base)?;
         let is_record = snapshot.records.contains_key(&base) || self.codec.kinds.is_record(cell, &base);
@@ -141,6 +156,9 @@ impl RecordFiles {
         name: &str,
     ) -> Result<FileId> {
         let stored = |path: &TopoPath| snapshot.records.contains_key(path);
+        if LINKS.contains(&name) {
+            return Err(Error::not_found());
+        }
         if let Some(suffix) = name.strip_prefix(DATA_FILE)
             && stored(dir)
             && let Some(form) = self.forms(cell, dir).find(|form| form.suffix() == suffix)
@@ -219,9 +237,13 @@ impl RecordFiles {
                 let snapshot = connected.snapshot().await?;
                 Ok(self.entries(&connected, &snapshot, &at.path))
             }
-            FileId::Control | FileId::ControlFile(_) | FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) => {
-                Err(Error::new(Kind::NotDirectory, "not a directory"))
-            }
+            FileId::Links(of, view) => self.list_links(of, *view).await,
+            FileId::Control
+            | FileId::ControlFile(_)
+            | FileId::Record(..)
+            | FileId::Scratch(_)
+            | FileId::Lock(..)
+            | FileId::Link(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
         }
     }
 
@@ -229,7 +251,7 @@ impl RecordFiles {
     /// or a cell's.
     pub(super) fn absence_lasts(&self, dir: &Inode, name: &str) -> bool {
         let FileId::Dir(CellPath { cell, path }) = &dir.file else { return false };
-        if name == LOCK_FILE {
+        if name == LOCK_FILE || LINKS.contains(&name) {
             return false;
         }
         let Some(connected) = self.cells.get(cell).filter(|cell| cell.mirror.is_fresh()) else { return false };
@@ -264,7 +286,8 @@ impl RecordFiles {
             let name = locked.below(dir).and_then(|rest| rest.split('/').next()).filter(|name| !name.is_empty())?;
             is_virtual(cell, &dir.join(name).ok()?).then(|| (name.to_owned(), None))
         }));
-        // This is the last name, so that `rm -r` comes to it when everything else is gone.
+        // These are the last names, so that `rm -r` comes to them when everything else is gone.
+        names.extend(self.listed_views(cell, snapshot, dir).iter().map(|view| (view.name().to_owned(), None)));
         if is_listed(cell, snapshot, dir) {
             names.push((LOCK_FILE.to_owned(), None));
         }

@@ -34,7 +34,8 @@ impl RecordFiles {
                     self.open_reader(caller, inode.ino, (cell, path, *form), mode.direct).await
                 }
             }
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) => {
+            FileId::Link(_) => Err(Error::new(Kind::Invalid, "a symbolic link cannot be opened")),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) | FileId::Links(..) => {
                 Err(Error::new(Kind::IsDirectory, "is a directory"))
             }
         }

@@ -178,7 +178,8 @@ impl RecordFiles {
                 self.page_content(caller, inode.ino, at, *form)?.ok_or_else(Error::not_found)?
             }
             FileId::Scratch(_) => return Err(Error::new(Kind::ReadOnly, "the mount is read-only")),
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) => {
+            FileId::Link(_) => return Err(Error::new(Kind::Invalid, "a symbolic link cannot be opened")),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) | FileId::Links(..) => {
                 return Err(Error::new(Kind::IsDirectory, "is a directory"));
             }
         };

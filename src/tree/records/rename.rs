@@ -42,6 +42,8 @@ impl RecordFiles {
     ) -> Result<()> {
         let CellPath { cell, path: from_path } = self.writable_dir(from_name.dir)?;
         let CellPath { cell: to_cell, path: to_path } = self.writable_dir(to_name.dir)?;
+        self.refuse_link_name(from_name.name)?;
+        self.refuse_link_name(to_name.name)?;
         let source = self.find(caller, from_name.dir, from_name.name).await?;
         if cell != to_cell {
             return Err(Error::new(Kind::CrossDevice, "cells are different services: only a copy can cross"));

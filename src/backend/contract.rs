@@ -194,6 +194,8 @@ pub enum Failure {
     NoSpace,
     /// A lock that must be held is no longer held, or a place in its line is gone.
     LockLost,
+    /// Somebody else holds a lock that the call needs.
+    Locked,
     /// The wanted point of history is gone.
     Compacted,
     /// Anything else.

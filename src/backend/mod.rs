@@ -1,7 +1,7 @@
 //! Topology services. `contract` says what topofs needs from a service. Each service has a folder or a file that
-//! implements it and knows no other service; `open` chooses between them. `faulty` wraps any of them, for tests. The
-//! other files are for all services: `keys` (spelling), `lock` (the layout of locks, and keeping them alive),
-//! `location` and `servers` (where a cell is, and which servers get credentials).
+//! implements it and knows no other service; `open` chooses between them. `faulty` wraps any of them, for tests; `tee`
+//! makes one of two. The other files are for all services: `keys` (spelling), `lock` (the layout of locks, and keeping
+//! them alive), `location` and `servers` (where a cell is, and which servers get credentials).
 
 pub mod consul;
 mod contract;
@@ -14,10 +14,11 @@ pub mod memory;
 mod open;
 mod options;
 mod servers;
+pub mod tee;
 pub mod zk2;
 
 pub use contract::*;
 pub use location::{Implementation, Location};
 pub use open::open;
-pub use options::{ConnectOptions, Wrap};
+pub use options::{ConnectOptions, TeeOptions, Wrap};
 pub use servers::{CellServers, Named};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::contract::Backend;
+use super::location::Location;
 use super::{consul::ConsulOptions, etcd2::EtcdOptions, memory::MemoryServers, zk2::ZkOptions};
 use crate::name::CellName;
 
@@ -25,6 +26,17 @@ pub struct ConnectOptions {
     pub memory: MemoryServers,
     /// A wrapper for each backend.
     pub wrap: Wrap,
+    /// The second service, if every update goes to two.
+    pub tee: Option<TeeOptions>,
+}
+
+/// The second service of a topology whose updates go to two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TeeOptions {
+    /// The global topology at the second service. Its CellInfo records say where the cells are there.
+    pub secondary: Location,
+    /// Take locks at the second service first.
+    pub reverse_lock_order: bool,
 }
 
 /// A wrapper for a new backend, such as [`super::faulty::Faulty`]; none by default.
@@ -62,6 +74,7 @@ impl Default for ConnectOptions {
             consul: ConsulOptions::default(),
             memory: MemoryServers::default(),
             wrap: Wrap::default(),
+            tee: None,
         }
     }
 }

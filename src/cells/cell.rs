@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::second::{Second, SecondPlace};
 use super::turns::Turns;
 use crate::alive;
 use crate::backend::{
-    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location, Role,
+    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location, Node, Role,
 };
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Mirror, MirrorOptions, Record, Snapshot};
@@ -31,6 +32,16 @@ pub struct CellOptions {
     pub only: Option<Vec<CellName>>,
 }
 
+impl CellOptions {
+    /// Where the global topology is, in all its places.
+    pub fn source(&self) -> String {
+        match &self.connect.tee {
+            None => self.global.to_string(),
+            Some(tee) => format!("tee:{};{}", self.global, tee.secondary),
+        }
+    }
+}
+
 /// Added to the error of a change that has panicked: its outcome is unknown.
 const UNCERTAIN: &str = " (it may have been carried out)";
 
@@ -43,6 +54,8 @@ pub struct Cell {
     pub location: Location,
     /// Its records.
     pub mirror: Arc<Mirror>,
+    /// Where its updates go, too.
+    pub second: Option<Second>,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) turns: Turns,
     timeout: Duration,
@@ -58,7 +71,7 @@ impl Cell {
     /// Connects a cell in the background. It loads nothing until somebody asks for it.
     pub(super) fn open(
         name: CellName,
-        location: Location,
+        (location, second): (Location, Option<SecondPlace>),
         options: &CellOptions,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -66,13 +79,19 @@ impl Cell {
         let holds_global = location.is_same_place(&options.global);
         let allowed = options.servers.check(&location, &options.global, &options.connect);
         let opened = allowed.and_then(|()| crate::backend::open(&name, &location, &options.connect));
-        let backend = opened.map_err(|error| {
+        let primary = opened.map_err(|error| {
             let mut error = Error::from(error);
             error.reason = format!("cell {name} ({location}): {}", error.reason);
             error
         })?;
+        let second = second.zip(options.connect.tee.as_ref());
+        let second = second.map(|(place, tee)| Second::open(&name, place, (&primary, &location), (options, tee)));
+        let backend = second.as_ref().map_or(primary, Second::both);
         let mirror = Mirror::new(backend.clone(), options.mirror);
         let stop = stop.child_token();
+        if let Some(second) = &second {
+            second.run(&name, &mirror, tasks, &stop);
+        }
         let span = tracing::info_span!("cell", name = %name);
         tasks.spawn(tracing::Instrument::instrument(
             mirror.clone().run(format!("mirror of {name}"), stop.clone()),
@@ -84,6 +103,7 @@ impl Cell {
             holds_global,
             location,
             mirror,
+            second,
             backend,
             turns: Turns::default(),
             timeout: options.connect.timeout,
@@ -186,6 +206,36 @@ impl Cell {
         Ok(applied)
     }
 
+    /// Compares the mirrors with the services now.
+    pub fn request_resync(&self) {
+        self.mirror.request_resync();
+        if let Some(mirror) = self.second.as_ref().and_then(|second| second.mirror.as_ref()) {
+            mirror.request_resync();
+        }
+    }
+
+    /// Brings everything at the second place to what this one has. Returns how many records differed.
+    pub async fn repair(&self) -> Result<usize> {
+        let Some(second) = &self.second else {
+            return Err(Error::new(Kind::Invalid, format!("{self} is kept in one place: there is nothing to repair")));
+        };
+        let repaired = self.call(("repair", ""), second.repair()).await?;
+        tracing::info!(cell = %self.name, records = repaired, "the secondary is repaired");
+        Ok(repaired)
+    }
+
+    /// Who holds the lock of a directory at the second place, but not by this mount and not for a save.
+    pub async fn foreign_holder_at_secondary(&self, dir: &TopoPath) -> Option<Node> {
+        self.second.as_ref()?.foreign_holder(dir).await
+    }
+
+    /// Waits for updates that are on their way to the second place.
+    pub(super) async fn settle(&self) {
+        if let Some(second) = &self.second {
+            second.settle(self.timeout).await;
+        }
+    }
+
     /// Names of what this kind of service knows about a record beside its version.
     pub fn attributes(&self) -> &'static [&'static str] {
         self.backend.attributes()
@@ -259,7 +309,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::backend::{Implementation, Listing, Node, SharedPlace, WatchStream};
+    use crate::backend::{Implementation, Listing, SharedPlace, WatchStream};
 
     /// A service whose first list never comes.
     #[derive(Debug)]
@@ -313,6 +363,7 @@ mod tests {
                     root: "/x".to_owned(),
                 },
                 mirror,
+                second: None,
                 backend,
                 turns: Turns::default(),
                 timeout: Duration::from_secs(15),

@@ -15,6 +15,7 @@ impl From<BackendError> for Error {
             Failure::TooMany => Kind::TooMany,
             Failure::NoSpace => Kind::NoSpace,
             Failure::LockLost => Kind::LockLost,
+            Failure::Locked => Kind::Busy,
             Failure::Compacted | Failure::Other => Kind::Io,
         };
         Self::new(kind, error.to_string())

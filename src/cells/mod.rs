@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -11,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::alive;
 use crate::backend::Location;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::mirror::{Batch, Health};
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{CELL_INFO, CELLS, Key};
@@ -23,15 +24,20 @@ mod joint;
 mod lock;
 pub mod lock_text;
 mod missed;
+mod second;
 mod turns;
 
 pub use cell::{Cell, CellOptions};
 pub use joint::Joints;
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
+pub use second::{Drift, Second, SecondPlace};
 
 /// For each cell, the other cells with the same location.
 pub type Twins = BTreeMap<CellName, Vec<CellName>>;
+
+/// How long the start waits for the global topology at the secondary.
+const SECONDARY_WAIT: Duration = Duration::from_secs(5);
 
 /// All cells of a mount.
 pub struct Cells {
@@ -41,8 +47,8 @@ pub struct Cells {
     hidden: ArcSwap<BTreeMap<String, String>>,
     missed: Missed,
     twins: ArcSwap<Twins>,
-    /// The revision of the global topology that the set of cells follows.
-    followed: AtomicU64,
+    /// The revisions of the global topology, at both services, that the set of cells follows.
+    followed: [AtomicU64; 2],
     refreshing: Mutex<()>,
     options: CellOptions,
     records: Arc<Records>,
@@ -62,15 +68,27 @@ impl Cells {
     pub async fn start(options: CellOptions, records: Arc<Records>) -> Result<Arc<Self>> {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
-        let global = Cell::open(CellName::global(), options.global.clone(), &options, &tasks, &stop)?;
+        let second = options.connect.tee.as_ref().map(|tee| SecondPlace::At(tee.secondary.clone()));
+        let global = Cell::open(CellName::global(), (options.global.clone(), second), &options, &tasks, &stop)?;
+        if let Some(reason) = global.second.as_ref().and_then(|second| second.place.reason()) {
+            stop.cancel();
+            return Err(Error::new(Kind::Invalid, format!("--tee-secondary: {reason}")));
+        }
         global.snapshot().await.inspect_err(|_| stop.cancel())?;
+        if let Some(mirror) = global.second.as_ref().and_then(|second| second.mirror.as_ref()) {
+            // The places of the cells stand there. If it does not answer now, the cells learn of it later.
+            let waited = tokio::time::timeout(SECONDARY_WAIT, mirror.load()).await;
+            if waited.is_err() || !mirror.is_loaded() {
+                tracing::warn!("the global topology at the secondary does not answer: nothing reaches the secondary");
+            }
+        }
         let cells = Arc::new(Self {
             global,
             local: ArcSwap::default(),
             hidden: ArcSwap::default(),
             missed: Missed::default(),
             twins: ArcSwap::default(),
-            followed: AtomicU64::default(),
+            followed: Default::default(),
             refreshing: Mutex::default(),
             options,
             records,
@@ -138,6 +156,8 @@ impl Cells {
 
     /// Ends all background work and waits for it.
     pub async fn shutdown(&self) {
+        let local = self.local.load_full();
+        futures::future::join_all(std::iter::once(&self.global).chain(local.values()).map(|cell| cell.settle())).await;
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -145,27 +165,37 @@ impl Cells {
 
     /// A caller that has just stored a CellInfo record finds the cell at once, and need not wait for the event.
     fn follow_records(&self) {
-        if self.followed.load(Ordering::Acquire) != self.global.mirror.revision().0 {
+        if self.followed.each_ref().map(|revision| revision.load(Ordering::Acquire)) != self.revisions() {
             self.refresh();
         }
+    }
+
+    /// The revisions of the global topology at both services. While nothing is loaded, this one counts as none.
+    fn revisions(&self) -> [u64; 2] {
+        let second = self.global.second.as_ref().and_then(|second| second.mirror.as_ref());
+        let second = second.filter(|mirror| mirror.is_loaded());
+        // An empty topology has a revision, too: it is known that there is nothing.
+        [self.global.mirror.revision().0, second.map_or(0, |mirror| mirror.revision().0.saturating_add(1))]
     }
 
     /// Makes the set of cells follow the CellInfo records.
     fn refresh(&self) {
         // One at a time: an older view must not replace a newer one.
         let _turn = self.refreshing.lock();
-        let revision = self.global.mirror.revision().0;
+        let revisions = self.revisions();
         let (wanted, mut hidden) = self.known_cells();
         let current = self.local.load();
         let mut next = BTreeMap::new();
         for (name, location) in wanted {
             let before = current.get(&name);
-            if let Some(kept) = before.filter(|cell| cell.location == location) {
+            let second = self.second_place(&name, &location);
+            let found = |cell: &&Arc<Cell>| cell.second.as_ref().map(|second| &second.found) == second.as_ref();
+            if let Some(kept) = before.filter(|cell| cell.location == location).filter(found) {
                 next.insert(name, kept.clone());
                 continue;
             }
             self.warn_if_moved(&name, before, &location);
-            match self.open(name.clone(), location) {
+            match self.open(name.clone(), (location, second)) {
                 Ok(cell) => drop(next.insert(name, cell)),
                 Err(error) => drop(hidden.insert(name.to_string(), error.reason)),
             }
@@ -183,11 +213,33 @@ impl Cells {
         self.note_twins(&next);
         self.local.store(Arc::new(next));
         // Only now: callers that come earlier must wait for the new set of cells.
-        self.followed.store(revision, Ordering::Release);
+        for (followed, revision) in self.followed.iter().zip(revisions) {
+            followed.store(revision, Ordering::Release);
+        }
     }
 
-    fn open(&self, name: CellName, location: Location) -> Result<Arc<Cell>> {
-        Cell::open(name, location, &self.options, &self.tasks, &self.stop)
+    fn open(&self, name: CellName, places: (Location, Option<SecondPlace>)) -> Result<Arc<Cell>> {
+        Cell::open(name, places, &self.options, &self.tasks, &self.stop)
+    }
+
+    /// Where a cell is at the second service, as its CellInfo record there says; `None` if the cell has one place.
+    fn second_place(&self, name: &CellName, location: &Location) -> Option<SecondPlace> {
+        let tee = self.options.connect.tee.as_ref()?;
+        let mirror = self.global.second.as_ref()?.mirror.as_ref()?;
+        if !mirror.is_loaded() {
+            let secondary = &tee.secondary;
+            return Some(SecondPlace::Unknown(format!("the secondary ({secondary}) has not answered yet")));
+        }
+        let snapshot = mirror.snapshot();
+        let path = TopoPath::parse(&Key::CellInfo(name.as_str()).to_string()).ok()?;
+        let Some(record) = snapshot.records.get(&path) else {
+            return Some(SecondPlace::Nowhere(format!("the secondary ({}) has no {path}", tee.secondary)));
+        };
+        let Some(CellInfo { server, root }) = self.records.cell_info(&record.value) else {
+            return Some(SecondPlace::Nowhere(format!("{path} at the secondary cannot be decoded")));
+        };
+        let second = Location { implementation: tee.secondary.implementation, server, root };
+        (!second.is_same_place(location)).then_some(SecondPlace::At(second))
     }
 
     /// Ends cells that are no longer shown. If a cell was connected, connects it again at its new location: its
@@ -321,8 +373,6 @@ async fn follow_cell_info(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::backend::{Action, Applied, Change, ConnectOptions, Guard, Implementation, Revision, Version};
     use crate::mirror::MirrorOptions;

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::flags::connect::ConnectArgs;
-use super::flags::topo::{GlobalArgs, TopologyArgs};
+use super::flags::topo::{GlobalArgs, Service, TopologyArgs};
 use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::{EtcdOptions, read_password};
 use crate::backend::zk2::ZkOptions;
-use crate::backend::{ConnectOptions, Location};
+use crate::backend::{ConnectOptions, Location, TeeOptions};
 use crate::cells::{CellOptions, Cells};
 use crate::mirror::MirrorOptions;
 use crate::record::{Codec, Kinds, Records};
@@ -21,15 +21,47 @@ const NEVER: Duration = Duration::from_secs(24 * 3600);
 /// How long the watch of a cell may be broken before a command counts the cell as down.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
+/// The root of the global topology if no flag says another.
+const DEFAULT_ROOT: &str = "/vitess/global";
+
 impl GlobalArgs {
-    /// Where the global topology is.
-    pub fn location(&self) -> Location {
-        let server = self.topo_global_server_address.as_deref();
-        Location {
-            implementation: self.topo_implementation,
-            server: server.unwrap_or(self.topo_implementation.default_server()).to_owned(),
-            root: self.topo_global_root.clone(),
+    /// Where the global topology is, and the second service if there are two.
+    pub fn places(&self) -> anyhow::Result<(Location, Option<TeeOptions>)> {
+        match self.topo_implementation {
+            Service::One(implementation) => {
+                if self.tee_primary.is_some() || self.tee_secondary.is_some() || self.tee_reverse_lock_order {
+                    bail!("--tee-primary, --tee-secondary and --tee-reverse-lock-order need --topo-implementation tee");
+                }
+                let server = self.topo_global_server_address.as_deref();
+                let location = Location {
+                    implementation,
+                    server: server.unwrap_or(implementation.default_server()).to_owned(),
+                    root: self.topo_global_root.as_deref().unwrap_or(DEFAULT_ROOT).to_owned(),
+                };
+                Ok((location, None))
+            }
+            Service::Tee => self.tee(),
         }
+    }
+
+    fn tee(&self) -> anyhow::Result<(Location, Option<TeeOptions>)> {
+        if self.topo_global_server_address.is_some() || self.topo_global_root.is_some() {
+            bail!(
+                "--topo-implementation tee takes its places from --tee-primary and --tee-secondary: leave out \
+                 --topo-global-server-address and --topo-global-root (and their environment variables)"
+            );
+        }
+        let (Some(primary), Some(secondary)) = (&self.tee_primary, &self.tee_secondary) else {
+            bail!(
+                "--topo-implementation tee needs --tee-primary and --tee-secondary, both as \
+                 IMPLEMENTATION:SERVERS/ROOT: etcd2:localhost:2379{DEFAULT_ROOT}"
+            );
+        };
+        if primary.is_same_place(secondary) {
+            bail!("--tee-primary {primary} and --tee-secondary {secondary} are the same place");
+        }
+        let (secondary, reverse_lock_order) = (secondary.clone(), self.tee_reverse_lock_order);
+        Ok((primary.clone(), Some(TeeOptions { secondary, reverse_lock_order })))
     }
 }
 
@@ -40,7 +72,9 @@ impl TopologyArgs {
         &self,
         work: impl AsyncFnOnce(&Arc<Cells>, &Arc<Records>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let options = self.connect.cells_of(self.global.location())?;
+        let (global, tee) = self.global.places()?;
+        let mut options = self.connect.cells_of(global)?;
+        options.connect.tee = tee;
         let records = Records::new(Codec::builtin()?, Kinds::default());
         runtime()?.block_on(async {
             let cells = Cells::start(options, records.clone()).await?;

@@ -74,9 +74,10 @@ impl TopoArgs {
                 .map(|name| CellName::new(name).with_context(|| format!("--cells: {name:?}")));
             parsed.collect::<anyhow::Result<Vec<_>>>()
         });
+        let (global, tee) = self.global.places()?;
         Ok(CellOptions {
-            global: self.global.location(),
-            connect: self.connect.options()?,
+            global,
+            connect: ConnectOptions { tee, ..self.connect.options()? },
             servers: self.connect.cell_servers.clone(),
             mirror: MirrorOptions {
                 resync_interval: self.resync_interval,
@@ -145,14 +146,19 @@ impl ViewArgs {
     fn config(&self, mountpoint: &Path, cells: &CellOptions) -> serde_json::Value {
         let CellOptions { global, connect, servers, mirror, only } = cells;
         let tree = self.tree_options();
+        let tee = connect.tee.as_ref();
+        let one = tee.is_none().then_some(global);
         let duration = |time: Duration| humantime::format_duration(time).to_string();
         // A path may contain any bytes; JSON is text.
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
         let topology = json!({
             "mountpoint": mountpoint.to_string_lossy(),
-            "topo-implementation": global.implementation.to_string(),
-            "topo-global-server-address": global.server,
-            "topo-global-root": global.root,
+            "topo-implementation": if tee.is_some() { "tee" } else { global.implementation.name() },
+            "topo-global-server-address": one.map(|global| &global.server),
+            "topo-global-root": one.map(|global| &global.root),
+            "tee-primary": tee.map(|_| global.to_string()),
+            "tee-secondary": tee.map(|tee| tee.secondary.to_string()),
+            "tee-reverse-lock-order": tee.map(|tee| tee.reverse_lock_order),
             "topo-etcd-tls-cert": path(&connect.etcd.cert),
             "topo-etcd-tls-key": path(&connect.etcd.key),
             "topo-etcd-tls-ca": path(&connect.etcd.ca),

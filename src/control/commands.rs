@@ -10,6 +10,8 @@ pub enum Command {
     Resync(Option<CellName>),
     /// Take a lock away from its holder.
     BreakLock(BreakLock),
+    /// Bring everything at the secondary to what the primary has, in a cell, or in all.
+    Repair(Option<CellName>),
     /// Change the level of the log: a filter as `RUST_LOG` takes it.
     Log(String),
 }
@@ -27,6 +29,7 @@ pub struct BreakLock {
 pub(super) const HELP: &str = "\
 # Write one of these commands to this file:
 #   resync [CELL]   compare the mirror with a bulk list now
+#   repair [CELL]   bring everything at the secondary of a tee to what the primary has
 #   unlock PATH KEY take a lock away from its holder (better: topofs unlock --force PATH)
 #                   KEY is the one in locks; write names with spaces as JSON strings
 #   log LEVEL       error, warn, info, debug, trace, or a filter in the syntax of RUST_LOG
@@ -47,6 +50,8 @@ impl Command {
         Ok(match line.split_whitespace().collect::<Vec<_>>().as_slice() {
             ["resync"] => Command::Resync(None),
             ["resync", cell] => Command::Resync(Some(CellName::new(cell)?)),
+            ["repair"] => Command::Repair(None),
+            ["repair", cell] => Command::Repair(Some(CellName::new(cell)?)),
             ["unlock", path, key] => Command::BreakLock(BreakLock { path: (*path).to_owned(), key: (*key).to_owned() }),
             ["log", level] => Command::Log((*level).to_owned()),
             _ => return Err(Error::new(Kind::Invalid, format!("unknown command {line:?}"))),
@@ -75,12 +80,14 @@ mod tests {
     fn each_line_is_a_command() {
         let broken =
             |path: &str, key: &str| Command::BreakLock(BreakLock { path: path.to_owned(), key: key.to_owned() });
-        let text = "# a comment\n\n resync \nresync zone1\nlog topofs=debug,info\nunlock global/keyspaces/a locks/7\n\
+        let text = "# a comment\n\n resync \nresync zone1\nrepair\nrepair zone1\nlog topofs=debug,info\nunlock global/keyspaces/a locks/7\n\
                     unlock \"global/a b\" \"-\"\n";
         let commands: Vec<Command> = all(text).into_iter().map(Result::unwrap).collect();
         let expected = [
             Command::Resync(None),
             Command::Resync(Some(CellName::new("zone1").unwrap())),
+            Command::Repair(None),
+            Command::Repair(Some(CellName::new("zone1").unwrap())),
             Command::Log("topofs=debug,info".to_owned()),
             broken("global/keyspaces/a", "locks/7"),
             broken("global/a b", "-"),
@@ -91,7 +98,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_understood_is_refused_in_its_place() {
-        for wrong in ["reboot", "log", "log a b", "unlock a", "unlock \"a b\" c d", "resync a b", "resync a/b"] {
+        for wrong in
+            ["reboot", "log", "log a b", "unlock a", "unlock \"a b\" c d", "resync a b", "resync a/b", "repair a b"]
+        {
             let commands = all(&format!("resync\n{wrong}\nresync"));
             assert_eq!(commands.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true], "{wrong}");
         }

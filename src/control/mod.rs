@@ -1,11 +1,12 @@
 //! `.topofs`: what the mount says about itself, as files. Never touches a backend except by asking a mirror to compare
 //! itself.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
-use crate::cells::Cells;
+use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{EventLog, RefusalLog, Requests};
 
@@ -64,6 +65,42 @@ impl ControlFile {
     /// The file of a name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|file| file.name() == name)
+    }
+}
+
+/// A command that waits for a service.
+#[derive(Debug)]
+pub enum Order {
+    /// Take a lock away from its holder.
+    BreakLock(BreakLock),
+    /// Repair the second places of these cells.
+    Repair(Vec<Arc<Cell>>),
+}
+
+impl Order {
+    /// Repairs cells, each whatever becomes of the others. Fails with what went wrong.
+    pub async fn repair(cells: &[Arc<Cell>]) -> Result<()> {
+        let mut failed: Option<Error> = None;
+        for cell in cells {
+            if let Err(error) = cell.repair().await {
+                failed = Some(match failed {
+                    None => error,
+                    Some(first) => Error::new(first.kind, format!("{}; {}", first.reason, error.reason)),
+                });
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// The cells that are kept in two places.
+fn twofold(cells: &Cells) -> Result<Vec<Arc<Cell>>> {
+    let cells: Vec<Arc<Cell>> = cells.all().into_iter().filter(|cell| cell.second.is_some()).collect();
+    match cells.is_empty() {
+        true => {
+            Err(invalid("there is nothing to repair: this mount has one service (--topo-implementation)".to_owned()))
+        }
+        false => Ok(cells),
     }
 }
 
@@ -139,18 +176,22 @@ impl Control {
         }
     }
 
-    /// Carries out the commands in a text, line by line, up to the first error. Returns the locks to break, because
-    /// breaking them waits for a service.
-    pub fn command(&self, text: &[u8], cells: &Cells) -> Result<Vec<BreakLock>> {
+    /// Carries out the commands in a text, line by line, up to the first error. Returns those that wait for a service.
+    pub fn command(&self, text: &[u8], cells: &Cells) -> Result<Vec<Order>> {
         let mut orders = Vec::new();
         for command in commands::parse(text)? {
             match command? {
-                Command::Resync(None) => cells.all().iter().for_each(|cell| cell.mirror.request_resync()),
+                Command::Resync(None) => cells.all().iter().for_each(|cell| cell.request_resync()),
                 Command::Resync(Some(name)) => {
                     let cell = cells.get(&name).ok_or_else(|| invalid(format!("no cell {name}")))?;
-                    cell.mirror.request_resync();
+                    cell.request_resync();
                 }
-                Command::BreakLock(order) => orders.push(order),
+                Command::BreakLock(order) => orders.push(Order::BreakLock(order)),
+                Command::Repair(None) => orders.push(Order::Repair(twofold(cells)?)),
+                Command::Repair(Some(name)) => {
+                    let cell = cells.get(&name).ok_or_else(|| invalid(format!("no cell {name}")))?;
+                    orders.push(Order::Repair(vec![cell]));
+                }
                 Command::Log(level) => {
                     (self.set_log_level)(&level).map_err(|error| invalid(format!("{level}: {error}")))?;
                 }

@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::Control;
 use crate::alive;
-use crate::cells::{Cell, Cells};
+use crate::cells::{Cell, Cells, Second, SecondPlace};
 use crate::journal::timestamp;
-use crate::mirror::Health;
+use crate::mirror::{Health, Mirror};
 
 /// What the tree counts.
 #[derive(Debug, Default)]
@@ -89,24 +89,67 @@ fn panics() -> Value {
     json!({ "count": panics.count, "known": known })
 }
 
-fn cell_status(cell: &Cell) -> Value {
-    let mirror = &cell.mirror;
-    let snapshot = mirror.snapshot();
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let state = match mirror.health() {
+/// The second place of a cell, and what differs there.
+fn second_status(cell: &Cell, second: &Second) -> (Value, Value) {
+    let mut status = match &second.place {
+        SecondPlace::At(location) => json!({
+            "implementation": location.implementation.to_string(),
+            "server": location.server,
+            "root": location.root,
+        }),
+        SecondPlace::Nowhere(reason) => json!({ "state": "missing", "error": reason }),
+        SecondPlace::Unknown(reason) => json!({ "state": "unknown", "error": reason }),
+    };
+    if let (Some(object), Some(mirror)) = (status.as_object_mut(), &second.mirror) {
+        object.insert("state".to_owned(), json!(state_of(&mirror.health(), false)));
+        object.insert("records".to_owned(), json!(mirror.snapshot().records.len()));
+        object.insert("revision".to_owned(), json!(mirror.revision().0));
+        insert_trouble(object, mirror);
+    }
+    let drift = second.drift(&cell.mirror);
+    let failing = second.failures().away;
+    let drift = json!({
+        "count": drift.count(),
+        "missing": drift.missing,
+        "different": drift.different,
+        "left_over": drift.left_over,
+        "complete": drift.is_complete,
+        "since": drift.since.map(timestamp),
+        "example": drift.example,
+        "failing_since": failing.as_ref().map(|(since, _)| timestamp(*since)),
+        "failing": failing.as_ref().map(|(_, cause)| cause.to_string()),
+    });
+    (status, drift)
+}
+
+fn insert_trouble(object: &mut Map<String, Value>, mirror: &Mirror) {
+    if let Some((cause, since)) = mirror.trouble() {
+        object.insert("error".to_owned(), json!(cause));
+        object.insert("broken_for_seconds".to_owned(), json!(since.as_secs()));
+    }
+}
+
+fn state_of(health: &Health, serves_stale: bool) -> &'static str {
+    match health {
         Health::Idle => "idle",
         Health::Loading => "loading",
         Health::Live => "live",
         Health::Shaky => "reconnecting",
-        Health::Down if cell.serves_stale() => "stale",
+        Health::Down if serves_stale => "stale",
         Health::Down => "down",
         Health::Denied => "denied",
-    };
+    }
+}
+
+fn cell_status(cell: &Cell) -> Value {
+    let mirror = &cell.mirror;
+    let snapshot = mirror.snapshot();
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let mut status = json!({
         "implementation": cell.location.implementation.to_string(),
         "server": cell.location.server,
         "root": cell.location.root,
-        "state": state,
+        "state": state_of(&mirror.health(), cell.serves_stale()),
         "records": snapshot.records.len(),
         "revision": snapshot.at.0,
         "last_event": mirror.last_event().map(timestamp),
@@ -118,9 +161,13 @@ fn cell_status(cell: &Cell) -> Value {
         "reconnects": count(&mirror.counters.reconnects),
         "skipped_keys": count(&mirror.counters.skipped),
     });
-    if let (Some(object), Some((cause, since))) = (status.as_object_mut(), mirror.trouble()) {
-        object.insert("error".to_owned(), json!(cause));
-        object.insert("broken_for_seconds".to_owned(), json!(since.as_secs()));
+    if let Some(object) = status.as_object_mut() {
+        insert_trouble(object, mirror);
+        if let Some(second) = &cell.second {
+            let (place, drift) = second_status(cell, second);
+            object.insert("secondary".to_owned(), place);
+            object.insert("drift".to_owned(), drift);
+        }
     }
     status
 }

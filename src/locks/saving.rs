@@ -108,6 +108,7 @@ impl Locks {
     /// Fails with EBUSY if somebody else holds the lock of a directory.
     pub async fn refuse_if_foreign(&self, cell: &Cell, dir: &TopoPath) -> Result<()> {
         cell.snapshot().await?;
+        self.refuse_if_foreign_at_secondary(cell, dir).await?;
         let end = Instant::now() + self.patience.at_most(MOMENT);
         let mut changes = cell.mirror.lock_changes();
         let mut first = None;
@@ -128,6 +129,18 @@ impl Locks {
             if over && cell.still_locked(&node).await? {
                 return Err(busy_with(cell, dir, Some(&node)));
             }
+        }
+    }
+
+    /// The same for a holder that has the lock at the second place only. It has the same time to go away.
+    async fn refuse_if_foreign_at_secondary(&self, cell: &Cell, dir: &TopoPath) -> Result<()> {
+        let Some(first) = cell.foreign_holder_at_secondary(dir).await else { return Ok(()) };
+        tokio::time::sleep(GRACE).await;
+        match cell.foreign_holder_at_secondary(dir).await {
+            Some(still) if same_lock(&first, &still) => {
+                Err(busy(cell, dir, &format!("{} at the secondary", in_words(&still.value))))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -69,7 +69,7 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     let timeout = settings.cells.connect.timeout;
     let spec = MountSpec {
         mountpoint: settings.mountpoint.path().to_owned(),
-        source: settings.cells.global.to_string(),
+        source: settings.cells.source(),
         allow_other: settings.allow_other,
         read_only: settings.tree.read_only,
         threads: std::thread::available_parallelism()
@@ -131,7 +131,7 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
             }
             signal = signals.next() => {
                 if signal == Signal::Resync {
-                    cells.all().iter().for_each(|cell| cell.mirror.request_resync());
+                    cells.all().iter().for_each(|cell| cell.request_resync());
                     continue;
                 }
                 tracing::info!("told to end");

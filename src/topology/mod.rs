@@ -7,8 +7,8 @@
 pub mod cells;
 pub mod copy;
 pub mod graph;
-pub mod lock;
 pub mod links;
+pub mod lock;
 mod picture;
 pub mod ranges;
 pub mod rebuild;

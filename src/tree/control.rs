@@ -15,7 +15,7 @@ use super::kernel::Kernel;
 use super::namespace::{At, Inode, Keep, Namespace, Open, OpenFile, Part, Rest};
 use super::room::{Charge, Room};
 use crate::cells::Cells;
-use crate::control::{Control, ControlFile, TreeCounts};
+use crate::control::{Control, ControlFile, Order, TreeCounts};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Op, Reader, Refusal};
 use crate::locks::Locks;
@@ -209,7 +209,7 @@ impl OpenFile for OpenControl {
         Ok(part.of(content))
     }
 
-    /// Carries out the commands. The breaking of locks waits for a service, so it is returned as the rest.
+    /// Carries out the commands. What waits for a service is returned as the rest.
     fn write(&self, _: At, _: usize, data: &[u8]) -> Result<Rest> {
         let ControlFiles { control, cells, locks, .. } = &*self.files;
         let orders = control.command(data, cells).inspect_err(|error| self.explain(error))?;
@@ -219,7 +219,10 @@ impl OpenFile for OpenControl {
         let (cells, locks, opener) = (cells.clone(), locks.clone(), self.opener);
         Ok(Some(Box::pin(async move {
             for order in orders {
-                locks.break_lock(&cells, &order.path, &order.key, opener).await?;
+                match order {
+                    Order::BreakLock(order) => locks.break_lock(&cells, &order.path, &order.key, opener).await?,
+                    Order::Repair(cells) => Order::repair(&cells).await?,
+                }
             }
             Ok(())
         })))

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use common::world::connect_options;
 use topofs::backend::faulty::Faulty;
+use topofs::backend::tee::{Tee, TeeSettings};
 use topofs::backend::{
     Action, Applied, Backend, BackendError, Change, ConnectOptions, Failure, Guard, Implementation, Location, Version,
     Wrap, open,
@@ -23,26 +24,33 @@ struct Factory {
     implementation: Implementation,
     server: String,
     options: ConnectOptions,
+    /// The service to which every update goes, too.
+    secondary: Option<Box<Factory>>,
 }
 
 impl Factory {
     fn memory() -> Self {
-        Self { implementation: Implementation::Memory, server: "test".to_owned(), options: connect_options() }
+        Self {
+            implementation: Implementation::Memory,
+            server: "test".to_owned(),
+            options: connect_options(),
+            secondary: None,
+        }
     }
 
     fn etcd2() -> Self {
         let server = common::etcd::shared().endpoint();
-        Self { implementation: Implementation::Etcd2, server, options: connect_options() }
+        Self { implementation: Implementation::Etcd2, server, options: connect_options(), secondary: None }
     }
 
     fn zk2() -> Self {
         let server = common::zookeeper::shared().endpoint();
-        Self { implementation: Implementation::Zk2, server, options: connect_options() }
+        Self { implementation: Implementation::Zk2, server, options: connect_options(), secondary: None }
     }
 
     fn consul() -> Self {
         let server = common::consul::shared().endpoint();
-        Self { implementation: Implementation::Consul, server, options: connect_options() }
+        Self { implementation: Implementation::Consul, server, options: connect_options(), secondary: None }
     }
 
     /// The same cells behind a wrapper that does nothing as long as no fault is scripted.
@@ -52,10 +60,25 @@ impl Factory {
         self
     }
 
+    /// The same cells, with a second service behind each of them.
+    fn tee(mut self, secondary: Factory) -> Self {
+        self.secondary = Some(Box::new(secondary));
+        self
+    }
+
     fn cell(&self, root: &str) -> Arc<dyn Backend> {
         let location =
             Location { implementation: self.implementation, server: self.server.clone(), root: root.to_owned() };
-        open(&CellName::global(), &location, &self.options).unwrap()
+        let cell = open(&CellName::global(), &location, &self.options).unwrap();
+        let Some(secondary) = &self.secondary else { return cell };
+        let settings = TeeSettings {
+            secondary: format!("{}:{}{root}", secondary.implementation, secondary.server),
+            timeout: self.options.timeout,
+            reverse_lock_order: false,
+            is_for_save: |_| false,
+            hears: None,
+        };
+        Arc::new(Tee::new(cell, secondary.cell(root), settings))
     }
 
     fn fresh(&self) -> Arc<dyn Backend> {
@@ -103,6 +126,14 @@ macro_rules! factories {
         #[test]
         fn faulty_etcd2() {
             crate::common::world::runtime().block_on($check(Factory::etcd2().faulty()));
+        }
+        #[test]
+        fn tee_memory() {
+            crate::common::world::runtime().block_on($check(Factory::memory().tee(Factory::memory())));
+        }
+        #[test]
+        fn tee_etcd2_zk2() {
+            crate::common::world::runtime().block_on($check(Factory::etcd2().tee(Factory::zk2())));
         }
         #[test]
         fn consul() {

@@ -7,7 +7,7 @@ use clap::builder::BoolishValueParser;
 
 use super::connect::ConnectArgs;
 use super::values::{any_duration, duration};
-use crate::backend::Implementation;
+use crate::backend::{Implementation, Location};
 
 /// Which topology.
 #[derive(Debug, Args)]
@@ -15,13 +15,35 @@ use crate::backend::Implementation;
 pub(in crate::cli) struct GlobalArgs {
     /// The kind of service
     #[arg(long, value_name = "NAME", default_value = "etcd2", env = "TOPOFS_TOPO_IMPLEMENTATION")]
-    pub topo_implementation: Implementation,
+    pub topo_implementation: Service,
     /// Servers of the global topology, separated by commas [default: localhost, port 2379, 2181 or 8500]
     #[arg(long, value_name = "SERVERS", env = "TOPOFS_TOPO_GLOBAL_SERVER_ADDRESS")]
     pub topo_global_server_address: Option<String>,
-    /// The path at the beginning of all keys of the global topology
-    #[arg(long, value_name = "PATH", default_value = "/vitess/global", env = "TOPOFS_TOPO_GLOBAL_ROOT")]
-    pub topo_global_root: String,
+    /// The path at the beginning of all keys of the global topology [default: /vitess/global]
+    #[arg(long, value_name = "PATH", env = "TOPOFS_TOPO_GLOBAL_ROOT")]
+    pub topo_global_root: Option<String>,
+    /// With --topo-implementation tee: the service that decides, as IMPLEMENTATION:SERVERS/ROOT of its global topology
+    ///
+    /// All reads, errors and events are its own.
+    #[arg(long, value_name = "PLACE", env = "TOPOFS_TEE_PRIMARY")]
+    pub tee_primary: Option<Location>,
+    /// With --topo-implementation tee: the service that is kept in sync, as IMPLEMENTATION:SERVERS/ROOT
+    ///
+    /// Its failures stop nobody; .topofs/status counts what differs there.
+    #[arg(long, value_name = "PLACE", env = "TOPOFS_TEE_SECONDARY")]
+    pub tee_secondary: Option<Location>,
+    /// With --topo-implementation tee: take locks at the secondary first
+    ///
+    /// For the time in which some mounts have the two services the other way round.
+    #[arg(long, env = "TOPOFS_TEE_REVERSE_LOCK_ORDER", value_parser = BoolishValueParser::new())]
+    pub tee_reverse_lock_order: bool,
+}
+
+/// A kind of service, or two services as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum Service {
+    One(Implementation),
+    Tee,
 }
 
 /// A topology for a command that uses it directly.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
+use super::topo::Service;
 use crate::backend::faulty::{self, Call};
 use crate::backend::{Failure, Implementation};
 use crate::name::CellName;
@@ -26,6 +27,26 @@ impl ValueEnum for Implementation {
             Implementation::Memory => "In this process, for trials and tests",
         };
         Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
+impl ValueEnum for Service {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [Service; 5] = [
+            Service::One(Implementation::Etcd2),
+            Service::One(Implementation::Zk2),
+            Service::One(Implementation::Consul),
+            Service::One(Implementation::Memory),
+            Service::Tee,
+        ];
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Service::One(implementation) => implementation.to_possible_value(),
+            Service::Tee => Some(PossibleValue::new("tee").help("Two of these: every update goes to both (--tee-*)")),
+        }
     }
 }
 

@@ -1,0 +1,285 @@
+//! Two services as one: every update goes to both. The primary decides everything that a caller sees, so all errors are
+//! its own; the secondary follows. Must never fail or delay a caller because of the secondary for longer than
+//! [`PATIENCE`], and never change anything at the primary because of the secondary.
+//!
+//! `bring` brings records at the secondary to what the primary has, `notes` knows which could not be brought, `repair`
+//! compares everything, `lock` takes a lock at both.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use scopeguard::ScopeGuard;
+use tokio::time::Instant;
+
+use super::contract::{
+    Action, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Role, SharedPlace,
+    Version, WatchStream, check_limits,
+};
+use super::lock::guard;
+use crate::name::TopoPath;
+use crate::record::layout::Key;
+
+mod bring;
+mod lock;
+mod notes;
+mod repair;
+
+pub use notes::{Failed, Failures};
+use notes::{Notes, Work};
+pub use repair::Repaired;
+
+/// Longest time that a caller waits for the secondary. While the secondary does not answer, nobody waits.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How two services are put together.
+#[derive(Debug, Clone)]
+pub struct TeeSettings {
+    /// Where the secondary is, for people.
+    pub secondary: String,
+    /// Time limit for one call, the same as that of both services.
+    pub timeout: Duration,
+    /// Take locks at the secondary first.
+    pub reverse_lock_order: bool,
+    /// Whether the content of a lock says that it is for one save only. If the secondary cannot give such a lock, the
+    /// primary's is enough: the save changes only the primary then.
+    pub is_for_save: fn(&[u8]) -> bool,
+    /// Who hears what was written at the secondary.
+    pub hears: Option<Arc<dyn Hears>>,
+}
+
+/// Hears what a tee has written at the secondary.
+pub trait Hears: Send + Sync + std::fmt::Debug {
+    /// These changes were applied.
+    fn wrote(&self, changes: &[Change], applied: &Applied);
+}
+
+/// Two services as one. Clones are the same tee.
+#[derive(Debug, Clone)]
+pub struct Tee(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    primary: Arc<dyn Backend>,
+    secondary: Arc<dyn Backend>,
+    settings: TeeSettings,
+    notes: Notes,
+    /// For each lock that is held at both: its node at the primary, and the guard at the secondary.
+    held: Mutex<HashMap<(TopoPath, Version), Change>>,
+    repairing: tokio::sync::Semaphore,
+}
+
+/// Whether the secondary gets a record as the primary has it. A CellInfo record says where a cell is, which differs.
+pub fn is_mirrored(path: &TopoPath) -> bool {
+    !matches!(Key::in_global(path), Some(Key::CellInfo(_)))
+}
+
+/// A record; locks are none.
+fn record(fetched: Option<Node>) -> Option<Node> {
+    fetched.filter(|node| node.role == Role::Record)
+}
+
+impl Tee {
+    /// Puts two services together.
+    pub fn new(primary: Arc<dyn Backend>, secondary: Arc<dyn Backend>, settings: TeeSettings) -> Self {
+        Self(Arc::new(Shared {
+            primary,
+            secondary,
+            settings,
+            notes: Notes::default(),
+            held: Mutex::default(),
+            repairing: tokio::sync::Semaphore::new(1),
+        }))
+    }
+
+    /// Updates that did not reach the secondary, as far as known.
+    pub fn failures(&self) -> Failures {
+        self.0.notes.failures()
+    }
+
+    /// Whether an update of a record is on its way to the secondary.
+    pub fn is_under_way(&self, path: &TopoPath) -> bool {
+        self.0.notes.is_under_way(path)
+    }
+
+    /// The record is the same at both, whatever has failed before.
+    pub fn note_same(&self, path: &TopoPath) {
+        self.0.notes.forget(std::slice::from_ref(path));
+    }
+
+    /// Waits until the updates that are under way have reached the secondary, or failed.
+    pub async fn settle(&self, patience: Duration) {
+        self.0.notes.settle(patience).await;
+    }
+
+    /// An error of the secondary, which says so.
+    fn explain(&self, mut error: BackendError) -> BackendError {
+        error.message = format!("the secondary ({}): {}", self.0.settings.secondary, error.message);
+        error
+    }
+
+    /// The guards at the secondary for the locks that guard a change at the primary.
+    fn fences(&self, changes: &[Change]) -> Vec<Change> {
+        let held = self.0.held.lock();
+        let fence = |change: &Change| match change.guard {
+            Guard::Held(holding) => held.get(&(change.path.clone(), holding.version)).cloned(),
+            _ => None,
+        };
+        changes.iter().filter_map(fence).collect()
+    }
+
+    /// A lock is held at both.
+    fn note_held(&self, primary: &Node, secondary: &Node) {
+        let fence = Change { path: secondary.path.clone(), guard: guard(secondary), action: Action::Check };
+        self.0.held.lock().insert((primary.path.clone(), primary.version), fence);
+    }
+
+    /// Whether a lock at the secondary is held by this tee, together with the one at the primary.
+    pub fn holds_at_secondary(&self, node: &Node) -> bool {
+        let fence = Change { path: node.path.clone(), guard: guard(node), action: Action::Check };
+        self.0.held.lock().values().any(|held| *held == fence)
+    }
+
+    fn note_left(&self, primary: &Node) {
+        self.0.held.lock().remove(&(primary.path.clone(), primary.version));
+    }
+
+    /// Waits for an update of the secondary that began in a call of this age, but not for long.
+    async fn wait_for(&self, work: Option<tokio::sync::oneshot::Receiver<()>>, begun: Instant) {
+        let Some(work) = work.filter(|_| !self.0.notes.is_away()) else { return };
+        let patience = PATIENCE.min(self.0.settings.timeout.saturating_sub(begun.elapsed()));
+        if tokio::time::timeout(patience, work).await.is_err() {
+            self.0.notes.away();
+            tracing::warn!(secondary = self.0.settings.secondary, "the secondary is slow: nobody waits for it");
+        }
+    }
+}
+
+/// What the primary has after a change that was applied.
+fn results(changes: &[Change], applied: &Applied) -> Vec<Option<Node>> {
+    let changed = changes.iter().zip(&applied.versions).filter(|(change, _)| is_update(change));
+    changed
+        .map(|(change, version)| match (&change.action, version) {
+            (Action::Put(value), Some(version)) => Some(Node {
+                path: change.path.clone(),
+                value: value.clone(),
+                version: *version,
+                role: Role::Record,
+                modified: None,
+            }),
+            _ => None,
+        })
+        .collect()
+}
+
+fn is_update(change: &Change) -> bool {
+    change.action != Action::Check && is_mirrored(&change.path)
+}
+
+#[async_trait]
+impl Backend for Tee {
+    fn limits(&self) -> Limits {
+        let (one, other) = (self.0.primary.limits(), self.0.secondary.limits());
+        Limits { value: one.value.min(other.value), changes: one.changes.min(other.changes) }
+    }
+
+    fn gives_signs_of_life(&self) -> bool {
+        self.0.primary.gives_signs_of_life()
+    }
+
+    async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
+        self.0.primary.list(dir).await
+    }
+
+    async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
+        self.0.primary.get(path).await
+    }
+
+    fn attributes(&self) -> &'static [&'static str] {
+        self.0.primary.attributes()
+    }
+
+    async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
+        self.0.primary.attribute(path, name).await
+    }
+
+    /// The primary applies all changes or none. Then the secondary is brought to the same state. A caller that gives up
+    /// in between does not end that.
+    async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        check_limits(changes, self.limits())?;
+        let paths: Vec<TopoPath> =
+            changes.iter().filter(|change| is_update(change)).map(|change| change.path.clone()).collect();
+        if paths.is_empty() {
+            return self.0.primary.apply(changes).await;
+        }
+        let begun = Instant::now();
+        let work = Work { fences: self.fences(changes), _under_way: self.0.notes.begin(&paths), paths };
+        // If the caller gives up, or the call panics, nobody knows what the primary has.
+        let work = scopeguard::guard(work, |work| drop(self.bring_later(work, None)));
+        let outcome = self.0.primary.apply(changes).await;
+        let work = ScopeGuard::into_inner(work);
+        match outcome {
+            Ok(applied) => {
+                let told = self.bring_later(work, Some(results(changes, &applied)));
+                self.wait_for(told, begun).await;
+                Ok(applied)
+            }
+            Err(error) => {
+                if error.is_uncertain() {
+                    drop(self.bring_later(work, None));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
+        self.0.primary.follow().await
+    }
+
+    fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
+        self.0.primary.locked_dir(node)
+    }
+
+    /// The line of the service at which locks are taken first is the one that counts.
+    fn has_queue(&self) -> bool {
+        if self.0.settings.reverse_lock_order { self.0.secondary.has_queue() } else { self.0.primary.has_queue() }
+    }
+
+    async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
+        lock::enter(self, dir, contents).await
+    }
+
+    /// A tee takes both locks with the same content, so both are taken away.
+    async fn break_lock(&self, node: &Node) -> Result<(), BackendError> {
+        self.0.primary.break_lock(node).await?;
+        let Some(dir) = self.0.primary.locked_dir(&node.path) else { return Ok(()) };
+        if let Err(error) = self.break_at_secondary(&dir, node).await {
+            tracing::warn!(%error, %dir, "the lock at the secondary is not taken away; it ends with its lease or session");
+        }
+        Ok(())
+    }
+
+    async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>, BackendError> {
+        let swept = self.0.primary.sweep_locks(dir).await?;
+        match self.0.secondary.sweep_locks(dir).await {
+            Ok(there) => Ok(swept.or(there)),
+            Err(error) => {
+                tracing::warn!(%error, %dir, "what is left of locks at the secondary cannot be removed");
+                Ok(swept)
+            }
+        }
+    }
+
+    async fn reread_secrets(&self) {
+        self.0.primary.reread_secrets().await;
+        self.0.secondary.reread_secrets().await;
+    }
+
+    async fn time_left(&self, owner: Owner) -> Result<Option<Duration>, BackendError> {
+        self.0.primary.time_left(owner).await
+    }
+}

@@ -1,0 +1,369 @@
+//! The second place of a cell whose updates go to two services: its backend, a mirror of its own, and what differs from
+//! the first place. Must never show anybody the records of the second place: the first one is the truth.
+//!
+//! What differs is found by comparing the two mirrors, so it does not matter who wrote where, or who was killed between
+//! two writes. Only while a mirror is not current do the notes of the tee count alone.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::cell::CellOptions;
+use super::lock_text::says_save;
+use crate::backend::tee::{Failures, Hears, Tee, TeeSettings, is_mirrored};
+use crate::backend::{
+    Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Listing, Location, Node, Owner, Role,
+    SharedPlace, TeeOptions, WatchStream,
+};
+use crate::mirror::{Health, Mirror, Record, Snapshot};
+use crate::name::{CellName, TopoPath};
+
+/// A difference that is younger is not counted: another writer may be about to bring it to the secondary.
+const SETTLING: Duration = Duration::from_secs(1);
+
+/// Where a cell is at the second service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecondPlace {
+    /// Here.
+    At(Location),
+    /// It is not there, for this reason. Nobody can lock or store anything there.
+    Nowhere(String),
+    /// Nobody knows, for this reason.
+    Unknown(String),
+}
+
+impl SecondPlace {
+    /// Why there is no place.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            SecondPlace::At(_) => None,
+            SecondPlace::Nowhere(reason) | SecondPlace::Unknown(reason) => Some(reason),
+        }
+    }
+}
+
+/// The second place of a cell.
+#[derive(Debug)]
+pub struct Second {
+    /// What the records say. If this changes, the cell is opened anew.
+    pub(super) found: SecondPlace,
+    /// What is used.
+    pub place: SecondPlace,
+    /// What is there; `None` without a place.
+    pub mirror: Option<Arc<Mirror>>,
+    tee: Tee,
+    backend: Option<Arc<dyn Backend>>,
+    /// The last comparison.
+    compared: Mutex<Option<(Compared, Arc<Drift>)>>,
+}
+
+/// What two mirrors had published when they were compared.
+type Compared = (u64, u64, Health);
+
+/// What differs at the second place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Records that are missing there.
+    pub missing: usize,
+    /// Records that have another value there.
+    pub different: usize,
+    /// Records that exist only there.
+    pub left_over: usize,
+    /// Whether both places are known. Otherwise more may differ.
+    pub is_complete: bool,
+    /// Since when at least one record has differed.
+    pub since: Option<SystemTime>,
+    /// One of them, in words.
+    pub example: Option<String>,
+}
+
+impl Drift {
+    /// How many records differ.
+    pub fn count(&self) -> usize {
+        self.missing + self.different + self.left_over
+    }
+
+    fn add(&mut self, path: &TopoPath, here: Option<&Record>, there: Option<&Record>, failures: &Failures) {
+        let (count, words) = match (here, there) {
+            (Some(_), None) => (&mut self.missing, "missing at the secondary"),
+            (None, Some(_)) => (&mut self.left_over, "left over at the secondary"),
+            (Some(_) | None, _) => (&mut self.different, "different at the secondary"),
+        };
+        *count += 1;
+        let failed = failures.known.get(path);
+        let since = failed.map(|failed| failed.since).or_else(|| changed(here, there));
+        self.since = self.since.into_iter().chain(since).min();
+        // One whose cause is known says more.
+        if self.example.is_none() || failed.is_some() && !self.example.as_ref().is_some_and(|text| text.contains('(')) {
+            let cause = failed.map_or_else(String::new, |failed| format!(" ({})", failed.cause));
+            let hint = match is_mirrored(path) {
+                true => "",
+                false => "; CellInfo records differ on purpose and are not repaired: add or remove it there",
+            };
+            self.example = Some(format!("{path}: {words}{cause}{hint}"));
+        }
+    }
+}
+
+/// When a record last changed at either place, as far as known.
+fn changed(here: Option<&Record>, there: Option<&Record>) -> Option<SystemTime> {
+    here.into_iter().chain(there).map(|record| record.modified).max()
+}
+
+/// Whether it changed just now. A time in the future is of another clock.
+fn is_young(changed: Option<SystemTime>, now: SystemTime) -> bool {
+    changed.is_some_and(|changed| match now.duration_since(changed) {
+        Ok(age) => age < SETTLING,
+        Err(ahead) => ahead.duration() < SETTLING,
+    })
+}
+
+impl Hears for Mirror {
+    fn wrote(&self, changes: &[Change], applied: &Applied) {
+        Mirror::wrote(self, changes, applied);
+    }
+}
+
+impl Second {
+    /// Connects the second place in the background, and puts it beside the first one. An address that cannot be used is
+    /// no place.
+    pub(super) fn open(
+        name: &CellName,
+        place: SecondPlace,
+        (primary, own): (&Arc<dyn Backend>, &Location),
+        (options, tee): (&CellOptions, &TeeOptions),
+    ) -> Self {
+        let opened = match &place {
+            SecondPlace::At(location) if location.is_same_place(own) => {
+                Err(SecondPlace::Nowhere(format!("the secondary is the same place as the primary: {location}")))
+            }
+            SecondPlace::At(location) => {
+                let allowed = options.servers.check(location, &tee.secondary, &options.connect);
+                let opened = allowed.and_then(|()| crate::backend::open(name, location, &options.connect));
+                opened.map_err(|error| SecondPlace::Unknown(format!("{location}: {error}")))
+            }
+            missing => Err(missing.clone()),
+        };
+        let mut settings = TeeSettings {
+            secondary: String::new(),
+            timeout: options.connect.timeout,
+            reverse_lock_order: tee.reverse_lock_order,
+            is_for_save: says_save,
+            hears: None,
+        };
+        let found = place.clone();
+        match (opened, &place) {
+            (Ok(backend), SecondPlace::At(location)) => {
+                let mirror = Mirror::new(backend.clone(), options.mirror);
+                settings.secondary = location.to_string();
+                settings.hears = Some(mirror.clone());
+                let tee = Tee::new(primary.clone(), backend.clone(), settings);
+                Self { found, place, mirror: Some(mirror), tee, backend: Some(backend), compared: Mutex::default() }
+            }
+            (opened, _) => {
+                let place = opened.err().unwrap_or(place);
+                settings.secondary = tee.secondary.implementation.to_string();
+                let tee = Tee::new(primary.clone(), Arc::new(Missing(place.clone())), settings);
+                Self { found, place, mirror: None, tee, backend: None, compared: Mutex::default() }
+            }
+        }
+    }
+
+    /// The two places as one.
+    pub(super) fn both(&self) -> Arc<dyn Backend> {
+        Arc::new(self.tee.clone())
+    }
+
+    /// Keeps the mirror of the second place current as soon as the first one is used.
+    pub(super) fn run(&self, name: &CellName, own: &Arc<Mirror>, tasks: &TaskTracker, stop: &CancellationToken) {
+        let Some(mirror) = self.mirror.clone() else { return };
+        let span = tracing::info_span!("cell", name = %name, place = "secondary");
+        let running = mirror.clone().run(format!("second mirror of {name}"), stop.clone());
+        tasks.spawn(tracing::Instrument::instrument(running, span));
+        let (own, stop) = (own.clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = own.loaded() => mirror.wake(),
+            }
+        });
+    }
+
+    /// Updates that did not reach the second place.
+    pub fn failures(&self) -> Failures {
+        self.tee.failures()
+    }
+
+    /// Brings everything at the second place to what the first one has; returns how many records differed.
+    pub(super) async fn repair(&self) -> Result<usize, BackendError> {
+        let repaired = self.tee.repair().await;
+        // What the mirror has missed must not count any more.
+        if let Some(mirror) = &self.mirror {
+            mirror.request_resync();
+        }
+        repaired.map(|repaired| repaired.brought)
+    }
+
+    /// Waits for the updates that are under way.
+    pub(super) async fn settle(&self, patience: Duration) {
+        self.tee.settle(patience).await;
+    }
+
+    /// What differs at the second place, as far as known now. Asks no service.
+    pub fn drift(&self, own: &Mirror) -> Arc<Drift> {
+        let mut failures = self.tee.failures();
+        let (here, loaded) = (own.snapshot(), self.mirror.as_ref().filter(|mirror| mirror.is_loaded()));
+        let Some(mirror) = loaded else {
+            let mut drift = Drift { is_complete: self.is_nowhere(), ..Drift::default() };
+            match self.is_nowhere() {
+                true => here.records.iter().for_each(|(path, here)| drift.add(path, Some(here), None, &failures)),
+                false => failures.known.keys().for_each(|path| {
+                    let record = here.records.get(path);
+                    drift.add(path, record, record, &failures);
+                }),
+            }
+            return Arc::new(drift);
+        };
+        let compared = (own.published(), mirror.published(), mirror.health());
+        let known = self.compared.lock().clone().filter(|(known, _)| *known == compared && failures.known.is_empty());
+        if let Some((_, drift)) = known {
+            return drift;
+        }
+        let there = mirror.snapshot();
+        if compared.2 == Health::Live {
+            // Somebody has brought it there.
+            failures.known.retain(|path, _| {
+                let same = values(&here, path) == values(&there, path) && !self.tee.is_under_way(path);
+                if same {
+                    self.tee.note_same(path);
+                }
+                !same
+            });
+        }
+        let (drift, settled) = self.compare(&here, &there, &failures);
+        let drift = Arc::new(Drift { is_complete: compared.2 == Health::Live && !failures.more, ..drift });
+        *self.compared.lock() = settled.then(|| (compared, drift.clone()));
+        drift
+    }
+
+    fn is_nowhere(&self) -> bool {
+        matches!(self.place, SecondPlace::Nowhere(_))
+    }
+
+    /// What differs, and whether time alone changes nothing of it.
+    fn compare(&self, here: &Snapshot, there: &Snapshot, failures: &Failures) -> (Drift, bool) {
+        let (mut drift, mut settled, now) = (Drift::default(), true, SystemTime::now());
+        let is_away = failures.away.is_some();
+        let mut look = |path: &TopoPath, one: Option<&Record>, other: Option<&Record>| {
+            let failed = failures.known.contains_key(path);
+            let same = match (one, other) {
+                (Some(one), Some(other)) => one.value == other.value || !is_mirrored(path),
+                _ => false,
+            };
+            if same && !failed {
+                return;
+            }
+            let coming = is_young(changed(one, other), now) || self.tee.is_under_way(path) && !is_away;
+            if failed || !coming {
+                drift.add(path, one, other, failures);
+            } else {
+                settled = false;
+            }
+        };
+        let (mut one, mut other) = (here.records.iter().peekable(), there.records.iter().peekable());
+        loop {
+            let order = match (one.peek(), other.peek()) {
+                (Some((one, _)), Some((other, _))) => one.cmp(other),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => break,
+            };
+            let here = if order.is_le() { one.next() } else { None };
+            let there = if order.is_ge() { other.next() } else { None };
+            if let Some((path, _)) = here.or(there) {
+                look(path, here.map(|(_, record)| record), there.map(|(_, record)| record));
+            }
+        }
+        // Neither mirror has these: removed at the primary, and nobody knows about the secondary.
+        for path in failures.known.keys().filter(|path| values(here, path).is_none() && values(there, path).is_none()) {
+            drift.add(path, None, None, failures);
+        }
+        (drift, settled)
+    }
+
+    /// Who holds the lock of a directory at the second place, but not by this mount and not for a save. Believes the
+    /// mirror only if the service agrees.
+    pub(super) async fn foreign_holder(&self, dir: &TopoPath) -> Option<Node> {
+        let (mirror, backend) = (self.mirror.as_ref()?, self.backend.as_ref()?);
+        let snapshot = mirror.snapshot();
+        let below = snapshot.locks.range(dir.clone()..).take_while(|(path, _)| path.below(dir).is_some());
+        let holds =
+            |node: &&Node| node.owner() != Owner::NOBODY && backend.locked_dir(&node.path).as_ref() == Some(dir);
+        let first = below.map(|(_, node)| node).filter(holds).min_by_key(|node| node.version.written)?;
+        if self.tee.holds_at_secondary(first) || says_save(&first.value) {
+            return None;
+        }
+        let now = backend.get(&first.path).await.ok()?;
+        mirror.observe(&first.path, &now);
+        now.node.filter(|now| matches!(now.role, Role::Lock(_)) && now.version.created == first.version.created)
+    }
+}
+
+fn values<'a>(snapshot: &'a Snapshot, path: &TopoPath) -> Option<&'a Bytes> {
+    snapshot.records.get(path).map(|record| &record.value)
+}
+
+/// A second place that there is not.
+#[derive(Debug)]
+struct Missing(SecondPlace);
+
+impl Missing {
+    fn error<T>(&self) -> Result<T, BackendError> {
+        Err(BackendError::new(Failure::Unreachable, self.0.reason().unwrap_or_default()))
+    }
+}
+
+#[async_trait]
+impl Backend for Missing {
+    fn limits(&self) -> Limits {
+        Limits { value: usize::MAX, changes: usize::MAX }
+    }
+
+    async fn list(&self, _: &TopoPath) -> Result<Listing, BackendError> {
+        self.error()
+    }
+
+    async fn get(&self, _: &TopoPath) -> Result<Fetched, BackendError> {
+        self.error()
+    }
+
+    async fn apply(&self, _: &[Change]) -> Result<Applied, BackendError> {
+        self.error()
+    }
+
+    async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
+        self.error()
+    }
+
+    fn locked_dir(&self, _: &TopoPath) -> Option<TopoPath> {
+        None
+    }
+
+    /// Where there is no cell, nobody can lock anything.
+    async fn enter(&self, dir: &TopoPath, _: &Bytes) -> Result<SharedPlace, BackendError> {
+        match &self.0 {
+            SecondPlace::Nowhere(reason) => Err(BackendError::new(Failure::NoNode, format!("{dir}: {reason}"))),
+            _ => self.error(),
+        }
+    }
+
+    async fn break_lock(&self, _: &Node) -> Result<(), BackendError> {
+        Ok(())
+    }
+}

@@ -160,7 +160,7 @@ const TABLETS_MOVE: &str = r#"
 cd /mnt/topo
 for tablet in local/tablets/*; do
   new=zone1/tablets/zone1-${tablet##*-}
-  mkdir $new
+  mkdir -p $new
   jq '.alias.cell = "zone1"' $tablet/Tablet.json > $new/Tablet.json
   ks=$(jq -r .keyspace $new/Tablet.json) shard=$(jq -r .shard $new/Tablet.json)
   graph=zone1/keyspaces/$ks/shards/$shard

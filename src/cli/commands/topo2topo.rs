@@ -108,7 +108,7 @@ async fn copy(transfer: &Transfer) -> Ended {
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut terminations = signal(SignalKind::terminate())?;
     let mut signalled = None;
-    let copying = transfer.copy();
+    let copying = transfer.copy(|tally| bar.print_out(&line(&tally)));
     tokio::pin!(copying);
     let mut ticks = tokio::time::interval(if bar.0.is_some() { EVERY.0 } else { EVERY.1 });
     ticks.reset();
@@ -144,9 +144,6 @@ async fn copy(transfer: &Transfer) -> Ended {
 /// What has happened, in lines.
 fn report(transfer: &Transfer, copied: &Copied, time: Duration) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    for tally in &copied.cells {
-        writeln!(out, "{}", line(tally))?;
-    }
     for planned in &copied.planned {
         writeln!(out, "{planned}")?;
     }
@@ -216,6 +213,15 @@ impl Bar {
         match &self.0 {
             Some(bar) => bar.suspend(|| say(words)),
             None => say(words),
+        }
+    }
+
+    fn print_out(&self, words: &str) {
+        // If nobody reads it, the end of the command says so.
+        let print = || drop(writeln!(std::io::stdout(), "{words}"));
+        match &self.0 {
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 

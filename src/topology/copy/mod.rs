@@ -70,7 +70,7 @@ pub struct Transfer {
     pub stop: CancellationToken,
 }
 
-/// What was copied of a cell.
+/// What has to be done for a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tally {
     /// The cell, with its places.
@@ -92,8 +92,6 @@ pub struct Tally {
 /// The outcome of a copy.
 #[derive(Debug, Default)]
 pub struct Copied {
-    /// What was planned at first, by cell.
-    pub cells: Vec<Tally>,
     /// What a person should know.
     pub notes: Vec<String>,
     /// What a dry run would change.
@@ -134,8 +132,9 @@ struct Ready {
 }
 
 impl Transfer {
-    /// Copies. Fails, before anything is changed, if not everything can be copied, unless it is to keep going.
-    pub async fn copy(&self) -> Result<Copied> {
+    /// Copies, and tells of each cell what has to be done. Fails, before anything is changed, if not everything can be
+    /// copied, unless it is to keep going.
+    pub async fn copy(&self, told: impl FnMut(Tally)) -> Result<Copied> {
         let Some(ready) = self.unless_stopped(self.ready(false)).await? else {
             return Ok(Copied { failed: vec!["stopped before anything was copied".to_owned()], ..Copied::default() });
         };
@@ -146,7 +145,7 @@ impl Transfer {
             return Err(Error::new(Kind::Invalid, not_begun(&troubles)));
         }
         let mut copied = Copied { notes: routes.notes.clone(), failed: troubles, ..Copied::default() };
-        copied.cells = pairs.iter().zip(&plans).map(|(pair, (wanted, plan))| tally(pair, wanted, plan)).collect();
+        pairs.iter().zip(&plans).map(|(pair, (wanted, plan))| tally(pair, wanted, plan)).for_each(told);
         if self.options.dry_run {
             let lines = pairs.iter().zip(&plans).flat_map(|(pair, (_, plan))| {
                 plan.steps

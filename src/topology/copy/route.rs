@@ -258,6 +258,11 @@ fn collisions(routes: &mut Routes, sources: &[(String, Location)], targets: &[(S
             refused.push(format!("{name} would be copied to {}, where {is_itself} is", route.to));
             continue;
         }
+        let elsewhere = targets.iter().find(|(other, at)| *other != name && at.is_same_place(&route.from));
+        if let Some((other, _)) = elsewhere {
+            refused.push(format!("{name} of the source is in {}, where {other} of the target is", route.from));
+            continue;
+        }
         let twin = kept.iter().find(|other| other.to.is_same_place(&route.to));
         if let Some(twin) = twin {
             if twin.from.is_same_place(&route.from) {

@@ -150,6 +150,7 @@ impl Wish<'_> {
         let from = location(self.from.implementation, info);
         let mapped = self.mapping.apply(&from);
         let (wanted, has_server) = (mapped.info.clone(), mapped.server.is_some());
+        let has_rule = has_server || mapped.root.is_some();
         used.push(mapped);
         if !self.with_cells || self.cells.is_some_and(|cells| !cells.contains(cell)) {
             routes.fates.insert(path.clone(), Fate::LeftOut);
@@ -160,7 +161,13 @@ impl Wish<'_> {
                 let same = moved(&self.records.codec, &told.value, info, theirs);
                 let is_same = same.is_ok_and(|same| same == at_target.value);
                 routes.fates.insert(path.clone(), if is_same { Fate::Kept } else { Fate::Differs });
-                location(self.to.implementation, theirs)
+                let to = location(self.to.implementation, theirs);
+                if has_rule && *theirs != wanted {
+                    routes.notes.push(format!(
+                        "{cell}: goes to {to}, as its CellInfo record at the target says; no rule counts"
+                    ));
+                }
+                to
             }
             Some((at_target, Err(reason))) => {
                 routes.fates.insert(path.clone(), own(at_target));
@@ -236,8 +243,8 @@ fn named<'a>(global: &Location, cells: impl Iterator<Item = (&'a TopoPath, Locat
 fn homeless(cell: &CellName, from: &Location, to: &Location) -> String {
     let (old, new) = (from.implementation, to.implementation);
     format!(
-        "cell {cell} is on {old}, in {}{}, and nobody has said where it goes on {new}. Say it with --map-server {}=SERVER \
-         (and --map-root {}=ROOT), or make its CellInfo record at the target first, or leave the cell out with --cells",
+        "cell {cell} is on {old}, in {}{}, and nobody has said where it goes on {new}. Say it with --map-server \
+         {}=SERVER (and --map-root {}=ROOT), or make its CellInfo record at the target first, or leave the cell out with --cells",
         from.server,
         if from.root.starts_with('/') { from.root.clone() } else { format!("/{}", from.root) },
         from.server,

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::mount::{Mount, TOPOFS};
-use common::text;
+use common::{etcd, text, world, zookeeper};
+use topofs::sample::Cluster;
 
 /// Where the examples have their mount.
 const SHOWN: &str = "/tmp/topo";
 
 /// The pages with examples, each with a test of its own below.
-const WITH_EXAMPLES: [&str; 3] = ["README.md", "docs/locks.md", "docs/semantics.md"];
+const WITH_EXAMPLES: [&str; 4] = ["README.md", "docs/locks.md", "docs/migration.md", "docs/semantics.md"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -84,22 +85,25 @@ fn examples(page: &str) -> Vec<(String, String)> {
 }
 
 fn run(page: &str) {
-    let examples = examples(&std::fs::read_to_string(root().join(page)).unwrap());
-    assert!(examples.len() > 5, "{page} has examples");
     let mount = Mount::new(&["demo"]);
     let root = mount.root().display().to_string();
     let before = mount.outside().join("before").display().to_string();
+    play(page, &[(SHOWN, &root), ("/tmp/before", &before)]);
+}
+
+/// Runs the commands of a page, with other words in place of those that stand there.
+fn play(page: &str, words: &[(&str, &str)]) {
+    let examples = examples(&std::fs::read_to_string(root().join(page)).unwrap());
+    assert!(examples.len() > 5, "{page} has examples");
+    let ours = |text: &str| words.iter().fold(text.to_owned(), |text, (shown, real)| text.replace(shown, real));
+    let shown = |text: &str| words.iter().fold(text.to_owned(), |text, (shown, real)| text.replace(real, shown));
     // One shell for all, as a reader has; a line between the outputs.
     let separator = "=-=-=";
-    let script: String = examples
-        .iter()
-        .map(|(command, _)| {
-            format!("{}\necho {separator}\n", command.replace(SHOWN, &root).replace("/tmp/before", &before))
-        })
-        .collect();
+    let script: String = examples.iter().map(|(command, _)| format!("{}\necho {separator}\n", ours(command))).collect();
     let script = format!("exec 2>&1\n{script}");
-    let output = Command::new("timeout").args(["60", "bash", "-c", &script]).output().unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap().replace(&root, SHOWN).replace(&before, "/tmp/before");
+    let path = format!("{}:{}", Path::new(TOPOFS).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let output = Command::new("timeout").args(["60", "bash", "-c", &script]).env("PATH", path).output().unwrap();
+    let printed = shown(&String::from_utf8(output.stdout).unwrap());
     let outputs: Vec<&str> = printed.split(&format!("{separator}\n")).collect();
     assert_eq!(outputs.len(), examples.len() + 1, "{printed}");
     for ((command, expected), printed) in examples.iter().zip(outputs) {
@@ -108,12 +112,27 @@ fn run(page: &str) {
         for line in printed.lines() {
             lines.push(match line.strip_prefix("bash: line ").and_then(|rest| rest.split_once(": ")) {
                 Some((_, rest)) => format!("bash: {rest}"),
-                None => line.to_owned(),
+                None => without_time(line),
             });
         }
         let shown: String = lines.iter().map(|line| format!("{line}\n")).collect();
         assert_eq!(&shown, expected, "{page}: $ {command}");
     }
+}
+
+/// How long something takes is another time each time.
+fn without_time(line: &str) -> String {
+    match line.split_once(" records were changed in ") {
+        Some((records, _)) => format!("{records} records were changed in 0.1 s."),
+        None => line.to_owned(),
+    }
+}
+
+#[test]
+fn migration() {
+    let (old, new) = (etcd::shared().endpoint(), zookeeper::shared().endpoint());
+    world::load(&*world::etcd_cell(&old, "/vitess"), &Cluster::demo(&old));
+    play("docs/migration.md", &[("old:2379", &old), ("new:2181", &new)]);
 }
 
 #[test]

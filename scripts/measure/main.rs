@@ -1,6 +1,7 @@
 //! The program behind scripts/bench: everything is measured in one run, side by side, and told as ratios of medians.
 
 mod consulfs;
+mod copying;
 mod latency;
 mod reading;
 mod service;
@@ -15,6 +16,10 @@ use service::{Mount, Topology};
 const REPEAT: usize = 5;
 
 fn main() -> Result<()> {
+    if std::env::args().nth(1).is_some_and(|what| what == "topo2topo") {
+        println!("{}\n", machine()?);
+        return copying::measure();
+    }
     let sizes: Vec<usize> =
         std::env::args().skip(1).map(|size| size.parse()).collect::<Result<_, _>>().context("bench TABLETS...")?;
     println!("{}\n", machine()?);
@@ -40,7 +45,7 @@ fn main() -> Result<()> {
         println!();
     }
     consulfs::measure()?;
-    Ok(())
+    copying::measure()
 }
 
 /// Prints one comparison.

@@ -7,3 +7,4 @@ mod common;
 
 mod backup;
 mod recovery;
+mod topo2topo;

@@ -23,6 +23,8 @@ const PARTLY: u8 = 1;
 pub(in crate::cli) const TROUBLE: u8 = 2;
 /// Exit status of a process that a signal has ended, as in shells.
 const SIGNALLED: u8 = 128;
+/// Most failures that are printed one by one.
+const LINES: usize = 1_000;
 /// How often the bar of a terminal moves, and how often a line is printed elsewhere.
 const EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -89,7 +91,7 @@ async fn compare(transfer: &Transfer) -> Ended {
     }
     let Compared { differences, records, notes, failed } = compared;
     notes.iter().for_each(|note| say(note));
-    failed.iter().for_each(|reason| complain(reason));
+    complain_of(&failed);
     match differences {
         0 if failed.is_empty() => writeln!(out, "Topologies are in sync: {records} records.")?,
         0 => {}
@@ -108,7 +110,7 @@ async fn copy(transfer: &Transfer) -> Ended {
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut terminations = signal(SignalKind::terminate())?;
     let mut signalled = None;
-    let copying = transfer.copy();
+    let copying = transfer.copy(|tally| bar.print_out(&line(&tally)));
     tokio::pin!(copying);
     let mut ticks = tokio::time::interval(if bar.0.is_some() { EVERY.0 } else { EVERY.1 });
     ticks.reset();
@@ -144,14 +146,11 @@ async fn copy(transfer: &Transfer) -> Ended {
 /// What has happened, in lines.
 fn report(transfer: &Transfer, copied: &Copied, time: Duration) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    for tally in &copied.cells {
-        writeln!(out, "{}", line(tally))?;
-    }
     for planned in &copied.planned {
         writeln!(out, "{planned}")?;
     }
     copied.notes.iter().for_each(|note| say(note));
-    copied.failed.iter().for_each(|reason| complain(reason));
+    complain_of(&copied.failed);
     let done = transfer.progress.done.load(Ordering::Relaxed);
     let rest = match (copied.stopped, copied.failed.len()) {
         (0, 0) => String::new(),
@@ -161,6 +160,13 @@ fn report(transfer: &Transfer, copied: &Copied, time: Duration) -> std::io::Resu
     match transfer.options.dry_run {
         true => writeln!(out, "Nothing was changed: this was a dry run{rest}."),
         false => writeln!(out, "{done} records were changed in {:.1} s{rest}.", time.as_secs_f64()),
+    }
+}
+
+fn complain_of(failed: &[String]) {
+    failed.iter().take(LINES).for_each(|reason| complain(reason));
+    if failed.len() > LINES {
+        complain(&format!("and {} more", failed.len() - LINES));
     }
 }
 
@@ -216,6 +222,15 @@ impl Bar {
         match &self.0 {
             Some(bar) => bar.suspend(|| say(words)),
             None => say(words),
+        }
+    }
+
+    fn print_out(&self, words: &str) {
+        // If nobody reads it, the end of the command says so.
+        let print = || drop(writeln!(std::io::stdout(), "{words}"));
+        match &self.0 {
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 

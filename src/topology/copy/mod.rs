@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures::future::{join_all, try_join_all};
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::{BackendError, Failure};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::Records;
@@ -70,7 +71,7 @@ pub struct Transfer {
     pub stop: CancellationToken,
 }
 
-/// What was copied of a cell.
+/// What has to be done for a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tally {
     /// The cell, with its places.
@@ -92,8 +93,6 @@ pub struct Tally {
 /// The outcome of a copy.
 #[derive(Debug, Default)]
 pub struct Copied {
-    /// What was planned at first, by cell.
-    pub cells: Vec<Tally>,
     /// What a person should know.
     pub notes: Vec<String>,
     /// What a dry run would change.
@@ -134,8 +133,9 @@ struct Ready {
 }
 
 impl Transfer {
-    /// Copies. Fails, before anything is changed, if not everything can be copied, unless it is to keep going.
-    pub async fn copy(&self) -> Result<Copied> {
+    /// Copies, and tells of each cell what has to be done. Fails, before anything is changed, if not everything can be
+    /// copied, unless it is to keep going.
+    pub async fn copy(&self, told: impl FnMut(Tally)) -> Result<Copied> {
         let Some(ready) = self.unless_stopped(self.ready(false)).await? else {
             return Ok(Copied { failed: vec!["stopped before anything was copied".to_owned()], ..Copied::default() });
         };
@@ -146,28 +146,32 @@ impl Transfer {
             return Err(Error::new(Kind::Invalid, not_begun(&troubles)));
         }
         let mut copied = Copied { notes: routes.notes.clone(), failed: troubles, ..Copied::default() };
-        copied.cells = pairs.iter().zip(&plans).map(|(pair, (wanted, plan))| tally(pair, wanted, plan)).collect();
+        pairs.iter().zip(&plans).map(|(pair, (wanted, plan))| tally(pair, wanted, plan)).for_each(told);
         if self.options.dry_run {
-            let lines = pairs.iter().zip(&plans).flat_map(|(pair, (_, plan))| {
-                plan.steps
-                    .iter()
-                    .map(|step| (step.stage(), step.verb(), CellPath::new(&pair.source.cell, &step.change.path)))
-            });
-            let mut lines: Vec<_> = lines.collect();
-            lines.sort_by(|a, b| (a.0, &a.2).cmp(&(b.0, &b.2)));
-            copied.planned = lines.into_iter().map(|(_, verb, path)| format!("{verb} {path}")).collect();
+            copied.planned = planned(&pairs, &plans);
             return Ok(copied);
         }
+        self.follow(&mut pairs, plans, &routes, &mut copied).await;
+        Ok(copied)
+    }
+
+    /// Stores what is planned, and then what has changed in the source meanwhile.
+    async fn follow(&self, pairs: &mut [Pair], mut plans: Vec<(Wanted, Plan)>, routes: &Routes, copied: &mut Copied) {
         for pass in 1.. {
-            let wanted = self.write(&pairs, plans, &mut copied).await;
+            let wanted = self.write(pairs, plans, copied).await;
             if copied.stopped > 0 || self.stop.is_cancelled() {
                 break;
             }
-            let Some(now) = self.unless_stopped(try_join_all(pairs.iter().map(|pair| pair.source.read()))).await?
-            else {
-                break;
+            let again = try_join_all(pairs.iter().map(|pair| pair.source.read()));
+            let now = match self.unless_stopped(again).await {
+                Ok(Some(now)) => now,
+                Ok(None) => break,
+                Err(error) => {
+                    copied.failed.push(format!("{error}: nobody knows whether it has changed during the copy"));
+                    break;
+                }
             };
-            let (changed, cells) = self.changed(&pairs, &routes, &wanted, &now);
+            let (changed, cells) = self.changed(pairs, routes, &wanted, &now);
             copied.failed.extend(cells);
             if changed == 0 {
                 break;
@@ -182,19 +186,24 @@ impl Transfer {
             copied.notes.push(format!("the source has changed during the copy: {changed} records are copied again"));
             let earlier: Vec<Earlier> =
                 pairs.iter().zip(wanted).map(|(pair, wanted)| Earlier::after(wanted, &found(pair, self))).collect();
-            for (pair, from) in pairs.iter_mut().zip(now) {
-                pair.from = from;
-                pair.to = pair.target.read().await?;
+            let targets = match try_join_all(pairs.iter().map(|pair| pair.target.read())).await {
+                Ok(targets) => targets,
+                Err(error) => {
+                    copied.failed.push(format!("{error}: what has changed in the source was not copied"));
+                    break;
+                }
+            };
+            for (pair, (from, to)) in pairs.iter_mut().zip(now.into_iter().zip(targets)) {
+                (pair.from, pair.to) = (from, to);
             }
-            plans = self.plans(&pairs, &routes, &earlier);
-            copied.failed.extend(refuse(&pairs, &mut plans));
+            plans = self.plans(pairs, routes, &earlier);
+            copied.failed.extend(refuse(pairs, &mut plans));
             for (pair, (_, plan)) in pairs.iter().zip(&plans) {
                 let overtaken = plan.overtaken.iter().map(|path| CellPath::new(&pair.source.cell, path));
                 let words = "it has changed in the source and at the target during the copy";
                 copied.failed.extend(overtaken.map(|path| format!("{path}: {words}")));
             }
         }
-        Ok(copied)
     }
 
     /// Compares, and hands out each difference in lines.
@@ -230,6 +239,10 @@ impl Transfer {
         let source = Place::open(End::Source, &self.source, &global, &self.source.global)?;
         let target = Place::open(End::Target, &self.target, &global, &self.target.global)?;
         let (from, to) = futures::try_join!(source.read(), target.read())?;
+        if from.nodes.is_empty() {
+            let words = "there are no records; is that its root?";
+            return Err(source.explain(BackendError::new(Failure::Other, words)));
+        }
         let wish = Wish {
             records: &self.records,
             mapping: &self.options.mapping,
@@ -362,6 +375,17 @@ fn refuse(pairs: &[Pair], plans: &mut [(Wanted, Plan)]) -> Vec<String> {
         });
     }
     refused
+}
+
+/// What would be done, in the order in which it would be done.
+fn planned(pairs: &[Pair], plans: &[(Wanted, Plan)]) -> Vec<String> {
+    let steps = pairs.iter().zip(plans).flat_map(|(pair, (_, plan))| {
+        let path = |step: &plan::Step| CellPath::new(&pair.source.cell, &step.change.path);
+        plan.steps.iter().map(move |step| (step.stage(), path(step), step.verb()))
+    });
+    let mut steps: Vec<_> = steps.collect();
+    steps.sort();
+    steps.into_iter().map(|(_, path, verb)| format!("{verb} {path}")).collect()
 }
 
 fn tally(pair: &Pair, wanted: &Wanted, plan: &Plan) -> Tally {

@@ -150,6 +150,7 @@ impl Wish<'_> {
         let from = location(self.from.implementation, info);
         let mapped = self.mapping.apply(&from);
         let (wanted, has_server) = (mapped.info.clone(), mapped.server.is_some());
+        let has_rule = has_server || mapped.root.is_some();
         used.push(mapped);
         if !self.with_cells || self.cells.is_some_and(|cells| !cells.contains(cell)) {
             routes.fates.insert(path.clone(), Fate::LeftOut);
@@ -160,7 +161,13 @@ impl Wish<'_> {
                 let same = moved(&self.records.codec, &told.value, info, theirs);
                 let is_same = same.is_ok_and(|same| same == at_target.value);
                 routes.fates.insert(path.clone(), if is_same { Fate::Kept } else { Fate::Differs });
-                location(self.to.implementation, theirs)
+                let to = location(self.to.implementation, theirs);
+                if has_rule && *theirs != wanted {
+                    routes.notes.push(format!(
+                        "{cell}: goes to {to}, as its CellInfo record at the target says; no rule counts"
+                    ));
+                }
+                to
             }
             Some((at_target, Err(reason))) => {
                 routes.fates.insert(path.clone(), own(at_target));
@@ -236,8 +243,8 @@ fn named<'a>(global: &Location, cells: impl Iterator<Item = (&'a TopoPath, Locat
 fn homeless(cell: &CellName, from: &Location, to: &Location) -> String {
     let (old, new) = (from.implementation, to.implementation);
     format!(
-        "cell {cell} is on {old}, in {}{}, and nobody has said where it goes on {new}. Say it with --map-server {}=SERVER \
-         (and --map-root {}=ROOT), or make its CellInfo record at the target first, or leave the cell out with --cells",
+        "cell {cell} is on {old}, in {}{}, and nobody has said where it goes on {new}. Say it with --map-server \
+         {}=SERVER (and --map-root {}=ROOT), or make its CellInfo record at the target first, or leave the cell out with --cells",
         from.server,
         if from.root.starts_with('/') { from.root.clone() } else { format!("/{}", from.root) },
         from.server,
@@ -256,6 +263,11 @@ fn collisions(routes: &mut Routes, sources: &[(String, Location)], targets: &[(S
         if let Some((other, _)) = sources.iter().find(|(_, source)| source.is_same_place(&route.to)) {
             let is_itself = if *other == name { "it".to_owned() } else { format!("{other} of the source") };
             refused.push(format!("{name} would be copied to {}, where {is_itself} is", route.to));
+            continue;
+        }
+        let elsewhere = targets.iter().find(|(other, at)| *other != name && at.is_same_place(&route.from));
+        if let Some((other, _)) = elsewhere {
+            refused.push(format!("{name} of the source is in {}, where {other} of the target is", route.from));
             continue;
         }
         let twin = kept.iter().find(|other| other.to.is_same_place(&route.to));

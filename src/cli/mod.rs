@@ -11,6 +11,7 @@ mod commands;
 mod connection;
 mod flags;
 mod log;
+mod mounted;
 mod one_line;
 mod options;
 mod settings;
@@ -20,6 +21,7 @@ use commands::man;
 use commands::mount::{CommonArgs, MountArgs};
 use commands::notifier::NotifierArgs;
 use commands::unlock::UnlockArgs;
+use commands::validate::{NOT_CHECKED, ValidateArgs};
 use commands::{USAGE, complain};
 
 pub use options::{OptionError, normalize};
@@ -45,6 +47,11 @@ enum Command {
     /// Works for the locks of any tool, and for locks that a dead process has left. Exit status: 0 if the lock is free,
     /// 1 if it is not, or after an error.
     Unlock(UnlockArgs),
+    /// Find what contradicts what in a topology
+    ///
+    /// Reads all records, and changes nothing. Each problem comes with its record, the fault in words, and the command
+    /// that mends it. Exit status: 0 if there are no problems, 1 if there are some, 2 if it could not find out.
+    Validate(Box<ValidateArgs>),
     /// The helper process of a mount: raises inotify events
     #[command(hide = true, name = helper::HELPER)]
     Notifier(NotifierArgs),
@@ -56,6 +63,8 @@ enum Command {
 
 /// Runs the command line.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let usage = usage_status(&args);
     let parsed = match normalize(args) {
         Ok(args) => Cli::try_parse_from(args),
         Err(error) => Err(Cli::command().error(clap::error::ErrorKind::InvalidValue, error)),
@@ -65,13 +74,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // Help and version are not errors. If the pipe is closed, nobody reads them.
             let _ = error.print();
-            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { usage.into() } else { ExitCode::SUCCESS };
         }
     };
     let ended = match &cli.command {
         Command::Mount(args) => args.run(),
         Command::Demo(args) => args.run_demo(),
         Command::Unlock(args) => args.run(),
+        Command::Validate(args) => args.run(),
         Command::Notifier(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Man => man::run(Cli::command()),
@@ -80,6 +90,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         complain(&format!("{error:#}"));
         USAGE.into()
     })
+}
+
+/// The exit status of a wrong command line. For a command that answers a question, 1 would be an answer.
+fn usage_status(args: &[OsString]) -> u8 {
+    match args.get(1) {
+        Some(command) if command == "validate" => NOT_CHECKED,
+        _ => USAGE,
+    }
 }
 
 #[cfg(test)]

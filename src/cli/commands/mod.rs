@@ -6,6 +6,7 @@ pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod notifier;
 pub(super) mod unlock;
+pub(super) mod validate;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ mod connection;
 mod flags;
 mod interrupt;
 mod log;
+mod mounted;
 mod one_line;
 mod options;
 mod settings;
@@ -23,8 +24,9 @@ use commands::notifier::NotifierArgs;
 use commands::rebuild_keyspace_graph::RebuildKeyspaceGraphArgs;
 use commands::rebuild_vschema_graph::RebuildVschemaGraphArgs;
 use commands::remove_keyspace_cell::RemoveKeyspaceCellArgs;
-use commands::topo2topo::{self, Topo2topoArgs};
+use commands::topo2topo::{TROUBLE, Topo2topoArgs};
 use commands::unlock::UnlockArgs;
+use commands::validate::{NOT_CHECKED, ValidateArgs};
 use commands::{USAGE, complain};
 
 pub use options::{OptionError, normalize};
@@ -80,6 +82,11 @@ enum Command {
     /// any other error.
     #[command(name = "topo2topo")]
     Topo2topo(Box<Topo2topoArgs>),
+    /// Find what contradicts what in a topology
+    ///
+    /// Reads all records, and changes nothing. Each problem comes with its record, the fault in words, and the command
+    /// that mends it. Exit status: 0 if there are no problems, 1 if there are some, 2 if it could not find out.
+    Validate(Box<ValidateArgs>),
     /// The helper process of a mount: raises inotify events
     #[command(hide = true, name = helper::HELPER)]
     Notifier(NotifierArgs),
@@ -92,8 +99,7 @@ enum Command {
 /// Runs the command line.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    // A wrong command line must not look like a difference.
-    let wrong = if args.get(1).is_some_and(|name| name == "topo2topo") { topo2topo::TROUBLE } else { USAGE };
+    let usage = usage_status(&args);
     let parsed = match normalize(args) {
         Ok(args) => Cli::try_parse_from(args),
         Err(error) => Err(Cli::command().error(clap::error::ErrorKind::InvalidValue, error)),
@@ -103,7 +109,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // Help and version are not errors. If the pipe is closed, nobody reads them.
             let _ = error.print();
-            return if error.use_stderr() { wrong.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { usage.into() } else { ExitCode::SUCCESS };
         }
     };
     let ended = match &cli.command {
@@ -114,14 +120,24 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::RebuildVschemaGraph(args) => args.run(),
         Command::RemoveKeyspaceCell(args) => args.run(),
         Command::Topo2topo(args) => args.run(),
+        Command::Validate(args) => args.run(),
         Command::Notifier(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Man => man::run(Cli::command()),
     };
     ended.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));
-        wrong.into()
+        usage.into()
     })
+}
+
+/// The exit status of a wrong command line. For a command that answers a question, 1 would be an answer.
+fn usage_status(args: &[OsString]) -> u8 {
+    match args.get(1) {
+        Some(command) if command == "validate" => NOT_CHECKED,
+        Some(command) if command == "topo2topo" => TROUBLE,
+        _ => USAGE,
+    }
 }
 
 #[cfg(test)]

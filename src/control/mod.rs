@@ -12,10 +12,12 @@ use crate::journal::{EventLog, RefusalLog, Requests};
 
 mod commands;
 mod helper;
+mod problems;
 mod status;
 
 pub use commands::{BreakLock, Command};
 pub use helper::Helper;
+pub use problems::Problems;
 pub use status::TreeCounts;
 
 /// A file in the control directory.
@@ -29,6 +31,8 @@ pub enum ControlFile {
     Events,
     /// The locks of the topology as JSON lines.
     Locks,
+    /// What is wrong with the records that the mount knows, as JSON lines.
+    Problems,
     /// The effective settings as JSON, without secrets.
     Config,
     /// The version of topofs.
@@ -39,11 +43,12 @@ pub enum ControlFile {
 
 impl ControlFile {
     /// All of them.
-    pub const ALL: [ControlFile; 7] = [
+    pub const ALL: [ControlFile; 8] = [
         ControlFile::Status,
         ControlFile::Errors,
         ControlFile::Events,
         ControlFile::Locks,
+        ControlFile::Problems,
         ControlFile::Config,
         ControlFile::Version,
         ControlFile::Control,
@@ -56,6 +61,7 @@ impl ControlFile {
             ControlFile::Errors => "errors",
             ControlFile::Events => "events",
             ControlFile::Locks => "locks",
+            ControlFile::Problems => "problems",
             ControlFile::Config => "config",
             ControlFile::Version => "version",
             ControlFile::Control => "control",
@@ -117,6 +123,8 @@ pub struct Control {
     pub requests: Requests,
     /// The process that raises events.
     pub helper: Helper,
+    /// What is wrong with the records.
+    pub problems: Problems,
     config: serde_json::Value,
     set_log_level: SetLogLevel,
     started: std::time::SystemTime,
@@ -138,6 +146,7 @@ impl Control {
             events: EventLog::default(),
             requests: Requests::default(),
             helper: Helper::default(),
+            problems: Problems::default(),
             config,
             set_log_level,
             started: std::time::SystemTime::now(),
@@ -154,8 +163,8 @@ impl Control {
                 content
             }
             ControlFile::Errors => self.errors.lines(),
-            // A reader of `events` follows the log; the services answer for `locks` when it is opened.
-            ControlFile::Events | ControlFile::Locks => Bytes::new(),
+            // A reader of `events` follows the log; `locks` and `problems` are found out when they are opened.
+            ControlFile::Events | ControlFile::Locks | ControlFile::Problems => Bytes::new(),
             ControlFile::Config => pretty(&self.config),
             ControlFile::Version => format!("topofs {}\n", env!("CARGO_PKG_VERSION")).into(),
             ControlFile::Control => Bytes::from_static(commands::HELP.as_bytes()),
@@ -168,6 +177,7 @@ impl Control {
         match file {
             ControlFile::Events => self.events.size(),
             ControlFile::Errors => self.errors.size(),
+            ControlFile::Problems => self.problems.size(),
             ControlFile::Status => match self.status_size.load(Ordering::Relaxed) {
                 0 => self.read(file, cells, TreeCounts::default).len(),
                 size => size,

@@ -63,11 +63,12 @@ impl ControlFiles {
         Arc::new(Self { control, cells, locks, own, kernel, defaults, room, count, rendered, pollers })
     }
 
-    async fn content(&self, file: ControlFile) -> Bytes {
-        match file {
+    async fn content(&self, file: ControlFile) -> Result<Bytes> {
+        Ok(match file {
             ControlFile::Locks => self.locks.report(&self.cells).await,
+            ControlFile::Problems => self.control.problems.content(&self.cells).await?,
             _ => self.control.read(file, &self.cells, &*self.count),
-        }
+        })
     }
 
     fn attr_of(&self, file: ControlFile, size: usize, modified: SystemTime) -> Attr {
@@ -89,16 +90,16 @@ impl ControlFiles {
 
     /// The content of a file that the kernel has opened without asking. The kernel asks for its size and then for its
     /// content, perhaps in pieces, and all of these must fit each other.
-    async fn rendered(&self, file: ControlFile) -> (Bytes, SystemTime) {
+    async fn rendered(&self, file: ControlFile) -> Result<(Bytes, SystemTime)> {
         /// How long a file shows the same.
         const TIME: Duration = Duration::from_millis(200);
         let known = self.rendered.lock().get(&file).cloned();
         if let Some((content, when)) = known.filter(|(_, when)| when.elapsed().is_ok_and(|age| age < TIME)) {
-            return (content, when);
+            return Ok((content, when));
         }
-        let shown = (self.content(file).await, SystemTime::now());
+        let shown = (self.content(file).await?, SystemTime::now());
         self.rendered.lock().insert(file, shown.clone());
-        shown
+        Ok(shown)
     }
 
     /// Whether a file that the kernel has opened without asking has more to read; true once for all new events
@@ -129,7 +130,7 @@ impl Namespace for Arc<ControlFiles> {
     async fn attr(&self, _: &Caller, inode: &Inode) -> Result<Attr> {
         match &inode.file {
             FileId::ControlFile(file) if self.kernel.opens_unasked() && *file != ControlFile::Events => {
-                let (content, when) = self.rendered(*file).await;
+                let (content, when) = self.rendered(*file).await?;
                 Ok(self.attr_of(*file, content.len(), when))
             }
             file => self.attr_now(file),
@@ -169,7 +170,7 @@ impl Namespace for Arc<ControlFiles> {
             self.own.all_announced(LONGEST).await;
             Arc::new(OpenEvents { control: self.control.clone(), reader: Mutex::default() })
         } else {
-            let content = self.content(file).await;
+            let content = self.content(file).await?;
             let mut room = self.room.charge(caller.uid);
             room.resize(content.len())?;
             let (files, opener) = (self.clone(), caller.into());
@@ -181,7 +182,7 @@ impl Namespace for Arc<ControlFiles> {
     async fn read_unopened(&self, _: &Caller, inode: &Inode, part: Part, _: bool) -> Result<Bytes> {
         match inode.file {
             FileId::ControlFile(ControlFile::Events) => Ok(self.control.events.read_at(part.offset as u64, part.size)),
-            FileId::ControlFile(file) => Ok(part.of(&self.rendered(file).await.0)),
+            FileId::ControlFile(file) => Ok(part.of(&self.rendered(file).await?.0)),
             _ => Err(Error::new(Kind::IsDirectory, "is a directory")),
         }
     }

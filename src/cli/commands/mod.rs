@@ -10,6 +10,7 @@ pub(super) mod rebuild_vschema_graph;
 pub(super) mod remove_keyspace_cell;
 pub(super) mod topo2topo;
 pub(super) mod unlock;
+pub(super) mod validate;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -317,7 +317,7 @@ mod tests {
         let report = report.finish();
         assert_eq!((report.problems().len(), report.count()), (MOST_OF_A_KIND + 1, MOST_OF_A_KIND + 8));
         let lines = report.lines();
-        assert_eq!(lines.lines().last(), Some(r#"{"kind":"stray-key","more":7,"severity":"warning"}"#));
+        assert_eq!(lines.lines().last(), Some(r#"{"kind":"stray-key","severity":"warning","more":7}"#));
         assert!(lines.lines().next().is_some_and(|first| first.contains("one more")), "in the order of paths");
     }
 

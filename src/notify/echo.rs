@@ -258,6 +258,7 @@ mod tests {
     use super::*;
     use crate::name::CellName;
     use crate::record::Form;
+    use crate::topology::links::{Link, View};
     use crate::tree::conformance;
 
     fn at(path: &str) -> CellPath {
@@ -282,6 +283,40 @@ mod tests {
             assert!(matches!(echo.keep(&file), Keep::Never), "the kernel keeps nothing of these replies");
         }
         Ok(file)
+    }
+
+    #[tokio::test]
+    async fn a_link_is_made_and_removed_where_it_is_and_nowhere_else() {
+        let tree = conformance::tree().await;
+        let (echo, caller) = (Echo::new(&tree), Caller::new(0, 0, 7));
+        let shard = at("keyspaces/commerce/shards/0");
+        let links = FileId::Links(shard.clone(), View::Tablets);
+        let to = CellPath { cell: CellName::new("zone1").unwrap(), path: TopoPath::parse("tablets/zone1-7").unwrap() };
+        let link = Link { of: shard.clone(), view: View::Tablets, to };
+        let linked = Announcement::of_link(link.clone(), Happened::Linked);
+        assert_eq!(linked.path(), "global/keyspaces/commerce/shards/0/.tablets/zone1-7");
+        assert!(echo.begin(&linked).is_none(), "nobody could notice");
+        tree.kernel().inodes.count_lookup(&links);
+        let (_, size) = echo.begin(&linked).unwrap();
+        assert_eq!(size, "../../../../../../zone1/tablets/zone1-7".len() as u64);
+        assert_eq!(look_up(&echo, "keyspaces/commerce/shards/0/.tablets").await.unwrap(), links);
+        assert!(look_up(&echo, "keyspaces/commerce/shards/0/.cells").await.is_err());
+        assert!(echo.lookup(&caller, &links, "zone1-7").await.is_err(), "not before it is made");
+        let name = Name { dir: &links, name: "zone1-7" };
+        let elsewhere = FileId::Dir(shard.clone());
+        assert!(echo.symlink(&caller, Name { dir: &elsewhere, name: "zone1-7" }).await.is_err());
+        let (made, attr) = echo.symlink(&caller, name).await.unwrap();
+        assert_eq!((made, attr.kind, attr.size), (FileId::Link(link.clone()), FileKind::Symlink, size));
+        echo.begin(&Announcement::of_link(link.clone(), Happened::Deleted)).unwrap();
+        // The kernel would take an inode of another kind for a broken one.
+        let found = echo.lookup(&caller, &links, "zone1-7").await.unwrap();
+        assert_eq!(echo.attr(&caller, &Inode { ino: 9, file: found }).await.unwrap().kind, FileKind::Symlink);
+        echo.unlink(&caller, name).await.unwrap();
+        let primary = Link { view: View::Primary, ..link };
+        tree.kernel().inodes.count_lookup(&elsewhere);
+        echo.begin(&Announcement::of_link(primary.clone(), Happened::Linked)).unwrap();
+        let name = Name { dir: &elsewhere, name: ".primary" };
+        assert_eq!(echo.symlink(&caller, name).await.unwrap().0, FileId::Link(primary));
     }
 
     #[tokio::test]

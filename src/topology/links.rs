@@ -2,9 +2,11 @@
 //! finds. Must never name anything outside of the cells, and never more than [`MOST`] things at once.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use super::Topology;
 use super::picture::read;
+use crate::backend::Version;
 use crate::mirror::Snapshot;
 use crate::name::{CELLS_LINKS, CellName, CellPath, PRIMARY_LINK, TABLETS_LINKS, TopoPath};
 use crate::record::layout::{self, Key, Lockable};
@@ -128,6 +130,45 @@ fn cells_of_alias(global: &Snapshot, alias: &str) -> BTreeSet<CellPath> {
     let Some(Ok(CellsAlias { cells })) = read(global, Key::CellsAlias(alias)) else { return BTreeSet::new() };
     let names = cells.iter().filter_map(|cell| CellName::new(cell).ok());
     names.map(|cell| CellPath { cell, path: TopoPath::root() }).take(MOST).collect()
+}
+
+/// Where a link of this name points, if the view has it.
+pub fn target_of_name(dir: &TopoPath, view: View, name: &str) -> Option<CellPath> {
+    match view {
+        View::Tablets => {
+            let (cell, _) = name.rsplit_once('-')?;
+            Some(CellPath { cell: CellName::new(cell).ok()?, path: layout::tablet(name).ok()? })
+        }
+        View::Primary => None,
+        View::Cells => {
+            let path = if view.asks_cells(dir) { dir.clone() } else { TopoPath::root() };
+            Some(CellPath { cell: CellName::new(name).ok()?, path })
+        }
+    }
+}
+
+/// The state of a record: where it is, its version, and when it was written. Versions may repeat when a service is
+/// restored; times do not.
+pub type State = (CellName, Version, SystemTime);
+
+/// The states of the records that decide where the links of a view point, if it is records that decide: the same states
+/// give the same links.
+pub fn decided_by(topology: &Topology, dir: &TopoPath, view: View) -> Option<Vec<State>> {
+    let state = |cell: &CellName, snapshot: &Snapshot, key: Key<'_>| {
+        let record = snapshot.records.get(&key.path().ok()?)?;
+        Some((cell.clone(), record.version, record.modified))
+    };
+    let global = |key| state(&CellName::global(), &topology.global, key);
+    match (view, Lockable::of(dir), layout::cells_alias(dir)) {
+        (View::Tablets, Some(Lockable::Shard(keyspace, shard)), _) => {
+            let cells = topology.cells.iter().filter_map(|(cell, records)| {
+                state(cell, records.as_ref().ok()?, Key::ShardReplication(keyspace, shard))
+            });
+            Some(global(Key::Shard(keyspace, shard)).into_iter().chain(cells).collect())
+        }
+        (View::Cells, _, Some(alias)) => Some(global(Key::CellsAlias(alias)).into_iter().collect()),
+        _ => None,
+    }
 }
 
 /// Where the links of a view point. Cells that are not known have no part in it.
@@ -272,6 +313,24 @@ mod tests {
     }
 
     #[test]
+    fn links_are_the_same_as_long_as_the_records_that_decide_are() {
+        let global = [(SHARD_RECORD, shard(Some(("zone1", 1)))), ("cells_aliases/all/CellsAlias", Vec::new())];
+        let replicas = [(REPLICATION, replication(&[("zone1", 1)])), ("tablets/zone1-0000000001/Tablet", Vec::new())];
+        let one = topology(&global, &[("zone1", &replicas), ("zone2", &[])]);
+        let decided = |all: &Topology, dir: &str, view| decided_by(all, &path(dir), view).map(|states| states.len());
+        assert_eq!(decided(&one, SHARD, View::Tablets), Some(2));
+        assert_eq!(decided(&one, "cells_aliases/all", View::Cells), Some(1));
+        // There, it is whether there is any record.
+        assert_eq!(decided(&one, "keyspaces/ks", View::Cells), None);
+        let two = topology(&global, &[("zone1", &replicas), ("zone2", &replicas[..1])]);
+        assert_eq!(decided(&two, SHARD, View::Tablets), Some(3));
+        let moved = topology(&global, &[("zone1", &[]), ("zone2", &replicas[..1])]);
+        let states = |all| decided_by(all, &path(SHARD), View::Tablets);
+        assert_ne!(states(&one), states(&moved), "the cell counts");
+        assert_eq!(states(&one), states(&one));
+    }
+
+    #[test]
     fn only_a_shard_a_keyspace_and_an_alias_have_views() {
         let views = |cell: &str, dir: &str| View::of(&CellPath { cell: CellName::new(cell).unwrap(), path: path(dir) });
         assert_eq!(views("global", SHARD), [View::Tablets, View::Primary]);
@@ -325,6 +384,7 @@ mod tests {
         ) {
             let nodes: Vec<(&str, u32)> = names.iter().map(|name| (name.as_str(), uid)).collect();
             let alias = CellsAlias { cells: names.clone() };
+            let found = |link: &Link| target_of_name(&link.of.path, link.view, link.name());
             let all = topology(
                 &[(SHARD_RECORD, shard(nodes.first().copied())), ("cells_aliases/all/CellsAlias", alias.encode_to_vec())],
                 &[("zone1", &[(REPLICATION, replication(&nodes))])],
@@ -335,6 +395,7 @@ mod tests {
                     prop_assert!(CellName::new(to.cell.as_str()).is_ok() && TopoPath::parse(to.path.as_str()).is_ok());
                     let link = Link { of: of.clone(), view, to };
                     prop_assert!(crate::name::check_component(link.name()).is_ok(), "{link:?}");
+                    prop_assert!(view == View::Primary || found(&link) == Some(link.to.clone()), "{link:?}");
                 }
             }
         }

@@ -7,22 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::namespace::{At, Inode, Name, Namespace, Part};
-use super::{Caller, FileId, OpenMode, RespectLocks, SetAttr, Tree, TreeOptions, Views};
+use super::{Caller, FileId, FileKind, OpenMode, RespectLocks, SetAttr, Tree, TreeOptions, Views};
 use crate::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
 use crate::cells::{CellOptions, Cells};
 use crate::control::{Control, ControlFile};
 use crate::error::Kind;
 use crate::mirror::MirrorOptions;
-use crate::name::TopoPath;
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::{Codec, Form, Kinds, Records};
+use crate::topology::links::View;
 
 /// What is stored in the topology of [`tree`].
-pub(crate) const RECORDS: [(&str, &[u8]); 4] = [
+pub(crate) const RECORDS: [(&str, &[u8]); 6] = [
     ("keyspaces/commerce/Keyspace", b""),
     ("metadata/note", b"a note\n"),
     // Both a record and a directory.
     ("metadata/both", b"both\n"),
     ("metadata/both/below", b"below\n"),
+    // Links lead to the primary, zone1-0000000100, and to the cell zone1.
+    ("keyspaces/commerce/shards/0/Shard", b"\x0a\x09\x0a\x05zone1\x10\x64"),
+    ("cells_aliases/all/CellsAlias", b"\x12\x05zone1"),
 ];
 
 /// A tree over a topology in memory.
@@ -59,7 +63,7 @@ pub(crate) async fn tree_over(connect: ConnectOptions, read_only: bool) -> (Arc<
         force_cell_removal: false,
         forms: Form::ALL.to_vec(),
         list: Form::ALL.to_vec(),
-        views: Views::On,
+        views: Views::List,
         uid: 0,
         gid: 0,
         umask: 0o022,
@@ -81,10 +85,10 @@ fn caller() -> Caller {
 }
 
 /// Checks what every namespace must do. `grows` says which files may grow between a look at their size and their last
-/// read.
-pub(crate) async fn check(space: &dyn Namespace, dir: FileId, grows: impl Fn(&FileId) -> bool) {
+/// read. Returns how many symbolic links there were.
+pub(crate) async fn check(space: &dyn Namespace, dir: FileId, grows: impl Fn(&FileId) -> bool) -> usize {
     let caller = caller();
-    let (mut dirs, mut seen) = (vec![dir], 0);
+    let (mut dirs, mut seen, mut links) = (vec![dir], 0, 0);
     while let Some(dir) = dirs.pop() {
         assert!(dir.is_dir(), "{dir}");
         for absent in ["no such name", "x.txt", "x.json"] {
@@ -113,6 +117,15 @@ pub(crate) async fn check(space: &dyn Namespace, dir: FileId, grows: impl Fn(&Fi
             }
             let inside = space.lookup(&caller, &file, "x").await;
             assert_eq!(inside.unwrap_err().kind, Kind::NotDirectory, "{file}");
+            let target = space.read_link(&caller, &file).await;
+            if file.kind() == FileKind::Symlink {
+                links += 1;
+                assert_eq!(named.size, target.unwrap().len() as u64, "{file}");
+                let opened = space.open(&caller, &known(&file), OpenMode { read: true, ..OpenMode::default() }).await;
+                assert_eq!(opened.unwrap_err().kind, Kind::Invalid, "{file}");
+                continue;
+            }
+            assert_eq!(target.unwrap_err().kind, Kind::Invalid, "{file} is no link");
             let open =
                 space.open(&caller, &known(&file), OpenMode { read: true, ..OpenMode::default() }).await.unwrap();
             let open = open.file.unwrap();
@@ -130,6 +143,7 @@ pub(crate) async fn check(space: &dyn Namespace, dir: FileId, grows: impl Fn(&Fi
         }
     }
     assert!(seen > 5, "only {seen} names were looked at");
+    links
 }
 
 fn known(file: &FileId) -> Inode {
@@ -139,10 +153,11 @@ fn known(file: &FileId) -> Inode {
 #[tokio::test]
 async fn every_namespace_lists_what_can_be_looked_up_and_shows_what_is_read() {
     let tree = tree().await;
-    check(&tree.records, FileId::Root, |_| false).await;
+    let links = check(&tree.records, FileId::Root, |_| false).await;
+    assert_eq!(links, 3, "`.primary`, and one in `.tablets` and in `.cells` of the alias");
     // Each read of the status is an operation that the status counts.
     let grows = |file: &FileId| matches!(file, FileId::ControlFile(ControlFile::Status | ControlFile::Events));
-    check(&tree.control, FileId::Control, grows).await;
+    assert_eq!(check(&tree.control, FileId::Control, grows).await, 0);
 }
 
 /// Tries every change to names and files, and returns how each is refused.
@@ -169,27 +184,65 @@ async fn read_only_means_erofs_in_every_namespace() {
     let global = lookup(super::ROOT, "global").await;
     let (metadata, control) = (lookup(global, "metadata").await, lookup(super::ROOT, ".topofs").await);
     let (note, status) = (lookup(metadata, "note").await, lookup(control, "control").await);
-    for (dir, existing, name) in [(metadata, note, "note"), (control, status, "control")] {
+    let aliases = lookup(lookup(global, "cells_aliases").await, "all").await;
+    let cells = lookup(aliases, ".cells").await;
+    let link = lookup(cells, "zone1").await;
+    let places = [(metadata, note, "note"), (control, status, "control"), (cells, link, "zone1")];
+    for (dir, existing, name) in places {
         assert_eq!(changes(&tree, dir, existing, name).await, [Kind::ReadOnly; 7], "{name}");
     }
+}
+
+/// Whether every change to a name is refused as not permitted.
+async fn refuses_changes(space: &dyn Namespace, name: Name<'_>) {
+    let caller = caller();
+    let write = OpenMode { write: true, ..OpenMode::default() };
+    let outcomes = [
+        space.create(&caller, name, 0o600, write).await.map(drop),
+        space.mkdir(&caller, name).await.map(drop),
+        space.symlink(&caller, name).await.map(drop),
+        space.unlink(&caller, name).await,
+        space.rmdir(&caller, name).await,
+        space.rename(&caller, name, name, false).await,
+    ];
+    assert!(outcomes.into_iter().all(|outcome| outcome.is_err_and(|error| error.kind == Kind::NotPermitted)));
 }
 
 #[tokio::test]
 async fn nothing_can_be_made_or_removed_in_topofs() {
     let tree = tree().await;
-    let (caller, control) = (caller(), FileId::Control);
-    let name = Name { dir: &control, name: "status" };
     let space: &dyn Namespace = &tree.control;
+    refuses_changes(space, Name { dir: &FileId::Control, name: "status" }).await;
     let write = OpenMode { write: true, ..OpenMode::default() };
-    let outcomes = [
-        space.create(&caller, name, 0o600, write).await.map(drop),
-        space.mkdir(&caller, name).await.map(drop),
-        space.unlink(&caller, name).await,
-        space.rmdir(&caller, name).await,
-        space.rename(&caller, name, name, false).await,
-        space.open(&caller, &known(&FileId::ControlFile(ControlFile::Status)), write).await.map(drop),
-    ];
-    assert!(outcomes.into_iter().all(|outcome| outcome.is_err_and(|error| error.kind == Kind::NotPermitted)));
+    let opened = space.open(&caller(), &known(&FileId::ControlFile(ControlFile::Status)), write).await;
+    assert_eq!(opened.unwrap_err().kind, Kind::NotPermitted);
+}
+
+#[tokio::test]
+async fn nothing_can_be_made_or_removed_among_links() {
+    let tree = tree().await;
+    let space: &dyn Namespace = &tree.records;
+    let at = |path: &str| CellPath { cell: CellName::global(), path: TopoPath::parse(path).unwrap() };
+    let shard = at("keyspaces/commerce/shards/0");
+    refuses_changes(space, Name { dir: &FileId::Links(shard.clone(), View::Tablets), name: "zone1-0000000100" }).await;
+    let (dir, caller) = (FileId::Dir(shard), caller());
+    for name in [".tablets", ".primary", ".cells"] {
+        let (here, record) = (Name { dir: &dir, name }, Name { dir: &dir, name: "Shard.txt" });
+        let write = OpenMode { write: true, ..OpenMode::default() };
+        let outcomes = [
+            space.create(&caller, here, 0o600, write).await.map(drop),
+            space.rename(&caller, here, record, false).await,
+            space.rename(&caller, record, here, false).await,
+        ];
+        assert!(outcomes.into_iter().all(|outcome| outcome.is_err_and(|error| error.kind == Kind::NotPermitted)));
+        let (unlinked, removed) = (space.unlink(&caller, here).await, space.rmdir(&caller, here).await);
+        let expected = match name {
+            ".tablets" => (Kind::IsDirectory, Kind::NotPermitted),
+            ".primary" => (Kind::NotPermitted, Kind::NotDirectory),
+            _ => (Kind::NotFound, Kind::NotFound),
+        };
+        assert_eq!((unlinked.unwrap_err().kind, removed.unwrap_err().kind), expected, "{name}");
+    }
 }
 
 #[tokio::test]

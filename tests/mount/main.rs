@@ -16,3 +16,4 @@ mod reading;
 mod refusals;
 mod replacing;
 mod unseen;
+mod views;

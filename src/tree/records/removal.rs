@@ -120,7 +120,7 @@ impl RecordFiles {
         (cell, path, form): (&CellName, &TopoPath, Form),
         record: &Record,
     ) -> Result<()> {
-        let primary = self.has_primary(cell, path, &*self.store(cell)?.snapshot().await?);
+        let primary = self.goes_with(cell, path, &*self.store(cell)?.snapshot().await?);
         self.commit((saver, form), cell, &[deletion(path, record)]).await?;
         if let Some(primary) = primary.filter(|_| self.relists_views(cell, path)) {
             self.memory.note_exception(process, primary, Exception::Tombstone(Instant::now()));

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -33,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How many links are remembered for watchers, in all directories together: some for each tablet of a large topology.
 /// The links of further directories come and go without events.
 const TOLD: usize = 200_000;
+/// How many computed links are kept, in all directories together. Others are computed again whenever they are asked for.
+const COMPUTED: u64 = 200_000;
 /// How many directories are remembered before those that the kernel does not know are looked for.
 const DIRS: usize = 1_000;
 /// A directory that was looked up so recently may be about to become known to the kernel.
@@ -41,12 +44,39 @@ const RECENT: Duration = Duration::from_secs(10);
 /// A directory of links: that of the record in the global topology, and the view.
 type Place = (TopoPath, View);
 
+/// Where the links of one directory point, and what says so.
+#[derive(Debug)]
+struct Computed {
+    decided_by: Option<Vec<links::State>>,
+    targets: BTreeSet<CellPath>,
+    /// Of the targets.
+    hash: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Weight;
+
+impl quick_cache::Weighter<Place, Arc<Computed>> for Weight {
+    fn weight(&self, _: &Place, computed: &Arc<Computed>) -> u64 {
+        1 + computed.targets.len() as u64
+    }
+}
+
 /// What is remembered about links.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ViewMemory {
     told: Mutex<Told>,
+    /// A record may list thousands of tablets, and each of them is looked up.
+    computed: quick_cache::sync::Cache<Place, Arc<Computed>, Weight>,
     /// Since when a cell is waited for.
     waits: Mutex<HashMap<CellName, Instant>>,
+}
+
+impl Default for ViewMemory {
+    fn default() -> Self {
+        let computed = quick_cache::sync::Cache::with_weighter(DIRS, COMPUTED, Weight);
+        Self { told: Mutex::default(), computed, waits: Mutex::default() }
+    }
 }
 
 /// What the watchers of directories of links know. While the lock of it is held, the present state is computed and the
@@ -138,8 +168,23 @@ impl RecordFiles {
         Topology { global, cells: cells.map(|cell| (cell.name.clone(), records(&cell))).collect() }
     }
 
-    fn targets(&self, of: &CellPath, view: View) -> BTreeSet<CellPath> {
-        links::targets(&self.known(), &of.path, view)
+    fn links(&self, of: &CellPath, view: View) -> Arc<Computed> {
+        self.links_in(&self.known(), &of.path, view)
+    }
+
+    fn links_in(&self, topology: &Topology, dir: &TopoPath, view: View) -> Arc<Computed> {
+        let decided_by = links::decided_by(topology, dir, view);
+        let place = (dir.clone(), view);
+        let known = self.views.computed.get(&place).filter(|_| decided_by.is_some());
+        if let Some(known) = known.filter(|known| known.decided_by == decided_by) {
+            return known;
+        }
+        let targets = links::targets(topology, dir, view);
+        let mut hasher = DefaultHasher::new();
+        targets.hash(&mut hasher);
+        let computed = Arc::new(Computed { decided_by, targets, hash: hasher.finish() });
+        self.views.computed.insert(place, computed.clone());
+        computed
     }
 
     /// Somebody looks up a directory of links, perhaps to watch it: connects the cells that have a part in it, and
@@ -177,7 +222,7 @@ impl RecordFiles {
         if told.by_place.contains_key(&place) {
             return;
         }
-        let now = self.targets(of, view);
+        let now = self.links(of, view).targets.clone();
         if told.by_place.len() >= told.sweep_at.max(DIRS) || told.links + now.len() > TOLD {
             let known = |(dir, view): &Place| {
                 let of = CellPath { cell: CellName::global(), path: dir.clone() };
@@ -198,7 +243,7 @@ impl RecordFiles {
         let Told { by_place, links, .. } = &mut *told;
         let Some((known, _)) = by_place.get_mut(&(dir.clone(), view)) else { return };
         let topology = self.known();
-        let mut now = links::targets(&topology, dir, view);
+        let mut now = self.links_in(&topology, dir, view).targets.clone();
         // The records of a cell that may not be read are not gone.
         if topology.cells.values().any(|records| records.as_ref().is_err_and(|error| error.kind == Kind::Denied)) {
             now.extend(known.iter().cloned());
@@ -226,17 +271,14 @@ impl RecordFiles {
     /// A name in a directory of links.
     pub(super) async fn find_link(&self, of: &CellPath, view: View, name: &str) -> Result<FileId> {
         self.store(&of.cell)?.snapshot().await?;
-        let find = || {
-            let links = self.targets(of, view).into_iter().map(|to| Link { of: of.clone(), view, to });
-            links.into_iter().find(|link| link.name() == name).map(FileId::Link)
-        };
-        match find() {
-            Some(link) => Ok(link),
-            None => {
-                self.wait_for_cells(of, view).await;
-                find().ok_or_else(Error::not_found)
+        let to = links::target_of_name(&of.path, view, name).ok_or_else(Error::not_found)?;
+        if !self.links(of, view).targets.contains(&to) {
+            self.wait_for_cells(of, view).await;
+            if !self.links(of, view).targets.contains(&to) {
+                return Err(Error::not_found());
             }
         }
+        Ok(FileId::Link(Link { of: of.clone(), view, to }))
     }
 
     /// The entries of a directory of links.
@@ -244,15 +286,14 @@ impl RecordFiles {
         self.require_dir(&of.cell, &of.path).await?;
         self.store(&of.cell)?.snapshot().await?;
         self.look_at_links(of, view).await;
-        let links = self.targets(of, view).into_iter().map(|to| Link { of: of.clone(), view, to });
+        let computed = self.links(of, view);
+        let links = computed.targets.iter().map(|to| Link { of: of.clone(), view, to: to.clone() });
         Ok(links.map(|link| DirEntry { name: link.name().to_owned(), file: FileId::Link(link) }).collect())
     }
 
     /// The attributes of a directory of links: another content has another time.
     pub(super) fn links_attr(&self, of: &CellPath, view: View) -> Attr {
-        let mut hasher = DefaultHasher::new();
-        self.targets(of, view).hash(&mut hasher);
-        let part = Duration::from_nanos(hasher.finish() % 1_000_000_000);
+        let part = Duration::from_nanos(self.links(of, view).hash % 1_000_000_000);
         let time = self.defaults.mounted.checked_sub(part).unwrap_or(self.defaults.mounted);
         Attr { accessed: time, modified: time, changed: time, ..self.defaults.dir() }
     }
@@ -283,8 +324,8 @@ impl RecordFiles {
         Ok(())
     }
 
-    /// The shard's directory, if the removal of a record takes away the link to the shard's primary.
-    pub(super) fn has_primary(&self, cell: &CellName, path: &TopoPath, snapshot: &Snapshot) -> Option<FileId> {
+    /// The tombstone of a shard's `.primary`, if the removal of a record takes that link away.
+    pub(super) fn goes_with(&self, cell: &CellName, path: &TopoPath, snapshot: &Snapshot) -> Option<FileId> {
         let Some(Key::Shard(..)) = Key::of(cell, path).filter(|_| cell.is_global()) else { return None };
         let dir = path.parent()?;
         self.view(cell, snapshot, &dir, PRIMARY_LINK)?;

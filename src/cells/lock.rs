@@ -264,7 +264,16 @@ impl LockPlace {
 
     /// Waits until the place, or the lock, is lost.
     pub async fn lost(&self) -> Error {
-        self.cell.explain(self.place.lost().await)
+        let gone = async {
+            match (self.node(), &self.cell.second) {
+                (Some(node), Some(second)) => second.lock_gone(&node).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            error = self.place.lost() => self.cell.explain(error),
+            error = gone => self.cell.explain(error),
+        }
     }
 
     /// Leaves the line, or releases the lock. If this fails, the caller must try again until the place is lost.

@@ -5,6 +5,7 @@
 //! two writes. Only while a mirror is not current do the notes of the tee count alone.
 
 use std::cmp::Ordering;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +19,7 @@ use super::cell::CellOptions;
 use super::lock_text::says_save;
 use crate::backend::tee::{Failures, Hears, Tee, TeeSettings, is_mirrored};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Listing, Location, Node, Owner, Role,
+    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Role,
     SharedPlace, TeeOptions, WatchStream,
 };
 use crate::mirror::{Health, Mirror, Record, Snapshot};
@@ -36,6 +37,15 @@ pub enum SecondPlace {
     Nowhere(String),
     /// Nobody knows, for this reason.
     Unknown(String),
+}
+
+impl fmt::Display for SecondPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SecondPlace::At(location) => location.fmt(f),
+            SecondPlace::Nowhere(reason) | SecondPlace::Unknown(reason) => f.write_str(reason),
+        }
+    }
 }
 
 impl SecondPlace {
@@ -295,6 +305,34 @@ impl Second {
             drift.add(path, None, None, failures);
         }
         (drift, settled)
+    }
+
+    /// Waits until the second half of a held lock is gone from the second place, whoever has removed it. `primary`: its
+    /// node at the first place.
+    pub(super) async fn lock_gone(&self, primary: &Node) -> BackendError {
+        let fence = self.tee.fence_at_secondary(primary);
+        let (Some(mirror), Some(Change { path, guard: Guard::Held(holding), .. })) = (&self.mirror, fence) else {
+            return std::future::pending().await;
+        };
+        let (mut changes, mut seen) = (mirror.lock_changes(), false);
+        loop {
+            changes.mark_unchanged();
+            let snapshot = mirror.snapshot();
+            let same = snapshot
+                .locks
+                .get(&path)
+                .is_some_and(|node| node.owner() == holding.owner && node.version.created == holding.version.created);
+            if seen && !same {
+                let place = self.place.to_string();
+                return BackendError::new(
+                    Failure::LockLost,
+                    format!("somebody took it away at the secondary ({place})"),
+                );
+            }
+            seen |= same;
+            // The mirror lives as long as its cell.
+            let _ = changes.changed().await;
+        }
     }
 
     /// Who holds the lock of a directory at the second place, but not by this mount and not for a save. Believes the

@@ -188,7 +188,7 @@ impl Service {
     }
 
     /// The same, where the CellInfo records name another address of the server.
-    fn at(implementation: Implementation, server: String, address: &str) -> Self {
+    pub fn at(implementation: Implementation, server: String, address: &str) -> Self {
         let root = fresh_root();
         let service = Self { implementation, server, root: root.clone() };
         load(&*service.cell(), &Cluster { root, ..Cluster::demo(address) });
@@ -198,6 +198,11 @@ impl Service {
     /// Everything below the root, for looking at it without a mount.
     pub fn cell(&self) -> Arc<dyn Backend> {
         cell(self.implementation, &self.server, &self.root)
+    }
+
+    /// Its global topology, for the flags of a tee; perhaps by another address.
+    pub fn place(&self, address: &str) -> String {
+        format!("{}:{address}{}/global", self.implementation, self.root)
     }
 
     /// Another mount of it.

@@ -187,3 +187,4 @@ mod bounds;
 mod faults;
 mod locks;
 mod records;
+mod tee;

@@ -7,7 +7,7 @@ use crate::common::{consul, eventually, text};
 use crate::on_each_backend;
 use crate::rig::state;
 
-fn cell_info(server: &str, root: &str) -> Vec<u8> {
+pub fn cell_info(server: &str, root: &str) -> Vec<u8> {
     // server_address = 1, root = 2
     let field =
         |number: u8, text: &str| [&[number << 3 | 2, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();

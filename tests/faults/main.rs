@@ -18,6 +18,8 @@ mod partition;
 mod restored;
 mod rig;
 mod size;
+mod tee;
+mod tee_locks;
 mod tools;
 mod zookeeper;
 mod zookeeper_async;

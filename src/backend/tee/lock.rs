@@ -149,6 +149,10 @@ impl TeePlace {
 
     /// In a task of its own: a caller that gives up must not leave a place behind that nobody knows.
     async fn enter_side(self: Arc<Self>, side: Side) {
+        if side == Side::Secondary && self.for_save && self.tee.0.notes.is_away() {
+            // The save would wait in vain. Whether the secondary is back, its update shows.
+            return self.set(side, Slot::Without);
+        }
         let entering = self.backend(side).enter(&self.dir, &self.contents);
         let entered = alive::guarded("standing in a line of a tee", entering).await;
         let entered = entered.unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, panic.to_string())));

@@ -137,6 +137,11 @@ impl Tee {
         self.0.held.lock().insert((primary.path.clone(), primary.version), fence);
     }
 
+    /// The guard at the secondary for a lock that is held at both, by its node at the primary.
+    pub fn fence_at_secondary(&self, primary: &Node) -> Option<Change> {
+        self.0.held.lock().get(&(primary.path.clone(), primary.version)).cloned()
+    }
+
     /// Whether a lock at the secondary is held by this tee, together with the one at the primary.
     pub fn holds_at_secondary(&self, node: &Node) -> bool {
         let fence = Change { path: node.path.clone(), guard: guard(node), action: Action::Check };

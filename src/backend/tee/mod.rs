@@ -203,6 +203,11 @@ impl Backend for Tee {
         self.0.primary.get(path).await
     }
 
+    fn cannot_hold(&self, path: &TopoPath, value: &[u8], holds_others: bool) -> Option<String> {
+        let at_primary = self.0.primary.cannot_hold(path, value, holds_others);
+        at_primary.or_else(|| self.0.secondary.cannot_hold(path, value, holds_others))
+    }
+
     fn attributes(&self) -> &'static [&'static str] {
         self.0.primary.attributes()
     }

@@ -378,15 +378,22 @@ mod tests {
         #[test]
         fn whatever_a_record_says_a_link_stays_in_the_cells(
             names in prop::collection::vec(
-                prop_oneof!["[./]{1,6}", "[a-z]{1,4}(/\\.\\.){1,3}", ".{0,12}", Just("x".repeat(250)), Just(".cells".to_owned())], 0..6,
+                prop_oneof![
+                    "[./]{1,6}",
+                    "[a-z]{1,4}(/\\.\\.){1,3}",
+                    ".{0,12}",
+                    Just("x".repeat(250)),
+                    Just(".cells".to_owned()),
+                ],
+                0..6,
             ),
             uid in any::<u32>(),
         ) {
             let nodes: Vec<(&str, u32)> = names.iter().map(|name| (name.as_str(), uid)).collect();
-            let alias = CellsAlias { cells: names.clone() };
+            let alias = CellsAlias { cells: names.clone() }.encode_to_vec();
             let found = |link: &Link| target_of_name(&link.of.path, link.view, link.name());
             let all = topology(
-                &[(SHARD_RECORD, shard(nodes.first().copied())), ("cells_aliases/all/CellsAlias", alias.encode_to_vec())],
+                &[(SHARD_RECORD, shard(nodes.first().copied())), ("cells_aliases/all/CellsAlias", alias)],
                 &[("zone1", &[(REPLICATION, replication(&nodes))])],
             );
             for (dir, view) in [(SHARD, View::Tablets), (SHARD, View::Primary), ("cells_aliases/all", View::Cells)] {

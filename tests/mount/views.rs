@@ -40,17 +40,19 @@ fn tablet(cell: &str, uid: u32) -> (String, String) {
 on_each_backend! {
     fn links_lead_to_what_belongs_together(world) {
         let mount = &world.mount;
-        let all = [tablet("zone1", 100), tablet("zone1", 102), tablet("zone1", 104), tablet("zone2", 101), tablet("zone2", 103)];
-        assert_eq!(links(mount, &format!("{SHARD}/.tablets")), all);
+        let all = [("zone1", 100), ("zone1", 102), ("zone1", 104), ("zone2", 101), ("zone2", 103)];
+        assert_eq!(links(mount, &format!("{SHARD}/.tablets")), all.map(|(cell, uid)| tablet(cell, uid)));
         let in_cell = |cell: &str, to: &str| (cell.to_owned(), format!("../../../../{cell}{to}"));
         let keyspace = ["zone1", "zone2"].map(|cell| in_cell(cell, "/keyspaces/customer"));
         assert_eq!(links(mount, "global/keyspaces/customer/.cells"), keyspace);
-        assert_eq!(links(mount, "global/cells_aliases/region1/.cells"), ["zone1", "zone2"].map(|cell| in_cell(cell, "")));
+        let region = ["zone1", "zone2"].map(|cell| in_cell(cell, ""));
+        assert_eq!(links(mount, "global/cells_aliases/region1/.cells"), region);
         let primary = "zone1/tablets/zone1-0000000100";
         assert_eq!(mount.sh(&format!("readlink {SHARD}/.primary")), format!("../../../../../{primary}\n"));
         assert_eq!(mount.sh(&format!("readlink -f {SHARD}/.primary")).trim(), mount.path(primary).to_str().unwrap());
         assert_eq!(mount.sh(&format!("cd {SHARD}/.primary; pwd -P")).trim(), mount.path(primary).to_str().unwrap());
-        assert_eq!(mount.sh(&format!("cat {SHARD}/.primary/Tablet.json")), mount.read(&format!("{primary}/Tablet.json")));
+        let tablet = mount.read(&format!("{primary}/Tablet.json"));
+        assert_eq!(mount.sh(&format!("cat {SHARD}/.primary/Tablet.json")), tablet);
         assert_eq!(mount.sh(&format!("ls -l {SHARD}/.tablets/ | grep -c ' -> '")).trim(), "5");
         assert_eq!(mount.sh(&format!("find -L {SHARD}/.tablets -name Tablet.txt | wc -l")).trim(), "5");
         assert_eq!(mount.sh("jq -r .db_type global/cells_aliases/region1/.cells/zone2/SrvVSchema.json"), "null\n");

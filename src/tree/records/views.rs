@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How many links are remembered for watchers, in all directories together: some for each tablet of a large topology.
 /// The links of further directories come and go without events.
 const TOLD: usize = 200_000;
-/// How many computed links are kept, in all directories together. Others are computed again whenever they are asked for.
+/// How many computed links are kept, in all directories together. Others are computed again whenever somebody asks.
 const COMPUTED: u64 = 200_000;
 /// How many directories are remembered before those that the kernel does not know are looked for.
 const DIRS: usize = 1_000;

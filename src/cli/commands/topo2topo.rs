@@ -172,14 +172,15 @@ fn complain_of(failed: &[String]) {
 
 fn line(tally: &Tally) -> String {
     let Tally { cell, records, same, created, updated, deleted, only_target } = tally;
-    let mut text = format!("{cell}: {records} records: {created} to create, {updated} to update, {same} the same");
-    if *deleted > 0 {
-        text += &format!(", {deleted} to delete");
-    }
-    if *only_target > 0 {
-        text += &format!("; {only_target} only at the target");
-    }
-    text
+    let parts = [
+        (created, "to create"),
+        (updated, "to update"),
+        (deleted, "to delete"),
+        (same, "the same"),
+        (only_target, "only at the target"),
+    ];
+    let parts = parts.iter().filter(|(count, _)| **count > 0).map(|(count, what)| format!(", {count} {what}"));
+    format!("{cell}: {records} records{}", parts.collect::<String>())
 }
 
 fn say(words: &str) {

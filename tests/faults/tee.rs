@@ -317,7 +317,8 @@ fn mounts_that_write_the_same_records_leave_the_same_at_both() {
             // A save may meet the other's, and is then refused.
             let script = format!(
                 "for i in $(seq 40); do for f in owner other; do (cat global/metadata/$f; echo {number}-$i > \
-                 global/metadata/$f) > /dev/null 2>&1 || true; done; rm -f global/metadata/other 2> /dev/null || true; done"
+                 global/metadata/$f) > /dev/null 2>&1 || true; done; rm -f global/metadata/other 2> /dev/null || true; \
+                 done"
             );
             scope.spawn(move || mount.sh(&script));
         }

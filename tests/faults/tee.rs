@@ -346,6 +346,8 @@ fn a_secondary_that_is_away_at_the_start_is_used_when_it_comes() {
     assert!(drift(&mount, "zone1")["count"].as_u64().unwrap() >= 1);
     assert_eq!(mount.status()["cells"]["zone1"]["secondary"]["state"], "unknown");
     pair.to_secondary.cut(false);
+    let is_live = || mount.status()["cells"]["zone1"]["secondary"]["state"] == "live";
+    eventually("the secondary has said where the cell is", || is_live().then_some(()));
     wait_for_drift(&mount, "global", 4);
     wait_for_drift(&mount, "zone1", 1);
     repair(&mount, "");

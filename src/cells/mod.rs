@@ -227,16 +227,15 @@ impl Cells {
         let tee = self.options.connect.tee.as_ref()?;
         let mirror = self.global.second.as_ref()?.mirror.as_ref()?;
         if !mirror.is_loaded() {
-            let secondary = &tee.secondary;
-            return Some(SecondPlace::Unknown(format!("the secondary ({secondary}) has not answered yet")));
+            return Some(SecondPlace::Unknown("it has not said yet where the cell is".to_owned()));
         }
         let snapshot = mirror.snapshot();
         let path = TopoPath::parse(&Key::CellInfo(name.as_str()).to_string()).ok()?;
         let Some(record) = snapshot.records.get(&path) else {
-            return Some(SecondPlace::Nowhere(format!("the secondary ({}) has no {path}", tee.secondary)));
+            return Some(SecondPlace::Nowhere(format!("it has no {path}")));
         };
         let Some(CellInfo { server, root }) = self.records.cell_info(&record.value) else {
-            return Some(SecondPlace::Nowhere(format!("{path} at the secondary cannot be decoded")));
+            return Some(SecondPlace::Nowhere(format!("its {path} cannot be decoded")));
         };
         let second = Location { implementation: tee.secondary.implementation, server, root };
         (!second.is_same_place(location)).then_some(SecondPlace::At(second))

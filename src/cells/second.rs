@@ -151,7 +151,7 @@ impl Second {
     ) -> Self {
         let opened = match &place {
             SecondPlace::At(location) if location.is_same_place(own) => {
-                Err(SecondPlace::Nowhere(format!("the secondary is the same place as the primary: {location}")))
+                Err(SecondPlace::Nowhere(format!("it is the same place as the primary: {location}")))
             }
             SecondPlace::At(location) => {
                 let allowed = options.servers.check(location, &tee.secondary, &options.connect);
@@ -178,7 +178,7 @@ impl Second {
             }
             (opened, _) => {
                 let place = opened.err().unwrap_or(place);
-                settings.secondary = tee.secondary.implementation.to_string();
+                settings.secondary = tee.secondary.to_string();
                 let tee = Tee::new(primary.clone(), Arc::new(Missing(place.clone())), settings);
                 Self { found, place, mirror: None, tee, backend: None, compared: Mutex::default() }
             }

@@ -80,7 +80,8 @@ mod tests {
     fn each_line_is_a_command() {
         let broken =
             |path: &str, key: &str| Command::BreakLock(BreakLock { path: path.to_owned(), key: key.to_owned() });
-        let text = "# a comment\n\n resync \nresync zone1\nrepair\nrepair zone1\nlog topofs=debug,info\nunlock global/keyspaces/a locks/7\n\
+        let text = "# a comment\n\n resync \nresync zone1\nrepair\nrepair zone1\n\
+                    log topofs=debug,info\nunlock global/keyspaces/a locks/7\n\
                     unlock \"global/a b\" \"-\"\n";
         let commands: Vec<Command> = all(text).into_iter().map(Result::unwrap).collect();
         let expected = [

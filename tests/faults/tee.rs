@@ -317,7 +317,8 @@ fn mounts_that_write_the_same_records_leave_the_same_at_both() {
             // A save may meet the other's, and is then refused.
             let script = format!(
                 "for i in $(seq 40); do for f in owner other; do (cat global/metadata/$f; echo {number}-$i > \
-                 global/metadata/$f) > /dev/null 2>&1 || true; done; rm -f global/metadata/other 2> /dev/null || true; done"
+                 global/metadata/$f) > /dev/null 2>&1 || true; done; rm -f global/metadata/other 2> /dev/null || true; \
+                 done"
             );
             scope.spawn(move || mount.sh(&script));
         }
@@ -345,6 +346,8 @@ fn a_secondary_that_is_away_at_the_start_is_used_when_it_comes() {
     assert!(drift(&mount, "zone1")["count"].as_u64().unwrap() >= 1);
     assert_eq!(mount.status()["cells"]["zone1"]["secondary"]["state"], "unknown");
     pair.to_secondary.cut(false);
+    let is_live = || mount.status()["cells"]["zone1"]["secondary"]["state"] == "live";
+    eventually("the secondary has said where the cell is", || is_live().then_some(()));
     wait_for_drift(&mount, "global", 4);
     wait_for_drift(&mount, "zone1", 1);
     repair(&mount, "");

@@ -128,6 +128,7 @@ fn locks_are_taken_in_one_order_or_in_the_other() {
         leave(&other);
         waiter.gets_it();
         waiter.end();
+        wait_for_line(first, 0);
         wait_for_line(second, 0);
         // Somebody has the first: nobody stands in the second line yet.
         let other = holder(first);
@@ -139,6 +140,7 @@ fn locks_are_taken_in_one_order_or_in_the_other() {
         wait_for_line(second, 1);
         waiter.end();
         wait_for_line(first, 0);
+        wait_for_line(second, 0);
     }
 }
 

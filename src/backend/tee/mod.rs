@@ -268,7 +268,7 @@ impl Backend for Tee {
         self.0.primary.break_lock(node).await?;
         let Some(dir) = self.0.primary.locked_dir(&node.path) else { return Ok(()) };
         if let Err(error) = self.break_at_secondary(&dir, node).await {
-            tracing::warn!(%error, %dir, "the lock at the secondary is not taken away; it ends with its lease or session");
+            tracing::warn!(%error, %dir, "the lock at the secondary is not taken away");
         }
         Ok(())
     }

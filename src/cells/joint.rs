@@ -55,8 +55,8 @@ impl Joints {
     }
 }
 
-/// A guard that this connection can check. On ZooKeeper, only the session of a lock can prove that it holds it; any other
-/// can check that the lock is still there.
+/// A guard that this connection can check. On ZooKeeper, only the session of a lock can prove that it holds the lock;
+/// any other can check that the lock is still there.
 fn checkable(location: &Location, guard: Change) -> Change {
     match guard.guard {
         Guard::Held(Holding { version, .. }) if location.implementation == Implementation::Zk2 => {

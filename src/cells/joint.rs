@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{Cell, Cells};
-use crate::backend::{Applied, Backend, BackendError, Change, Failure, Location};
+use crate::backend::{Applied, Backend, BackendError, Change, Failure, Guard, Holding, Implementation, Location};
 use crate::error::Result;
 use crate::name::{CellName, TopoPath};
 
@@ -28,9 +28,9 @@ impl Joints {
     /// both, the guard is not checked: the service is another, or the account may not do both at once.
     pub async fn apply(&self, cells: &Cells, cell: &Cell, guard: &Change, changes: &[Change]) -> Result<Applied> {
         if let Some((backend, common)) = self.of(cells, cell) {
-            let guard = moved(&common.global, guard)?;
+            let guard = checkable(&cell.location, moved(&common.global, guard)?);
             let others = changes.iter().map(|change| moved(&common.cell, change));
-            let all = std::iter::once(Ok(guard)).chain(others).collect::<Result<Vec<_>>>()?;
+            let all = std::iter::once(Ok(guard.clone())).chain(others).collect::<Result<Vec<_>>>()?;
             match backend.apply(&all).await {
                 Ok(mut applied) => {
                     applied.versions.drain(..1.min(applied.versions.len()));
@@ -38,7 +38,7 @@ impl Joints {
                 }
                 Err(BackendError { failure: Failure::Denied, .. }) => drop(self.0.lock().insert(common.root, None)),
                 Err(BackendError { failure: Failure::TooMany, .. }) => {}
-                Err(error) => return Err(cell.explain(error)),
+                Err(error) => return Err(cell.explain(blame(backend.as_ref(), &guard, error).await)),
             }
         }
         cell.apply(changes).await
@@ -52,6 +52,32 @@ impl Joints {
             crate::backend::open(&CellName::global(), &location, &cells.options.connect).ok()
         });
         Some((opened.clone()?, common))
+    }
+}
+
+/// A guard that this connection can check. On ZooKeeper, only the session of a lock can prove that it holds the lock;
+/// any other can check that the lock is still there.
+fn checkable(location: &Location, guard: Change) -> Change {
+    match guard.guard {
+        Guard::Held(Holding { version, .. }) if location.implementation == Implementation::Zk2 => {
+            Change { guard: Guard::Version(version), ..guard }
+        }
+        _ => guard,
+    }
+}
+
+/// The error of an unmet guard, if it was the lock that was not there any more.
+async fn blame(backend: &dyn Backend, guard: &Change, error: BackendError) -> BackendError {
+    let Guard::Version(version) = guard.guard else { return error };
+    let is_unmet = matches!(error.failure, Failure::NoNode | Failure::BadVersion | Failure::NodeExists);
+    if !is_unmet {
+        return error;
+    }
+    match backend.get(&guard.path).await {
+        Ok(fetched) if fetched.node.as_ref().is_none_or(|node| node.version.created != version.created) => {
+            BackendError::new(Failure::LockLost, format!("the lock {} is no longer held", guard.path))
+        }
+        _ => error,
     }
 }
 
@@ -88,7 +114,6 @@ fn moved(root: &TopoPath, change: &Change) -> Result<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Implementation;
 
     #[test]
     fn the_common_root_is_as_long_as_possible_and_only_of_one_service() {

@@ -37,7 +37,8 @@ pub async fn may_part(cells: &Cells, name: &str) -> Result<Parting> {
             None => Ok(Parting::Unknown("no cell can be reached by this record".to_owned())),
         };
     };
-    match cell.snapshot().await {
+    // Asked for anew: nobody need be interested in the cell, so it is not connected for good.
+    match cell.records_now(&TopoPath::parse(layout::KEYSPACES)?).await {
         Ok(snapshot) => refuse_serving(name, &snapshot).map(|()| Parting::Free),
         Err(error) if error.kind == Kind::Unreachable => Ok(Parting::Unknown(error.reason)),
         Err(error) => Err(Error::new(

@@ -25,8 +25,8 @@ pub struct SrvKeyspace {
     is_ordered: bool,
 }
 
-/// The SrvKeyspace of a keyspace, from its Keyspace and Shard records. Fails, in words, if Vitess would refuse to rebuild
-/// it. `allow_partial` lets a SNAPSHOT keyspace have gaps.
+/// The SrvKeyspace of a keyspace, from its Keyspace and Shard records. Fails, in words, if Vitess would refuse to
+/// rebuild it. `allow_partial` lets a SNAPSHOT keyspace have gaps.
 pub fn srv_keyspace(codec: &Codec, global: &Snapshot, keyspace: &str, allow_partial: bool) -> Result<SrvKeyspace> {
     refuse_name(keyspace)?;
     let record = decode(codec, global, Key::Keyspace(keyspace))?;

@@ -93,7 +93,7 @@ async fn give_back(place: &LockPlace) {
     for attempt in 1.. {
         let Err(error) = place.leave().await else { return };
         if attempt == LEAVES {
-            tracing::warn!(%error, dir = %place.dir(), "the lock cannot be given back: it ends with its lease or session");
+            tracing::warn!(%error, dir = %place.dir(), "the lock is not given back: it ends with its lease or session");
             return;
         }
         sleep(LEAVE_PAUSE).await;

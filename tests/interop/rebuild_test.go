@@ -358,7 +358,9 @@ func sortTies(srv *topodatapb.SrvKeyspace, all bool) {
 }
 
 // sameMessage compares a record of a cell. `settle` makes the order of what has none the same.
-func sameMessage[M proto.Message](ctx context.Context, o *ours, ts *topo.Server, cell, file string, empty func() M, settle func(M)) error {
+func sameMessage[M proto.Message](
+	ctx context.Context, o *ours, ts *topo.Server, cell, file string, empty func() M, settle func(M),
+) error {
 	conn, err := ts.ConnForCell(ctx, cell)
 	if err != nil {
 		return err
@@ -449,7 +451,8 @@ func (r *rebuilt) count(is bool, yes, no *int) {
 	}
 }
 
-// TestRebuildAsVitess: on random topologies, topofs stores what Vitess's own functions store, and refuses what they refuse.
+// TestRebuildAsVitess: on random topologies, topofs stores what Vitess's own functions store, and refuses what they
+// refuse.
 func TestRebuildAsVitess(t *testing.T) {
 	ctx := contextOf(t)
 	seed := uint64(time.Now().UnixNano())

@@ -216,7 +216,7 @@ mod tests {
         TopoPath::parse(text).unwrap()
     }
 
-    fn snapshot(records: &[(&str, Vec<u8>)]) -> Arc<Snapshot> {
+    fn snapshot(records: &[Stored<'_>]) -> Arc<Snapshot> {
         let version = Version { number: 1, written: Revision(1), created: Revision(1) };
         let record =
             |value: &Vec<u8>| Record { value: value.clone().into(), version, modified: SystemTime::UNIX_EPOCH };
@@ -237,7 +237,10 @@ mod tests {
         ShardReplication { nodes }.encode_to_vec()
     }
 
-    fn topology(global: &[(&str, Vec<u8>)], cells: &[(&str, &[(&str, Vec<u8>)])]) -> Topology {
+    /// A key and its value.
+    type Stored<'a> = (&'a str, Vec<u8>);
+
+    fn topology(global: &[Stored<'_>], cells: &[(&str, &[Stored<'_>])]) -> Topology {
         let cells = cells.iter().map(|(name, records)| (CellName::new(name).unwrap(), Ok(snapshot(records))));
         Topology { global: snapshot(global), cells: cells.collect() }
     }
@@ -347,8 +350,8 @@ mod tests {
     fn a_record_concerns_the_views_that_it_has_a_part_in() {
         let concerned = |cell: &str, key: &str| concerned(&CellName::new(cell).unwrap(), &path(key));
         let (tablets, cells) = ((path(SHARD), View::Tablets), (path("keyspaces/ks"), View::Cells));
-        assert_eq!(concerned("global", SHARD_RECORD), [tablets.clone()]);
-        assert_eq!(concerned("zone1", REPLICATION), [tablets, cells.clone()]);
+        assert_eq!(concerned("zone1", REPLICATION), [tablets.clone(), cells.clone()]);
+        assert_eq!(concerned("global", SHARD_RECORD), [tablets]);
         assert_eq!(concerned("zone1", "keyspaces/ks/SrvKeyspace"), [cells]);
         assert_eq!(concerned("global", "cells_aliases/all/CellsAlias"), [(path("cells_aliases/all"), View::Cells)]);
         for (cell, other) in [

@@ -70,8 +70,9 @@ func (c *copied) fill(ctx context.Context) {
 			c.must(c.ts.CreateShard(ctx, ks, shard))
 			for _, cell := range cellsOfCopies {
 				alias := &topodatapb.TabletAlias{Cell: cell, Uid: uid}
-				tablet := &topodatapb.Tablet{Alias: alias, Keyspace: ks, Shard: shard, Hostname: "host", Type: topodatapb.TabletType_REPLICA,
-					PortMap: map[string]int32{"vt": 1, "grpc": 2}}
+				ports := map[string]int32{"vt": 1, "grpc": 2}
+				tablet := &topodatapb.Tablet{Alias: alias, Keyspace: ks, Shard: shard, Hostname: "host", PortMap: ports}
+				tablet.Type = topodatapb.TabletType_REPLICA
 				c.must(c.ts.CreateTablet(ctx, tablet))
 				uid++
 			}

@@ -78,30 +78,47 @@ impl Topo2topoArgs {
 }
 
 async fn compare(transfer: &Transfer) -> Ended {
-    let mut out = std::io::stdout().lock();
-    let mut closed = None;
-    let compared = transfer.compare(|lines| {
-        if closed.is_none() {
-            closed = out.write_all(lines.as_bytes()).err();
-        }
-    });
-    let compared = compared.await?;
-    if let Some(error) = closed {
-        return Err(error.into());
-    }
-    let Compared { differences, records, notes, failed } = compared;
+    let mut out = Out::default();
+    let Compared { differences, records, notes, failed } = transfer.compare(|lines| out.print(lines)).await?;
     notes.iter().for_each(|note| say(note));
     complain_of(&failed);
     match differences {
-        0 if failed.is_empty() => writeln!(out, "Topologies are in sync: {records} records.")?,
+        0 if failed.is_empty() => out.print(&format!("Topologies are in sync: {records} records.\n")),
         0 => {}
-        _ => writeln!(out, "{differences} of {records} records are different.")?,
+        _ => out.print(&format!("{differences} of {records} records are different.\n")),
     }
+    out.end()?;
     Ok(match (failed.is_empty(), differences) {
         (false, _) => TROUBLE.into(),
         (true, 0) => ExitCode::SUCCESS,
         (true, _) => PARTLY.into(),
     })
+}
+
+/// Standard output. If its reader has gone, as `head` does, nobody wants the rest, and that is no error.
+struct Out(std::io::Result<std::io::BufWriter<std::io::Stdout>>);
+
+impl Default for Out {
+    fn default() -> Self {
+        Self(Ok(std::io::BufWriter::new(std::io::stdout())))
+    }
+}
+
+impl Out {
+    fn print(&mut self, text: &str) {
+        if let Ok(out) = &mut self.0
+            && let Err(error) = out.write_all(text.as_bytes())
+        {
+            self.0 = Err(error);
+        }
+    }
+
+    fn end(self) -> std::io::Result<()> {
+        match self.0.and_then(|mut out| out.flush()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            ended => ended,
+        }
+    }
 }
 
 async fn copy(transfer: &Transfer) -> Ended {
@@ -145,10 +162,8 @@ async fn copy(transfer: &Transfer) -> Ended {
 
 /// What has happened, in lines.
 fn report(transfer: &Transfer, copied: &Copied, time: Duration) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    for planned in &copied.planned {
-        writeln!(out, "{planned}")?;
-    }
+    let mut out = Out::default();
+    copied.planned.iter().for_each(|planned| out.print(&format!("{planned}\n")));
     copied.notes.iter().for_each(|note| say(note));
     complain_of(&copied.failed);
     let done = transfer.progress.done.load(Ordering::Relaxed);
@@ -157,10 +172,11 @@ fn report(transfer: &Transfer, copied: &Copied, time: Duration) -> std::io::Resu
         (0, failed) => format!("; {failed} failures"),
         (stopped, _) => format!("; stopped: {stopped} records are not copied yet. Run the same command again to go on"),
     };
-    match transfer.options.dry_run {
-        true => writeln!(out, "Nothing was changed: this was a dry run{rest}."),
-        false => writeln!(out, "{done} records were changed in {:.1} s{rest}.", time.as_secs_f64()),
-    }
+    out.print(&match transfer.options.dry_run {
+        true => format!("Nothing was changed: this was a dry run{rest}.\n"),
+        false => format!("{done} records were changed in {:.1} s{rest}.\n", time.as_secs_f64()),
+    });
+    out.end()
 }
 
 fn complain_of(failed: &[String]) {

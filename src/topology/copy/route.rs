@@ -244,7 +244,8 @@ fn homeless(cell: &CellName, from: &Location, to: &Location) -> String {
     let (old, new) = (from.implementation, to.implementation);
     format!(
         "cell {cell} is on {old}, in {}{}, and nobody has said where it goes on {new}. Say it with --map-server \
-         {}=SERVER (and --map-root {}=ROOT), or make its CellInfo record at the target first, or leave the cell out with --cells",
+         {}=SERVER (and --map-root {}=ROOT), or make its CellInfo record at the target first, \
+         or leave the cell out with --cells",
         from.server,
         if from.root.starts_with('/') { from.root.clone() } else { format!("/{}", from.root) },
         from.server,

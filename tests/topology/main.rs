@@ -7,3 +7,4 @@ mod common;
 
 mod cells;
 mod rebuild;
+mod validate;

@@ -17,7 +17,8 @@ use topofs::sample::Cluster;
 const SHOWN: &str = "/tmp/topo";
 
 /// The pages with examples, each with a test of its own below.
-const WITH_EXAMPLES: [&str; 4] = ["README.md", "docs/locks.md", "docs/migration.md", "docs/semantics.md"];
+const WITH_EXAMPLES: [&str; 5] =
+    ["README.md", "docs/locks.md", "docs/maintenance.md", "docs/migration.md", "docs/semantics.md"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -148,6 +149,11 @@ fn semantics() {
 #[test]
 fn locks() {
     run("docs/locks.md");
+}
+
+#[test]
+fn maintenance() {
+    run("docs/maintenance.md");
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod common;
 mod cells;
 mod rebuild;
 mod rig;
+mod validate;

@@ -10,7 +10,7 @@ use crate::name::{CellName, TopoPath};
 use crate::record::layout::Key;
 use crate::record::messages::topodata::{Shard, TabletAlias, TabletType};
 
-/// The tablets that say that they are the primary of a shard: their places, and their records. The newest term is first.
+/// The tablets that say that they are the primary of a shard, with their places. The newest term is first.
 type Claimants<'a> = Vec<(usize, &'a Tablet)>;
 
 pub(super) fn check(facts: &Facts<'_>, report: &mut Report) {

@@ -50,6 +50,7 @@ fn stray((cell, path): (&CellName, &TopoPath), report: &mut Report) {
         let among = path.components().next().unwrap_or_default();
         let harm = match among {
             _ if Key::of(cell, path).is_some() => "Vitess does not accept the name of its directory",
+            _ if stands_for_lock(path) => "it is where locks are, and nobody gets the lock of this directory",
             layout::TABLETS => "Vitess takes everything here for tablets, and fails",
             layout::KEYSPACES if path.components().count() == 2 => "Vitess takes it for a keyspace",
             layout::CELLS if path.components().count() <= 3 => "Vitess takes it for a cell",
@@ -59,6 +60,12 @@ fn stray((cell, path): (&CellName, &TopoPath), report: &mut Report) {
         let fault = format!("the key is no record of Vitess: {harm}");
         (fault, format!("{}  # or mount with --record", remove(cell, path)))
     });
+}
+
+/// Whether a service would keep a lock under this name.
+fn stands_for_lock(path: &TopoPath) -> bool {
+    let parent = path.parent();
+    path.name() == layout::LOCK || parent.is_some_and(|parent| parent.name() == layout::LOCKS)
 }
 
 fn undecodable((cell, path): (&CellName, &TopoPath), key: Option<Key<'_>>, flaw: &str, report: &mut Report) {

@@ -198,8 +198,9 @@ fn sound() -> World {
     world.put("global/keyspaces/partial/shards/-80/Shard", &format!("is_primary_serving: true {}", range("-80")));
     world.put(
         "global/RoutingRules",
-        "rules { from_table: \"corder\" to_tables: \"customer.corder\" } rules { from_table: \"old@replica\" to_tables: \
-         \"commerce.any\" } rules { from_table: \"d\" to_tables: \"`customer`.dual\" }",
+        "rules { from_table: \"corder\" to_tables: \"customer.corder\" } \
+         rules { from_table: \"old@replica\" to_tables: \"commerce.any\" } \
+         rules { from_table: \"d\" to_tables: \"`customer`.dual\" }",
     );
     world.put("global/ShardRoutingRules", "rules { from_keyspace: \"gone\" to_keyspace: \"customer\" shard: \"-80\" }");
     world.put("global/MirrorRules", "rules { from_table: \"commerce.t\" to_table: \"customer.corder\" percent: 1 }");

@@ -7,30 +7,14 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::options::CellOptions;
 use super::second::{Second, SecondPlace};
 use super::turns::Turns;
 use crate::alive;
-use crate::backend::{
-    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Limits, Location, Node, Role,
-};
+use crate::backend::{Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Location, Node, Role};
 use crate::error::{Error, Kind, Result};
-use crate::mirror::{Health, Mirror, MirrorOptions, Record, Snapshot};
+use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
-
-/// How cells are connected.
-#[derive(Clone)]
-pub struct CellOptions {
-    /// The global topology.
-    pub global: Location,
-    /// The options of all backends.
-    pub connect: ConnectOptions,
-    /// Which servers in CellInfo records topofs connects to.
-    pub servers: CellServers,
-    /// The options of all mirrors.
-    pub mirror: MirrorOptions,
-    /// If given, connect these cells at once and show no others.
-    pub only: Option<Vec<CellName>>,
-}
 
 impl CellOptions {
     /// Where the global topology is, in all its places.
@@ -310,6 +294,7 @@ mod tests {
 
     use super::*;
     use crate::backend::{Implementation, Listing, SharedPlace, WatchStream};
+    use crate::mirror::MirrorOptions;
 
     /// A service whose first list never comes.
     #[derive(Debug)]

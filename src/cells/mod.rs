@@ -24,13 +24,15 @@ mod joint;
 mod lock;
 pub mod lock_text;
 mod missed;
+mod options;
 mod second;
 mod turns;
 
-pub use cell::{Cell, CellOptions};
+pub use cell::Cell;
 pub use joint::Joints;
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
+pub use options::CellOptions;
 pub use second::{Drift, Second, SecondPlace};
 
 /// For each cell, the other cells with the same location.

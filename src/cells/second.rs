@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::cell::CellOptions;
 use super::lock_text::says_save;
+use super::options::CellOptions;
 use crate::backend::tee::{Failures, Hears, Tee, TeeSettings, is_mirrored};
 use crate::backend::{
     Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Role,

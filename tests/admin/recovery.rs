@@ -166,7 +166,8 @@ for tablet in local/tablets/*; do
   graph=zone1/keyspaces/$ks/shards/$shard
   mkdir -p $graph
   nodes=$(jq -c '.nodes // []' $graph/ShardReplication.json 2>/dev/null || echo '[]')
-  jq --argjson nodes "$nodes" '{nodes: ($nodes + [{tablet_alias: .alias}])}' $new/Tablet.json > $graph/ShardReplication.json
+  nodes=$(jq --argjson nodes "$nodes" '{nodes: ($nodes + [{tablet_alias: .alias}])}' $new/Tablet.json)
+  echo "$nodes" > $graph/ShardReplication.json
   if grep -q 'type: PRIMARY' $new/Tablet.txt; then
     sed -i 's/"local"/"zone1"/' global/keyspaces/$ks/shards/$shard/Shard.txt
   fi

@@ -144,7 +144,8 @@ on_each_service! {
         let mut expected = before.clone();
         expected.retain(|key| !removed.contains(key));
         let mut now = service.keys();
-        (expected.sort(), now.sort());
+        expected.sort();
+        now.sort();
         assert_eq!(now, expected);
         assert!(removed.contains(&"zone2/keyspaces/commerce/SrvKeyspace".to_owned()), "{removed:?}");
         assert_eq!(removed.iter().filter(|key| key.ends_with("/Tablet")).count(), 2, "{removed:?}");

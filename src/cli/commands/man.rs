@@ -10,7 +10,9 @@ pub(in crate::cli) fn run(mut command: clap::Command) -> Ended {
     command.build();
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page)?;
-    for sub in command.get_subcommands().filter(|sub| matches!(sub.get_name(), "mount" | "demo" | "unlock")) {
+    let is_told =
+        |sub: &&clap::Command| !sub.is_hide_set() && !matches!(sub.get_name(), "completions" | "man" | "help");
+    for sub in command.get_subcommands().filter(is_told) {
         let name = sub.get_name().to_uppercase();
         writeln!(page, ".SH \"{name}\"")?;
         let sub = clap_mangen::Man::new(sub.clone());

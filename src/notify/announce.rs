@@ -240,7 +240,11 @@ impl Follower {
         let happened = if stays { Happened::InvalidateOnly } else { happened };
         if happened == Happened::DirRemoved {
             for links in FileId::Dir(place.clone()).link_dirs() {
+                // Nobody has seen them by name: a listing need not show them.
                 let FileId::Links(_, view) = &links else { continue };
+                if self.kernel.inodes.known(&links).is_none() {
+                    continue;
+                }
                 let (dir, name) = (Some(place.clone()), view.name().to_owned());
                 self.kernel.outbox.push(Announcement { happened, file: links, dir, name });
             }

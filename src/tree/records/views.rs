@@ -84,7 +84,8 @@ impl Default for ViewMemory {
 #[derive(Debug, Default)]
 struct Told {
     by_place: HashMap<Place, (BTreeSet<CellPath>, Instant)>,
-    links: usize,
+    /// Of all of them.
+    weight: usize,
     /// Look for forgotten directories when there are so many.
     sweep_at: usize,
 }
@@ -92,9 +93,14 @@ struct Told {
 impl Told {
     fn remove_forgotten(&mut self, is_known: impl Fn(&Place) -> bool) {
         self.by_place.retain(|place, (_, since)| since.elapsed() < RECENT || is_known(place));
-        self.links = self.by_place.values().map(|(links, _)| links.len()).sum();
+        self.weight = self.by_place.values().map(|(links, _)| weight(links)).sum();
         self.sweep_at = DIRS.max(2 * self.by_place.len());
     }
+}
+
+/// What a directory of links counts among those that are remembered. An empty one takes memory, too.
+fn weight(links: &BTreeSet<CellPath>) -> usize {
+    1 + links.len()
 }
 
 /// The relative path from the directory of a link to its target: it holds under any mount point.
@@ -223,15 +229,15 @@ impl RecordFiles {
             return;
         }
         let now = self.links(of, view).targets.clone();
-        if told.by_place.len() >= told.sweep_at.max(DIRS) || told.links + now.len() > TOLD {
+        if told.by_place.len() >= told.sweep_at.max(DIRS) || told.weight + weight(&now) > TOLD {
             let known = |(dir, view): &Place| {
                 let of = CellPath { cell: CellName::global(), path: dir.clone() };
                 self.kernel.inodes.known(&FileId::Links(of, *view)).is_some()
             };
             told.remove_forgotten(known);
         }
-        if told.links + now.len() <= TOLD {
-            told.links += now.len();
+        if told.weight + weight(&now) <= TOLD {
+            told.weight += weight(&now);
             told.by_place.insert(place, (now, Instant::now()));
         }
     }
@@ -240,22 +246,27 @@ impl RecordFiles {
     pub(crate) fn announce_links(&self, dir: &TopoPath, view: View) {
         let of = CellPath { cell: CellName::global(), path: dir.clone() };
         let mut told = self.views.told.lock();
-        let Told { by_place, links, .. } = &mut *told;
-        let Some((known, _)) = by_place.get_mut(&(dir.clone(), view)) else { return };
+        let place = (dir.clone(), view);
+        let Told { by_place, weight: all, .. } = &mut *told;
+        let Some((known, _)) = by_place.get_mut(&place) else { return };
         let topology = self.known();
         let mut now = self.links_in(&topology, dir, view).targets.clone();
         // The records of a cell that may not be read are not gone.
         if topology.cells.values().any(|records| records.as_ref().is_err_and(|error| error.kind == Kind::Denied)) {
             now.extend(known.iter().cloned());
         }
-        *links = *links + now.len() - known.len();
-        let before = std::mem::replace(known, now);
+        *all = *all + weight(&now) - weight(known);
+        let before = std::mem::replace(known, now.clone());
+        if *all > TOLD {
+            *all -= weight(&now);
+            by_place.remove(&place);
+        }
         if self.kernel.inodes.known(&FileId::Links(of.clone(), view)).is_none() {
             return;
         }
         let link = |to: &CellPath| Link { of: of.clone(), view, to: to.clone() };
-        let gone = before.difference(known).map(|to| Announcement::of_link(link(to), Happened::Deleted));
-        let come = known.difference(&before).map(|to| Announcement::of_link(link(to), Happened::Linked));
+        let gone = before.difference(&now).map(|to| Announcement::of_link(link(to), Happened::Deleted));
+        let come = now.difference(&before).map(|to| Announcement::of_link(link(to), Happened::Linked));
         gone.chain(come).for_each(|announcement| self.kernel.outbox.push(announcement));
     }
 

@@ -85,10 +85,7 @@ impl Cell {
             error
         })?;
         let second = second.zip(options.connect.tee.as_ref());
-        let second = second.map(|(place, tee)| {
-            let connecting = (&options.servers, &options.connect, options.mirror);
-            Second::open(&name, place, (&primary, &location), connecting, tee)
-        });
+        let second = second.map(|(place, tee)| Second::open(&name, place, (&primary, &location), (options, tee)));
         let backend = second.as_ref().map_or(primary, Second::both);
         let mirror = Mirror::new(backend.clone(), options.mirror);
         let stop = stop.child_token();

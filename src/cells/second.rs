@@ -15,13 +15,14 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::cell::CellOptions;
 use super::lock_text::says_save;
 use crate::backend::tee::{Failures, Hears, Tee, TeeSettings, is_mirrored};
 use crate::backend::{
-    Applied, Backend, BackendError, CellServers, Change, ConnectOptions, Failure, Fetched, Guard, Limits, Listing,
-    Location, Node, Owner, Role, SharedPlace, TeeOptions, WatchStream,
+    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Role,
+    SharedPlace, TeeOptions, WatchStream,
 };
-use crate::mirror::{Health, Mirror, MirrorOptions, Record, Snapshot};
+use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 
 /// A difference that is younger is not counted: another writer may be about to bring it to the secondary.
@@ -146,23 +147,22 @@ impl Second {
         name: &CellName,
         place: SecondPlace,
         (primary, own): (&Arc<dyn Backend>, &Location),
-        (servers, connect, mirror): (&CellServers, &ConnectOptions, MirrorOptions),
-        tee: &TeeOptions,
+        (options, tee): (&CellOptions, &TeeOptions),
     ) -> Self {
         let opened = match &place {
             SecondPlace::At(location) if location.is_same_place(own) => {
                 Err(SecondPlace::Nowhere(format!("it is the same place as the primary: {location}")))
             }
             SecondPlace::At(location) => {
-                let allowed = servers.check(location, &tee.secondary, connect);
-                let opened = allowed.and_then(|()| crate::backend::open(name, location, connect));
+                let allowed = options.servers.check(location, &tee.secondary, &options.connect);
+                let opened = allowed.and_then(|()| crate::backend::open(name, location, &options.connect));
                 opened.map_err(|error| SecondPlace::Unknown(format!("{location}: {error}")))
             }
             missing => Err(missing.clone()),
         };
         let mut settings = TeeSettings {
             secondary: String::new(),
-            timeout: connect.timeout,
+            timeout: options.connect.timeout,
             reverse_lock_order: tee.reverse_lock_order,
             is_for_save: says_save,
             hears: None,
@@ -170,7 +170,7 @@ impl Second {
         let found = place.clone();
         match (opened, &place) {
             (Ok(backend), SecondPlace::At(location)) => {
-                let mirror = Mirror::new(backend.clone(), mirror);
+                let mirror = Mirror::new(backend.clone(), options.mirror);
                 settings.secondary = location.to_string();
                 settings.hears = Some(mirror.clone());
                 let tee = Tee::new(primary.clone(), backend.clone(), settings);

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::flags::connect::ConnectArgs;
-use super::flags::topo::{GlobalArgs, Service, TopologyArgs};
+use super::flags::topo::{GlobalArgs, TopologyArgs};
+use super::flags::values::Service;
 use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::{EtcdOptions, read_password};
 use crate::backend::zk2::ZkOptions;

@@ -316,7 +316,7 @@ fn mounts_that_write_the_same_records_leave_the_same_at_both() {
         for (number, mount) in mounts.iter().enumerate() {
             // A save may meet the other's, and is then refused.
             let script = format!(
-                "for i in $(seq 40); do for f in owner other; do (cat global/metadata/$f; echo {number}-$i > \
+                "for i in $(seq 15); do for f in owner other; do (cat global/metadata/$f; echo {number}-$i > \
                  global/metadata/$f) > /dev/null 2>&1 || true; done; rm -f global/metadata/other 2> /dev/null || true; \
                  done"
             );
@@ -324,7 +324,7 @@ fn mounts_that_write_the_same_records_leave_the_same_at_both() {
         }
         // A repair at the same time does no harm.
         scope.spawn(|| {
-            for _ in 0..5 {
+            for _ in 0..3 {
                 let _ = mounts[0].bash("echo repair global > .topofs/control");
             }
         });

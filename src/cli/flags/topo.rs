@@ -6,8 +6,8 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 
 use super::connect::ConnectArgs;
-use super::values::{any_duration, duration};
-use crate::backend::{Implementation, Location};
+use super::values::{Service, any_duration, duration};
+use crate::backend::Location;
 
 /// Which topology.
 #[derive(Debug, Args)]
@@ -37,13 +37,6 @@ pub(in crate::cli) struct GlobalArgs {
     /// For the time in which some mounts have the two services the other way round.
     #[arg(long, env = "TOPOFS_TEE_REVERSE_LOCK_ORDER", value_parser = BoolishValueParser::new())]
     pub tee_reverse_lock_order: bool,
-}
-
-/// A kind of service, or two services as one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::cli) enum Service {
-    One(Implementation),
-    Tee,
 }
 
 /// A topology for a command that uses it directly.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
-use super::topo::Service;
 use crate::backend::faulty::{self, Call};
 use crate::backend::{Failure, Implementation};
 use crate::name::CellName;
@@ -28,6 +27,13 @@ impl ValueEnum for Implementation {
         };
         Some(PossibleValue::new(self.name()).help(help))
     }
+}
+
+/// A kind of service, or two services as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum Service {
+    One(Implementation),
+    Tee,
 }
 
 impl ValueEnum for Service {

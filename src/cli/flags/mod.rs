@@ -5,7 +5,7 @@ pub(super) mod lock;
 pub(super) mod migrate;
 pub(super) mod process;
 pub(super) mod topo;
-mod values;
+pub(super) mod values;
 pub(super) mod view;
 
 pub(super) use values::Fault;

@@ -5,6 +5,7 @@
 //! two writes. Only while a mirror is not current do the notes of the tee count alone.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,8 +20,8 @@ use super::lock_text::says_save;
 use super::options::CellOptions;
 use crate::backend::tee::{Failures, Hears, Tee, TeeSettings, is_mirrored};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Role,
-    SharedPlace, TeeOptions, WatchStream,
+    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Places,
+    Role, SharedPlace, TeeOptions, WatchStream,
 };
 use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -55,6 +56,39 @@ impl SecondPlace {
             SecondPlace::At(_) => None,
             SecondPlace::Nowhere(reason) | SecondPlace::Unknown(reason) => Some(reason),
         }
+    }
+}
+
+/// The places of all cells at both services.
+#[derive(Debug, Default)]
+pub(super) struct TeePlaces {
+    /// Those of the first service.
+    pub first: Places<CellName>,
+    /// Those of the second.
+    pub second: Places<CellName>,
+    /// The global topology of the second.
+    pub global: Places<CellName>,
+    /// What the CellInfo records at the second service say of each cell.
+    pub told: BTreeMap<CellName, Result<Location, SecondPlace>>,
+}
+
+impl TeePlaces {
+    /// Why a cell of the first service must not be shown: a repair of the global topology would destroy it.
+    pub fn hide(&self, location: &Location) -> Option<String> {
+        let hit = !self.global.overlapping(location, 1).is_empty();
+        hit.then(|| "its place has keys in common with the global topology of the secondary".to_owned())
+    }
+
+    /// Why a cell must not be kept in a place: something else is there, which an update or a repair would destroy.
+    pub fn refuse(&self, name: &CellName, place: &Location) -> Option<SecondPlace> {
+        /// Enough to see that there is another one.
+        const ENOUGH: usize = 2;
+        let first = self.first.overlapping(place, ENOUGH).into_iter().next();
+        let other = first.map(|other| format!("{other} of the primary"));
+        let second = || self.second.overlapping(place, ENOUGH).into_iter().find(|other| other != name);
+        let other = other.or_else(|| Some(format!("{} of the secondary", second()?)))?;
+        let reason = format!("its CellInfo record says {place}, but that has keys in common with {other}");
+        Some(SecondPlace::Nowhere(reason))
     }
 }
 
@@ -403,5 +437,51 @@ impl Backend for Missing {
 
     async fn break_lock(&self, _: &Node) -> Result<(), BackendError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_where_something_else_is_takes_nothing() {
+        let at = |server: &str, root: &str| Location {
+            implementation: crate::backend::Implementation::Etcd2,
+            server: server.to_owned(),
+            root: root.to_owned(),
+        };
+        let cell = |name: &str| CellName::new(name).unwrap();
+        // What the secondary says of zone1; the primary is on a, the secondary on b.
+        let refused = |place: &Location| {
+            let mut places = TeePlaces::default();
+            for (name, root) in [("global", "/t/global"), ("zone1", "/t/zone1"), ("zone2", "/t/zone2")] {
+                places.first.add(&at("a:1", root), cell(name));
+            }
+            for (name, root) in [("global", "/t/global"), ("zone2", "/t/zone2")] {
+                places.second.add(&at("b:1", root), cell(name));
+            }
+            places.second.add(place, cell("zone1"));
+            places.refuse(&cell("zone1"), place).map(|place| place.to_string())
+        };
+        assert_eq!(refused(&at("b:1", "/t/zone1")), None);
+        assert_eq!(refused(&at("c:1", "/t/zone2")), None);
+        for (server, root, other) in [
+            ("a:1", "/t/zone2", "zone2 of the primary"),
+            ("a:1", "/t/global", "global of the primary"),
+            ("a:1", "/t/global/keyspaces", "global of the primary"),
+            ("a:1", "t/zone2/tablets/", "zone2 of the primary"),
+            ("c:1,a:1", "/", "global of the primary"),
+            ("b:1", "/t/zone2", "zone2 of the secondary"),
+            ("b:1", "/t/global/cells", "global of the secondary"),
+            ("b:1", "/t", "global of the secondary"),
+        ] {
+            let reason = refused(&at(server, root)).unwrap_or_else(|| panic!("{server} {root} is used"));
+            assert!(reason.contains(other), "{server} {root}: {reason}");
+        }
+        let mut places = TeePlaces::default();
+        places.global.add(&at("b:1", "/t/global"), CellName::global());
+        assert!(places.hide(&at("b:1", "/t/global/keyspaces")).is_some());
+        assert!(places.hide(&at("a:1", "/t/global")).is_none());
     }
 }

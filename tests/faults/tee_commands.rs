@@ -19,7 +19,7 @@ fn run(pair: &Pair, args: &[&str]) -> std::process::Output {
 fn what_commands_rebuild_and_remove_is_at_both() {
     let pair = Pair::new();
     for service in [&pair.primary, &pair.secondary] {
-        service.put("global/keyspaces/customer/shards/-80/Shard", b"");
+        service.delete("zone1/keyspaces/customer/SrvKeyspace");
         service.delete("zone1/SrvVSchema");
     }
     for args in [

@@ -19,6 +19,7 @@ use crate::record::layout::{CELL_INFO, CELLS, Key};
 use crate::record::{CellInfo, Records};
 
 mod cell;
+mod drift;
 mod failure;
 mod joint;
 mod lock;
@@ -55,6 +56,8 @@ pub struct Cells {
     options: CellOptions,
     records: Arc<Records>,
     tasks: TaskTracker,
+    /// Cells are connected here, whichever thread has looked for one.
+    runtime: tokio::runtime::Handle,
     stop: CancellationToken,
 }
 
@@ -86,10 +89,13 @@ impl Cells {
             return Err(Error::new(Kind::Invalid, format!("--tee-secondary: {reason}")));
         }
         global.snapshot().await.inspect_err(|_| stop.cancel())?;
-        if let Some(mirror) = global.second.as_ref().and_then(|second| second.mirror.as_ref()) {
+        if let Some((second, mirror)) =
+            global.second.as_ref().and_then(|second| Some((second, second.mirror.as_ref()?)))
+        {
             // The places of the cells stand there. If it does not answer now, the cells learn of it later.
             let waited = tokio::time::timeout(SECONDARY_WAIT, mirror.load()).await;
             if waited.is_err() || !mirror.is_loaded() {
+                second.note_away();
                 tracing::warn!("the global topology at the secondary does not answer: nothing reaches the secondary");
             }
         }
@@ -104,6 +110,7 @@ impl Cells {
             options,
             records,
             tasks,
+            runtime: tokio::runtime::Handle::current(),
             stop,
         });
         let updates = cells.global.mirror.subscribe();
@@ -193,6 +200,8 @@ impl Cells {
     fn refresh(&self) {
         // One at a time: an older view must not replace a newer one.
         let _turn = self.refreshing.lock();
+        // Connecting starts tasks, and the caller may be any thread.
+        let _runtime = self.runtime.enter();
         let revisions = self.revisions();
         let (wanted, mut hidden) = self.known_cells();
         let tee = self.tee_places(&wanted);
@@ -411,10 +420,7 @@ mod tests {
         cells.global.mirror.wrote(&[change], &Applied { at: Revision(at), versions: vec![Some(version)] });
     }
 
-    #[tokio::test]
-    async fn who_follows_the_records_of_cells_and_has_fallen_behind_looks_at_all_of_them() {
-        /// More batches than a mirror keeps for a slow listener.
-        const MANY: u64 = 2_000;
+    async fn started() -> Arc<Cells> {
         let global =
             Location { implementation: Implementation::Memory, server: "behind".to_owned(), root: "/g".to_owned() };
         let mirror = MirrorOptions {
@@ -425,7 +431,23 @@ mod tests {
         let connect = ConnectOptions::default();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
-        let cells = Cells::start(options, records).await.unwrap();
+        Cells::start(options, records).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_thread_outside_of_the_runtime_may_be_the_first_to_look_for_a_new_cell() {
+        let cells = started().await;
+        wrote(&cells, "cells/zone1/CellInfo", b"\x0a\x06behind\x12\x02/z", 1_000);
+        let zone = CellName::new("zone1").unwrap();
+        std::thread::scope(|scope| scope.spawn(|| assert!(cells.get(&zone).is_some())).join()).unwrap();
+        cells.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn who_follows_the_records_of_cells_and_has_fallen_behind_looks_at_all_of_them() {
+        /// More batches than a mirror keeps for a slow listener.
+        const MANY: u64 = 2_000;
+        let cells = started().await;
         // This thread is the only one, so nobody hears of anything before it waits.
         wrote(&cells, "cells/zone1/CellInfo", b"\x0a\x06behind\x12\x02/z", 1_000);
         for number in 0..MANY {

@@ -44,7 +44,9 @@ fn a_cell_needs_a_place_of_its_own() {
     refused(run(&from, &to, &[&own]), &["cell zone1 and the global topology would both be copied"]);
     refused(run(&from, &to, &["--map-server=typo:1=x:1"]), &["--map-server typo:1=x:1: no CellInfo record"]);
     refused(run(&from, &to, &["--cells=zone7"]), &["--cells: the source has no cell zone7"]);
-    refused(run(&from, &to, &["--do-tablet"]), &["--do-tablet"]);
+    let usage = "Usage: topofs topo2topo [OPTIONS] --from-implementation <NAME> --to-implementation <NAME>\n";
+    refused(run(&from, &to, &["--do-tablet"]), &["--do-tablet", usage]);
+    refused(run(&from, &to, &["--map-root==x"]), &["OLD is empty"]);
     // A cell that only the target has.
     cell_info(&to, "theirs", &server, "/t/theirs");
     refused(run(&from, &to, &[&maps("zone1=/t/theirs")]), &["where cell theirs of the target is"]);

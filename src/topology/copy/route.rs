@@ -154,8 +154,8 @@ impl Wish<'_> {
                 let to = location(self.to.implementation, theirs);
                 if has_rule && *theirs != wanted {
                     routes.notes.push(format!(
-                        "{cell}: goes to {to}, as its CellInfo record at the target says; --map-server and --map-root are for \
-                         cells that the target does not know"
+                        "{cell}: goes to {to}, as its CellInfo record at the target says; --map-server and --map-root \
+                         are for cells that the target does not know"
                     ));
                 }
                 to

@@ -2,8 +2,8 @@
 //! files, and must never change anything in the source.
 //!
 //! `route` decides where each cell goes (by the rules of `map`), `place` reads it at one point, `plan` says what has to
-//! be done (in the order of `sort`), `write` does it with guards and past the locks of others (`locked`), `differ` shows
-//! what is different, and `words` how far a copy is.
+//! be done (in the order of `sort`), `write` does it with guards, around the locks of others (`locked`), `differ` shows
+//! what is different, and `words` has how far a copy is.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -34,14 +34,13 @@ use plan::{Difference, Earlier, Found, Plan, Wanted, differences, plan};
 use route::{Routes, Wish};
 pub use sort::{Selection, Sort};
 pub use words::{Progress, counted};
+use words::{not_begun, unnamed};
 use write::Writer;
 
 /// How often a copy looks whether the source has changed meanwhile, and copies what has.
 const PASSES: usize = 4;
 /// What is read at first.
 const BOTH: &str = "the source and the target";
-/// Most lines of one kind in an error.
-const LINES: usize = 20;
 
 /// What is copied, and how.
 #[derive(Debug, Clone, Default)]
@@ -197,7 +196,8 @@ impl Transfer {
             };
             self.progress.planning();
             let changes = self.changed(pairs, routes, &wanted, &now);
-            if !self.go_on(changes, pass, copied) {
+            let again = self.go_on(changes, pass, copied);
+            if again == 0 {
                 break;
             }
             let earlier: Vec<Earlier> =
@@ -206,7 +206,10 @@ impl Transfer {
             let targets = try_join_all(pairs.iter().map(|pair| self.read(&pair.target)));
             let targets = match self.unless_stopped(targets).await {
                 Ok(Some(targets)) => targets,
-                Ok(None) => break,
+                Ok(None) => {
+                    copied.stopped += again;
+                    break;
+                }
                 Err(error) => {
                     copied.failed.push(format!("{error}: what has changed in the source was not copied"));
                     break;
@@ -226,8 +229,8 @@ impl Transfer {
         }
     }
 
-    /// Says what has changed in the source, and whether that is copied, too.
-    fn go_on(&self, changes: Changes, pass: usize, copied: &mut Copied) -> bool {
+    /// Says what has changed in the source, and returns how many records are copied or deleted because of that.
+    fn go_on(&self, changes: Changes, pass: usize, copied: &mut Copied) -> usize {
         let Changes { stored, deleted, cells } = changes;
         copied.failed.extend(cells);
         let was_deleted = counted(deleted, "record was deleted", "records were deleted");
@@ -235,25 +238,22 @@ impl Transfer {
             let kept = "was copied stays at the target: --delete deletes it there";
             copied.notes.push(format!("{was_deleted} in the source during the copy. What {kept}"));
         }
-        let changed = stored + if self.options.delete { deleted } else { 0 };
-        if changed == 0 {
-            return false;
-        }
-        let changed = counted(changed, "record", "records");
-        if pass == PASSES {
+        let again = stored + if self.options.delete { deleted } else { 0 };
+        if again > 0 && pass == PASSES {
+            let changed = counted(again, "record", "records");
             copied.failed.push(format!(
                 "the source has changed during the copy, and still does: {changed} at last. Run the same command again"
             ));
-            return false;
+            return 0;
         }
         if stored > 0 {
-            let again = counted(stored, "record is", "records are");
-            copied.notes.push(format!("the source has changed during the copy: {again} copied again"));
+            let are = counted(stored, "record is", "records are");
+            copied.notes.push(format!("the source has changed during the copy: {are} copied again"));
         }
         if deleted > 0 && self.options.delete {
             copied.notes.push(format!("{was_deleted} in the source during the copy, and so at the target"));
         }
-        true
+        again
     }
 
     /// Compares, and hands out each difference in lines.
@@ -330,8 +330,8 @@ impl Transfer {
                 Err(error) => troubles.push(Error::to_string(&error)),
             }
         }
-        let unnamed = pairs.iter().filter(|pair| pair.from.unnamed > 0);
-        troubles.extend(unnamed.map(|pair| self::unnamed(&pair.source, End::Source, pair.from.unnamed)));
+        let odd = pairs.iter().filter(|pair| pair.from.unnamed > 0);
+        troubles.extend(odd.map(|pair| unnamed(&pair.source, End::Source, pair.from.unnamed)));
         Ok(Ready { pairs, routes, troubles })
     }
 
@@ -466,27 +466,4 @@ fn tally(pair: &Pair, wanted: &Wanted, plan: &Plan) -> Tally {
         deleted: count("delete"),
         only_target: plan.only_target,
     }
-}
-
-fn unnamed(place: &Place, end: End, keys: u64) -> String {
-    format!(
-        "{end}, {place}: {} (a part of the name is empty, too long, or no text)",
-        counted(
-            keys.try_into().unwrap_or(usize::MAX),
-            "key cannot be the name of a record",
-            "keys cannot be names of records"
-        )
-    )
-}
-
-/// The error of a copy that has not begun.
-fn not_begun(troubles: &[String]) -> String {
-    let mut lines: Vec<&str> = troubles.iter().take(LINES).map(String::as_str).collect();
-    let more = troubles.len().saturating_sub(LINES);
-    let rest = format!("and {more} more");
-    if more > 0 {
-        lines.push(&rest);
-    }
-    lines.push("nothing was copied; --keep-going copies everything else");
-    lines.join("\n")
 }

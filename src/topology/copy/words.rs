@@ -1,8 +1,13 @@
-//! Words of a copy for people: how far it is, and counts. Must never decide anything.
+//! Words of a copy for people: how far it is, what is wrong, and counts. Must never decide anything.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+
+use super::place::{End, Place};
+
+/// Most lines of one kind in an error.
+const LINES: usize = 20;
 
 /// A number with the right words: `counted(1, "record is", "records are")`.
 pub fn counted(count: usize, one: &str, many: &str) -> String {
@@ -86,6 +91,30 @@ impl Progress {
             Phase::Storing => return None,
         })
     }
+}
+
+/// Why a place is not copied whole.
+pub(super) fn unnamed(place: &Place, end: End, keys: u64) -> String {
+    format!(
+        "{end}, {place}: {} (a part of the name is empty, too long, or no text)",
+        counted(
+            keys.try_into().unwrap_or(usize::MAX),
+            "key cannot be the name of a record",
+            "keys cannot be names of records"
+        )
+    )
+}
+
+/// The error of a copy that has not begun.
+pub(super) fn not_begun(troubles: &[String]) -> String {
+    let mut lines: Vec<&str> = troubles.iter().take(LINES).map(String::as_str).collect();
+    let more = troubles.len().saturating_sub(LINES);
+    let rest = format!("and {more} more");
+    if more > 0 {
+        lines.push(&rest);
+    }
+    lines.push("nothing was copied; --keep-going copies everything else");
+    lines.join("\n")
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alive;
-use crate::backend::Location;
+use crate::backend::{Location, TeeOptions};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Batch, Health};
 use crate::name::{CellName, TopoPath};
@@ -149,6 +149,11 @@ impl Cells {
     pub fn twins(&self) -> Arc<Twins> {
         self.follow_records();
         self.twins.load_full()
+    }
+
+    /// The second service, if updates go to two.
+    pub fn tee(&self) -> Option<&TeeOptions> {
+        self.options.connect.tee.as_ref()
     }
 
     /// What records mean here.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alive;
-use crate::backend::{Implementation, Location, Places};
+use crate::backend::{Implementation, Location, Places, TeeOptions};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Batch, Health, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -165,6 +165,11 @@ impl Cells {
     pub fn twins(&self) -> Arc<Twins> {
         self.follow_records();
         self.twins.load_full()
+    }
+
+    /// The second service, if updates go to two.
+    pub fn tee(&self) -> Option<&TeeOptions> {
+        self.options.connect.tee.as_ref()
     }
 
     /// What records mean here.

@@ -151,6 +151,15 @@ impl Cells {
         self.twins.load_full()
     }
 
+    /// Where all cells are that have a CellInfo record, also those that are not shown, and the global topology. A cell
+    /// whose updates go to two services has two places.
+    pub fn places(&self) -> Vec<(CellName, Location)> {
+        let second =
+            self.all().into_iter().filter_map(|cell| Some((cell.name.clone(), cell.second_location()?.clone())));
+        let global = (CellName::global(), self.options.global.clone());
+        second.chain([global]).chain(self.known_cells(None).0).collect()
+    }
+
     /// What records mean here.
     pub fn records(&self) -> &Arc<Records> {
         &self.records
@@ -185,7 +194,7 @@ impl Cells {
         // One at a time: an older view must not replace a newer one.
         let _turn = self.refreshing.lock();
         let revisions = self.revisions();
-        let (wanted, mut hidden) = self.known_cells();
+        let (wanted, mut hidden) = self.known_cells(self.options.only.as_deref());
         let current = self.local.load();
         let mut next = BTreeMap::new();
         for (name, location) in wanted {
@@ -294,8 +303,8 @@ impl Cells {
         }
     }
 
-    /// The locations of all cells, and the reasons why others cannot be shown.
-    fn known_cells(&self) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
+    /// The locations of all cells that may be shown, and the reasons why others cannot be.
+    fn known_cells(&self, only: Option<&[CellName]>) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
         let snapshot = self.global.mirror.snapshot();
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
         let Ok(dir) = TopoPath::parse(CELLS) else { return (known, hidden) };
@@ -314,7 +323,7 @@ impl Cells {
                     continue;
                 }
             };
-            if self.options.only.as_ref().is_some_and(|only| !only.contains(&name)) {
+            if only.is_some_and(|only| !only.contains(&name)) {
                 continue;
             }
             let implementation = self.options.global.implementation;

@@ -70,8 +70,8 @@ pub(super) fn refuse_others(cells: &Cells, cell: &Cell, doomed: &[Change]) -> Re
     if !shared.twins.is_empty() {
         let (info, others) = (Key::CellInfo(name.as_str()), in_words(&shared.twins));
         let reason = format!(
-            "cell {name} has the server and root of {others}: what is removed from one is gone from the other. Give the \
-             cell a root of its own in global/{info}, or remove that record if the cell is one too many"
+            "cell {name} has the server and root of {others}: what is removed from one is gone from the other. Give \
+             the cell a root of its own in global/{info}, or remove that record if the cell is one too many"
         );
         return Err(Error::new(Kind::Busy, reason));
     }
@@ -138,8 +138,8 @@ async fn part_from_twins(cell: &Cell, shared: &Shared) -> Result<Parting> {
         return Ok(Parting::Free);
     }
     let reason = format!(
-        "global/{}: the cell has tablets: {}. Cell {} has the same server and root: if that one is one too many, remove \
-         its record{LIFT}",
+        "global/{}: the cell has tablets: {}. Cell {} has the same server and root: if that one is one too many, \
+         remove its record{LIFT}",
         Key::CellInfo(name),
         some(name, &own),
         in_words(&shared.twins),
@@ -194,6 +194,17 @@ pub fn refuse_overlap(global: &Snapshot, alias: &str, value: &[u8]) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Refuses the record of a cell without a root, as Vitess does: it would be the root of the whole service, and whoever
+/// means that writes `/`. An empty file that is about to be written is let through.
+pub fn refuse_rootless(path: &TopoPath, value: &[u8]) -> Result<()> {
+    match topodata::CellInfo::decode(value) {
+        Ok(info) if info.root.is_empty() && !value.is_empty() => {
+            Err(Error::new(Kind::BadMessage, format!("global/{path}: root must not be empty")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn refuse_overlap_with(alias: &str, new: &topodata::CellsAlias, path: &TopoPath, record: &Record) -> Result<()> {

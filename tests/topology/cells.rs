@@ -26,6 +26,10 @@ on_each_service! {
              printf 'server_address: \"{server}\"\\nroot: \"{root}/zone3\"\\n' > {info}.txt
              mkdir -p zone3/keyspaces/commerce; echo 'partitions {{}}' > zone3/keyspaces/commerce/SrvKeyspace.txt"
         ));
+        mount.sh(&format!("! sed -i /^root/d {info}.txt; grep -q ^root {info}.txt"));
+        let refused_save = mount.errors().pop().unwrap();
+        assert_eq!(refused_save["reason"], format!("{info}: root must not be empty"));
+        assert_eq!(refused_save["errno"], "EBADMSG");
         // UpdateCellInfo, by an editor that makes a new file and puts it in the place of the old one.
         mount.sh(&format!("sed -i s,/zone3,/elsewhere, {info}.txt; test \"$(ls -A zone3)\" = ''"));
         mount.sh(&format!("sed -i s,/elsewhere,/zone3, {info}.json; ls zone3/keyspaces/commerce"));

@@ -8,6 +8,7 @@ use super::contract::{BackendError, Failure};
 use super::keys::KeySpace;
 use super::location::{Implementation, Location};
 use super::options::ConnectOptions;
+use crate::name::TopoPath;
 
 /// Which servers in CellInfo records topofs connects to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -336,6 +337,14 @@ impl Location {
         self.implementation == other.implementation
             && self.clean_root() == other.clean_root()
             && (self.server == other.server || shared())
+    }
+
+    /// The path here of another location's root, if all its keys are here, too: the root for the same place.
+    pub fn path_of(&self, inner: &Location) -> Option<TopoPath> {
+        let root = inner.clean_root();
+        let rest = root.strip_prefix(&self.clean_root())?.trim_end_matches('/');
+        let is_here = Location { root: inner.root.clone(), ..self.clone() }.is_same_place(inner);
+        is_here.then(|| if rest.is_empty() { Some(TopoPath::root()) } else { TopoPath::parse(rest).ok() }).flatten()
     }
 
     /// A hint about the port that is tried for an address without one.

@@ -242,6 +242,14 @@ impl Cell {
         self.name == other.name || self.location.is_same_place(&other.location)
     }
 
+    /// Where it is at the second service.
+    pub fn second_location(&self) -> Option<&Location> {
+        match &self.second.as_ref()?.place {
+            SecondPlace::At(location) => Some(location),
+            SecondPlace::Nowhere(_) | SecondPlace::Unknown(_) => None,
+        }
+    }
+
     /// The limits of the service.
     pub fn limits(&self) -> Limits {
         self.backend.limits()

@@ -172,6 +172,15 @@ impl Cells {
         self.options.connect.tee.as_ref()
     }
 
+    /// Where all cells are that have a CellInfo record, also those that are not shown, and the global topology. A cell
+    /// whose updates go to two services has two places.
+    pub fn places(&self) -> Vec<(CellName, Location)> {
+        let second =
+            self.all().into_iter().filter_map(|cell| Some((cell.name.clone(), cell.second_location()?.clone())));
+        let global = (CellName::global(), self.options.global.clone());
+        second.chain([global]).chain(self.known_cells(None).0).collect()
+    }
+
     /// What records mean here.
     pub fn records(&self) -> &Arc<Records> {
         &self.records
@@ -208,7 +217,7 @@ impl Cells {
         // Connecting starts tasks, and the caller may be any thread.
         let _runtime = self.runtime.enter();
         let revisions = self.revisions();
-        let (wanted, mut hidden) = self.known_cells();
+        let (wanted, mut hidden) = self.known_cells(self.options.only.as_deref());
         let tee = self.tee_places(&wanted);
         let current = self.local.load();
         let mut next = BTreeMap::new();
@@ -351,8 +360,8 @@ impl Cells {
         }
     }
 
-    /// The locations of all cells, and the reasons why others cannot be shown.
-    fn known_cells(&self) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
+    /// The locations of all cells that may be shown, and the reasons why others cannot be.
+    fn known_cells(&self, only: Option<&[CellName]>) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
         let snapshot = self.global.mirror.snapshot();
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
         let Ok(dir) = TopoPath::parse(CELLS) else { return (known, hidden) };
@@ -365,7 +374,7 @@ impl Cells {
                     continue;
                 }
             };
-            if self.options.only.as_ref().is_some_and(|only| !only.contains(&name)) {
+            if only.is_some_and(|only| !only.contains(&name)) {
                 continue;
             }
             let implementation = self.options.global.implementation;

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use super::flags::connect::ConnectArgs;
 use super::flags::topo::{GlobalArgs, TopologyArgs};
 use super::flags::values::Service;
+use super::log::{Heard, start_for_command};
 use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::{EtcdOptions, read_password};
 use crate::backend::zk2::ZkOptions;
@@ -68,11 +69,13 @@ impl GlobalArgs {
 
 impl TopologyArgs {
     /// Connects the topology, does the work of a command, and closes the connections. Fails if the global topology does
-    /// not answer.
+    /// not answer. What goes wrong on the way, and is not the result, is told on standard error.
     pub fn with_cells<T>(
         &self,
+        heard: Heard,
         work: impl AsyncFnOnce(&Arc<Cells>, &Arc<Records>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
+        start_for_command(heard)?;
         let (global, tee) = self.global.places()?;
         let mut options = self.connect.cells_of(global)?;
         options.connect.tee = tee;

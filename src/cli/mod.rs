@@ -68,8 +68,8 @@ enum Command {
     /// Remove a keyspace from a cell, as vtctldclient RemoveKeyspaceCell does
     ///
     /// Removes the keyspace's SrvKeyspace and ShardReplication records from the cell, under the lock of the keyspace.
-    /// Removes nothing if a primary is in the cell, or if tablets are left there. Exit status: 0 if all is removed, 1
-    /// if not.
+    /// Removes nothing if a primary is in the cell, if tablets are left there, or if another cell has the same place.
+    /// Exit status: 0 if all is removed, or if --force leaves the records of a cell that does not answer, 1 if not.
     #[command(alias = "RemoveKeyspaceCell")]
     RemoveKeyspaceCell(RemoveKeyspaceCellArgs),
     /// Copy a topology to another service, or compare the two

@@ -16,7 +16,7 @@ use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
 use crate::record::layout::{self, Key};
-use crate::topology::cells::{Parting, may_part, refuse_overlap};
+use crate::topology::cells::{Parting, may_part, refuse_overlap, refuse_rootless};
 
 /// How often to try a change while the locks that guard it are being released.
 pub(super) const LOCK_CHANGES: usize = 16;
@@ -86,6 +86,7 @@ impl Live {
                     let others = self.cell.records_now(&aliases).await?;
                     refuse_overlap(&without(others, changes), alias, value)?;
                 }
+                (Some(Key::CellInfo(_)), Action::Put(value)) => refuse_rootless(&change.path, value)?,
                 _ => {}
             }
         }

@@ -166,70 +166,85 @@ impl<'a> Rebuild<'a> {
     /// stored versions are read, then what they are computed from. So an older rebuild never replaces a newer one, and
     /// if anything has changed meanwhile, all begins again.
     pub async fn vschema(&self) -> Result<Vec<Outcome>> {
+        let global = self.global()?;
         tokio::select! {
             biased;
             () = self.patience.stop.cancelled() => Err(interrupted()),
-            outcome = self.write_vschema() => outcome,
+            outcome = self.write_vschema(async || self.rebuilt_vschema(&global).await) => outcome,
         }
     }
 
-    async fn write_vschema(&self) -> Result<Vec<Outcome>> {
+    /// The work of [`Rebuild::vschema`], given what computes the record from its sources as they are now.
+    pub(super) async fn write_vschema(
+        &self,
+        rebuilt: impl AsyncFn() -> Result<DynamicMessage>,
+    ) -> Result<Vec<Outcome>> {
         let path = Key::SrvVSchema.path()?;
-        let (global, mut open) = (self.global()?, self.targets()?);
-        if open.is_empty() {
+        let targets = self.targets()?;
+        if targets.is_empty() {
             return Err(Error::new(Kind::NotFound, "the topology has no cells: global/cells is empty"));
         }
-        let mut outcomes: Vec<Outcome> = Vec::new();
-        for _ in 0..ATTEMPTS {
-            let stored = join_all(open.iter().map(|(_, cell)| async {
-                let cell = cell.as_ref().map_err(Clone::clone)?;
-                Ok::<_, Error>(cell.fetch(&path).await?.node)
-            }));
-            let stored = stored.await;
-            let rebuilt = self.rebuilt_vschema(&global).await?;
-            let (at, message) = (&path, &rebuilt);
-            let writes = open.iter().zip(stored).map(|((name, cell), stored)| async move {
-                let done = match (cell, stored) {
-                    (Ok(cell), Ok(stored)) => self.write_srv_vschema(cell, at, message, stored.as_ref()).await,
-                    (_, Err(error)) => Err(error),
-                    (Err(error), Ok(_)) => Err(error.clone()),
-                };
-                Outcome { cell: name.clone(), path: at.clone(), done }
-            });
-            for outcome in join_all(writes).await {
-                note(&mut outcomes, outcome);
+        let (mut open, mut outcomes) = (Vec::new(), Vec::new());
+        for (name, cell) in targets {
+            match cell {
+                Ok(cell) => open.push(cell),
+                Err(error) => outcomes.push(Outcome { cell: name, path: path.clone(), done: Err(error) }),
             }
-            let is_unseen = |outcome: &Outcome| outcome.done.as_ref().is_err_and(is_unseen);
-            let is_current = self.rebuilt_vschema(&global).await? == rebuilt;
-            if is_current && !outcomes.iter().any(is_unseen) {
+        }
+        for _ in 0..ATTEMPTS {
+            if open.is_empty() {
                 return Ok(outcomes);
             }
-            // A cell that has failed for another reason is not asked again: it may cost a whole time-out each time.
-            let again = |name: &String| {
-                let found = outcomes.iter().find(|outcome| outcome.cell == *name);
-                found.is_some_and(|outcome| outcome.done.is_ok() || is_unseen(outcome))
-            };
-            open.retain(|(name, _)| again(name));
+            let stored = join_all(open.iter().map(|cell| cell.fetch(&path))).await;
+            let message = rebuilt().await?;
+            let (at, to_store) = (&path, &message);
+            let writes = open.iter().zip(stored).map(|(cell, stored)| async move {
+                let node = stored?.node;
+                self.write_srv_vschema(cell, at, to_store, node.as_ref()).await
+            });
+            let written = join_all(writes).await;
+            let (mut is_complete, mut kept) = (true, Vec::new());
+            for (cell, written) in open.into_iter().zip(written) {
+                is_complete &= !matches!(written, Ok(None));
+                let note_done = |done| Outcome { cell: cell.name.to_string(), path: path.clone(), done };
+                if let Some(done) = written.transpose() {
+                    // A cell that has failed is not asked again: it may cost a whole time-out each time.
+                    let is_over = done.is_err();
+                    note(&mut outcomes, note_done(done));
+                    if is_over {
+                        continue;
+                    }
+                }
+                kept.push(cell);
+            }
+            open = kept;
+            if rebuilt().await? == message && is_complete {
+                return Ok(outcomes);
+            }
         }
         Err(Error::new(Kind::Conflict, "the VSchemas and rules change too often: run it again"))
     }
 
-    async fn rebuilt_vschema(&self, global: &Cell) -> Result<DynamicMessage> {
+    pub(super) async fn rebuilt_vschema(&self, global: &Cell) -> Result<DynamicMessage> {
         vschema::srv_vschema(self.codec, &global.records_now(&TopoPath::root()).await?)
     }
 
+    /// Stores the record in a cell; `None` if somebody else has stored one meanwhile.
     async fn write_srv_vschema(
         &self,
         cell: &Cell,
         path: &TopoPath,
         rebuilt: &DynamicMessage,
         stored: Option<&Node>,
-    ) -> Result<Done> {
+    ) -> Result<Option<Done>> {
         if stored.is_some_and(|node| vschema::is_stored_as(self.codec, rebuilt, &node.value)) {
-            return Ok(Done::Unchanged);
+            return Ok(Some(Done::Unchanged));
         }
-        cell.apply(&[self.put(path, stored, rebuilt)]).await?;
-        Ok(done(stored))
+        match cell.apply(&[self.put(path, stored, rebuilt)]).await {
+            Ok(_) => Ok(Some(done(stored))),
+            Err(error) if is_unseen(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn put(&self, path: &TopoPath, stored: Option<&Node>, message: &DynamicMessage) -> Change {

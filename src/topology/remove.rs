@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 use prost::Message;
 
+use super::cells::refuse_others;
 use super::lock::{Patience, under_lock};
 use super::rebuild::{Done, Outcome, connected};
 use super::{graph, picture};
@@ -53,6 +54,10 @@ impl Removal<'_> {
                     let (cell, path) = (self.cell.to_owned(), Key::SrvKeyspace(self.keyspace).path()?);
                     Ok(vec![Outcome { cell, path, done: Ok(Done::Left) }])
                 }
+                Err(error) if error.kind == Kind::Unreachable => {
+                    let hint = ". Nothing was removed. If the whole cell is gone for good: --force";
+                    Err(Error::new(error.kind, format!("{}{hint}", error.reason)))
+                }
                 Err(error) => Err(error),
             }
         });
@@ -68,6 +73,9 @@ impl Removal<'_> {
     /// What to remove, in this order. Fails, in words, if something forbids it.
     async fn doomed(&self, global: &Snapshot, dir: &TopoPath) -> Result<(Arc<Cell>, Vec<Change>)> {
         let cell = connected(self.cells, self.cell)?;
+        let refuse_others = |doomed: &[Change]| refuse_others(self.cells, &cell, doomed).map_err(nothing_removed);
+        // Known without asking the cell.
+        refuse_others(&[])?;
         let there = cell.records_now(dir).await?;
         let srv_key = Key::SrvKeyspace(self.keyspace);
         let srv_keyspace = picture::read::<topodata::SrvKeyspace>(&there, srv_key).transpose()?;
@@ -92,6 +100,7 @@ impl Removal<'_> {
                 format!("{path} does not exist: the cell does not serve the keyspace"),
             ));
         }
+        refuse_others(&doomed)?;
         Ok((cell, doomed))
     }
 
@@ -113,9 +122,11 @@ impl Removal<'_> {
                 self.cell
             )));
         }
-        let tablets = nodes.into_iter().filter_map(|node| node.tablet_alias);
+        let (own, others): (Vec<_>, Vec<_>) =
+            nodes.into_iter().filter_map(|node| node.tablet_alias).partition(|alias| alias.cell == self.cell);
+        self.refuse_list_of_others(key, &others)?;
         // A tablet of another cell may be in use there.
-        let tablets = tablets.filter(|alias| alias.cell == self.cell);
+        let tablets = own.into_iter();
         let tablets = join_all(tablets.map(|alias| self.doomed_tablet(cell, alias, shard))).await;
         let mut doomed: Vec<Change> = Vec::new();
         for tablet in tablets {
@@ -123,6 +134,18 @@ impl Removal<'_> {
         }
         doomed.extend(removal(there, key)?);
         Ok(doomed)
+    }
+
+    /// A list with tablets of another cell is that cell's list, under another spelling of its address.
+    fn refuse_list_of_others(&self, key: Key<'_>, others: &[topodata::TabletAlias]) -> Result<()> {
+        let places = self.cells.places();
+        let is_known = |alias: &&topodata::TabletAlias| places.iter().any(|(cell, _)| cell.as_str() == alias.cell);
+        let Some(alias) = others.iter().find(is_known) else { return Ok(()) };
+        let (list, tablet) = (format!("{}/{key}", self.cell), layout::tablet_alias(&alias.cell, alias.uid));
+        Err(refused(format!(
+            "{list} names tablet {tablet}: cell {} may have the place of {}. If not, correct the list first",
+            self.cell, alias.cell
+        )))
     }
 
     /// The removal of a tablet, if it exists and belongs to the shard.
@@ -191,5 +214,9 @@ fn serves(srv_keyspace: &topodata::SrvKeyspace, shard: &str) -> bool {
 }
 
 fn refused(reason: String) -> Error {
-    Error::new(Kind::Busy, format!("{reason}. Nothing was removed"))
+    nothing_removed(Error::new(Kind::Busy, reason))
+}
+
+fn nothing_removed(error: Error) -> Error {
+    Error::new(error.kind, format!("{}. Nothing was removed", error.reason))
 }

@@ -1,14 +1,20 @@
 //! What a rebuild stores, and what it refuses. (Vitess's own functions are the judge in tests/interop.)
 
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use prost_reflect::{DynamicMessage, ReflectMessage};
+use tokio_util::sync::CancellationToken;
 
+use super::lock::Patience;
+use super::rebuild::{Done, Rebuild};
 use super::{graph, vschema};
-use crate::backend::{Revision, Version};
+use crate::backend::{Action, Change, ConnectOptions, Guard, Implementation, Location, Revision, Version};
+use crate::cells::{CellOptions, Cells};
 use crate::error::{Kind, Result};
-use crate::mirror::{Record, Snapshot};
+use crate::mirror::{MirrorOptions, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 use crate::record::{Codec, Form, Kinds, Records};
 
@@ -213,4 +219,61 @@ mirror_rules {
     put(&mut with_rules, "keyspaces/a/VSchema", b"\xff".as_slice());
     let error = vschema::srv_vschema(&codec(), &with_rules).unwrap_err();
     assert!(error.kind == Kind::BadMessage && error.reason.starts_with("global/keyspaces/a/VSchema: "), "{error}");
+}
+
+/// A topology in memory with one cell, and what to rebuild it with.
+async fn in_memory(server: &str) -> (Arc<Cells>, Codec) {
+    let location = |root: &str| Location {
+        implementation: Implementation::Memory,
+        server: server.to_owned(),
+        root: root.to_owned(),
+    };
+    let mirror = MirrorOptions {
+        resync_interval: Duration::from_secs(3600),
+        stale_after: Duration::from_secs(10),
+        serve_stale: false,
+    };
+    let (global, connect) = (location("/g"), ConnectOptions::default());
+    let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
+    let cells = Cells::start(options, Records::new(codec(), Kinds::default())).await.unwrap();
+    store(&cells, "cells/zone1/CellInfo", &format!("server_address: \"{server}\" root: \"/zone1\"")).await;
+    (cells, codec())
+}
+
+/// Stores a record of the global topology, given as text.
+async fn store(cells: &Cells, name: &str, text: &str) {
+    let input = Bytes::copy_from_slice(text.as_bytes());
+    let value = cells.records().store(&CellName::global(), &path(name), Form::Text, &input, None).unwrap().unwrap();
+    let change = Change { path: path(name), guard: Guard::Any, action: Action::Put(value) };
+    cells.get(&CellName::global()).unwrap().apply(&[change]).await.unwrap();
+}
+
+/// What happens between reading the sources of a rebuild and storing it: a VSchema changes, and perhaps another rebuild
+/// overtakes this one.
+#[tokio::test]
+async fn a_vschema_that_changes_during_a_rebuild_is_in_what_is_stored() {
+    for (round, is_overtaken) in [(0, false), (1, true)] {
+        let (cells, codec) = in_memory(&format!("meanwhile{round}")).await;
+        let patience = Patience { timeout: Duration::ZERO, stop: CancellationToken::new() };
+        let rebuild = Rebuild::new(&cells, &codec, &[], patience);
+        let (global, first) = (cells.get(&CellName::global()).unwrap(), AtomicBool::new(true));
+        let outcomes = rebuild.write_vschema(async || {
+            let read = rebuild.rebuilt_vschema(&global).await?;
+            if first.swap(false, Ordering::SeqCst) {
+                store(&cells, "keyspaces/ks/VSchema", "sharded: true").await;
+                if is_overtaken {
+                    rebuild.vschema().await?;
+                }
+            }
+            Ok(read)
+        });
+        let outcomes = outcomes.await.unwrap();
+        let done: Vec<Done> = outcomes.iter().map(|outcome| *outcome.done.as_ref().unwrap()).collect();
+        assert_eq!(done, [if is_overtaken { Done::Unchanged } else { Done::Created }]);
+        let zone = cells.get(&CellName::new("zone1").unwrap()).unwrap();
+        let stored = zone.fetch(&path("SrvVSchema")).await.unwrap().node.unwrap();
+        let stored = codec.decode("vschema.SrvVSchema", &stored.value).unwrap();
+        assert!(text(&stored).contains("sharded: true"), "{is_overtaken}: {}", text(&stored));
+        cells.shutdown().await;
+    }
 }

@@ -4,7 +4,7 @@ use crate::common::mount::Mount;
 use crate::common::server::free_port;
 use crate::common::{eventually, text};
 use crate::on_each_service;
-use crate::rig::move_cell;
+use crate::rig::{encoded, move_cell, run, said};
 
 /// A script that must fail, saying that something is busy; the reason in `.topofs/errors`.
 fn refused(mount: &Mount, script: &str) -> String {
@@ -26,6 +26,10 @@ on_each_service! {
              printf 'server_address: \"{server}\"\\nroot: \"{root}/zone3\"\\n' > {info}.txt
              mkdir -p zone3/keyspaces/commerce; echo 'partitions {{}}' > zone3/keyspaces/commerce/SrvKeyspace.txt"
         ));
+        mount.sh(&format!("! sed -i /^root/d {info}.txt; grep -q ^root {info}.txt"));
+        let refused_save = mount.errors().pop().unwrap();
+        assert_eq!(refused_save["reason"], format!("{info}: root must not be empty"));
+        assert_eq!(refused_save["errno"], "EBADMSG");
         // UpdateCellInfo, by an editor that makes a new file and puts it in the place of the old one.
         mount.sh(&format!("sed -i s,/zone3,/elsewhere, {info}.txt; test \"$(ls -A zone3)\" = ''"));
         mount.sh(&format!("sed -i s,/elsewhere,/zone3, {info}.json; ls zone3/keyspaces/commerce"));
@@ -90,5 +94,34 @@ on_each_service! {
         mount.sh(&format!("echo 'cells: \"zone9\" cells: \"zone2\"' > {other}.txt"));
         mount.sh(&format!("mkdir global/cells_aliases/new; mv {other} global/cells_aliases/new/CellsAlias"));
         assert!(service.get(other).is_none() && service.get("global/cells_aliases/new/CellsAlias").is_some());
+    }
+
+    fn a_cell_in_the_place_of_another_goes_without_anything_of_the_other(service) {
+        let add = |cell: &str, root: &str| {
+            let info = format!("server_address: \"{}\" root: \"{}/{root}\"", service.server, service.root);
+            service.put(&format!("global/cells/{cell}/CellInfo"), &encoded("topodata.CellInfo", &info));
+        };
+        let before = service.keys();
+        add("zone3", "zone1");
+        add("all", "global");
+        let args = ["remove-keyspace-cell", "--recursive", "--force", "archive", "zone3"];
+        let (done, complaint, status) = said(&run(&service, &args));
+        let expected = "cell zone3 has the server and root of zone1: ";
+        assert!(done.is_empty() && status == 1 && complaint.contains(expected), "{done}{complaint}");
+        let warning = "topofs: warning: two cells have the same location: they show the same records ";
+        assert_eq!(complaint.lines().filter(|line| line.starts_with(warning)).count(), 2, "{complaint}");
+        // Here it is a problem, and not a warning beside it.
+        let (problems, complaint, _) = said(&run(&service, &["validate"]));
+        assert!(problems.contains("cell-shares-place") && complaint.is_empty(), "{problems}{complaint}");
+        let mount = service.mount(&[]);
+        // Of the two, the one with tablets is in use.
+        let reason = refused(&mount, "rm -r global/cells/zone1");
+        assert!(reason.contains("the cell has tablets: zone1/tablets/zone1-"), "{reason}");
+        assert!(reason.contains("Cell zone3 has the same server and root") && !reason.contains("Remove them"));
+        // A move copies first, so there are three for a moment.
+        mount.sh("mv global/cells/zone3 global/cells/zone4; rm -r global/cells/zone4; ! ls zone3 zone4");
+        // The global topology's records of keyspaces are not those of a cell in its place.
+        mount.sh("rm -r global/cells/all");
+        assert_eq!(service.keys(), before);
     }
 }

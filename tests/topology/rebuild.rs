@@ -178,9 +178,44 @@ fn a_dead_cell_can_be_left_behind() {
     move_cell(&service, "zone2", &format!("127.0.0.1:{}", free_port()));
     let args = ["remove-keyspace-cell", "commerce", "zone2", "--remote-operation-timeout=1s"];
     let (_, complaint, status) = said(&run(&service, &args));
-    assert!(status == 1 && complaint.contains("cell zone2 ("), "{complaint}");
+    assert!(status == 1 && complaint.contains("cell zone2 (") && complaint.ends_with(": --force\n"), "{complaint}");
     let (done, _, status) = said(&run(&service, &[&args[..], &["--force"]].concat()));
     assert_eq!((done.as_str(), status), ("zone2/keyspaces/commerce/SrvKeyspace left: the cell does not answer\n", 0));
+}
+
+/// A list that Vitess keeps for each cell names tablets of another: both cells are in one place, by two addresses.
+#[test]
+fn a_list_of_another_cells_tablets_stays() {
+    let service = Service::etcd2();
+    let list = "zone2/keyspaces/commerce/shards/0/ShardReplication";
+    let nodes = "nodes { tablet_alias { cell: \"zone1\" uid: 100 } }";
+    service.put(list, &encoded("topodata.ShardReplication", nodes));
+    let before = service.keys();
+    let args = ["remove-keyspace-cell", "--recursive", "--force", "commerce", "zone2"];
+    let (_, complaint, status) = said(&run(&service, &args));
+    assert!(status == 1 && complaint.contains("names tablet zone1-0000000100"), "{complaint}");
+    assert_eq!(service.keys(), before);
+}
+
+#[test]
+fn a_name_that_is_no_cell_is_told_and_the_others_are_written() {
+    let service = Service::etcd2();
+    service.put("global/keyspaces/new/VSchema", &encoded("vschema.Keyspace", "sharded: true"));
+    let missing = "cell nope: global/cells/nope/CellInfo does not exist";
+    let vschema = |cells: &str| said(&run(&service, &["rebuild-vschema-graph", "--cells", cells]));
+    let complaint = format!("topofs: nope/SrvVSchema: {missing}\n");
+    assert_eq!(vschema("nope,zone1"), ("zone1/SrvVSchema updated\n".to_owned(), complaint.clone(), 1));
+    assert_eq!(vschema("nope"), (String::new(), complaint, 1));
+    for args in [&["rebuild-vschema-graph", "--cells="][..], &[REBUILD, "customer", "--cells", "zone1,"]] {
+        let (done, complaint, status) = said(&run(&service, args));
+        assert!(done.is_empty() && complaint.contains("a value is required") && status == 1, "{complaint}");
+    }
+    // The same fault of many keyspaces is not told for each.
+    let many: Vec<String> = (0..30).map(|number| format!("gone{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let (_, complaint, status) = said(&run(&service, &[&[REBUILD][..], &many].concat()));
+    assert_eq!((complaint.lines().count(), status), (11, 1), "{complaint}");
+    assert!(many.iter().all(|keyspace| complaint.contains(&format!("keyspace {keyspace}"))), "{complaint}");
 }
 
 #[test]

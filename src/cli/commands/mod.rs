@@ -12,10 +12,11 @@ pub(super) mod topo2topo;
 pub(super) mod unlock;
 pub(super) mod validate;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::topology::rebuild::Outcome;
 
 /// Exit status of a wrong command line.
@@ -30,26 +31,54 @@ pub(super) fn complain(reason: &str) {
     let _ = std::io::stderr().write_all(format!("topofs: {reason}\n").as_bytes());
 }
 
-/// The exit status of a command whose work may fail in part.
-fn status(is_done: bool) -> ExitCode {
-    if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+/// Complaints that differ only in their keyspace are printed in full so many times; the rest is one line.
+const ALIKE: usize = 10;
+
+/// Tells what became of the records of each cell, and complains about what has failed.
+#[derive(Debug, Default)]
+struct Report {
+    has_failed: bool,
+    /// The subjects of all complaints, by what the complaint says.
+    complaints: BTreeMap<String, Vec<String>>,
 }
 
-/// Prints what became of the records of each cell, and complains about what has failed. Returns whether all is done.
-fn report(what: &str, outcome: Result<Vec<Outcome>>) -> bool {
-    let outcomes = match outcome {
-        Ok(outcomes) => outcomes,
-        Err(error) => {
-            complain(&format!("{what}: {error}"));
-            return false;
-        }
-    };
-    for Outcome { cell, path, done } in &outcomes {
-        match done {
-            // If the pipe is closed, nobody reads it.
-            Ok(done) => drop(writeln!(std::io::stdout(), "{cell}/{path} {}", done.word())),
-            Err(error) => complain(&format!("{cell}/{path}: {error}")),
+impl Report {
+    /// Prints what became of a keyspace (of all if the name is empty).
+    fn add(&mut self, what: &str, keyspace: &str, outcome: Result<Vec<Outcome>>) {
+        let outcomes = match outcome {
+            Ok(outcomes) => outcomes,
+            Err(error) => return self.complain(what.to_owned(), keyspace, &error),
+        };
+        for Outcome { cell, path, done } in &outcomes {
+            match done {
+                // If the pipe is closed, nobody reads it.
+                Ok(done) => drop(writeln!(std::io::stdout(), "{cell}/{path} {}", done.word())),
+                Err(error) => self.complain(format!("{cell}/{path}"), keyspace, error),
+            }
         }
     }
-    outcomes.iter().all(|outcome| outcome.done.is_ok())
+
+    fn complain(&mut self, subject: String, keyspace: &str, error: &Error) {
+        self.has_failed = true;
+        let reason = error.to_string();
+        let alike = match keyspace {
+            "" => reason.clone(),
+            name => reason.replace(&format!("keyspaces/{name}/"), "keyspaces/*/"),
+        };
+        let subjects = self.complaints.entry(alike).or_default();
+        if subjects.len() < ALIKE {
+            complain(&format!("{subject}: {reason}"));
+        }
+        subjects.push(subject);
+    }
+
+    /// The exit status.
+    fn end(self) -> ExitCode {
+        for subjects in self.complaints.values() {
+            if let (Some(first), Some(rest @ [_, ..])) = (subjects.first(), subjects.get(ALIKE..)) {
+                complain(&format!("as for {first}: {}", rest.join(", ")));
+            }
+        }
+        if self.has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
 }

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use futures::StreamExt;
 
-use super::{Ended, report};
+use super::{Ended, Report};
 use crate::cli::flags::lock::LockArgs;
 use crate::cli::flags::topo::TopologyArgs;
 use crate::cli::interrupt;
+use crate::cli::log::Heard;
 use crate::topology::lock::Patience;
 use crate::topology::rebuild::Rebuild;
 
@@ -23,7 +25,8 @@ pub(in crate::cli) struct RebuildKeyspaceGraphArgs {
     #[arg(value_name = "KEYSPACE", required = true)]
     keyspaces: Vec<String>,
     /// Write only these cells [default: all cells of the topology]
-    #[arg(short, long, value_name = "CELL,...", value_delimiter = ',')]
+    #[arg(short, long, value_name = "CELL,...", value_delimiter = ',',
+          value_parser = NonEmptyStringValueParser::new())]
     cells: Vec<String>,
     /// Let a keyspace of type SNAPSHOT serve with an incomplete set of shards
     #[arg(long)]
@@ -37,7 +40,7 @@ pub(in crate::cli) struct RebuildKeyspaceGraphArgs {
 impl RebuildKeyspaceGraphArgs {
     /// Rebuilds all keyspaces, also if one of them fails.
     pub fn run(&self) -> Ended {
-        self.topology.with_cells(async |cells, records| {
+        self.topology.with_cells(Heard::Warnings, async |cells, records| {
             let patience = Patience { timeout: self.lock.lock_timeout, stop: interrupt::on_signals()? };
             let rebuild = Rebuild::new(cells, &records.codec, &self.cells, patience.clone());
             let mut seen = BTreeSet::new();
@@ -48,11 +51,11 @@ impl RebuildKeyspaceGraphArgs {
             });
             // Reported in the order of the command line.
             let mut rebuilds = futures::stream::iter(rebuilds).buffered(AT_ONCE);
-            let mut all_done = true;
+            let mut report = Report::default();
             while let Some((keyspace, outcome)) = rebuilds.next().await {
-                all_done &= report(&format!("keyspace {keyspace}"), outcome);
+                report.add(&format!("keyspace {keyspace}"), keyspace, outcome);
             }
-            Ok(super::status(all_done))
+            Ok(report.end())
         })
     }
 }

@@ -1,10 +1,12 @@
 //! `topofs rebuild-vschema-graph`: SrvVSchema records from VSchemas and rules.
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 
-use super::{Ended, report};
+use super::{Ended, Report};
 use crate::cli::flags::topo::TopologyArgs;
 use crate::cli::interrupt;
+use crate::cli::log::Heard;
 use crate::topology::lock::Patience;
 use crate::topology::rebuild::Rebuild;
 
@@ -12,7 +14,8 @@ use crate::topology::rebuild::Rebuild;
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RebuildVschemaGraphArgs {
     /// Write only these cells [default: all cells of the topology]
-    #[arg(short, long, value_name = "CELL,...", value_delimiter = ',')]
+    #[arg(short, long, value_name = "CELL,...", value_delimiter = ',',
+          value_parser = NonEmptyStringValueParser::new())]
     cells: Vec<String>,
     #[command(flatten)]
     topology: TopologyArgs,
@@ -21,11 +24,13 @@ pub(in crate::cli) struct RebuildVschemaGraphArgs {
 impl RebuildVschemaGraphArgs {
     /// Rebuilds the SrvVSchema of all cells.
     pub fn run(&self) -> Ended {
-        self.topology.with_cells(async |cells, records| {
+        self.topology.with_cells(Heard::Warnings, async |cells, records| {
             // Vitess takes no lock for this.
             let patience = Patience { timeout: std::time::Duration::ZERO, stop: interrupt::on_signals()? };
             let rebuild = Rebuild::new(cells, &records.codec, &self.cells, patience);
-            Ok(super::status(report("the SrvVSchema", rebuild.vschema().await)))
+            let mut report = Report::default();
+            report.add("the SrvVSchema", "", rebuild.vschema().await);
+            Ok(report.end())
         })
     }
 }

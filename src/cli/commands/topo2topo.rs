@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Ended, complain};
 use crate::cli::connection::runtime;
 use crate::cli::flags::migrate::{ScopeArgs, SidesArgs};
+use crate::cli::log::{Heard, start_for_command};
 use crate::record::{Codec, Kinds, Records};
 use crate::topology::copy::{Compared, Copied, Options, Progress, Tally, Transfer, counted};
 
@@ -73,6 +74,7 @@ impl Topo2topoArgs {
             progress: Progress::default(),
             stop: CancellationToken::new(),
         };
+        start_for_command(Heard::Warnings)?;
         let runtime = runtime()?;
         // A service that does not answer must not hold back the end.
         let ended =

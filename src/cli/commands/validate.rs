@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::{Ended, complain};
 use crate::cli::flags::topo::TopologyArgs;
+use crate::cli::log::Heard;
 use crate::cli::mounted::{Mount, resolved};
 use crate::control::ControlFile;
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
@@ -88,7 +89,7 @@ impl ValidateArgs {
         // The root stands for everything.
         let within = Within(if asked.iter().any(Option::is_none) { Vec::new() } else { within });
         let kinds = Kinds::new(&self.record)?;
-        self.topology.with_cells(async |cells, _| {
+        self.topology.with_cells(Heard::Errors, async |cells, _| {
             let mut sight = Sight::load(cells).await?;
             // A wrong root looks like an empty topology, which is not what anybody asks about.
             if let (true, Some(global)) = (sight.topology.global.records.is_empty(), cells.get(&CellName::global())) {

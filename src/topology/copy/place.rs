@@ -108,19 +108,9 @@ fn explained(end: End, cell: &CellName, location: &Location, error: BackendError
     error
 }
 
-/// Whether two locations are in one service.
-pub(super) fn same_service(one: &Location, other: &Location) -> bool {
-    Location { root: other.root.clone(), ..one.clone() }.is_same_place(other)
-}
-
 /// The path of another location's root below this one.
 fn inside(this: &Location, other: &Location) -> Option<TopoPath> {
-    let root = other.clean_root();
-    let rest = root.strip_prefix(&this.clean_root())?.trim_end_matches('/');
-    if rest.is_empty() || !same_service(this, other) {
-        return None;
-    }
-    TopoPath::parse(rest).ok()
+    this.path_of(other).filter(|path| !path.is_root())
 }
 
 #[cfg(test)]

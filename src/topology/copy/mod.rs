@@ -28,10 +28,10 @@ mod write;
 
 use locked::Locks;
 pub use map::{Mapping, Rule};
-use place::{Contents, Place};
+use place::{Contents, Pair, Place};
 pub use place::{End, Side};
 use plan::{Difference, Earlier, Found, Plan, Wanted, differences, plan};
-use route::{Routes, Wish};
+use route::{Routes, Wish, mixed};
 pub use sort::{Selection, Sort};
 pub use words::{Progress, counted};
 use words::{not_begun, unnamed};
@@ -121,14 +121,6 @@ pub struct Compared {
     pub notes: Vec<String>,
     /// What could not be compared, with the reasons.
     pub failed: Vec<String>,
-}
-
-/// A cell at both ends.
-struct Pair {
-    source: Arc<Place>,
-    target: Arc<Place>,
-    from: Contents,
-    to: Contents,
 }
 
 /// Everything that is known before anything is changed.
@@ -329,6 +321,10 @@ impl Transfer {
                 Ok(pair) => pairs.push(pair),
                 Err(error) => troubles.push(Error::to_string(&error)),
             }
+        }
+        let mixed = if comparing { Vec::new() } else { mixed(&pairs, &routes) };
+        if !mixed.is_empty() {
+            return Err(Error::new(Kind::Invalid, mixed.join("\n")));
         }
         let odd = pairs.iter().filter(|pair| pair.from.unnamed > 0);
         troubles.extend(odd.map(|pair| unnamed(&pair.source, End::Source, pair.from.unnamed)));

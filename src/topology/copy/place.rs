@@ -59,6 +59,15 @@ pub(super) struct Contents {
     pub unnamed: u64,
 }
 
+/// A cell at both ends.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub source: Arc<Place>,
+    pub target: Arc<Place>,
+    pub from: Contents,
+    pub to: Contents,
+}
+
 impl Place {
     /// Prepares the connection, if the rules for credentials allow these servers.
     pub fn open(end: End, side: &Side, cell: &CellName, location: &Location) -> Result<Self> {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::map::{Mapped, Mapping, moved};
-use super::place::Contents;
+use super::place::{Contents, Pair};
 use super::plan::Wanted;
 use crate::backend::{Implementation, Location};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
-use crate::record::layout::cell_of_info;
+use crate::record::layout::{Key, cell_of_info};
 use crate::record::{CellInfo, Records};
 
 /// What happens to a CellInfo record of the source.
@@ -281,6 +281,27 @@ fn collisions(routes: &mut Routes, sources: &[(String, Location)], targets: &[(S
     }
     routes.routes = kept;
     refused
+}
+
+/// Cells whose records would be mixed with records that are at the target already: inside of the place of another cell,
+/// or in a place that the target knows nothing of.
+pub(super) fn mixed(pairs: &[Pair], routes: &Routes) -> Vec<String> {
+    let one = |Pair { source, target, from, to }: &Pair| {
+        let name = called(&source.cell);
+        if let Some(path) = from.nodes.keys().find(|path| !target.owns(path)) {
+            let to = &target.location;
+            return Some(format!("{name} would be copied to {to}, but {path} is in the place of another cell there"));
+        }
+        let info = Key::CellInfo(source.cell.as_str()).path().ok()?;
+        let is_new = !source.cell.is_global() && matches!(routes.fates.get(&info), Some(Fate::Make(_)));
+        let first = to.nodes.keys().next().filter(|_| is_new)?;
+        let (to, count) = (&target.location, to.nodes.len());
+        Some(format!(
+            "{name} would be copied to {to}, where {count} records are already (such as {first}), and the target has \
+             no CellInfo record for it. If they are its own, make that record at the target first"
+        ))
+    };
+    pairs.iter().filter_map(one).collect()
 }
 
 fn called(cell: &CellName) -> String {

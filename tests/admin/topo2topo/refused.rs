@@ -54,6 +54,27 @@ fn a_cell_needs_a_place_of_its_own() {
 }
 
 #[test]
+fn no_record_comes_to_the_place_of_another_cell_or_cluster() {
+    let maps = |from: &Place, to: &Place| format!("--map-root={}={}", from.root, to.root);
+    // The records of the cell would replace those of the global topology, and the other way round.
+    let (from, to) = (Place::demo(), Place::etcd());
+    cell_info(&to, "zone1", &to.server, &format!("{}/global/keyspaces", to.root));
+    let nested = ["the global topology would be copied to", "keyspaces/", "is in the place of another cell there"];
+    for flag in ["--dry-run", "--delete", "--keep-going"] {
+        refused(run(&from, &to, &[&maps(&from, &to), flag]), &nested);
+    }
+    // Nobody at the target has said that this place is the cell's.
+    let (from, to, elsewhere, other) = (Place::demo(), Place::etcd(), Place::etcd(), Place::etcd());
+    other.put("global/keyspaces/theirs/Keyspace", "");
+    elsewhere.put("global/keyspaces/theirs/Keyspace", "\u{1}");
+    cell_info(&from, "zone7", &from.server, &format!("{}/global", elsewhere.root));
+    let strange = ["cell zone7 would be copied to", "where 1 records are already (such as keyspaces/theirs/Keyspace)"];
+    refused(run(&from, &to, &[&maps(&from, &to), &maps(&elsewhere, &other), "--delete"]), &strange);
+    assert!(to.records().is_empty(), "nothing was written");
+    assert_eq!(other.records().len(), 1, "and nothing was deleted");
+}
+
+#[test]
 fn cells_that_both_topologies_use_stay_where_they_are() {
     let (from, to) = (Place::demo(), Place::etcd());
     let before = from.records();

@@ -303,6 +303,14 @@ impl Location {
         Some(servers)
     }
 
+    /// The servers in one spelling: locations with one of them in common are in one service.
+    pub(super) fn server_names(&self) -> Vec<String> {
+        match self.servers() {
+            Some(servers) => servers.iter().map(|Server { host, port }| format!("{host}:{port}")).collect(),
+            None => vec![self.server.clone()],
+        }
+    }
+
     /// Whether all servers of this location are among those of another.
     pub fn is_served_by(&self, other: &Location) -> bool {
         if self.server == other.server {

@@ -25,7 +25,7 @@ struct Common {
 
 impl Joints {
     /// Applies changes of a cell, only if a guard in the global topology is met. Where one transaction cannot contain
-    /// both, the guard is not checked: the service is another, or the account may not do both at once.
+    /// both, the guard is not checked: the service is another, the account may not do both at once, or it is a tee.
     pub async fn apply(&self, cells: &Cells, cell: &Cell, guard: &Change, changes: &[Change]) -> Result<Applied> {
         if let Some((backend, common)) = self.of(cells, cell) {
             let guard = checkable(&cell.location, moved(&common.global, guard)?);
@@ -45,6 +45,10 @@ impl Joints {
     }
 
     fn of(&self, cells: &Cells, cell: &Cell) -> Option<(Arc<dyn Backend>, Common)> {
+        // What is written past a tee would be missing at the secondary.
+        if cells.global.second.is_some() || cell.second.is_some() {
+            return None;
+        }
         let common = common(&cells.global.location, &cell.location)?;
         let mut known = self.0.lock();
         let opened = known.entry(common.root.clone()).or_insert_with(|| {

@@ -11,14 +11,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alive;
-use crate::backend::Location;
+use crate::backend::{Implementation, Location, Places};
 use crate::error::{Error, Kind, Result};
-use crate::mirror::{Batch, Health};
+use crate::mirror::{Batch, Health, Snapshot};
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{CELL_INFO, CELLS, Key};
 use crate::record::{CellInfo, Records};
 
 mod cell;
+mod drift;
 mod failure;
 mod joint;
 mod lock;
@@ -27,16 +28,16 @@ mod missed;
 mod options;
 mod second;
 mod turns;
+mod twins;
 
 pub use cell::Cell;
 pub use joint::Joints;
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
 pub use options::CellOptions;
+use second::TeePlaces;
 pub use second::{Drift, Second, SecondPlace};
-
-/// For each cell, the other cells with the same location.
-pub type Twins = BTreeMap<CellName, Vec<CellName>>;
+pub use twins::Twins;
 
 /// How long the start waits for the global topology at the secondary.
 const SECONDARY_WAIT: Duration = Duration::from_secs(5);
@@ -55,6 +56,8 @@ pub struct Cells {
     options: CellOptions,
     records: Arc<Records>,
     tasks: TaskTracker,
+    /// Cells are connected here, whichever thread has looked for one.
+    runtime: tokio::runtime::Handle,
     stop: CancellationToken,
 }
 
@@ -71,16 +74,28 @@ impl Cells {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
         let second = options.connect.tee.as_ref().map(|tee| SecondPlace::At(tee.secondary.clone()));
+        if let Some(tee) = &options.connect.tee {
+            let mut first = Places::default();
+            first.add(&options.global, CellName::global());
+            if !first.overlapping(&tee.secondary, 1).is_empty() {
+                let (one, other) = (&options.global, &tee.secondary);
+                let reason = format!("--tee-secondary: {other} has keys in common with the primary, {one}");
+                return Err(Error::new(Kind::Invalid, reason));
+            }
+        }
         let global = Cell::open(CellName::global(), (options.global.clone(), second), &options, &tasks, &stop)?;
         if let Some(reason) = global.second.as_ref().and_then(|second| second.place.reason()) {
             stop.cancel();
             return Err(Error::new(Kind::Invalid, format!("--tee-secondary: {reason}")));
         }
         global.snapshot().await.inspect_err(|_| stop.cancel())?;
-        if let Some(mirror) = global.second.as_ref().and_then(|second| second.mirror.as_ref()) {
+        if let Some((second, mirror)) =
+            global.second.as_ref().and_then(|second| Some((second, second.mirror.as_ref()?)))
+        {
             // The places of the cells stand there. If it does not answer now, the cells learn of it later.
             let waited = tokio::time::timeout(SECONDARY_WAIT, mirror.load()).await;
             if waited.is_err() || !mirror.is_loaded() {
+                second.note_away();
                 tracing::warn!("the global topology at the secondary does not answer: nothing reaches the secondary");
             }
         }
@@ -95,6 +110,7 @@ impl Cells {
             options,
             records,
             tasks,
+            runtime: tokio::runtime::Handle::current(),
             stop,
         });
         let updates = cells.global.mirror.subscribe();
@@ -145,7 +161,7 @@ impl Cells {
         servers.check(&location, global, connect).err().map(|error| error.to_string())
     }
 
-    /// For each cell, the other cells with the same location.
+    /// For each cell, others with the same location.
     pub fn twins(&self) -> Arc<Twins> {
         self.follow_records();
         self.twins.load_full()
@@ -193,13 +209,20 @@ impl Cells {
     fn refresh(&self) {
         // One at a time: an older view must not replace a newer one.
         let _turn = self.refreshing.lock();
+        // Connecting starts tasks, and the caller may be any thread.
+        let _runtime = self.runtime.enter();
         let revisions = self.revisions();
         let (wanted, mut hidden) = self.known_cells(self.options.only.as_deref());
+        let tee = self.tee_places(&wanted);
         let current = self.local.load();
         let mut next = BTreeMap::new();
         for (name, location) in wanted {
+            if let Some(reason) = tee.hide(&location) {
+                hidden.insert(name.to_string(), reason);
+                continue;
+            }
             let before = current.get(&name);
-            let second = self.second_place(&name, &location);
+            let second = self.second_place(&name, &location, &tee);
             let found = |cell: &&Arc<Cell>| cell.second.as_ref().map(|second| &second.found) == second.as_ref();
             if let Some(kept) = before.filter(|cell| cell.location == location).filter(found) {
                 next.insert(name, kept.clone());
@@ -234,22 +257,51 @@ impl Cells {
     }
 
     /// Where a cell is at the second service, as its CellInfo record there says; `None` if the cell has one place.
-    fn second_place(&self, name: &CellName, location: &Location) -> Option<SecondPlace> {
-        let tee = self.options.connect.tee.as_ref()?;
-        let mirror = self.global.second.as_ref()?.mirror.as_ref()?;
-        if !mirror.is_loaded() {
-            return Some(SecondPlace::Unknown("it has not said yet where the cell is".to_owned()));
+    fn second_place(&self, name: &CellName, location: &Location, tee: &TeePlaces) -> Option<SecondPlace> {
+        match tee.told.get(name)? {
+            Ok(second) if second.is_same_place(location) => None,
+            Ok(second) => Some(tee.refuse(name, second).unwrap_or_else(|| SecondPlace::At(second.clone()))),
+            Err(place) => Some(place.clone()),
         }
-        let snapshot = mirror.snapshot();
-        let path = TopoPath::parse(&Key::CellInfo(name.as_str()).to_string()).ok()?;
-        let Some(record) = snapshot.records.get(&path) else {
-            return Some(SecondPlace::Nowhere(format!("it has no {path}")));
-        };
-        let Some(CellInfo { server, root }) = self.records.cell_info(&record.value) else {
-            return Some(SecondPlace::Nowhere(format!("its {path} cannot be decoded")));
-        };
-        let second = Location { implementation: tee.secondary.implementation, server, root };
-        (!second.is_same_place(location)).then_some(SecondPlace::At(second))
+    }
+
+    /// What the CellInfo records at the second service say, beside the places of the first.
+    fn tee_places(&self, wanted: &BTreeMap<CellName, Location>) -> TeePlaces {
+        let mut places = TeePlaces::default();
+        let Some(tee) = self.options.connect.tee.as_ref() else { return places };
+        places.first.add(&self.options.global, CellName::global());
+        wanted.iter().for_each(|(name, location)| places.first.add(location, name.clone()));
+        places.second.add(&tee.secondary, CellName::global());
+        places.global.add(&tee.secondary, CellName::global());
+        let mirror = self.global.second.as_ref().and_then(|second| second.mirror.as_ref());
+        let snapshot = mirror.filter(|mirror| mirror.is_loaded()).map(|mirror| mirror.snapshot());
+        for name in wanted.keys() {
+            let told = match &snapshot {
+                Some(snapshot) => self.told_by(snapshot, name, tee.secondary.implementation),
+                None => Err(SecondPlace::Unknown("it has not said yet where the cell is".to_owned())),
+            };
+            if let Ok(location) = &told {
+                places.second.add(location, name.clone());
+            }
+            places.told.insert(name.clone(), told);
+        }
+        places
+    }
+
+    fn told_by(
+        &self,
+        snapshot: &Snapshot,
+        name: &CellName,
+        implementation: Implementation,
+    ) -> std::result::Result<Location, SecondPlace> {
+        let path = Key::CellInfo(name.as_str()).path();
+        let path = path.map_err(|error| SecondPlace::Nowhere(format!("{name}: {error}")))?;
+        let record = snapshot.records.get(&path);
+        let record = record.ok_or_else(|| SecondPlace::Nowhere(format!("it has no {path}")))?;
+        match self.records.cell_info(&record.value) {
+            Some(CellInfo { server, root }) => Ok(Location { implementation, server, root }),
+            None => Err(SecondPlace::Nowhere(format!("its {path} cannot be decoded"))),
+        }
     }
 
     /// Ends cells that are no longer shown. If a cell was connected, connects it again at its new location: its
@@ -275,11 +327,11 @@ impl Cells {
     /// Warns once about cells that show the same records.
     fn note_twins(&self, next: &BTreeMap<CellName, Arc<Cell>>) {
         let cells: Vec<&Cell> = std::iter::once(&*self.global).chain(next.values().map(|cell| &**cell)).collect();
-        let twins = twins(&cells);
-        let before = self.twins.swap(Arc::new(twins.clone()));
-        for (cell, others) in &twins {
-            let known = |other: &&CellName| before.get(cell).is_some_and(|others| others.contains(other));
-            for other in others.iter().filter(|other| *other < cell && !known(other)) {
+        let twins = Arc::new(twins::twins(&cells));
+        let before = self.twins.swap(twins.clone());
+        for (cell, others) in twins.iter().filter(|(cell, _)| !before.contains_key(*cell)) {
+            // Once for each: a topology may name one place thousands of times.
+            if let Some(other) = others.iter().find(|other| *other < cell || before.contains_key(*other)) {
                 tracing::warn!(%cell, %other, "two cells have the same location: they show the same records");
             }
         }
@@ -336,24 +388,6 @@ impl Cells {
     }
 }
 
-/// Which cells have the same location.
-fn twins(cells: &[&Cell]) -> Twins {
-    // With hundreds of cells, comparing every pair takes too long.
-    let mut by_root: BTreeMap<String, Vec<&Cell>> = BTreeMap::new();
-    for cell in cells {
-        by_root.entry(cell.location.clean_root()).or_default().push(cell);
-    }
-    let mut twins = Twins::new();
-    for (cell, all) in by_root.values().flat_map(|all| all.iter().map(move |cell| (cell, all))) {
-        let others = all.iter().filter(|other| other.name != cell.name && other.location.is_same_place(&cell.location));
-        let others: Vec<CellName> = others.map(|other| other.name.clone()).collect();
-        if !others.is_empty() {
-            twins.insert(cell.name.clone(), others);
-        }
-    }
-    twins
-}
-
 async fn follow_cell_info(
     cells: std::sync::Weak<Cells>,
     updates: Option<tokio::sync::broadcast::Receiver<Arc<Batch>>>,
@@ -395,10 +429,7 @@ mod tests {
         cells.global.mirror.wrote(&[change], &Applied { at: Revision(at), versions: vec![Some(version)] });
     }
 
-    #[tokio::test]
-    async fn who_follows_the_records_of_cells_and_has_fallen_behind_looks_at_all_of_them() {
-        /// More batches than a mirror keeps for a slow listener.
-        const MANY: u64 = 2_000;
+    async fn started() -> Arc<Cells> {
         let global =
             Location { implementation: Implementation::Memory, server: "behind".to_owned(), root: "/g".to_owned() };
         let mirror = MirrorOptions {
@@ -409,7 +440,23 @@ mod tests {
         let connect = ConnectOptions::default();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
-        let cells = Cells::start(options, records).await.unwrap();
+        Cells::start(options, records).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_thread_outside_of_the_runtime_may_be_the_first_to_look_for_a_new_cell() {
+        let cells = started().await;
+        wrote(&cells, "cells/zone1/CellInfo", b"\x0a\x06behind\x12\x02/z", 1_000);
+        let zone = CellName::new("zone1").unwrap();
+        std::thread::scope(|scope| scope.spawn(|| assert!(cells.get(&zone).is_some())).join()).unwrap();
+        cells.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn who_follows_the_records_of_cells_and_has_fallen_behind_looks_at_all_of_them() {
+        /// More batches than a mirror keeps for a slow listener.
+        const MANY: u64 = 2_000;
+        let cells = started().await;
         // This thread is the only one, so nobody hears of anything before it waits.
         wrote(&cells, "cells/zone1/CellInfo", b"\x0a\x06behind\x12\x02/z", 1_000);
         for number in 0..MANY {
@@ -422,6 +469,33 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), found).await.unwrap();
+        cells.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_named_thousands_of_times_is_not_compared_in_pairs() {
+        const MANY: u64 = 3_000;
+        let location = |root: &str| Location {
+            implementation: Implementation::Memory,
+            server: "twins".to_owned(),
+            root: root.to_owned(),
+        };
+        let connect = ConnectOptions::default();
+        for number in 0..MANY {
+            let path = TopoPath::parse(&format!("cells/z{number:04}/CellInfo")).unwrap();
+            connect.memory.put(&location("/g"), &path, b"\x0a\x05twins\x12\x02/z".as_slice().into()).unwrap();
+        }
+        let mirror = MirrorOptions {
+            resync_interval: Duration::from_secs(3600),
+            stale_after: Duration::from_secs(10),
+            serve_stale: false,
+        };
+        let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+        let options = CellOptions { global: location("/g"), connect, servers: Default::default(), mirror, only: None };
+        let cells = Cells::start(options, records).await.unwrap();
+        let twins = cells.twins();
+        assert_eq!(twins.len() as u64, MANY);
+        assert!(twins.iter().all(|(cell, others)| others.len() == twins::MOST && !others.contains(cell)));
         cells.shutdown().await;
     }
 }

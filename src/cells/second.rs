@@ -5,9 +5,10 @@
 //! two writes. Only while a mirror is not current do the notes of the tee count alone.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,18 +16,17 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::lock_text::says_save;
+pub use super::drift::Drift;
+use super::drift::{Comparison, changed, is_young};
+use super::lock_text::{in_words, says_save};
 use super::options::CellOptions;
-use crate::backend::tee::{Failures, Hears, Tee, TeeSettings, is_mirrored};
+use crate::backend::tee::{Answers, Failures, Hears, Tee, TeeSettings, is_mirrored};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Role,
-    SharedPlace, TeeOptions, WatchStream,
+    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Places,
+    Role, SharedPlace, TeeOptions, WatchStream,
 };
 use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
-
-/// A difference that is younger is not counted: another writer may be about to bring it to the secondary.
-const SETTLING: Duration = Duration::from_secs(1);
 
 /// Where a cell is at the second service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,39 @@ impl SecondPlace {
     }
 }
 
+/// The places of all cells at both services.
+#[derive(Debug, Default)]
+pub(super) struct TeePlaces {
+    /// Those of the first service.
+    pub first: Places<CellName>,
+    /// Those of the second.
+    pub second: Places<CellName>,
+    /// The global topology of the second.
+    pub global: Places<CellName>,
+    /// What the CellInfo records at the second service say of each cell.
+    pub told: BTreeMap<CellName, Result<Location, SecondPlace>>,
+}
+
+impl TeePlaces {
+    /// Why a cell of the first service must not be shown: a repair of the global topology would destroy it.
+    pub fn hide(&self, location: &Location) -> Option<String> {
+        let hit = !self.global.overlapping(location, 1).is_empty();
+        hit.then(|| "its place has keys in common with the global topology of the secondary".to_owned())
+    }
+
+    /// Why a cell must not be kept in a place: something else is there, which an update or a repair would destroy.
+    pub fn refuse(&self, name: &CellName, place: &Location) -> Option<SecondPlace> {
+        /// Enough to see that there is another one.
+        const ENOUGH: usize = 2;
+        let first = self.first.overlapping(place, ENOUGH).into_iter().next();
+        let other = first.map(|other| format!("{other} of the primary"));
+        let second = || self.second.overlapping(place, ENOUGH).into_iter().find(|other| other != name);
+        let other = other.or_else(|| Some(format!("{} of the secondary", second()?)))?;
+        let reason = format!("its CellInfo record says {place}, but that has keys in common with {other}");
+        Some(SecondPlace::Nowhere(reason))
+    }
+}
+
 /// The second place of a cell.
 #[derive(Debug)]
 pub struct Second {
@@ -70,73 +103,22 @@ pub struct Second {
     tee: Tee,
     backend: Option<Arc<dyn Backend>>,
     /// The last comparison.
-    compared: Mutex<Option<(Compared, Arc<Drift>)>>,
-}
-
-/// What two mirrors had published when they were compared.
-type Compared = (u64, u64, Health);
-
-/// What differs at the second place.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Drift {
-    /// Records that are missing there.
-    pub missing: usize,
-    /// Records that have another value there.
-    pub different: usize,
-    /// Records that exist only there.
-    pub left_over: usize,
-    /// Whether both places are known. Otherwise more may differ.
-    pub is_complete: bool,
-    /// Since when at least one record has differed.
-    pub since: Option<SystemTime>,
-    /// One of them, in words.
-    pub example: Option<String>,
-}
-
-impl Drift {
-    /// How many records differ.
-    pub fn count(&self) -> usize {
-        self.missing + self.different + self.left_over
-    }
-
-    fn add(&mut self, path: &TopoPath, here: Option<&Record>, there: Option<&Record>, failures: &Failures) {
-        let (count, words) = match (here, there) {
-            (Some(_), None) => (&mut self.missing, "missing at the secondary"),
-            (None, Some(_)) => (&mut self.left_over, "left over at the secondary"),
-            (Some(_) | None, _) => (&mut self.different, "different at the secondary"),
-        };
-        *count += 1;
-        let failed = failures.known.get(path);
-        let since = failed.map(|failed| failed.since).or_else(|| changed(here, there));
-        self.since = self.since.into_iter().chain(since).min();
-        // One whose cause is known says more.
-        if self.example.is_none() || failed.is_some() && !self.example.as_ref().is_some_and(|text| text.contains('(')) {
-            let cause = failed.map_or_else(String::new, |failed| format!(" ({})", failed.cause));
-            let hint = match is_mirrored(path) {
-                true => "",
-                false => "; CellInfo records differ on purpose and are not repaired: add or remove it there",
-            };
-            self.example = Some(format!("{path}: {words}{cause}{hint}"));
-        }
-    }
-}
-
-/// When a record last changed at either place, as far as known.
-fn changed(here: Option<&Record>, there: Option<&Record>) -> Option<SystemTime> {
-    here.into_iter().chain(there).map(|record| record.modified).max()
-}
-
-/// Whether it changed just now. A time in the future is of another clock.
-fn is_young(changed: Option<SystemTime>, now: SystemTime) -> bool {
-    changed.is_some_and(|changed| match now.duration_since(changed) {
-        Ok(age) => age < SETTLING,
-        Err(ahead) => ahead.duration() < SETTLING,
-    })
+    compared: Mutex<Option<Comparison>>,
 }
 
 impl Hears for Mirror {
     fn wrote(&self, changes: &[Change], applied: &Applied) {
         Mirror::wrote(self, changes, applied);
+    }
+
+    fn answers(&self) -> Answers {
+        match self.health() {
+            Health::Live if self.is_fresh() => Answers::Yes,
+            Health::Down => {
+                Answers::No(self.trouble().map_or_else(|| "it does not answer".to_owned(), |(cause, _)| cause))
+            }
+            _ => Answers::Unknown,
+        }
     }
 }
 
@@ -165,6 +147,7 @@ impl Second {
             timeout: options.connect.timeout,
             reverse_lock_order: tee.reverse_lock_order,
             is_for_save: says_save,
+            in_words,
             hears: None,
         };
         let found = place.clone();
@@ -205,9 +188,14 @@ impl Second {
         });
     }
 
-    /// Updates that did not reach the second place.
-    pub fn failures(&self) -> Failures {
-        self.tee.failures()
+    /// Since when the second place does not answer our updates, and the last reason.
+    pub fn away(&self) -> Option<(SystemTime, Arc<str>)> {
+        self.tee.away()
+    }
+
+    /// It was waited for in vain.
+    pub(super) fn note_away(&self) {
+        self.tee.note_away();
     }
 
     /// Brings everything at the second place to what the first one has; returns how many records differed.
@@ -227,39 +215,51 @@ impl Second {
 
     /// What differs at the second place, as far as known now. Asks no service.
     pub fn drift(&self, own: &Mirror) -> Arc<Drift> {
-        let mut failures = self.tee.failures();
-        let (here, loaded) = (own.snapshot(), self.mirror.as_ref().filter(|mirror| mirror.is_loaded()));
-        let Some(mirror) = loaded else {
-            let mut drift = Drift { is_complete: self.is_nowhere(), ..Drift::default() };
-            match self.is_nowhere() {
-                true => here.records.iter().for_each(|(path, here)| drift.add(path, Some(here), None, &failures)),
-                false => failures.known.keys().for_each(|path| {
-                    let record = here.records.get(path);
-                    drift.add(path, record, record, &failures);
-                }),
-            }
-            return Arc::new(drift);
-        };
-        let compared = (own.published(), mirror.published(), mirror.health());
-        let known = self.compared.lock().clone().filter(|(known, _)| *known == compared && failures.known.is_empty());
-        if let Some((_, drift)) = known {
-            return drift;
+        let mirror = self.mirror.as_ref().filter(|mirror| mirror.is_loaded());
+        // Before the snapshots: what is published meanwhile is looked at again.
+        let state = mirror.map(|mirror| (own.published(), mirror.published(), mirror.health()));
+        let last = self.compared.lock().clone();
+        if let Some(last) = last.filter(|last| last.counts(state.as_ref(), self.tee.has_failures())) {
+            return last.drift;
         }
-        let there = mirror.snapshot();
-        if compared.2 == Health::Live {
+        let (begun, failures) = (Instant::now(), self.tee.failures());
+        let (drift, settled) = match mirror {
+            Some(mirror) => self.compare_with(mirror, &own.snapshot(), failures),
+            None => (self.drift_unseen(&own.snapshot(), &failures), false),
+        };
+        let compared = Comparison::new(state.filter(|_| settled), drift, begun);
+        let drift = compared.drift.clone();
+        *self.compared.lock() = Some(compared);
+        drift
+    }
+
+    /// Without a mirror of the second place.
+    fn drift_unseen(&self, here: &Snapshot, failures: &Failures) -> Drift {
+        let mut drift = Drift { is_complete: self.is_nowhere(), ..Drift::default() };
+        match self.is_nowhere() {
+            true => here.records.iter().for_each(|(path, here)| drift.add(path, Some(here), None, failures)),
+            false => failures.known.keys().for_each(|path| {
+                let record = here.records.get(path);
+                drift.add(path, record, record, failures);
+            }),
+        }
+        drift
+    }
+
+    fn compare_with(&self, mirror: &Mirror, here: &Snapshot, mut failures: Failures) -> (Drift, bool) {
+        let (is_live, there) = (mirror.health() == Health::Live, mirror.snapshot());
+        if is_live {
             // Somebody has brought it there.
             failures.known.retain(|path, _| {
-                let same = values(&here, path) == values(&there, path) && !self.tee.is_under_way(path);
+                let same = values(here, path) == values(&there, path) && !self.tee.is_under_way(path);
                 if same {
                     self.tee.note_same(path);
                 }
                 !same
             });
         }
-        let (drift, settled) = self.compare(&here, &there, &failures);
-        let drift = Arc::new(Drift { is_complete: compared.2 == Health::Live && !failures.more, ..drift });
-        *self.compared.lock() = settled.then(|| (compared, drift.clone()));
-        drift
+        let (drift, settled) = self.compare(here, &there, &failures);
+        (Drift { is_complete: is_live && !failures.more, ..drift }, settled)
     }
 
     fn is_nowhere(&self) -> bool {
@@ -403,5 +403,51 @@ impl Backend for Missing {
 
     async fn break_lock(&self, _: &Node) -> Result<(), BackendError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_where_something_else_is_takes_nothing() {
+        let at = |server: &str, root: &str| Location {
+            implementation: crate::backend::Implementation::Etcd2,
+            server: server.to_owned(),
+            root: root.to_owned(),
+        };
+        let cell = |name: &str| CellName::new(name).unwrap();
+        // What the secondary says of zone1; the primary is on a, the secondary on b.
+        let refused = |place: &Location| {
+            let mut places = TeePlaces::default();
+            for (name, root) in [("global", "/t/global"), ("zone1", "/t/zone1"), ("zone2", "/t/zone2")] {
+                places.first.add(&at("a:1", root), cell(name));
+            }
+            for (name, root) in [("global", "/t/global"), ("zone2", "/t/zone2")] {
+                places.second.add(&at("b:1", root), cell(name));
+            }
+            places.second.add(place, cell("zone1"));
+            places.refuse(&cell("zone1"), place).map(|place| place.to_string())
+        };
+        assert_eq!(refused(&at("b:1", "/t/zone1")), None);
+        assert_eq!(refused(&at("c:1", "/t/zone2")), None);
+        for (server, root, other) in [
+            ("a:1", "/t/zone2", "zone2 of the primary"),
+            ("a:1", "/t/global", "global of the primary"),
+            ("a:1", "/t/global/keyspaces", "global of the primary"),
+            ("a:1", "t/zone2/tablets/", "zone2 of the primary"),
+            ("c:1,a:1", "/", "global of the primary"),
+            ("b:1", "/t/zone2", "zone2 of the secondary"),
+            ("b:1", "/t/global/cells", "global of the secondary"),
+            ("b:1", "/t", "global of the secondary"),
+        ] {
+            let reason = refused(&at(server, root)).unwrap_or_else(|| panic!("{server} {root} is used"));
+            assert!(reason.contains(other), "{server} {root}: {reason}");
+        }
+        let mut places = TeePlaces::default();
+        places.global.add(&at("b:1", "/t/global"), CellName::global());
+        assert!(places.hide(&at("b:1", "/t/global/keyspaces")).is_some());
+        assert!(places.hide(&at("a:1", "/t/global")).is_none());
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use futures::StreamExt;
 
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
@@ -83,12 +84,18 @@ pub enum Order {
     Repair(Vec<Arc<Cell>>),
 }
 
+/// Cells that are repaired at the same time. Each of them lists two services.
+const REPAIRS: usize = 8;
+
 impl Order {
     /// Repairs cells, each whatever becomes of the others. Fails with what went wrong.
-    pub async fn repair(cells: &[Arc<Cell>]) -> Result<()> {
+    pub async fn repair(cells: Vec<Arc<Cell>>) -> Result<()> {
         let mut failed: Option<Error> = None;
-        for cell in cells {
-            if let Err(error) = cell.repair().await {
+        // A service that does not answer is waited for once, not once for each cell.
+        let repairs = cells.into_iter().map(|cell| async move { cell.repair().await });
+        let mut repairs = futures::stream::iter(repairs).buffered(REPAIRS);
+        while let Some(repaired) = repairs.next().await {
+            if let Err(error) = repaired {
                 failed = Some(match failed {
                     None => error,
                     Some(first) => Error::new(first.kind, format!("{}; {}", first.reason, error.reason)),

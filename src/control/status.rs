@@ -107,7 +107,7 @@ fn second_status(cell: &Cell, second: &Second) -> (Value, Value) {
         insert_trouble(object, mirror);
     }
     let drift = second.drift(&cell.mirror);
-    let failing = second.failures().away;
+    let failing = second.away();
     let drift = json!({
         "count": drift.count(),
         "missing": drift.missing,

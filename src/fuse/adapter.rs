@@ -120,6 +120,12 @@ impl Adapter {
         self.run(call, request, operation, reply);
     }
 
+    /// Does what waits for nothing, in this thread. It may start tasks. A panic ends no session thread.
+    pub(super) fn at_once<T>(&self, op: Op, work: impl FnOnce() -> T) -> std::result::Result<T, alive::Panic> {
+        let _runtime = self.runtime.enter();
+        alive::run(op.task(), work)
+    }
+
     fn run<T, F>(
         &self,
         call: Call,
@@ -134,7 +140,7 @@ impl Adapter {
         let tree = self.tree.clone();
         // A panic in a request is answered with EIO, with a reason in `.topofs/errors`. It neither ends a session
         // thread nor leaves the caller waiting.
-        let operation = alive::run(op.task(), || operation(tree.clone(), caller));
+        let operation = self.at_once(op, || operation(tree.clone(), caller));
         let mut task = Box::pin(async move {
             let outcome = match operation {
                 Ok(operation) => alive::guarded(op.task(), operation).await,
@@ -149,10 +155,9 @@ impl Adapter {
                 Errno::from_i32(error.kind.errno())
             }));
         });
-        let _runtime = self.runtime.enter();
         let mut context = Context::from_waker(Waker::noop());
         // If the reply itself panics, it is dropped, which answers EIO.
-        match alive::run(op.task(), || task.as_mut().poll(&mut context)) {
+        match self.at_once(op, || task.as_mut().poll(&mut context)) {
             Ok(Poll::Ready(())) | Err(_) => {}
             Ok(Poll::Pending) => drop(self.in_flight.spawn_on(task, &self.runtime)),
         }

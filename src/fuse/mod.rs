@@ -14,7 +14,6 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
-use crate::alive;
 use crate::journal::Op;
 use crate::locks::Range;
 use crate::tree::{LockCall, OpenMode, SetAttr};
@@ -84,7 +83,7 @@ impl fuser::Filesystem for Adapter {
         self.count(Op::Forget, ino, None);
         // A panic must not end a session thread. If the kernel has forgotten an inode and we have not, we only keep it
         // for longer.
-        let _ = alive::run(Op::Forget.task(), || self.tree.forget(ino.0, lookups));
+        let _ = self.at_once(Op::Forget, || self.tree.forget(ino.0, lookups));
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -302,7 +301,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         // Taking bytes waits for nothing. If it is done here, the data need not be copied for a task.
-        let outcome = alive::run(Op::Write.task(), || self.tree.write(handle.0, offset, data));
+        let outcome = self.at_once(Op::Write, || self.tree.write(handle.0, offset, data));
         self.answer_file(
             (Op::Write, request, ino, handle),
             |_, _| async move {
@@ -424,7 +423,7 @@ impl fuser::Filesystem for Adapter {
         let waiter = notifier.handle().0;
         let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(notifier);
         let file = (request.uid(), ino.0, handle.0);
-        let looked = alive::run(Op::Poll.task(), || self.is_readable(file, waiter, notifier));
+        let looked = self.at_once(Op::Poll, || self.is_readable(file, waiter, notifier));
         match looked.unwrap_or(Err(Errno::EIO)) {
             Ok(readable) => reply.poll(if readable { events & ready } else { PollEvents::empty() }),
             Err(errno) => reply.error(errno),
@@ -503,7 +502,7 @@ impl fuser::Filesystem for Adapter {
 
     fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
         self.count(Op::Statfs, ino, None);
-        let Ok(usage) = alive::run(Op::Statfs.task(), || self.tree.usage()) else { return reply.error(Errno::EIO) };
+        let Ok(usage) = self.at_once(Op::Statfs, || self.tree.usage()) else { return reply.error(Errno::EIO) };
         let (total, free) = (usage.quota / BLOCK, usage.quota.saturating_sub(usage.used) / BLOCK);
         let block = u32::try_from(BLOCK).unwrap_or(0);
         let name_max = u32::try_from(crate::name::NAME_MAX).unwrap_or(0);

@@ -79,9 +79,14 @@ impl Link {
     }
 }
 
+/// A cell that a record names; `None` if no cell can have this name. The global topology is no cell.
+fn cell(name: &str) -> Option<CellName> {
+    CellName::new(name).ok().filter(|cell| !cell.is_global())
+}
+
 /// The directory of a tablet; `None` if the alias cannot be a file name.
 fn tablet(alias: &TabletAlias) -> Option<CellPath> {
-    let cell = CellName::new(&alias.cell).ok()?;
+    let cell = cell(&alias.cell)?;
     let path = layout::tablet(&layout::tablet_alias(&alias.cell, alias.uid)).ok()?;
     Some(CellPath { cell, path })
 }
@@ -128,7 +133,7 @@ fn cells_of_keyspace(topology: &Topology, dir: &TopoPath) -> BTreeSet<CellPath> 
 /// The cells that the record of an alias names, whether or not there are such cells.
 fn cells_of_alias(global: &Snapshot, alias: &str) -> BTreeSet<CellPath> {
     let Some(Ok(CellsAlias { cells })) = read(global, Key::CellsAlias(alias)) else { return BTreeSet::new() };
-    let names = cells.iter().filter_map(|cell| CellName::new(cell).ok());
+    let names = cells.iter().filter_map(|name| cell(name));
     names.map(|cell| CellPath { cell, path: TopoPath::root() }).take(MOST).collect()
 }
 
@@ -300,8 +305,9 @@ mod tests {
 
     #[test]
     fn the_cells_of_a_keyspace_hold_something_of_it_and_those_of_an_alias_are_in_its_record() {
-        let cells =
-            CellsAlias { cells: ["zone1", "nowhere", "../..", "", ".topofs", "zone1"].map(str::to_owned).into() };
+        let cells = CellsAlias {
+            cells: ["zone1", "nowhere", "../..", "", ".topofs", "global", "zone1"].map(str::to_owned).into(),
+        };
         let all = topology(
             &[("keyspaces/ks/Keyspace", Vec::new()), ("cells_aliases/all/CellsAlias", cells.encode_to_vec())],
             &[

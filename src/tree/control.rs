@@ -222,7 +222,7 @@ impl OpenFile for OpenControl {
             for order in orders {
                 match order {
                     Order::BreakLock(order) => locks.break_lock(&cells, &order.path, &order.key, opener).await?,
-                    Order::Repair(cells) => Order::repair(&cells).await?,
+                    Order::Repair(cells) => Order::repair(cells).await?,
                 }
             }
             Ok(())

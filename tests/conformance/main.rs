@@ -76,6 +76,7 @@ impl Factory {
             timeout: self.options.timeout,
             reverse_lock_order: false,
             is_for_save: |_| false,
+            in_words: |contents| String::from_utf8_lossy(contents).into_owned(),
             hears: None,
         };
         Arc::new(Tee::new(cell, secondary.cell(root), settings))

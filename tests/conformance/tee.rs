@@ -45,6 +45,7 @@ impl World {
                 timeout: TIMEOUT,
                 reverse_lock_order: false,
                 is_for_save: |contents| contents == b"save",
+                in_words: |contents| String::from_utf8_lossy(contents).into_owned(),
                 hears: None,
             };
             let [one, other] = [&to_primary, &to_secondary].map(|faulty| Arc::new(faulty[number].clone()));

@@ -19,6 +19,7 @@ mod restored;
 mod rig;
 mod size;
 mod tee;
+mod tee_commands;
 mod tee_guide;
 mod tee_locks;
 mod tools;

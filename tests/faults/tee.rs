@@ -52,7 +52,7 @@ impl Pair {
     }
 
     /// What differs, but for the records that differ on purpose.
-    fn differing(&self) -> Vec<String> {
+    pub fn differing(&self) -> Vec<String> {
         let all: std::collections::BTreeSet<String> = self
             .primary
             .keys()
@@ -383,6 +383,11 @@ fn a_cell_has_two_places_when_both_records_say_so() {
     // The cell is added at the secondary, too.
     let info = super::cells::cell_info(&zookeeper::shared().endpoint(), &format!("{}/zone9", pair.secondary.root));
     pair.secondary.put("global/cells/zone9/CellInfo", &info);
+    // The first who sees it is a writer, whose session thread connects it.
+    eventually("the repair finds it", || {
+        mount.bash("stat -f . && echo repair global > .topofs/control").status.success().then_some(())
+    });
+    assert_eq!(mount.status()["panics"]["count"], 0, "{:#}", mount.status()["panics"]);
     wait_for_drift(&mount, "global", 0);
     let found = wait_for_drift(&mount, "zone9", 1);
     assert_eq!(found["missing"], 1);

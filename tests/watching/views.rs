@@ -10,7 +10,7 @@ use prost::Message;
 use topofs::backend::{Action, Backend, Change, Guard};
 use topofs::name::TopoPath;
 use topofs::record::messages::topodata::shard_replication::Node;
-use topofs::record::messages::topodata::{CellsAlias, Shard, ShardReplication, TabletAlias};
+use topofs::record::messages::topodata::{CellInfo, CellsAlias, Shard, ShardReplication, TabletAlias};
 
 use crate::common::eventually;
 use crate::common::mount::Mount;
@@ -165,6 +165,24 @@ fn a_cell_that_comes_and_goes_brings_and_takes_its_links() {
     service.put("global/cells/zone2/CellInfo", &info);
     assert_eq!(watch.of(cells, "zone2", 2), ["DELETE", "CREATE"]);
     assert_eq!(watch.of(tablets, OTHER, 2), ["DELETE", "CREATE"]);
+}
+
+#[test]
+fn a_cell_that_answers_late_brings_its_links() {
+    // It takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let service = Service::etcd2();
+    let info = |server_address, root| CellInfo { server_address, root }.encode_to_vec();
+    let nowhere = info(silent.local_addr().unwrap().to_string(), "/silent".to_owned());
+    service.put("global/cells/zone2/CellInfo", &nowhere);
+    let mount = service.mount(&["--cell-servers=any"]);
+    let (tablets, cells) = ("global/keyspaces/commerce/shards/0/.tablets", "global/keyspaces/commerce/.cells");
+    let mut watch = Watch::new(&mount, &[tablets, cells]);
+    assert!(mount.path(&format!("{tablets}/{OTHER}")).symlink_metadata().is_err());
+    let answers = info(service.server.clone(), format!("{}/zone2", service.root));
+    service.put("global/cells/zone2/CellInfo", &answers);
+    assert_eq!(watch.of(cells, "zone2", 1), ["CREATE"]);
+    assert_eq!(watch.of(tablets, OTHER, 1), ["CREATE"]);
 }
 
 /// A small topology that changes at random.

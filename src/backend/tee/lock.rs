@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Tee;
+use super::{PATIENCE, Tee, TeeSettings};
 use crate::alive;
 use crate::backend::contract::{Backend, BackendError, Failure, Node, Owner, Place, Revision, Role, SharedPlace};
 use crate::name::TopoPath;
@@ -119,6 +119,23 @@ impl TeePlace {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
+    /// What became of standing in a line. False if nobody waits for that any more.
+    fn fill(&self, side: Side, slot: Slot) -> bool {
+        let mut slots = self.slots.lock();
+        let is_wanted = !slots.left && matches!(slots.of(side), Slot::Entering);
+        if is_wanted {
+            *slots.of(side) = slot;
+        }
+        drop(slots);
+        self.changes.send_modify(|changes| *changes += 1);
+        is_wanted
+    }
+
+    /// A save waits for the secondary only for so long.
+    fn patience(&self) -> Option<Duration> {
+        self.for_save.then_some(PATIENCE)
+    }
+
     /// Stands in the line of one service, once. Returns its place; `None` if none is needed.
     async fn entered(self: &Arc<Self>, side: Side) -> Result<Option<SharedPlace>, BackendError> {
         let mut changes = self.changes.subscribe();
@@ -142,7 +159,12 @@ impl TeePlace {
                 Slot::Failed(error) => return Err(error),
                 Slot::Out => drop(tokio::spawn(self.clone().enter_side(side))),
                 // The sender lives as long as self.
-                Slot::Entering => drop(changes.changed().await),
+                Slot::Entering if side == Side::Primary => drop(changes.changed().await),
+                Slot::Entering => {
+                    if let Err(error) = self.tee.while_it_answers(changes.changed(), self.patience()).await {
+                        self.fill(side, self.without(side, error));
+                    }
+                }
             }
         }
     }
@@ -151,21 +173,23 @@ impl TeePlace {
     async fn enter_side(self: Arc<Self>, side: Side) {
         if side == Side::Secondary && self.for_save && self.tee.0.notes.is_away() {
             // The save would wait in vain. Whether the secondary is back, its update shows.
-            return self.set(side, Slot::Without);
+            self.fill(side, Slot::Without);
+            return;
+        }
+        if let Some(error) = self.tee.known_away().filter(|_| side == Side::Secondary) {
+            self.fill(side, self.without(side, error));
+            return;
         }
         let entering = self.backend(side).enter(&self.dir, &self.contents);
         let entered = alive::guarded("standing in a line of a tee", entering).await;
         let entered = entered.unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, panic.to_string())));
         match entered {
-            Ok(place) if self.slots.lock().left => drop(place.leave().await),
             Ok(place) => {
-                self.set(side, Slot::In(place.clone()));
-                // It may have been left in between.
-                if self.slots.lock().left {
-                    drop(place.leave().await);
+                if !self.fill(side, Slot::In(place.clone())) {
+                    leave_in_the_end(&place).await;
                 }
             }
-            Err(error) => self.set(side, self.without(side, error)),
+            Err(error) => drop(self.fill(side, self.without(side, error))),
         }
     }
 
@@ -195,7 +219,11 @@ impl TeePlace {
     /// Takes the lock at one service. `None`: somebody is before us. `Some(None)`: it is not needed there.
     async fn take(self: &Arc<Self>, side: Side) -> Result<Option<Option<Node>>, BackendError> {
         let Some(place) = self.entered(side).await? else { return Ok(Some(None)) };
-        match place.try_hold().await {
+        let held = match side {
+            Side::Primary => place.try_hold().await,
+            Side::Secondary => self.tee.while_it_answers(place.try_hold(), self.patience()).await.unwrap_or_else(Err),
+        };
+        match held {
             Ok(held) => Ok(held.map(Some)),
             // The service may come back while the place is alive.
             Err(error) if side == Side::Primary => Err(error),
@@ -249,8 +277,8 @@ impl TeePlace {
         }
         let holder = self.tee.holder_at_secondary(&self.dir).await;
         let _ = self.leave().await;
-        let who = holder.map_or_else(|| "another".to_owned(), |node| in_one_line(&node.value));
-        let at = &self.tee.0.settings.secondary;
+        let TeeSettings { secondary: at, in_words, .. } = &self.tee.0.settings;
+        let who = holder.map_or_else(|| "another".to_owned(), |node| in_words(&node.value));
         Err(BackendError::new(Failure::Locked, format!("{} is locked at the secondary ({at}) by {who}", self.dir)))
     }
 
@@ -359,9 +387,4 @@ impl Tee {
         }
         Ok(())
     }
-}
-
-/// The text of a lock without line breaks, for an error.
-fn in_one_line(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).split_whitespace().collect::<Vec<_>>().join(" ")
 }

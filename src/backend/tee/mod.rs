@@ -3,11 +3,11 @@
 //! [`PATIENCE`], and never change anything at the primary because of the secondary.
 //!
 //! `bring` brings records at the secondary to what the primary has, `notes` knows which could not be brought, `repair`
-//! compares everything, `lock` takes a lock at both.
+//! compares everything, `lock` takes a lock at both, `away` says how long to wait.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,11 +23,13 @@ use super::lock::guard;
 use crate::name::TopoPath;
 use crate::record::layout::Key;
 
+mod away;
 mod bring;
 mod lock;
 mod notes;
 mod repair;
 
+pub use away::Answers;
 pub use notes::{Failed, Failures};
 use notes::{Notes, Work};
 pub use repair::Repaired;
@@ -47,14 +49,19 @@ pub struct TeeSettings {
     /// Whether the content of a lock says that it is for one save only. If the secondary cannot give such a lock, the
     /// primary's is enough: the save changes only the primary then.
     pub is_for_save: fn(&[u8]) -> bool,
-    /// Who hears what was written at the secondary.
+    /// The content of a lock in a few words, for an error.
+    pub in_words: fn(&[u8]) -> String,
+    /// Who hears of the secondary.
     pub hears: Option<Arc<dyn Hears>>,
 }
 
-/// Hears what a tee has written at the secondary.
+/// Hears what a tee has written at the secondary, and whether the secondary is there.
 pub trait Hears: Send + Sync + std::fmt::Debug {
     /// These changes were applied.
     fn wrote(&self, changes: &[Change], applied: &Applied);
+
+    /// Whether the secondary answers.
+    fn answers(&self) -> Answers;
 }
 
 /// Two services as one. Clones are the same tee.
@@ -98,6 +105,16 @@ impl Tee {
     /// Updates that did not reach the secondary, as far as known.
     pub fn failures(&self) -> Failures {
         self.0.notes.failures()
+    }
+
+    /// Since when the secondary does not answer our updates, and the last reason.
+    pub fn away(&self) -> Option<(SystemTime, Arc<str>)> {
+        self.0.notes.away_since()
+    }
+
+    /// Whether updates are known that did not reach the secondary.
+    pub fn has_failures(&self) -> bool {
+        self.0.notes.has_failures()
     }
 
     /// Whether an update of a record is on its way to the secondary.

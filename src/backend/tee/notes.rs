@@ -88,6 +88,15 @@ impl Notes {
         self.failures.lock().away.is_some()
     }
 
+    /// Since when it does not answer, and the last reason.
+    pub fn away_since(&self) -> Option<(SystemTime, Arc<str>)> {
+        self.failures.lock().away.clone()
+    }
+
+    pub fn has_failures(&self) -> bool {
+        !self.failures.lock().known.is_empty()
+    }
+
     /// The records at the secondary may differ now.
     pub fn failed(&self, paths: &[TopoPath], error: &BackendError) {
         let (cause, since): (Arc<str>, _) = (error.message.as_str().into(), SystemTime::now());

@@ -29,9 +29,13 @@ impl Tee {
         let Ok(_turn) = self.0.repairing.try_acquire() else {
             return Err(BackendError::new(Failure::Locked, "a repair is already under way"));
         };
+        if let Some(error) = self.known_away() {
+            return Err(self.explain(error));
+        }
         let root = TopoPath::root();
         // The secondary first: what the primary has is then newer.
-        let there = self.0.secondary.list(&root).await.map_err(|error| self.explain(error))?;
+        let there = self.while_it_answers(self.0.secondary.list(&root), None).await.unwrap_or_else(Err);
+        let there = there.map_err(|error| self.explain(error))?;
         let here = self.0.primary.list(&root).await?;
         let records = |nodes: Vec<Node>| nodes.into_iter().filter_map(|node| record(Some(node)));
         let mut there: BTreeMap<TopoPath, Node> = records(there.nodes).map(|node| (node.path.clone(), node)).collect();

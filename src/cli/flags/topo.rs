@@ -29,7 +29,8 @@ pub(in crate::cli) struct GlobalArgs {
     pub tee_primary: Option<Location>,
     /// With --topo-implementation tee: the service that is kept in sync, as IMPLEMENTATION:SERVERS/ROOT
     ///
-    /// Its failures stop nobody; .topofs/status counts what differs there.
+    /// Its failures stop no reads and no saves; .topofs/status counts what differs there. A lock needs both services:
+    /// while this one does not answer, flock(1) on a .lock fails, and so do the commands that take a lock.
     #[arg(long, value_name = "PLACE", env = "TOPOFS_TEE_SECONDARY")]
     pub tee_secondary: Option<Location>,
     /// With --topo-implementation tee: take locks at the secondary first

@@ -31,6 +31,9 @@ use crate::tree::options::Views;
 
 /// How long a look into a directory of links waits for cells that are not loaded yet. What comes later is an event.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How many cells may be connected, in all, because somebody looks at links: more than anybody has. Whoever can write
+/// CellInfo records decides how many there are. Further cells are connected when somebody looks into them.
+const MOST_CELLS: usize = 128;
 /// How many links are remembered for watchers, in all directories together: some for each tablet of a large topology.
 /// The links of further directories come and go without events.
 const TOLD: usize = 200_000;
@@ -205,8 +208,11 @@ impl RecordFiles {
         if !view.asks_cells(&of.path) {
             return;
         }
-        let mut cells = self.cells.all();
-        cells.retain(|cell| matches!(cell.mirror.health(), Health::Idle | Health::Loading));
+        let all = self.cells.all();
+        let (mut idle, used): (Vec<_>, Vec<_>) = all.into_iter().partition(|cell| cell.mirror.health() == Health::Idle);
+        idle.truncate(MOST_CELLS.saturating_sub(used.len()));
+        let loading = used.into_iter().filter(|cell| cell.mirror.health() == Health::Loading);
+        let cells: Vec<_> = loading.chain(idle).collect();
         let now = Instant::now();
         let left = {
             let mut waits = self.views.waits.lock();

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::contract::{Action, BackendError, Change, Failure, Guard, Holding, Node};
+use super::contract::{Action, Backend, BackendError, Change, Failure, Guard, Holding, Node, Owner, Role};
 use crate::alive;
-use crate::name::TopoPath;
+use crate::name::{NameError, TopoPath};
 use crate::record::layout;
 
 /// The path of a place in line, on services with a queue.
@@ -111,6 +111,26 @@ where
             }
         }
     }
+}
+
+/// Who holds the lock of a directory, as the service has it now. Reads no records, so it costs little where many are.
+pub async fn holder(backend: &dyn Backend, dir: &TopoPath) -> Result<Option<Node>, BackendError> {
+    let invalid = |error: NameError| BackendError::new(Failure::Other, error.to_string());
+    let nodes = match backend.has_queue() {
+        true => backend.list(&layout::line(dir).map_err(invalid)?).await?.nodes,
+        false => backend.get(&dir.join(layout::LOCK).map_err(invalid)?).await?.node.into_iter().collect(),
+    };
+    Ok(first(backend, dir, nodes))
+}
+
+/// Who holds the lock of a directory, among some nodes.
+pub fn first(backend: &dyn Backend, dir: &TopoPath, nodes: Vec<Node>) -> Option<Node> {
+    let holds = |node: &Node| {
+        node.role != Role::Record
+            && node.owner() != Owner::NOBODY
+            && backend.locked_dir(&node.path).as_ref() == Some(dir)
+    };
+    nodes.into_iter().filter(holds).min_by_key(|node| node.version.written)
 }
 
 /// The removal of a lock node, if it is still the same node.

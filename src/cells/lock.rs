@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::cell::Cell;
-use crate::backend::lock::guard;
-use crate::backend::{Action, Change, Failure, Fetched, Node, Owner, Role, SharedPlace};
+use crate::backend::lock::{first, guard};
+use crate::backend::{Action, Change, Failure, Fetched, Node, Owner, SharedPlace};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
 use crate::name::TopoPath;
@@ -108,12 +108,7 @@ impl Cell {
     /// Who holds the lock of a directory, as the service has it now.
     pub async fn holder_now(&self, dir: &TopoPath) -> Result<Option<Node>> {
         let listing = self.backend.list(dir).await.map_err(|error| self.explain(error))?;
-        let holds = |node: &Node| {
-            node.role != Role::Record
-                && node.owner() != Owner::NOBODY
-                && self.backend.locked_dir(&node.path).as_ref() == Some(dir)
-        };
-        Ok(listing.nodes.into_iter().filter(holds).min_by_key(|node| node.version.written))
+        Ok(first(&*self.backend, dir, listing.nodes))
     }
 
     /// All holders of locks, by directory.

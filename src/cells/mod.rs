@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alive;
-use crate::backend::{Implementation, Location, Places};
+use crate::backend::{Implementation, Location, Places, TeeOptions};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Batch, Health, Snapshot};
 use crate::name::{CellName, TopoPath};
-use crate::record::layout::{CELL_INFO, CELLS, Key};
+use crate::record::layout::{CELL_INFO, CELLS, Key, cell_of_info};
 use crate::record::{CellInfo, Records};
 
 mod cell;
@@ -174,6 +174,11 @@ impl Cells {
             self.all().into_iter().filter_map(|cell| Some((cell.name.clone(), cell.second_location()?.clone())));
         let global = (CellName::global(), self.options.global.clone());
         second.chain([global]).chain(self.known_cells(None).0).collect()
+    }
+
+    /// The second service, if updates go to two.
+    pub fn tee(&self) -> Option<&TeeOptions> {
+        self.options.connect.tee.as_ref()
     }
 
     /// What records mean here.
@@ -360,14 +365,8 @@ impl Cells {
         let snapshot = self.global.mirror.snapshot();
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
         let Ok(dir) = TopoPath::parse(CELLS) else { return (known, hidden) };
-        for (path, record) in snapshot.below(&dir).filter(|(path, _)| path.name() == CELL_INFO) {
-            let Some(rest) = path.below(&dir) else { continue };
-            let called = rest.strip_suffix(CELL_INFO).unwrap_or(rest).trim_end_matches('/');
-            let name = match CellName::new(called) {
-                Ok(name) if name.is_global() => Err("this name belongs to the global topology"),
-                Ok(name) => Ok(name),
-                Err(_) => Err("this name is not valid for a directory"),
-            };
+        for (path, record) in snapshot.below(&dir) {
+            let Some((called, name)) = cell_of_info(path) else { continue };
             let name = match name {
                 Ok(name) => name,
                 Err(reason) => {

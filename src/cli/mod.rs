@@ -24,7 +24,7 @@ use commands::notifier::NotifierArgs;
 use commands::rebuild_keyspace_graph::RebuildKeyspaceGraphArgs;
 use commands::rebuild_vschema_graph::RebuildVschemaGraphArgs;
 use commands::remove_keyspace_cell::RemoveKeyspaceCellArgs;
-use commands::topo2topo::{TROUBLE, Topo2topoArgs};
+use commands::topo2topo::{self, TROUBLE, Topo2topoArgs};
 use commands::unlock::UnlockArgs;
 use commands::validate::{NOT_CHECKED, ValidateArgs};
 use commands::{USAGE, complain};
@@ -80,7 +80,7 @@ enum Command {
     /// that somebody changes at the target meanwhile. The command can be interrupted and run again. Exit status: 0 if
     /// the target has everything, 1 if some records were not copied (with --compare, if there are differences), 2 after
     /// any other error.
-    #[command(name = "topo2topo")]
+    #[command(name = "topo2topo", override_usage = topo2topo::SYNOPSIS)]
     Topo2topo(Box<Topo2topoArgs>),
     /// Find what contradicts what in a topology
     ///

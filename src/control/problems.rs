@@ -19,7 +19,8 @@ pub struct Problems {
     /// Held while somebody finds out, even if the reader has left: one at a time, so that no number of readers takes
     /// more than one processor.
     found: Arc<Mutex<Option<Found>>>,
-    /// The size of the content at the last read.
+    /// The size of the problems in the content at the last read. Notes do not count: scripts ask with `test -s` whether
+    /// there are problems.
     size: AtomicUsize,
 }
 
@@ -27,6 +28,8 @@ pub struct Problems {
 #[derive(Debug)]
 struct Found {
     content: Bytes,
+    /// The part of its size that is problems.
+    weight: usize,
     of: Fingerprint,
     /// When the records were looked at.
     looked: Instant,
@@ -41,8 +44,8 @@ impl Found {
 }
 
 impl Problems {
-    /// One JSON object a line, for all records that the mirrors have now. Idle cells are not connected for this, and
-    /// nothing is said about them.
+    /// One JSON object a line, for all records that the mirrors have now. Idle cells are not connected for this: a note
+    /// says that nothing is known about them.
     pub async fn content(&self, cells: &Cells) -> Result<Bytes> {
         let asked = Instant::now();
         let mut found = self.found.clone().lock_owned().await;
@@ -53,25 +56,26 @@ impl Problems {
         let looked = Instant::now();
         let sight = match Sight::at_hand(cells) {
             Ok(sight) => sight,
-            Err(error) => return Ok(self.noted(validate::unreachable(&error).lines().into())),
+            Err(error) => {
+                let report = validate::unreachable(&error);
+                self.size.store(report.weight(), Ordering::Relaxed);
+                return Ok(report.lines().into());
+            }
         };
         let (of, now) = (sight.fingerprint(), SystemTime::now());
         if let Some(known) = found.as_mut().filter(|known| known.is_true_of(&of, now)) {
             known.looked = looked;
+            self.size.store(known.weight, Ordering::Relaxed);
             return Ok(known.content.clone());
         }
-        let found = find(found, (sight, of), (looked, now)).await?;
-        Ok(self.noted(found))
+        let (content, weight) = find(found, (sight, of), (looked, now)).await?;
+        self.size.store(weight, Ordering::Relaxed);
+        Ok(content)
     }
 
-    /// The size at the last read. Anybody may ask for it at any rate.
+    /// The size of the problems at the last read. Anybody may ask for it at any rate.
     pub fn size(&self) -> usize {
         self.size.load(Ordering::Relaxed)
-    }
-
-    fn noted(&self, content: Bytes) -> Bytes {
-        self.size.store(content.len(), Ordering::Relaxed);
-        content
     }
 }
 
@@ -80,14 +84,14 @@ async fn find(
     mut found: OwnedMutexGuard<Option<Found>>,
     (sight, of): (Sight, Fingerprint),
     (looked, now): (Instant, SystemTime),
-) -> Result<Bytes> {
+) -> Result<(Bytes, usize)> {
     let runtime = tokio::runtime::Handle::current();
     let finding = tokio::task::spawn_blocking(move || {
         runtime.block_on(alive::guarded("problems of the topology", async move {
             let report = validate::problems(&sight, Within::default(), now);
-            let content = Bytes::from(report.lines());
-            *found = Some(Found { content: content.clone(), of, looked, until: report.until });
-            content
+            let (content, weight) = (Bytes::from(report.lines()), report.weight());
+            *found = Some(Found { content: content.clone(), weight, of, looked, until: report.until });
+            (content, weight)
         }))
     });
     // Nothing was found then, which does not mean that there is nothing.

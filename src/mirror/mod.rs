@@ -102,6 +102,9 @@ pub struct Counters {
     pub reconnects: AtomicU64,
     /// Keys that cannot be file names: those in the last list, and their changes since.
     pub skipped: AtomicU64,
+    /// Keys that cannot be file names, as the last list showed them. A watch tells only that something has happened to
+    /// such a key, not whether it is still there.
+    pub unnameable: AtomicU64,
 }
 
 /// The mirror of one cell.
@@ -348,7 +351,7 @@ impl Mirror {
             let (from, to) = (self.revision().0, listing.at.0);
             tracing::warn!(from, to, "the service's history has gone back: the service was restored or recreated");
         }
-        self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
+        self.count_skipped(&listing);
         let Some(updates) = self.state.lock().restart(listing, SystemTime::now()) else {
             return BackendError::new(Failure::Other, "this mount changed too many records while it read the list");
         };
@@ -439,8 +442,13 @@ impl Mirror {
         self.publish(updates);
     }
 
-    fn take_over(&self, listing: Listing) -> u64 {
+    fn count_skipped(&self, listing: &Listing) {
         self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
+        self.counters.unnameable.store(listing.skipped.saturating_sub(listing.ephemeral), Ordering::Relaxed);
+    }
+
+    fn take_over(&self, listing: Listing) -> u64 {
+        self.count_skipped(&listing);
         let updates = self.state.lock().reconcile(listing, SystemTime::now());
         let count = updates.len() as u64;
         self.publish(updates);

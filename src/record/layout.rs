@@ -219,6 +219,29 @@ pub fn keyspace_dir(path: &TopoPath) -> Option<TopoPath> {
     }
 }
 
+/// The directory whose lock a change of a record of the global topology needs: Vitess changes it under that lock only.
+pub fn lock_of_save(path: &TopoPath) -> Option<TopoPath> {
+    match Key::in_global(path)? {
+        Key::Keyspace(_) => path.parent(),
+        // Vitess replaces them whatever their version, so only its lock protects them.
+        Key::KeyspaceRoutingRules => path.parent()?.parent(),
+        _ => None,
+    }
+}
+
+/// The cell of a CellInfo record: the name as it stands in the path, and the cell, or why no cell can have that name.
+/// `None` for any other record.
+pub fn cell_of_info(path: &TopoPath) -> Option<(&str, Result<CellName, &'static str>)> {
+    let rest = path.as_str().strip_prefix(CELLS)?.strip_prefix('/').filter(|_| path.name() == CELL_INFO)?;
+    let called = rest.strip_suffix(CELL_INFO)?.trim_end_matches('/');
+    let cell = match CellName::new(called) {
+        Ok(cell) if cell.is_global() => Err("this name belongs to the global topology"),
+        Ok(cell) => Ok(cell),
+        Err(_) => Err("this name is not valid for a directory"),
+    };
+    Some((called, cell))
+}
+
 /// The directory of a keyspace, in the global topology and in every cell that serves it.
 pub fn keyspace(keyspace: &str) -> Result<TopoPath, NameError> {
     TopoPath::parse(&format!("{KEYSPACES}/{keyspace}"))
@@ -352,6 +375,20 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_a_cell_says_its_name_and_whether_a_cell_can_have_it() {
+        let cell = |text: &str| cell_of_info(&path(text)).map(|(name, cell)| (name.to_owned(), cell.is_ok()));
+        assert_eq!(cell("cells/zone1/CellInfo"), Some(("zone1".to_owned(), true)));
+        for (record, name) in
+            [("cells/a/b/CellInfo", "a/b"), ("cells/CellInfo", ""), ("cells/global/CellInfo", "global")]
+        {
+            assert_eq!(cell(record), Some((name.to_owned(), false)), "{record}");
+        }
+        for other in ["cells/zone1/xCellInfo", "cells/zone1", "cellsx/zone1/CellInfo", "other/cells/zone1/CellInfo"] {
+            assert_eq!(cell(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn names_of_records_are_those_that_stand_for_messages() {
         let (global, zone1) = (CellName::global(), CellName::new("zone1").unwrap());
         for (name, expected) in MESSAGES {
@@ -410,6 +447,9 @@ mod tests {
         assert_eq!(dir_of_queued(&path("a/b/7")), None);
         assert_eq!(keyspace_dir(&path("keyspaces/ks/shards/0/Shard")), Some(path("keyspaces/ks")));
         assert_eq!(keyspace_dir(&path("keyspaces/ks")), None);
+        let locks = ["keyspaces/ks/Keyspace", "routing_rules/keyspace/Rules", "keyspaces/ks/shards/0/Shard"];
+        let locks = locks.map(|record| lock_of_save(&path(record)));
+        assert_eq!(locks, [Some(path("keyspaces/ks")), Some(path("routing_rules")), None]);
         assert_eq!(cells_alias(&path("cells_aliases/all")), Some("all"));
         for other in ["cells_aliases", "cells_aliases/all/CellsAlias", "cells/all"] {
             assert_eq!(cells_alias(&path(other)), None, "{other}");

@@ -169,11 +169,8 @@ impl Live {
     /// The directory whose lock a save of a record needs.
     fn needed_lock(&self, path: &TopoPath) -> Option<TopoPath> {
         let dir = match Key::in_global(path)? {
-            Key::Keyspace(_) => path.parent(),
             Key::Shard(..) if self.respected == RespectLocks::All => path.parent(),
-            // Vitess replaces them whatever their version, so only its lock protects them.
-            Key::KeyspaceRoutingRules => path.parent()?.parent(),
-            _ => None,
+            _ => layout::lock_of_save(path),
         };
         dir.filter(|_| self.respected != RespectLocks::None && self.cell.holds_global())
     }

@@ -16,6 +16,9 @@ use crate::record::{Codec, is_vitess_name};
 /// The types of tablets that every serving shard serves, in the order of their partitions.
 const SERVED: [TabletType; 3] = [TabletType::Primary, TabletType::Replica, TabletType::Rdonly];
 
+/// The shards that serve, with their records, and those that do not.
+type Shards = (Vec<(Ranged, DynamicMessage)>, Vec<Ranged>);
+
 /// A rebuilt SrvKeyspace: the same for every cell.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SrvKeyspace {
@@ -31,13 +34,13 @@ pub fn srv_keyspace(codec: &Codec, global: &Snapshot, keyspace: &str, allow_part
     refuse_name(keyspace)?;
     let record = decode(codec, global, Key::Keyspace(keyspace))?;
     let record = record.ok_or_else(|| is_missing(Key::Keyspace(keyspace)))?;
-    let mut serving = serving_shards(codec, global, keyspace)?;
+    let (mut serving, idle) = serving_shards(codec, global, keyspace)?;
     serving.sort_by(|(a, _), (b, _)| a.compare(b));
     let is_snapshot = number(&record, "keyspace_type") == Some(KeyspaceType::Snapshot as i32);
     let is_ordered = !(is_snapshot && allow_partial);
     if is_ordered {
         let order: Vec<Ranged> = serving.iter().map(|(ranged, _)| ranged.clone()).collect();
-        refuse_faults(keyspace, &order)?;
+        refuse_faults(keyspace, &order, &idle)?;
     }
     let mut message = codec.empty("topodata.SrvKeyspace")?;
     if record.has_field_by_name("throttler_config")
@@ -114,9 +117,10 @@ pub fn refuse_migration(codec: &Codec, cell: &CellName, path: &TopoPath, stored:
     Ok(())
 }
 
-/// The shards of a keyspace that serve, with their records. Fails if one of all shards cannot be read, as Vitess does.
-fn serving_shards(codec: &Codec, global: &Snapshot, keyspace: &str) -> Result<Vec<(Ranged, DynamicMessage)>> {
-    let mut serving = Vec::new();
+/// The shards of a keyspace that serve, with their records, and those that do not. Fails if one of all shards cannot be
+/// read, as Vitess does.
+fn serving_shards(codec: &Codec, global: &Snapshot, keyspace: &str) -> Result<Shards> {
+    let (mut serving, mut idle) = (Vec::new(), Vec::new());
     for entry in global.entries(&layout::shards_dir(keyspace)?) {
         let key = Key::Shard(keyspace, &entry.name);
         let Some(shard) = decode(codec, global, key)? else { continue };
@@ -124,18 +128,27 @@ fn serving_shards(codec: &Codec, global: &Snapshot, keyspace: &str) -> Result<Ve
             let refused = format!("global/{key}: Vitess refuses the name of this shard: {why}");
             Error::new(Kind::Invalid, refused)
         })?;
-        if shard.get_field_by_name("is_primary_serving").and_then(|flag| flag.as_bool()) == Some(true) {
-            let range = key_range(&shard);
-            serving.push((Ranged { shard: entry.name, range }, shard));
+        let serves = shard.get_field_by_name("is_primary_serving").and_then(|flag| flag.as_bool()) == Some(true);
+        let ranged = Ranged { shard: entry.name, range: key_range(&shard) };
+        match serves {
+            true => serving.push((ranged, shard)),
+            false => idle.push(ranged),
         }
     }
-    Ok(serving)
+    Ok((serving, idle))
 }
 
-fn refuse_faults(keyspace: &str, order: &[Ranged]) -> Result<()> {
+fn refuse_faults(keyspace: &str, order: &[Ranged], idle: &[Ranged]) -> Result<()> {
     let faults = ranges::faults(order);
     let Some(first) = faults.first() else { return Ok(()) };
-    let words: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    let words = faults.iter().map(|fault| match fault.having(idle).as_slice() {
+        [] => fault.to_string(),
+        having => {
+            let having: Vec<&str> = having.iter().map(|ranged| ranged.shard.as_str()).collect();
+            format!("{fault} (not serving: {})", having.join(", "))
+        }
+    });
+    let words: Vec<String> = words.collect();
     let shards = first.shards();
     let paths: Vec<String> =
         shards.iter().map(|ranged| format!("global/{}", Key::Shard(keyspace, &ranged.shard))).collect();

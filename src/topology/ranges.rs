@@ -141,16 +141,38 @@ impl<'a> Fault<'a> {
     }
 }
 
+impl Fault<'_> {
+    /// The keys that nobody has.
+    pub fn missing(&self) -> Option<KeyRange> {
+        let (start, end) = match self {
+            Fault::Start(first) => (&[][..], start(first.range())),
+            Fault::End(last) => (end(last.range()), &[][..]),
+            Fault::Gap(a, b) => (end(a.range()), start(b.range())),
+            Fault::Overlap(..) | Fault::Mixed(..) => return None,
+        };
+        Some(KeyRange { start: start.to_vec(), end: end.to_vec() })
+    }
+
+    /// Those of other shards that have some of the missing keys.
+    pub fn having<'b>(&self, others: &'b [Ranged]) -> Vec<&'b Ranged> {
+        let Some(missing) = self.missing() else { return Vec::new() };
+        // A shard without range may have any keys, but is no part of a sharded keyspace.
+        let has = |other: &&Ranged| other.range.is_some() && intersect(other.range(), Some(&missing));
+        others.iter().filter(has).collect()
+    }
+}
+
 impl fmt::Display for Fault<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |ranged: &Ranged| match &ranged.range {
+            Some(range) if name(Some(range)) == ranged.shard => ranged.shard.clone(),
             Some(range) => format!("{} ({})", ranged.shard, name(Some(range))),
             None => format!("{} (no key range)", ranged.shard),
         };
         match self {
-            Fault::Start(first) => write!(f, "no shard has the keys before {}", show(first)),
-            Fault::End(last) => write!(f, "no shard has the keys after {}", show(last)),
-            Fault::Gap(a, b) => write!(f, "no shard has the keys between {} and {}", show(a), show(b)),
+            Fault::Start(first) => write!(f, "no serving shard has the keys before {}", show(first)),
+            Fault::End(last) => write!(f, "no serving shard has the keys after {}", show(last)),
+            Fault::Gap(a, b) => write!(f, "no serving shard has the keys between {} and {}", show(a), show(b)),
             Fault::Overlap(a, b) => write!(f, "{} and {} overlap", show(a), show(b)),
             Fault::Mixed(a, b) => write!(f, "{} and {}: either all shards have key ranges or none", show(a), show(b)),
         }
@@ -254,15 +276,29 @@ mod tests {
             assert_eq!(words(fine), [""; 0], "{fine:?}");
         }
         for (names, expected) in [
-            (&["80-"][..], &["no shard has the keys before 80- (80-)"][..]),
-            (&["-80"], &["no shard has the keys after -80 (-80)"]),
-            (&["-40", "80-"], &["no shard has the keys between -40 (-40) and 80- (80-)"]),
-            (&["-80", "40-"], &["-80 (-80) and 40- (40-) overlap"]),
-            (&["-80", "80-", "-"], &["-80 (-80) and - (-) overlap", "- (-) and 80- (80-) overlap"]),
-            (&["0", "80-"], &["0 (no key range) and 80- (80-): either all shards have key ranges or none"]),
-            (&["00-"], &["no shard has the keys before 00- (-)"]),
+            (&["80-"][..], &["no serving shard has the keys before 80-"][..]),
+            (&["-80"], &["no serving shard has the keys after -80"]),
+            (&["-40", "80-"], &["no serving shard has the keys between -40 and 80-"]),
+            (&["-80", "40-"], &["-80 and 40- overlap"]),
+            (&["-80", "80-", "-"], &["-80 and - overlap", "- and 80- overlap"]),
+            (&["0", "80-"], &["0 (no key range) and 80-: either all shards have key ranges or none"]),
+            (&["00-"], &["no serving shard has the keys before 00- (-)"]),
         ] {
             assert_eq!(words(names), expected, "{names:?}");
+        }
+    }
+
+    #[test]
+    fn the_shards_that_have_missing_keys_are_known() {
+        for (serving, idle, expected) in [
+            (&["80-"][..], &["-40", "40-80", "-80", "80-c0"][..], &["-40", "-80", "40-80"][..]),
+            (&["-80"], &["-40", "80-"], &["80-"]),
+            (&["-40", "80-"], &["-40", "40-60", "0"], &["40-60"]),
+        ] {
+            let (serving, idle) = (shards(serving), shards(idle));
+            let faults = faults(&serving);
+            let having = faults[0].having(&idle);
+            assert_eq!(having.iter().map(|shard| &*shard.shard).collect::<Vec<_>>(), expected, "{serving:?}");
         }
     }
 

@@ -115,7 +115,7 @@ fn fields_of_a_newer_vitess_are_copied_with_what_is_copied() {
 fn what_vitess_refuses_is_refused_with_the_path_of_the_shard() {
     let bad = ("no-range-", "");
     for (shards, kind, expected) in [
-        (&[RIGHT][..], Kind::Invalid, "global/keyspaces/ks/shards/80-/Shard: no shard has the keys before 80- (80-)"),
+        (&[RIGHT][..], Kind::Invalid, "global/keyspaces/ks/shards/80-/Shard: no serving shard has the keys before 80-"),
         (&[LEFT, RIGHT, CHOSEN], Kind::Invalid, "either all shards have key ranges or none"),
         (&[LEFT, RIGHT, bad], Kind::Invalid, "global/keyspaces/ks/shards/no-range-/Shard: Vitess refuses the name"),
     ] {

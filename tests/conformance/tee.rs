@@ -236,6 +236,23 @@ async fn a_caller_that_gives_up_does_not_leave_half_an_update() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_repair_does_not_empty_what_is_no_copy_of_the_primary() {
+    let world = World::new();
+    let [tee, _] = &world.tees;
+    for number in 0..6 {
+        store(&world.secondary, &format!("theirs{number}"), "1").await;
+        store(&world.primary, &format!("ours{number}"), "1").await;
+    }
+    let error = tee.repair().await.unwrap_err();
+    assert!(error.message.contains("6 records are only there"), "{error}");
+    assert_eq!(World::stored(&world.secondary).await.len(), 6);
+    // One that both have: it is a copy that is out of date.
+    store(&world.secondary, "ours0", "1").await;
+    tee.repair().await.unwrap();
+    assert_eq!(world.differing().await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_write_is_not_made_when_its_lock_is_gone() {
     let world = World::new();
     let [tee, _] = &world.tees;

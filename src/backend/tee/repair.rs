@@ -14,6 +14,9 @@ const AT_ONCE: usize = 16;
 /// Number of records that an error names.
 const NAMED: usize = 3;
 
+/// So many records at a secondary that has nothing else cannot be what a few failed updates have left.
+const STRANGE: usize = 5;
+
 /// What a repair has done.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Repaired {
@@ -39,13 +42,17 @@ impl Tee {
         let here = self.0.primary.list(&root).await?;
         let records = |nodes: Vec<Node>| nodes.into_iter().filter_map(|node| record(Some(node)));
         let mut there: BTreeMap<TopoPath, Node> = records(there.nodes).map(|node| (node.path.clone(), node)).collect();
-        let mut differing = Vec::new();
+        let (mut differing, mut same) = (Vec::new(), 0);
         for node in records(here.nodes) {
             match there.remove(&node.path) {
-                Some(there) if there.value == node.value || !is_mirrored(&node.path) => self.note_same(&node.path),
+                Some(there) if there.value == node.value || !is_mirrored(&node.path) => {
+                    same += usize::from(is_mirrored(&node.path));
+                    self.note_same(&node.path);
+                }
                 _ => differing.push((node.path.clone(), Some(node))),
             }
         }
+        self.refuse_stranger(same, there.keys())?;
         differing.extend(there.into_keys().map(|path| (path, None)));
         let (mirrored, places): (Vec<_>, Vec<_>) = differing.into_iter().partition(|(path, _)| is_mirrored(path));
         let brought = mirrored.len();
@@ -61,6 +68,27 @@ impl Tee {
                 Err(BackendError::new(Failure::Other, format!("the secondary still differs: {named}{more}")))
             }
         }
+    }
+
+    /// Fails if the secondary has records of its own, and none that the primary has, too: it may be another cell or
+    /// another cluster, and a repair would remove it.
+    fn refuse_stranger<'a>(
+        &self,
+        same: usize,
+        left_over: impl Iterator<Item = &'a TopoPath>,
+    ) -> Result<(), BackendError> {
+        let known = self.failures().known;
+        let strange: Vec<&TopoPath> =
+            left_over.filter(|path| is_mirrored(path) && !known.contains_key(*path)).collect();
+        let Some(first) = strange.first().filter(|_| same == 0 && strange.len() >= STRANGE) else { return Ok(()) };
+        Err(BackendError::new(
+            Failure::Other,
+            format!(
+                "nothing at the secondary is as the primary has it, and {} records are only there (such as {first}): is \
+                 it the right place? If so, remove them there first",
+                strange.len()
+            ),
+        ))
     }
 
     /// Returns what went wrong, by record.

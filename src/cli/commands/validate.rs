@@ -19,7 +19,7 @@ use crate::cli::mounted::{Mount, resolved};
 use crate::control::ControlFile;
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::record::{Codec, Form, Kinds, Records};
-use crate::topology::validate::{Sight, Within, problems, shown};
+use crate::topology::validate::{Severity, Sight, Within, problems, shown};
 
 /// Exit status: there are problems.
 const PROBLEMS: u8 = 1;
@@ -57,21 +57,21 @@ impl ValidateArgs {
                 return Ok(NOT_CHECKED.into());
             }
         };
-        let text = if self.json { found.clone() } else { for_people(&found) };
+        let text = if self.json { found.lines.clone() } else { for_people(&found) };
         // A reader that has left has seen enough.
         let _ = std::io::stdout().write_all(text.as_bytes());
-        Ok(if found.is_empty() { ExitCode::SUCCESS } else { PROBLEMS.into() })
+        Ok(if has_problems(&found.lines) { PROBLEMS.into() } else { ExitCode::SUCCESS })
     }
 
-    /// The lines of the problems. Fails if something that was asked about could not be checked.
-    fn find(&self) -> anyhow::Result<String> {
+    /// What is wrong. Fails if something that was asked about could not be checked.
+    fn find(&self) -> anyhow::Result<Found> {
         let mut mounts = Vec::new();
         for path in &self.paths {
             let path = resolved(&std::path::absolute(path)?);
             mounts.push(Mount::of(&path).ok().map(|mount| (mount, path)));
         }
         if mounts.iter().all(Option::is_none) {
-            return self.find_directly();
+            return Ok(Found { lines: self.find_directly()?, mount: None });
         }
         let inside: Option<Vec<(Mount, PathBuf)>> = mounts.into_iter().collect();
         let inside = inside.context("some of the paths are in a mount and others are not: check them one by one")?;
@@ -80,7 +80,7 @@ impl ValidateArgs {
             bail!("the paths are in several mounts: check them one by one");
         }
         let paths: Vec<&Path> = inside.iter().map(|(_, path)| path.as_path()).collect();
-        through_mount(mount, &paths)
+        Ok(Found { lines: through_mount(mount, &paths)?, mount: Some(mount.root.clone()) })
     }
 
     fn find_directly(&self) -> anyhow::Result<String> {
@@ -91,6 +91,10 @@ impl ValidateArgs {
         let kinds = Kinds::new(&self.record)?;
         self.topology.with_cells(Heard::Errors, async |cells, _| {
             let mut sight = Sight::load(cells).await?;
+            // A wrong root looks like an empty topology, which is not what anybody asks about.
+            if let (true, Some(global)) = (sight.topology.global.records.is_empty(), cells.get(&CellName::global())) {
+                bail!("{global}: nothing is stored there (is the root right?)");
+            }
             sight.records = Records::new(Codec::builtin()?, kinds);
             let report = problems(&sight, within.clone(), SystemTime::now());
             for place in &within.0 {
@@ -139,6 +143,10 @@ fn is_known(sight: &Sight, place: &CellPath, has_problems: bool) -> anyhow::Resu
 /// What a mount has found at some paths in it.
 fn through_mount(mount: &Mount, paths: &[&Path]) -> anyhow::Result<String> {
     wake(&mount.root);
+    let global = mount.root.join(CellName::GLOBAL);
+    if std::fs::read_dir(&global).is_ok_and(|mut entries| entries.next().is_none()) {
+        bail!("{}: nothing is stored there (is the root of the mount right?)", shown(&global.display().to_string()));
+    }
     let problems = mount.read(ControlFile::Problems)?;
     let mut wanted = Vec::new();
     for path in paths {
@@ -179,12 +187,25 @@ fn wake(root: &Path) {
     }
 }
 
+/// Lines of problems, and the mount that has found them.
+struct Found {
+    lines: String,
+    mount: Option<PathBuf>,
+}
+
+/// Whether there is more than notes.
+fn has_problems(lines: &str) -> bool {
+    let severity =
+        |line: &str| serde_json::from_str::<Value>(line).ok()?.get("severity")?.as_str().map(ToOwned::to_owned);
+    lines.lines().any(|line| severity(line).as_deref() != Some(Severity::Note.name()))
+}
+
 /// The problems by record, each with what mends it.
-fn for_people(lines: &str) -> String {
+fn for_people(found: &Found) -> String {
     let mut text = String::new();
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     let mut last = None;
-    for line in lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+    for line in found.lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let field = |name: &str| shown(line.get(name).and_then(Value::as_str).unwrap_or_default());
         let more = line.get("more").and_then(Value::as_u64);
         *counts.entry(field("severity")).or_default() += more.unwrap_or(1);
@@ -210,11 +231,19 @@ fn for_people(lines: &str) -> String {
     if counts.is_empty() {
         return "No problems.\n".to_owned();
     }
+    let notes = counts.remove(Severity::Note.name()).unwrap_or_default();
     let total: u64 = counts.values().sum();
-    let counted =
-        |(severity, count): (&String, &u64)| format!("{count} {severity}{}", if *count == 1 { "" } else { "s" });
+    let plural = |count: u64| if count == 1 { "" } else { "s" };
+    let counted = |(severity, count): (&String, &u64)| format!("{count} {severity}{}", plural(*count));
     let counts: Vec<String> = counts.iter().map(counted).collect();
-    let _ = writeln!(text, "\n{total} problem{}: {}.", if total == 1 { "" } else { "s" }, counts.join(", "));
+    let summary = match total {
+        0 => "No problems".to_owned(),
+        total => format!("{total} problem{}: {}", plural(total), counts.join(", ")),
+    };
+    let notes = if notes == 0 { String::new() } else { format!("; {notes} note{}", plural(notes)) };
+    let place = found.mount.as_ref().map(|root| shown(&root.display().to_string()));
+    let place = place.unwrap_or_else(|| "the mount point".to_owned());
+    let _ = writeln!(text, "\n{summary}{notes}. Paths are below {place}.");
     text
 }
 
@@ -261,9 +290,16 @@ global/b
 And more
   error    40 more of kind undecodable
 
-43 problems: 42 errors, 1 warning.
+43 problems: 42 errors, 1 warning. Paths are below the mount point.
 ";
-        assert_eq!(for_people(lines), expected);
-        assert_eq!(for_people(""), "No problems.\n");
+        let people = |lines: &str, mount: Option<&str>| {
+            for_people(&Found { lines: lines.to_owned(), mount: mount.map(PathBuf::from) })
+        };
+        assert_eq!(people(lines, None), expected);
+        assert!(people(lines, Some("/mnt/topo")).ends_with(". Paths are below /mnt/topo.\n"));
+        assert_eq!(people("", None), "No problems.\n");
+        let note = r#"{"record":"global/a","kind":"cell-not-known","severity":"note","fault":"f","mend":"ls"}"#;
+        assert!(people(note, None).ends_with("\nNo problems; 1 note. Paths are below the mount point.\n"));
+        assert!(!has_problems(note) && has_problems(lines) && !has_problems(""));
     }
 }

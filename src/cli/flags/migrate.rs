@@ -79,12 +79,12 @@ pub(in crate::cli) struct ScopeArgs {
     ///
     /// OLD is a whole server address, as in the record. The rule is for cells that have no CellInfo record at the
     /// target.
-    #[arg(long, value_name = "OLD=NEW")]
+    #[arg(long, value_name = "OLD=NEW", value_parser = Rule::of_servers)]
     pub map_server: Vec<Rule>,
     /// Where a CellInfo record has the root OLD, or one below it, use NEW at the target; can be given more than once
     ///
     /// `/vitess=vitess` makes vitess/zone1 of /vitess/zone1. If there are several such rules, the longest OLD counts.
-    #[arg(long, value_name = "OLD=NEW")]
+    #[arg(long, value_name = "OLD=NEW", value_parser = Rule::of_roots)]
     pub map_root: Vec<Rule>,
 }
 

@@ -19,6 +19,20 @@ pub struct Rule {
     pub new: String,
 }
 
+impl Rule {
+    /// A rule of `--map-server`.
+    pub fn of_servers(text: &str) -> std::result::Result<Self, String> {
+        let rule: Self = text.parse()?;
+        if rule.new.is_empty() { Err("NEW is empty: name the servers".to_owned()) } else { Ok(rule) }
+    }
+
+    /// A rule of `--map-root`. Without an old root, it would be a rule for all of them.
+    pub fn of_roots(text: &str) -> std::result::Result<Self, String> {
+        let rule: Self = text.parse()?;
+        if rule.old.is_empty() { Err("OLD is empty: / stands for every root".to_owned()) } else { Ok(rule) }
+    }
+}
+
 impl FromStr for Rule {
     type Err = String;
     fn from_str(text: &str) -> std::result::Result<Self, String> {
@@ -139,6 +153,8 @@ mod tests {
         let used = [rules.apply(&cell("a:1", "/vitess/zone1"))];
         assert_eq!(rules.unused(&used), ["--map-server typo:1=b:1", "--map-root /x=/y"]);
         assert!("no rule".parse::<Rule>().is_err());
+        assert!(Rule::of_roots("=x").is_err() && Rule::of_roots(" = x").is_err() && Rule::of_roots("/vitess=").is_ok());
+        assert!(Rule::of_servers("a:1=").is_err() && Rule::of_servers("a:1=b:1").is_ok());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! files, and must never change anything in the source.
 //!
 //! `route` decides where each cell goes (by the rules of `map`), `place` reads it at one point, `plan` says what has to
-//! be done (in the order of `sort`), `write` does it with guards, `differ` shows what is different.
+//! be done (in the order of `sort`), `write` does it with guards, around the locks of others (`locked`), `differ` shows
+//! what is different, and `words` has how far a copy is.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,26 +17,30 @@ use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::Records;
 
 mod differ;
+mod locked;
 mod map;
 mod place;
 mod plan;
 mod route;
 mod sort;
+mod words;
 mod write;
 
+use locked::Locks;
 pub use map::{Mapping, Rule};
 use place::{Contents, Place};
 pub use place::{End, Side};
 use plan::{Difference, Earlier, Found, Plan, Wanted, differences, plan};
 use route::{Routes, Wish};
 pub use sort::{Selection, Sort};
-pub use write::Progress;
+pub use words::{Progress, counted};
+use words::{not_begun, unnamed};
 use write::Writer;
 
 /// How often a copy looks whether the source has changed meanwhile, and copies what has.
 const PASSES: usize = 4;
-/// Most lines of one kind in an error.
-const LINES: usize = 20;
+/// What is read at first.
+const BOTH: &str = "the source and the target";
 
 /// What is copied, and how.
 #[derive(Debug, Clone, Default)]
@@ -99,7 +104,9 @@ pub struct Copied {
     pub planned: Vec<String>,
     /// What was not copied, with the reasons.
     pub failed: Vec<String>,
-    /// Records that were not stored because the copy was stopped.
+    /// Whether the copy was stopped.
+    pub is_stopped: bool,
+    /// Records that were not stored because of that, as far as they were known.
     pub stopped: usize,
 }
 
@@ -132,16 +139,30 @@ struct Ready {
     troubles: Vec<String>,
 }
 
+/// What has changed in the source during a copy.
+struct Changes {
+    /// Records that are new or have other values.
+    stored: usize,
+    /// Records that are gone.
+    deleted: usize,
+    /// Words on cells that came or moved.
+    cells: Vec<String>,
+}
+
 impl Transfer {
     /// Copies, and tells of each cell what has to be done. Fails, before anything is changed, if not everything can be
     /// copied, unless it is to keep going.
     pub async fn copy(&self, told: impl FnMut(Tally)) -> Result<Copied> {
         let Some(ready) = self.unless_stopped(self.ready(false)).await? else {
-            return Ok(Copied { failed: vec!["stopped before anything was copied".to_owned()], ..Copied::default() });
+            return Ok(Copied { is_stopped: true, ..Copied::default() });
         };
+        self.progress.planning();
         let Ready { mut pairs, routes, mut troubles } = ready;
         let mut plans = self.plans(&pairs, &routes, &[]);
         troubles.extend(refuse(&pairs, &mut plans));
+        if self.stop.is_cancelled() {
+            return Ok(Copied { is_stopped: true, ..Copied::default() });
+        }
         if !troubles.is_empty() && !self.options.keep_going {
             return Err(Error::new(Kind::Invalid, not_begun(&troubles)));
         }
@@ -152,6 +173,7 @@ impl Transfer {
             return Ok(copied);
         }
         self.follow(&mut pairs, plans, &routes, &mut copied).await;
+        copied.is_stopped = self.stop.is_cancelled();
         Ok(copied)
     }
 
@@ -162,7 +184,8 @@ impl Transfer {
             if copied.stopped > 0 || self.stop.is_cancelled() {
                 break;
             }
-            let again = try_join_all(pairs.iter().map(|pair| pair.source.read()));
+            self.progress.reading("the source again", pairs.len());
+            let again = try_join_all(pairs.iter().map(|pair| self.read(&pair.source)));
             let now = match self.unless_stopped(again).await {
                 Ok(Some(now)) => now,
                 Ok(None) => break,
@@ -171,28 +194,28 @@ impl Transfer {
                     break;
                 }
             };
-            let (changed, cells) = self.changed(pairs, routes, &wanted, &now);
-            copied.failed.extend(cells);
-            if changed == 0 {
+            self.progress.planning();
+            let changes = self.changed(pairs, routes, &wanted, &now);
+            let again = self.go_on(changes, pass, copied);
+            if again == 0 {
                 break;
             }
-            if pass == PASSES {
-                copied.failed.push(format!(
-                    "the source has changed during the copy, and still does: {changed} records at last. Run the same \
-                     command again"
-                ));
-                break;
-            }
-            copied.notes.push(format!("the source has changed during the copy: {changed} records are copied again"));
             let earlier: Vec<Earlier> =
                 pairs.iter().zip(wanted).map(|(pair, wanted)| Earlier::after(wanted, &found(pair, self))).collect();
-            let targets = match try_join_all(pairs.iter().map(|pair| pair.target.read())).await {
-                Ok(targets) => targets,
+            self.progress.reading("the target again", pairs.len());
+            let targets = try_join_all(pairs.iter().map(|pair| self.read(&pair.target)));
+            let targets = match self.unless_stopped(targets).await {
+                Ok(Some(targets)) => targets,
+                Ok(None) => {
+                    copied.stopped += again;
+                    break;
+                }
                 Err(error) => {
                     copied.failed.push(format!("{error}: what has changed in the source was not copied"));
                     break;
                 }
             };
+            self.progress.planning();
             for (pair, (from, to)) in pairs.iter_mut().zip(now.into_iter().zip(targets)) {
                 (pair.from, pair.to) = (from, to);
             }
@@ -204,6 +227,33 @@ impl Transfer {
                 copied.failed.extend(overtaken.map(|path| format!("{path}: {words}")));
             }
         }
+    }
+
+    /// Says what has changed in the source, and returns how many records are copied or deleted because of that.
+    fn go_on(&self, changes: Changes, pass: usize, copied: &mut Copied) -> usize {
+        let Changes { stored, deleted, cells } = changes;
+        copied.failed.extend(cells);
+        let was_deleted = counted(deleted, "record was deleted", "records were deleted");
+        if deleted > 0 && !self.options.delete {
+            let kept = "was copied stays at the target: --delete deletes it there";
+            copied.notes.push(format!("{was_deleted} in the source during the copy. What {kept}"));
+        }
+        let again = stored + if self.options.delete { deleted } else { 0 };
+        if again > 0 && pass == PASSES {
+            let changed = counted(again, "record", "records");
+            copied.failed.push(format!(
+                "the source has changed during the copy, and still does: {changed} at last. Run the same command again"
+            ));
+            return 0;
+        }
+        if stored > 0 {
+            let are = counted(stored, "record is", "records are");
+            copied.notes.push(format!("the source has changed during the copy: {are} copied again"));
+        }
+        if deleted > 0 && self.options.delete {
+            copied.notes.push(format!("{was_deleted} in the source during the copy, and so at the target"));
+        }
+        again
     }
 
     /// Compares, and hands out each difference in lines.
@@ -238,7 +288,8 @@ impl Transfer {
         let global = CellName::global();
         let source = Place::open(End::Source, &self.source, &global, &self.source.global)?;
         let target = Place::open(End::Target, &self.target, &global, &self.target.global)?;
-        let (from, to) = futures::try_join!(source.read(), target.read())?;
+        self.progress.reading(BOTH, 2);
+        let (from, to) = futures::try_join!(self.read(&source), self.read(&target))?;
         if from.nodes.is_empty() {
             let words = "there are no records; is that its root?";
             return Err(source.explain(BackendError::new(Failure::Other, words)));
@@ -266,10 +317,11 @@ impl Transfer {
         };
         let (from, to) = (ours(&source, from), ours(&target, to));
         let mut pairs = vec![Pair { source: Arc::new(source), target: Arc::new(target), from, to }];
+        self.progress.reading(BOTH, 2 * routes.routes.iter().filter(|route| !route.cell.is_global()).count());
         let cells = join_all(routes.routes.iter().filter(|route| !route.cell.is_global()).map(async |route| {
             let source = Place::open(End::Source, &self.source, &route.cell, &route.from)?.beside(&routes.all);
             let target = Place::open(End::Target, &self.target, &route.cell, &route.to)?.beside(&routes.all);
-            let (from, to) = futures::try_join!(source.read(), target.read())?;
+            let (from, to) = futures::try_join!(self.read(&source), self.read(&target))?;
             Ok(Pair { source: Arc::new(source), target: Arc::new(target), from, to })
         }));
         for cell in cells.await {
@@ -278,9 +330,16 @@ impl Transfer {
                 Err(error) => troubles.push(Error::to_string(&error)),
             }
         }
-        let unnamed = pairs.iter().filter(|pair| pair.from.unnamed > 0);
-        troubles.extend(unnamed.map(|pair| self::unnamed(&pair.source, End::Source, pair.from.unnamed)));
+        let odd = pairs.iter().filter(|pair| pair.from.unnamed > 0);
+        troubles.extend(odd.map(|pair| unnamed(&pair.source, End::Source, pair.from.unnamed)));
         Ok(Ready { pairs, routes, troubles })
+    }
+
+    /// Reads a cell, and says so.
+    async fn read(&self, place: &Place) -> Result<Contents> {
+        let contents = place.read().await?;
+        self.progress.read(contents.nodes.len());
+        Ok(contents)
     }
 
     /// The records of the source as the target gets them, and CellInfo records that nobody has seen before.
@@ -312,26 +371,33 @@ impl Transfer {
     /// Stores what was planned, and returns what the target should hold of the source now.
     async fn write(&self, pairs: &[Pair], plans: Vec<(Wanted, Plan)>, copied: &mut Copied) -> Vec<Wanted> {
         let (wanted, plans): (Vec<Wanted>, Vec<Plan>) = plans.into_iter().unzip();
-        let steps: usize = plans.iter().map(|plan| plan.steps.len()).sum();
-        self.progress.total.fetch_add(steps as u64, std::sync::atomic::Ordering::Relaxed);
+        self.progress.storing(plans.iter().map(|plan| plan.steps.len()).sum());
+        let locks = pairs.iter().zip(&plans).find(|(pair, _)| pair.source.cell.is_global());
+        let locks = locks.map(|(pair, plan)| Locks::of(&pair.source.cell, plan, &pair.to)).unwrap_or_default();
         let steps = pairs.iter().zip(plans).map(|(pair, plan)| (pair.target.clone(), plan.steps)).collect();
-        let written = Writer::new(&self.progress, &self.stop).write(steps).await;
+        let written = Writer::new(&self.progress, &self.stop, locks).write(steps).await;
         let mut failed = written.failed;
         failed.sort();
         copied.failed.extend(failed.into_iter().map(|(path, reason)| format!("{path}: {reason}")));
         let lost = written.lost.into_iter();
-        copied.failed.extend(lost.map(|(reason, records)| format!("{reason}: {records} records were not copied")));
+        copied.failed.extend(lost.map(|(reason, records)| {
+            format!("{reason}: {} not copied", counted(records, "record was", "records were"))
+        }));
         copied.stopped += written.stopped;
         wanted
     }
 
-    /// How many records of the source have changed since they were read, and words on cells that came or moved.
-    fn changed(&self, pairs: &[Pair], routes: &Routes, before: &[Wanted], now: &[Contents]) -> (usize, Vec<String>) {
-        let (mut changed, mut words) = (0, BTreeSet::new());
+    /// What has changed in the source since it was read.
+    fn changed(&self, pairs: &[Pair], routes: &Routes, before: &[Wanted], now: &[Contents]) -> Changes {
+        let (mut stored, mut deleted, mut words) = (0, 0, BTreeSet::new());
         for ((pair, before), now) in pairs.iter().zip(before).zip(now) {
             let (wanted, unknown) = self.wanted(pair, now, routes, false);
-            changed += wanted.iter().filter(|(path, value)| before.get(*path) != Some(*value)).count();
-            changed += before.keys().filter(|path| !wanted.contains_key(*path)).count();
+            stored += wanted.iter().filter(|(path, value)| before.get(*path) != Some(*value)).count();
+            let is_gone = |path: &&TopoPath| {
+                // A cell is never deleted; there are own words on it.
+                !wanted.contains_key(*path) && Sort::of(&pair.source.cell, path) != Sort::CellInfo
+            };
+            deleted += before.keys().filter(is_gone).count();
             let moved = routes.fates.keys().filter(|path| {
                 let value = |contents: &Contents| contents.nodes.get(*path).map(|node| node.value.clone());
                 pair.source.cell.is_global() && value(now) != value(&pair.from)
@@ -340,14 +406,15 @@ impl Transfer {
                 format!("global/{path}: it has changed in the source during the copy: run the same command again")
             }));
         }
-        (changed, words.into_iter().collect())
+        Changes { stored, deleted, cells: words.into_iter().collect() }
     }
 
     /// `None` if somebody stops the copy first. Nothing was changed then.
     async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
         tokio::select! {
-            done = work => done.map(Some),
+            biased;
             () = self.stop.cancelled() => Ok(None),
+            done = work => done.map(Some),
         }
     }
 }
@@ -399,22 +466,4 @@ fn tally(pair: &Pair, wanted: &Wanted, plan: &Plan) -> Tally {
         deleted: count("delete"),
         only_target: plan.only_target,
     }
-}
-
-fn unnamed(place: &Place, end: End, keys: u64) -> String {
-    format!(
-        "{end}, {place}: {keys} keys cannot be names of records (a part of the name is empty, too long, or no text)"
-    )
-}
-
-/// The error of a copy that has not begun.
-fn not_begun(troubles: &[String]) -> String {
-    let mut lines: Vec<&str> = troubles.iter().take(LINES).map(String::as_str).collect();
-    let more = troubles.len().saturating_sub(LINES);
-    let rest = format!("and {more} more");
-    if more > 0 {
-        lines.push(&rest);
-    }
-    lines.push("nothing was copied; --keep-going copies everything else");
-    lines.join("\n")
 }

@@ -1,6 +1,6 @@
 //! One cell of one of the two topologies: its location, its connection, its records at one point.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -53,6 +53,8 @@ pub(super) struct Place {
 pub(super) struct Contents {
     /// Without locks.
     pub nodes: BTreeMap<TopoPath, Node>,
+    /// Directories with a lock that somebody holds or waits for.
+    pub locked: BTreeSet<TopoPath>,
     /// Number of keys that cannot be file names.
     pub unnamed: u64,
 }
@@ -76,8 +78,11 @@ impl Place {
     pub async fn read(&self) -> Result<Contents> {
         let listing = self.backend.list(&TopoPath::root()).await.map_err(|error| self.explain(error))?;
         let unnamed = listing.skipped.saturating_sub(listing.ephemeral);
-        let records = listing.nodes.into_iter().filter(|node| node.role == Role::Record && self.owns(&node.path));
-        Ok(Contents { nodes: records.map(|node| (node.path.clone(), node)).collect(), unnamed })
+        let (records, locks): (Vec<Node>, Vec<Node>) =
+            listing.nodes.into_iter().partition(|node| node.role == Role::Record);
+        let locked = locks.iter().filter_map(|node| self.backend.locked_dir(&node.path)).collect();
+        let records = records.into_iter().filter(|node| self.owns(&node.path));
+        Ok(Contents { nodes: records.map(|node| (node.path.clone(), node)).collect(), locked, unnamed })
     }
 
     /// Whether a path belongs to this cell.

@@ -10,7 +10,7 @@ use super::plan::Wanted;
 use crate::backend::{Implementation, Location};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
-use crate::record::layout::{CELL_INFO, CELLS, Key};
+use crate::record::layout::cell_of_info;
 use crate::record::{CellInfo, Records};
 
 /// What happens to a CellInfo record of the source.
@@ -65,7 +65,7 @@ pub(super) struct Wish<'a> {
 /// A CellInfo record.
 struct Told {
     /// The cell, or why it cannot be used.
-    cell: std::result::Result<(CellName, CellInfo), String>,
+    cell: std::result::Result<(CellName, CellInfo), &'static str>,
     value: Bytes,
 }
 
@@ -108,21 +108,11 @@ impl Wish<'_> {
     }
 
     fn told(&self, contents: &Contents) -> BTreeMap<TopoPath, Told> {
-        let Ok(dir) = TopoPath::parse(CELLS) else { return BTreeMap::new() };
-        let records = contents.nodes.iter().filter(|(path, _)| path.below(&dir).is_some() && path.name() == CELL_INFO);
-        let told = records.map(|(path, node)| {
-            let cell = match Key::in_global(path) {
-                Some(Key::CellInfo(name)) => match CellName::new(name) {
-                    Ok(cell) if cell.is_global() => Err("this name belongs to the global topology".to_owned()),
-                    Ok(cell) => match self.records.cell_info(&node.value) {
-                        Some(info) => Ok((cell, info)),
-                        None => Err("the record cannot be decoded".to_owned()),
-                    },
-                    Err(error) => Err(error.to_string()),
-                },
-                _ => Err("no cell can have this name".to_owned()),
-            };
-            (path.clone(), Told { cell, value: node.value.clone() })
+        let told = contents.nodes.iter().filter_map(|(path, node)| {
+            let (_, cell) = cell_of_info(path)?;
+            let info = || self.records.cell_info(&node.value).ok_or("the record cannot be decoded");
+            let cell = cell.and_then(|cell| Ok((cell, info()?)));
+            Some((path.clone(), Told { cell, value: node.value.clone() }))
         });
         told.collect()
     }
@@ -164,7 +154,8 @@ impl Wish<'_> {
                 let to = location(self.to.implementation, theirs);
                 if has_rule && *theirs != wanted {
                     routes.notes.push(format!(
-                        "{cell}: goes to {to}, as its CellInfo record at the target says; no rule counts"
+                        "{cell}: goes to {to}, as its CellInfo record at the target says; --map-server and --map-root \
+                         are for cells that the target does not know"
                     ));
                 }
                 to
@@ -200,9 +191,7 @@ impl Routes {
     /// The records of the global topology as the target gets them, and of the target those that are compared with them.
     pub fn settle(&self, wanted: &mut Wanted, at_target: &BTreeMap<TopoPath, Bytes>, comparing: bool) -> Vec<TopoPath> {
         let mut unknown = Vec::new();
-        let Ok(dir) = TopoPath::parse(CELLS) else { return unknown };
-        let is_info = |path: &TopoPath| path.below(&dir).is_some() && path.name() == CELL_INFO;
-        let infos: Vec<TopoPath> = wanted.keys().filter(|path| is_info(path)).cloned().collect();
+        let infos: Vec<TopoPath> = wanted.keys().filter(|path| cell_of_info(path).is_some()).cloned().collect();
         for path in infos {
             let theirs = at_target.get(&path).cloned();
             let value = match (self.fates.get(&path), theirs) {

@@ -3,14 +3,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::locked::Locks;
 use super::place::Place;
 use super::plan::{Stage, Step};
+use super::words::Progress;
 use crate::backend::{Action, BackendError, Change, Failure, Guard};
 use crate::name::{CellName, CellPath};
 
@@ -21,15 +23,6 @@ const IN_FLIGHT: usize = 8;
 const BATCH_BYTES: usize = 256 << 10;
 /// Bytes of a change besides its value, and how often a request names its path.
 const AROUND: (usize, usize) = (200, 6);
-
-/// How far a copy is.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Records that are to be stored or deleted.
-    pub total: AtomicU64,
-    /// Records that are.
-    pub done: AtomicU64,
-}
 
 /// What the writing has come to.
 #[derive(Debug, Default)]
@@ -46,6 +39,7 @@ pub(super) struct Written {
 pub(super) struct Writer<'a> {
     progress: &'a Progress,
     stop: &'a CancellationToken,
+    locks: Locks,
     lost: Mutex<HashMap<CellName, (String, usize)>>,
     outcome: Mutex<Written>,
 }
@@ -57,8 +51,8 @@ struct Batch {
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(progress: &'a Progress, stop: &'a CancellationToken) -> Self {
-        Self { progress, stop, lost: Mutex::default(), outcome: Mutex::default() }
+    pub fn new(progress: &'a Progress, stop: &'a CancellationToken, locks: Locks) -> Self {
+        Self { progress, stop, locks, lost: Mutex::default(), outcome: Mutex::default() }
     }
 
     /// Stores everything, stage by stage. When it is stopped, what is under way is finished, and nothing else begins.
@@ -81,8 +75,13 @@ impl<'a> Writer<'a> {
         outcome
     }
 
-    async fn store(&self, batch: Batch) {
+    async fn store(&self, mut batch: Batch) {
         if self.given_up(&batch) {
+            return;
+        }
+        self.leave_out_locked(&mut batch).await;
+        // Looking at the locks takes time.
+        if batch.changes.is_empty() || self.given_up(&batch) {
             return;
         }
         match batch.place.backend.apply(&batch.changes).await {
@@ -92,6 +91,16 @@ impl<'a> Writer<'a> {
             Err(_) if batch.changes.len() > 1 => self.store_one_by_one(batch).await,
             Err(error) => self.settle(&batch, error).await,
         }
+    }
+
+    /// Takes out of a batch what somebody else's lock protects.
+    async fn leave_out_locked(&self, batch: &mut Batch) {
+        let mut held = self.locks.in_the_way(&batch.place, &batch.changes, self.stop).await;
+        batch.changes.retain(|change| {
+            let Some(reason) = held.remove(&change.path) else { return true };
+            self.outcome.lock().failed.push((CellPath::new(&batch.place.cell, &change.path), reason));
+            false
+        });
     }
 
     async fn store_one_by_one(&self, batch: Batch) {

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::facts::Facts;
 use super::problem::{Kind, Report, shown};
-use super::shell::{edit, remove_dir_of};
+use super::shell::{edit, file, remove_dir_of};
 use crate::error::Error;
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{CELLS_ALIASES, Key};
@@ -14,6 +14,7 @@ use crate::record::messages::topodata;
 
 pub(super) fn check(facts: &Facts<'_>, report: &mut Report) {
     unreachable(facts, report);
+    unknown(facts, report);
     unusable(facts, report);
     twins(facts, report);
     aliases(facts, report);
@@ -30,6 +31,17 @@ fn unreachable(facts: &Facts<'_>, report: &mut Report) {
         add(report, Kind::CellUnreachable, Key::CellInfo(cell.as_str()), |global, path| {
             let fault = format!("nothing is known about the records of cell {cell}: {}", error.reason);
             (fault, edit(global, path, "if its address is wrong; otherwise start its servers"))
+        });
+    }
+}
+
+/// Cells that a mount has not looked at. That is no fault, but nobody should take silence for the best case.
+fn unknown(facts: &Facts<'_>, report: &mut Report) {
+    for cell in &facts.sight.idle {
+        add(report, Kind::CellNotKnown, Key::CellInfo(cell.as_str()), |_, _| {
+            let fault =
+                format!("nobody has used cell {cell} since the mount began: nothing is known about its records");
+            (fault, format!("ls {} > /dev/null", file(cell, &TopoPath::root(), "")))
         });
     }
 }
@@ -81,7 +93,8 @@ fn aliases(facts: &Facts<'_>, report: &mut Report) {
         if cells.cells.is_empty() {
             report.add(Kind::AliasEmpty, at, || {
                 let fault = "the alias stands for no cell: Vitess refuses to change it while other aliases have cells";
-                (fault.to_owned(), remove_dir_of(at.0, path))
+                let remove = remove_dir_of(at.0, path);
+                (fault.to_owned(), format!("{}; if nobody needs it: {remove}", edit(at.0, path, "name its cells")))
             });
         }
         for cell in cells.cells {

@@ -24,6 +24,7 @@ pub(super) struct Facts<'a> {
     pub places: Vec<Place<'a>>,
     place_of: BTreeMap<String, usize>,
     /// All tablets, by place and by the name of their directory; `None` if the record cannot be decoded.
+    /// So is one that says nothing of what it belongs to.
     pub tablets: BTreeMap<(usize, String), Option<Tablet>>,
 }
 
@@ -107,6 +108,11 @@ impl<'a> Facts<'a> {
         !self.keyspaces.contains_key(keyspace)
     }
 
+    /// Whether a keyspace exists and has shards, so that something can be rebuilt.
+    pub fn has_shards(&self, keyspace: &str) -> bool {
+        self.keyspaces.get(keyspace).is_some_and(|keyspace| keyspace.has_record && !keyspace.shards.is_empty())
+    }
+
     /// Whether a shard has a Shard record.
     pub fn has_shard(&self, keyspace: &str, shard: &str) -> bool {
         self.keyspaces.get(keyspace).is_some_and(|keyspace| keyspace.shards.contains_key(shard))
@@ -172,10 +178,15 @@ fn tables(value: &[u8]) -> VSchema {
     }
 }
 
+/// Whether a tablet says to which keyspace and shard it belongs.
+pub(super) fn belongs_somewhere(tablet: &topodata::Tablet) -> bool {
+    !tablet.keyspace.is_empty() && !tablet.shard.is_empty()
+}
+
 fn tablets(records: &Snapshot) -> Vec<(String, Option<Tablet>)> {
     let Ok(dir) = TopoPath::parse(layout::TABLETS) else { return Vec::new() };
     let tablet = |directory: &str, value: &[u8]| {
-        let tablet = topodata::Tablet::decode(value).ok()?;
+        let tablet = topodata::Tablet::decode(value).ok().filter(belongs_somewhere)?;
         let kind = tablet.r#type();
         let alias = tablet.alias.unwrap_or_default();
         Some(Tablet {

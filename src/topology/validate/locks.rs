@@ -49,6 +49,9 @@ fn lock((cell, dir): (&CellName, &TopoPath), node: &Node, now: SystemTime, repor
         }
     };
     report.add(kind, (cell, dir), || {
-        (format!("{why} {}", holder()), format!("topofs unlock --force {}", file(cell, dir, "")))
+        let unlock = format!("topofs unlock --force {}", file(cell, dir, ""));
+        // A lock that somebody may still hold is taken away from nobody without a question.
+        let mend = if kind == Kind::LockTooOld { format!("{unlock}  # if its holder is gone") } else { unlock };
+        (format!("{why} {}", holder()), mend)
     });
 }

@@ -1,7 +1,8 @@
 //! Finds what contradicts what in a topology. Only computes: it asks no service, and changes nothing. What cannot be
 //! known is never called a fault, and neither is anything that Vitess's own tools leave behind in everyday work.
 //!
-//! One fault is one problem: what follows from it is not reported again. The cost is that of reading all records once.
+//! One fault is one problem: what follows from it is not reported again. What mends it never removes the only trace of
+//! what may be lost. The cost is that of reading all records once.
 
 use std::time::SystemTime;
 
@@ -11,8 +12,10 @@ mod cells;
 mod facts;
 mod keyspaces;
 mod locks;
+mod lost;
 mod primaries;
 mod problem;
+mod restore;
 mod rules;
 mod serving;
 mod shell;
@@ -26,15 +29,17 @@ pub use sight::{Fingerprint, Sight};
 /// All problems of the records that somebody asks about.
 pub fn problems(sight: &Sight, within: Within, now: SystemTime) -> Report {
     let facts = facts::Facts::of(sight);
+    let lost = lost::Lost::of(&facts);
     let mut report = Report::new(within);
     cells::check(&facts, &mut report);
-    keyspaces::check(&facts, &mut report);
-    tablets::check(&facts, &mut report);
+    lost::check(&facts, &lost, &mut report);
+    keyspaces::check(&facts, &lost, &mut report);
+    tablets::check(&facts, &lost, &mut report);
     primaries::check(&facts, &mut report);
-    serving::check(&facts, &mut report);
-    rules::check(&facts, &mut report);
+    serving::check(&facts, &lost, &mut report);
+    rules::check(&facts, &lost, &mut report);
     locks::check(&facts, now, &mut report);
-    strays::check(&facts, &mut report);
+    strays::check(&facts, &lost, &mut report);
     report.finish()
 }
 

@@ -113,8 +113,8 @@ impl OneShard<'_> {
     fn other_primaries(&self, name: &str, report: &mut Report) {
         for (place, tablet) in self.claimants.iter().filter(|(_, tablet)| tablet.alias() != name) {
             let named = self.claimants.iter().find(|(_, tablet)| tablet.alias() == name);
-            let newer = named.is_some_and(|(_, named)| named.term < tablet.term);
-            let newer = if newer { ", and its term is newer" } else { "" };
+            let is_newer = named.is_some_and(|(_, named)| named.term < tablet.term);
+            let newer = if is_newer { ", and its term is newer" } else { "" };
             let fault = format!(
                 "two tablets say that they are the primary of {}: the Shard record names {name}, not this one{newer}",
                 self.name()
@@ -151,6 +151,10 @@ impl OneShard<'_> {
         report.add(kind, (&global, &self.path), || {
             let advice = match self.claimants.first() {
                 Some((_, tablet)) => format!("primary_alias {{ cell: {:?} uid: {} }}", tablet.cell, tablet.uid),
+                None if kind == Kind::DanglingPrimary => {
+                    "name the tablet that is the primary, unless its record is lost: its vttablet writes it again"
+                        .to_owned()
+                }
                 None => "name the tablet that is the primary, or remove primary_alias".to_owned(),
             };
             (fault, edit(&global, &self.path, &advice))

@@ -24,6 +24,8 @@ pub enum Severity {
     Error,
     /// Something that is not needed, or that somebody should look at.
     Warning,
+    /// No problem: something that nobody knows.
+    Note,
 }
 
 impl Severity {
@@ -32,6 +34,7 @@ impl Severity {
         match self {
             Severity::Error => "error",
             Severity::Warning => "warning",
+            Severity::Note => "note",
         }
     }
 }
@@ -64,6 +67,8 @@ macro_rules! kinds {
 kinds! {
     /// A cell that does not answer. Nothing is said about its records.
     CellUnreachable "cell-unreachable" Error,
+    /// A cell that nobody has used since the mount began. Nothing is said about its records, and that is no problem.
+    CellNotKnown "cell-not-known" Note,
     /// A CellInfo record from which no cell can be connected.
     CellNotUsable "cell-not-usable" Error,
     /// Two cells with the same server and root.
@@ -80,8 +85,10 @@ kinds! {
     StrayKey "stray-key" Warning,
     /// Keys whose names cannot be file names.
     UnnameableKeys "unnameable-keys" Warning,
-    /// A directory of a keyspace without Keyspace record.
+    /// A keyspace without Keyspace record, of which something is left.
     KeyspaceWithoutRecord "keyspace-without-record" Error,
+    /// A shard without Shard record, of which something is left.
+    ShardWithoutRecord "shard-without-record" Error,
     /// A shard whose name does not mean its key range.
     ShardName "shard-name" Error,
     /// Keys that no serving shard has.
@@ -100,6 +107,8 @@ kinds! {
     TwoPrimaries "two-primaries" Error,
     /// A tablet whose directory is not that of its alias.
     TabletMisplaced "tablet-misplaced" Error,
+    /// A Tablet record that does not say to which shard the tablet belongs.
+    TabletEmpty "tablet-empty" Error,
     /// A tablet whose keyspace or shard does not exist.
     TabletWithoutShard "tablet-without-shard" Error,
     /// A tablet that was shut down, and has no address any more.
@@ -237,6 +246,12 @@ impl Report {
     pub fn more(&self) -> impl Iterator<Item = (Kind, usize)> {
         let counts = self.counts.iter().map(|(kind, count)| (*kind, count.saturating_sub(MOST_OF_A_KIND)));
         counts.filter(|(_, more)| *more > 0)
+    }
+
+    /// The length of the lines that are problems: notes are none.
+    pub fn weight(&self) -> usize {
+        let is_problem = |line: &&str| !line.contains(r#""severity":"note""#);
+        self.lines().lines().filter(is_problem).map(|line| line.len() + 1).sum()
     }
 
     /// One JSON object a line. The last lines say how many more there are of a kind.

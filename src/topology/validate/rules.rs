@@ -1,6 +1,7 @@
 //! Routing and mirror rules: whether that exists to which they lead.
 
 use super::facts::{Facts, VSchema, read};
+use super::lost::Lost;
 use super::problem::{Kind, Report, short};
 use super::shell::edit;
 use crate::name::CellName;
@@ -12,26 +13,30 @@ const DUAL: &str = "dual";
 /// Longest name of a table that is shown.
 const LONGEST: usize = 200;
 
-pub(super) fn check(facts: &Facts<'_>, report: &mut Report) {
+/// What is known, and what is lost.
+type Sources<'a> = (&'a Facts<'a>, &'a Lost<'a>);
+
+pub(super) fn check(facts: &Facts<'_>, lost: &Lost<'_>, report: &mut Report) {
     let rules: RoutingRules = read(facts.global, Key::RoutingRules).unwrap_or_default();
     for rule in rules.rules {
         for table in rule.to_tables {
-            leads_to_table(facts, (Key::RoutingRules, &rule.from_table, &table), report);
+            leads_to_table((facts, lost), (Key::RoutingRules, &rule.from_table, &table), report);
         }
     }
     let rules: MirrorRules = read(facts.global, Key::MirrorRules).unwrap_or_default();
     for rule in rules.rules {
-        leads_to_table(facts, (Key::MirrorRules, &rule.from_table, &rule.to_table), report);
+        leads_to_table((facts, lost), (Key::MirrorRules, &rule.from_table, &rule.to_table), report);
     }
     let rules: KeyspaceRoutingRules = read(facts.global, Key::KeyspaceRoutingRules).unwrap_or_default();
     for rule in rules.rules {
-        leads_to_keyspace(facts, (Key::KeyspaceRoutingRules, &rule.from_keyspace, &rule.to_keyspace), report);
+        leads_to_keyspace((facts, lost), (Key::KeyspaceRoutingRules, &rule.from_keyspace, &rule.to_keyspace), report);
     }
     let rules: ShardRoutingRules = read(facts.global, Key::ShardRoutingRules).unwrap_or_default();
     for rule in rules.rules {
         let from = format!("{}/{}", rule.from_keyspace, rule.shard);
-        if leads_to_keyspace(facts, (Key::ShardRoutingRules, &from, &rule.to_keyspace), report)
+        if leads_to_keyspace((facts, lost), (Key::ShardRoutingRules, &from, &rule.to_keyspace), report)
             && !facts.has_shard(&rule.to_keyspace, &rule.shard)
+            && !lost.shard(&rule.to_keyspace, &rule.shard)
         {
             let to = format!("shard {}/{}", rule.to_keyspace, rule.shard);
             add(
@@ -53,8 +58,13 @@ fn add(kind: Kind, (key, from): (Key<'_>, &str), leads_to: &str, report: &mut Re
     });
 }
 
-fn leads_to_keyspace(facts: &Facts<'_>, (key, from, keyspace): (Key<'_>, &str, &str), report: &mut Report) -> bool {
-    let exists = !facts.is_gone(keyspace);
+fn leads_to_keyspace(
+    (facts, lost): Sources<'_>,
+    (key, from, keyspace): (Key<'_>, &str, &str),
+    report: &mut Report,
+) -> bool {
+    // What is lost is a fault of its own.
+    let exists = !facts.is_gone(keyspace) || lost.keyspace(keyspace);
     if !exists {
         let leads_to = format!("keyspace {}, which does not exist", short(keyspace, LONGEST));
         add(Kind::RuleToMissingKeyspace, (key, from), &leads_to, report);
@@ -62,12 +72,12 @@ fn leads_to_keyspace(facts: &Facts<'_>, (key, from, keyspace): (Key<'_>, &str, &
     exists
 }
 
-fn leads_to_table(facts: &Facts<'_>, (key, from, table): (Key<'_>, &str, &str), report: &mut Report) {
+fn leads_to_table((facts, lost): Sources<'_>, (key, from, table): (Key<'_>, &str, &str), report: &mut Report) {
     let Some((keyspace, table)) = qualified(table) else {
         let leads_to = format!("{}, which names no keyspace", short(table, LONGEST));
         return add(Kind::RuleToMissingKeyspace, (key, from), &leads_to, report);
     };
-    if !leads_to_keyspace(facts, (key, from, keyspace), report) {
+    if !leads_to_keyspace((facts, lost), (key, from, keyspace), report) {
         return;
     }
     // An unsharded keyspace needs no VSchema for its tables.

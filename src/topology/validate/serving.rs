@@ -7,10 +7,12 @@ use prost::Message;
 
 use super::facts::{Facts, Place, read};
 use super::keyspaces::has_sound_shards;
+use super::lost::Lost;
 use super::problem::{Kind, Report, short};
+use super::restore;
 use super::shell::{edit, remove, topofs};
 use crate::mirror::Record;
-use crate::name::TopoPath;
+use crate::name::{CellName, TopoPath};
 use crate::record::Codec;
 use crate::record::layout::{KEYSPACES, Key};
 use crate::record::messages::topodata::{ShardReference, SrvKeyspace, TabletType};
@@ -20,8 +22,8 @@ use crate::topology::{graph, ranges, vschema};
 /// Names in a list of differences; of more, only the number is told.
 const NAMES: usize = 5;
 
-pub(super) fn check(facts: &Facts<'_>, report: &mut Report) {
-    let rebuilt = rebuilt_keyspaces(facts);
+pub(super) fn check(facts: &Facts<'_>, lost: &Lost<'_>, report: &mut Report) {
+    let rebuilt = rebuilt_keyspaces(facts, lost);
     let used: BTreeSet<(usize, &str)> = facts
         .tablets
         .iter()
@@ -31,20 +33,23 @@ pub(super) fn check(facts: &Facts<'_>, report: &mut Report) {
         let Ok(dir) = TopoPath::parse(KEYSPACES) else { return };
         for (path, record) in place.records.below(&dir) {
             if let Some(Key::SrvKeyspace(keyspace)) = Key::in_cell(path) {
-                srv_keyspace(facts, place, (path, record), (keyspace, rebuilt.get(keyspace)), report);
+                // What is lost is a fault of its own, and this may be what is left of it.
+                if !lost.keyspace(keyspace) {
+                    srv_keyspace(facts, place, (path, record), (keyspace, rebuilt.get(keyspace)), report);
+                }
             }
         }
         for (_, keyspace) in used.range((number, "")..(number + 1, "")) {
-            missing(place, keyspace, rebuilt.contains_key(keyspace), report);
+            missing(facts, place, (keyspace, rebuilt.contains_key(keyspace)), report);
         }
     }
-    srv_vschemas(facts, &used, report);
+    srv_vschemas((facts, lost), &used, report);
 }
 
 /// What a rebuild would store in every cell, for the keyspaces that can be rebuilt.
-fn rebuilt_keyspaces<'a>(facts: &'a Facts<'_>) -> BTreeMap<&'a str, Served> {
+fn rebuilt_keyspaces<'a>(facts: &'a Facts<'_>, lost: &Lost<'_>) -> BTreeMap<&'a str, Served> {
     let codec = &facts.sight.records.codec;
-    let sound = facts.keyspaces.iter().filter(|(_, keyspace)| has_sound_shards(keyspace));
+    let sound = facts.keyspaces.iter().filter(|(name, keyspace)| has_sound_shards(keyspace) && !lost.any_shard(name));
     let rebuilt = sound.filter_map(|(name, _)| {
         // Snapshots may be partial.
         let rebuilt = graph::srv_keyspace(codec, facts.global, name, true).ok()?;
@@ -124,7 +129,7 @@ fn srv_keyspace(
     if facts.is_gone(keyspace) {
         return report.add(Kind::SrvKeyspaceLeftOver, at, || {
             let fault = format!("keyspace {keyspace} does not exist any more, but vtgates still read this record");
-            (fault, remove(&place.cell, path))
+            (fault, format!("{}  # if the keyspace was deleted", remove(&place.cell, path)))
         });
     }
     let (Some(rebuilt), Ok(stored)) = (rebuilt, SrvKeyspace::decode(&*record.value)) else { return };
@@ -135,8 +140,27 @@ fn srv_keyspace(
     if served != *rebuilt {
         report.add(Kind::SrvKeyspaceOutdated, at, || {
             let fault = format!("a rebuild would change the record: {}", served.differences(rebuilt));
-            (fault, topofs("rebuild-keyspace-graph", keyspace))
+            (fault, mend_outdated(facts, keyspace, (&served, rebuilt)))
         });
+    }
+}
+
+/// Rebuilds a keyspace, unless that would forget what the records of the keyspace may have lost.
+fn mend_outdated(facts: &Facts<'_>, keyspace: &str, (served, rebuilt): (&Served, &Served)) -> String {
+    let global = CellName::global();
+    let rebuild = topofs("rebuild-keyspace-graph", &facts.sight.flags, Some(keyspace));
+    let (lost, key, what) = match (served.shards.first(), rebuilt.shards.is_empty()) {
+        (Some((_, shard, _)), true) if facts.has_shard(keyspace, shard) => {
+            (true, Key::Shard(keyspace, shard), "is_primary_serving: true, if it should serve")
+        }
+        _ => {
+            let lost = rebuilt.throttler.is_empty() && !served.throttler.is_empty();
+            (lost, Key::Keyspace(keyspace), "throttler_config as in SrvKeyspace, if it was lost here")
+        }
+    };
+    match (lost, key.path()) {
+        (true, Ok(path)) => edit(&global, &path, &format!("{what}. Then: {rebuild}")),
+        _ => rebuild,
     }
 }
 
@@ -173,14 +197,14 @@ fn disabled_for_ever(
     });
 }
 
-fn missing(place: &Place<'_>, keyspace: &str, is_sound: bool, report: &mut Report) {
+fn missing(facts: &Facts<'_>, place: &Place<'_>, (keyspace, is_sound): (&str, bool), report: &mut Report) {
     let Ok(path) = Key::SrvKeyspace(keyspace).path() else { return };
     if !is_sound || place.records.records.contains_key(&path) {
         return;
     }
     report.add(Kind::SrvKeyspaceMissing, (&place.cell, &path), || {
         let fault = format!("the cell has tablets of keyspace {keyspace}, but vtgates do not find it there");
-        (fault, topofs("rebuild-keyspace-graph", keyspace))
+        (fault, topofs("rebuild-keyspace-graph", &facts.sight.flags, Some(keyspace)))
     });
 }
 
@@ -198,7 +222,7 @@ fn rebuilt_vschema(codec: &Codec, facts: &Facts<'_>) -> Option<SrvVSchema> {
     Some(settled(SrvVSchema::decode(&*codec.encode(&rebuilt)).ok()?))
 }
 
-fn srv_vschemas(facts: &Facts<'_>, used: &BTreeSet<(usize, &str)>, report: &mut Report) {
+fn srv_vschemas((facts, lost): (&Facts<'_>, &Lost<'_>), used: &BTreeSet<(usize, &str)>, report: &mut Report) {
     // A record that cannot be decoded is a fault of its own, and Vitess cannot rebuild then.
     let Some(rebuilt) = rebuilt_vschema(&facts.sight.records.codec, facts) else { return };
     let Ok(path) = Key::SrvVSchema.path() else { return };
@@ -207,31 +231,50 @@ fn srv_vschemas(facts: &Facts<'_>, used: &BTreeSet<(usize, &str)>, report: &mut 
             keyspaces: rebuilt.keyspaces.keys().map(|name| (name.clone(), Default::default())).collect(),
             ..SrvVSchema::default()
         });
-    let mend = || "topofs rebuild-vschema-graph".to_owned();
+    let rebuild = topofs("rebuild-vschema-graph", &facts.sight.flags, None);
     // All cells have the same, as a rule.
-    let mut last: Option<(Bytes, String)> = None;
+    let mut last: Option<(Bytes, (String, String))> = None;
     for (number, place) in facts.places.iter().enumerate() {
         let at = (&place.cell, &path);
         let Some(stored) = place.records.records.get(&path) else {
             if says_something && used.range((number, "")..(number + 1, "")).next().is_some() {
                 let fault = "the cell has tablets, but vtgates find no VSchemas and no rules there";
-                report.add(Kind::SrvVSchemaMissing, at, || (fault.to_owned(), mend()));
+                report.add(Kind::SrvVSchemaMissing, at, || (fault.to_owned(), rebuild.clone()));
             }
             continue;
         };
-        let differences = match last.take().filter(|(value, _)| *value == stored.value) {
-            Some((_, differences)) => differences,
+        let (differences, mend) = match last.take().filter(|(value, _)| *value == stored.value) {
+            Some((_, words)) => words,
             None => match read::<SrvVSchema>(place.records, Key::SrvVSchema) {
-                Some(message) => vschema_differences(&settled(message), &rebuilt),
-                None => String::new(),
+                Some(mut message) => {
+                    // The only copy of the VSchema of a lost keyspace stays out of it.
+                    message.keyspaces.retain(|keyspace, _| !lost.keyspace(keyspace));
+                    let mend = mend_vschema(facts, &message, &rebuild);
+                    (vschema_differences(&settled(message), &rebuilt), mend)
+                }
+                None => Default::default(),
             },
         };
         if !differences.is_empty() {
             report.add(Kind::SrvVSchemaOutdated, at, || {
-                (format!("a rebuild would change the record: {differences}"), mend())
+                (format!("a rebuild would change the record: {differences}"), mend.clone())
             });
         }
-        last = Some((stored.value.clone(), differences));
+        last = Some((stored.value.clone(), (differences, mend)));
+    }
+}
+
+/// Rebuilds the SrvVSchema. But where only this record has a VSchema or rules, it writes them back: a rebuild would
+/// forget them.
+fn mend_vschema(facts: &Facts<'_>, stored: &SrvVSchema, rebuild: &str) -> String {
+    let only_here = restore::only_in(facts, stored);
+    let back: Vec<String> = only_here.iter().take(NAMES).filter_map(|key| restore::from_graph(facts, *key)).collect();
+    if !back.is_empty() {
+        return format!("{}  # if it was lost. If it was removed: {rebuild}", back.join(" && "));
+    }
+    match stored.keyspaces.keys().any(|keyspace| facts.is_gone(keyspace)) {
+        true => format!("{rebuild}  # if keyspaces that are not there any more were deleted"),
+        false => rebuild.to_owned(),
     }
 }
 

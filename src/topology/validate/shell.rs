@@ -29,10 +29,18 @@ pub(super) fn remove_dir_of(cell: &CellName, path: &TopoPath) -> String {
     format!("rm -r {}", file(cell, &path.parent().unwrap_or_else(TopoPath::root), ""))
 }
 
-/// A command of topofs with one argument, which may begin with a dash.
-pub(super) fn topofs(command: &str, argument: &str) -> String {
-    let dashes = if argument.starts_with('-') { "-- " } else { "" };
-    format!("topofs {command} {dashes}{}", word(argument))
+/// Writes the text form of a record. Unlike `echo`, this is the same in every shell.
+pub(super) fn write_text((cell, path): (&CellName, &TopoPath), text: &str) -> String {
+    format!("printf '%s\\n' {} > {}", word(text), file(cell, path, ".txt"))
+}
+
+/// A command of topofs that needs the flags of a topology, which are words already. Its argument may begin with a dash.
+pub(super) fn topofs(command: &str, flags: &str, argument: Option<&str>) -> String {
+    let argument = argument.map(|argument| {
+        let dashes = if argument.starts_with('-') { " --" } else { "" };
+        format!("{dashes} {}", word(argument))
+    });
+    format!("topofs {command}{flags}{}", argument.unwrap_or_default())
 }
 
 /// One word for a shell (bash, zsh and ksh).
@@ -86,8 +94,8 @@ mod tests {
         assert_eq!(remove_dir_of(&cell, &path), "rm -r zone1/keyspaces/commerce/shards/-80");
         let edited = edit(&cell, &path, "do\nthis");
         assert_eq!(edited, r"vim zone1/keyspaces/commerce/shards/-80/Shard.txt  # do\u{a}this");
-        assert_eq!(topofs("rebuild-keyspace-graph", "a"), "topofs rebuild-keyspace-graph a");
-        assert_eq!(topofs("rebuild-keyspace-graph", "-a"), "topofs rebuild-keyspace-graph -- -a");
+        assert_eq!(topofs("rebuild-keyspace-graph", "", Some("a")), "topofs rebuild-keyspace-graph a");
+        assert_eq!(topofs("rebuild-keyspace-graph", " --x y", Some("-a")), "topofs rebuild-keyspace-graph --x y -- -a");
         let dashed = CellName::new("-rf").unwrap();
         assert_eq!(file(&dashed, &TopoPath::root(), ""), "./-rf");
     }

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 
 use futures::future::join_all;
 
-use crate::backend::Node;
+use super::shell::word;
+use crate::backend::{Location, Node};
 use crate::cells::{Cell, Cells, Twins};
 use crate::error::{Error, Result};
 use crate::mirror::{Health, Snapshot};
@@ -20,6 +21,8 @@ use crate::topology::picture::{CellRecords, Topology};
 pub struct Sight {
     /// The records. A cell that is not among the cells, although it has a CellInfo record, has not been looked at.
     pub topology: Topology,
+    /// The cells that nobody has used, so that nothing is known about them.
+    pub idle: BTreeSet<CellName>,
     /// For each cell, the other cells with the same server and root.
     pub twins: Arc<Twins>,
     /// Names in `cells` from which no cell can be connected, with the reasons.
@@ -28,8 +31,12 @@ pub struct Sight {
     pub roots_inside: BTreeMap<CellName, Vec<TopoPath>>,
     /// The locks of each cell, with their directories.
     pub locks: BTreeMap<CellName, Vec<(TopoPath, Node)>>,
-    /// How many keys of a cell have names that cannot be file names.
+    /// How many keys of a cell have names that cannot be file names, as the last list showed.
     pub unnameable: BTreeMap<CellName, u64>,
+    /// Where the records of the cells are.
+    pub locations: BTreeMap<CellName, Location>,
+    /// The flags that tell topofs this topology, each after a space, in words for a shell. No secrets.
+    pub flags: String,
     /// Which keys are records.
     pub records: Arc<Records>,
 }
@@ -38,6 +45,7 @@ pub struct Sight {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fingerprint {
     cells: Vec<(CellName, Option<SnapshotId>, u64, Option<String>)>,
+    idle: BTreeSet<CellName>,
     twins: Arc<Twins>,
     unusable: Arc<BTreeMap<String, String>>,
 }
@@ -81,18 +89,26 @@ impl Sight {
     fn of(cells: &Cells, all: Vec<(Arc<Cell>, Option<CellRecords>)>) -> Result<Self> {
         let roots_inside = roots_inside(&all.iter().map(|(cell, _)| &**cell).collect::<Vec<_>>());
         let (mut locks, mut unnameable, mut known) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut locations, mut idle) = (BTreeMap::new(), BTreeSet::new());
         for (cell, records) in all {
-            let Some(records) = records else { continue };
+            let Some(records) = records else {
+                idle.insert(cell.name.clone());
+                continue;
+            };
             if let Ok(snapshot) = &records {
                 let locked = |(path, node): (&TopoPath, &Node)| Some((cell.locked_dir(path)?, node.clone()));
                 locks.insert(cell.name.clone(), snapshot.locks.iter().filter_map(locked).collect());
-                unnameable.insert(cell.name.clone(), cell.mirror.counters.skipped.load(Ordering::Relaxed));
+                unnameable.insert(cell.name.clone(), cell.mirror.counters.unnameable.load(Ordering::Relaxed));
+                locations.insert(cell.name.clone(), cell.location.clone());
             }
             known.insert(cell.name.clone(), records);
         }
         let global = known.remove(&CellName::global()).ok_or_else(Error::not_found)??;
         Ok(Self {
             topology: Topology { global, cells: known },
+            idle,
+            locations,
+            flags: flags(cells),
             twins: cells.twins(),
             unusable: cells.hidden(),
             roots_inside,
@@ -114,6 +130,7 @@ impl Sight {
         });
         Fingerprint {
             cells: std::iter::once(first).chain(others).collect(),
+            idle: self.idle.clone(),
             twins: self.twins.clone(),
             unusable: self.unusable.clone(),
         }
@@ -140,6 +157,26 @@ impl Sight {
             })
             .collect()
     }
+}
+
+/// The flags of topofs for this topology. Servers with a name and a password in them are left out.
+fn flags(cells: &Cells) -> String {
+    let Some(global) = cells.get(&CellName::global()) else { return String::new() };
+    let flags = match cells.tee() {
+        None => vec![
+            ("topo-implementation", global.location.implementation.to_string()),
+            ("topo-global-server-address", global.location.server.clone()),
+            ("topo-global-root", global.location.root.clone()),
+        ],
+        Some(tee) => vec![
+            ("topo-implementation", "tee".to_owned()),
+            ("tee-primary", global.location.to_string()),
+            ("tee-secondary", tee.secondary.to_string()),
+            ("tee-reverse-lock-order", tee.reverse_lock_order.to_string()),
+        ],
+    };
+    let is_shown = |(_, value): &(&str, String)| !value.contains('@');
+    flags.into_iter().filter(is_shown).map(|(flag, value)| format!(" --{flag} {}", word(&value))).collect()
 }
 
 /// For each cell, where in its records other cells begin: a global root `/vitess` has the cell at `/vitess/zone1`.

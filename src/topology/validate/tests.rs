@@ -1,6 +1,6 @@
 //! A sound topology, in which each fault is put in alone; and sound topologies of any shape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -47,6 +47,9 @@ impl World {
     fn empty(cells: &[&str]) -> Self {
         let sight = Sight {
             topology: Topology { global: Arc::default(), cells: BTreeMap::new() },
+            idle: BTreeSet::new(),
+            locations: BTreeMap::new(),
+            flags: " --topo-global-root /r".to_owned(),
             twins: Arc::default(),
             unusable: Arc::default(),
             roots_inside: BTreeMap::new(),
@@ -156,6 +159,7 @@ impl World {
             false => (cell, Ok(Arc::new(snapshot))),
         });
         sight.topology = Topology { global, cells: known.collect() };
+        sight.idle = idle.into_iter().map(cell).collect();
         sight
     }
 
@@ -283,8 +287,37 @@ fn faults_of_cells_and_keyspaces() -> Vec<Fault> {
         (Kind::ShardName, "global/keyspaces/empty/shards/80-40/Shard", |world| {
             world.put("global/keyspaces/empty/shards/80-40/Shard", "");
         }),
-        (Kind::ShardGap, "global/keyspaces/customer/shards/-80/Shard", |world| {
+        (Kind::ShardGap, "global/keyspaces/customer/shards/80-/Shard", |world| {
             world.edit("global/keyspaces/customer/shards/80-/Shard", "is_primary_serving: true", "");
+        }),
+        // Those of a resharding have the keys, too, but no primary.
+        (Kind::ShardGap, "global/keyspaces/customer/shards/-80/Shard", |world| {
+            world.edit("global/keyspaces/customer/shards/-80/Shard", "is_primary_serving: true", "");
+        }),
+        (Kind::ShardWithoutRecord, "global/keyspaces/customer/shards/80-/Shard", |world| {
+            world.remove("global/keyspaces/customer/shards/80-/Shard");
+        }),
+        // Only SrvKeyspace knows it.
+        (Kind::ShardWithoutRecord, SHARD, |world| {
+            for tablet in [PRIMARY, REPLICA, REPLICATION, "zone1/keyspaces/commerce/shards/0/ShardReplication"] {
+                world.remove(tablet);
+            }
+            world.remove(SHARD);
+        }),
+        (Kind::KeyspaceWithoutRecord, "global/keyspaces/customer", |world| {
+            world.remove("global/keyspaces/customer/Keyspace");
+        }),
+        (Kind::KeyspaceWithoutRecord, "global/keyspaces/customer", |world| {
+            for rest in [
+                "Keyspace",
+                "VSchema",
+                "shards/-80/Shard",
+                "shards/80-/Shard",
+                "shards/-40/Shard",
+                "shards/40-80/Shard",
+            ] {
+                world.remove(&format!("global/keyspaces/customer/{rest}"));
+            }
         }),
         (Kind::ShardOverlap, "global/keyspaces/customer/shards/-80/Shard", |world| {
             world.put(
@@ -319,10 +352,15 @@ fn faults_of_tablets() -> Vec<Fault> {
             world.edit("zone1/tablets/zone1-0000000900/Tablet", "type: PRIMARY", "type: REPLICA");
         }),
         (Kind::TabletWithoutShard, "zone1/tablets/zone1-0000000900/Tablet", |world| {
-            world.tablet("zone1", 900, "gone", "0", "PRIMARY");
+            world.tablet("zone1", 900, "gone", "0", "REPLICA");
             world.remove("zone1/keyspaces/gone/shards/0/ShardReplication");
+        }),
+        (Kind::KeyspaceWithoutRecord, "global/keyspaces/gone", |world| {
+            world.tablet("zone1", 900, "gone", "0", "PRIMARY");
             world.remove("global/keyspaces/gone/shards/0/Shard");
         }),
+        (Kind::TabletEmpty, PRIMARY, |world| world.put_bytes(PRIMARY, "")),
+        (Kind::TabletEmpty, REPLICA, |world| world.put(REPLICA, "alias { cell: \"zone2\" uid: 101 }")),
         (Kind::TabletWithoutShard, REPLICA, |world| {
             world.edit(REPLICA, "shard: \"0\"", "shard: \"1\"");
             world.put_bytes(REPLICATION, "");
@@ -430,6 +468,7 @@ fn faults_of_rules_locks_and_keys() -> Vec<Fault> {
             world.tablet("zone1", 1, "commerce", "0", "SPARE");
         }),
         (Kind::StrayKey, "zone1/rules", |world| world.put_bytes("zone1/rules", "{}")),
+        (Kind::CellNotKnown, "global/cells/zone2/CellInfo", |world| world.idle = vec!["zone2"]),
         (Kind::UnnameableKeys, "zone1", |world| world.sight.unnameable.extend([(cell("zone1"), 3)])),
     ]
 }
@@ -454,12 +493,13 @@ fn nothing_is_claimed_about_what_only_an_unknown_cell_could_tell() {
     assert_eq!(found(world), [("cell-unreachable".to_owned(), "global/cells/zone1/CellInfo".to_owned())]);
     let mut world = sound();
     world.idle = vec!["zone1", "zone2"];
-    assert_eq!(found(world), []);
+    let idle = ["global/cells/zone1/CellInfo", "global/cells/zone2/CellInfo"];
+    assert_eq!(found(world), idle.map(|record| ("cell-not-known".to_owned(), record.to_owned())));
     // What contradicts the global topology alone is seen all the same.
     let mut world = sound();
     world.idle = vec!["zone1"];
     world.edit(REPLICA, "type: REPLICA", "type: PRIMARY");
-    assert_eq!(found(world), [("unnamed-primary".to_owned(), REPLICA.to_owned())]);
+    assert_eq!(found(world).last().unwrap(), &("unnamed-primary".to_owned(), REPLICA.to_owned()));
     let report = unreachable(&Error::new(crate::error::Kind::Unreachable, "gone"));
     assert_eq!(report.problems().iter().map(|problem| problem.record()).collect::<Vec<_>>(), ["global"]);
 }
@@ -554,6 +594,81 @@ fn varint(mut number: u32) -> Vec<u8> {
     }
     bytes.push(u8::try_from(number).unwrap());
     bytes
+}
+
+/// The command that mends the first problem.
+fn mend(put_in: fn(&mut World)) -> String {
+    let mut world = sound();
+    put_in(&mut world);
+    world.report().problems()[0].mend.clone()
+}
+
+/// Whatever was lost, nothing that is left of it is removed to mend that.
+#[test]
+fn what_mends_a_loss_removes_nothing() {
+    let fine = ["cell-", "alias-", "stray-key", "lock-", "replication-left-over", "srv-keyspace-left-over", "unname"];
+    for (number, (kind, record, put_in)) in faults().into_iter().enumerate() {
+        if fine.iter().any(|start| kind.name().starts_with(start)) {
+            continue;
+        }
+        let mend = mend(put_in);
+        let command = mend.split('#').next().unwrap();
+        let derived = kind == Kind::Undecodable && record == SRV || record == "global/keyspaces/empty";
+        assert!(derived || !command.contains("rm "), "fault {number}, {kind} at {record}: {mend}");
+    }
+}
+
+#[test]
+fn what_is_lost_is_written_again_from_what_is_left() {
+    const SHARD_80: &str = "global/keyspaces/customer/shards/80-/Shard";
+    let shard = mend(|world| world.remove(SHARD_80));
+    let expected = "mkdir -p global/keyspaces/customer/shards/80- && printf '%s\\n' 'primary_alias { cell: \"zone1\" \
+                    uid: 300 } primary_term_start_time { seconds: 10 nanoseconds: 0 } key_range { start: \"\\200\" \
+                    end: \"\" } is_primary_serving: true' > global/keyspaces/customer/shards/80-/Shard.txt  # as far";
+    assert!(shard.starts_with(expected), "{shard}");
+    let junk = mend(|world| world.put_bytes(SHARD_80, "\u{7f}no"));
+    assert!(junk.starts_with(expected.split(" && ").nth(1).unwrap()), "{junk}");
+    let keyspace = mend(|world| world.remove("global/keyspaces/customer/Keyspace"));
+    assert!(keyspace.starts_with("mkdir -p global/keyspaces/customer && touch global/keyspaces/customer/Keyspace  #"));
+    // A VSchema or rules that are gone or broken come back from the SrvVSchema that has them.
+    let rules = "jq .routing_rules zone1/SrvVSchema.json > global/RoutingRules.json";
+    assert_eq!(mend(|world| world.put_bytes("global/RoutingRules", "\u{7f}no")), rules);
+    let removed = mend(|world| world.remove("global/RoutingRules"));
+    assert!(removed.starts_with(&format!("{rules}  # if it was lost")), "{removed}");
+    let vschema = mend(|world| world.put_bytes("global/keyspaces/customer/VSchema", ""));
+    let expected = "jq '.keyspaces[\"customer\"]' zone1/SrvVSchema.json > global/keyspaces/customer/VSchema.json";
+    assert!(vschema.starts_with(expected), "{vschema}");
+    let tablet = mend(|world| world.put_bytes(PRIMARY, "\u{7f}no"));
+    assert!(tablet.starts_with("# restart the vttablet of zone1-0000000100"), "{tablet}");
+    let replication = mend(|world| world.put_bytes(REPLICATION, "\u{7f}no"));
+    let expected = "printf '%s\\n' 'nodes { tablet_alias { cell: \"zone2\" uid: 101 } }' > ";
+    assert!(replication.starts_with(expected), "{replication}");
+    let misplaced = mend(|world| world.edit(REPLICA, "uid: 101", "uid: 999"));
+    assert!(misplaced.starts_with("vim ") && misplaced.contains("uid: 101"), "{misplaced}");
+}
+
+#[test]
+fn keys_that_nobody_serves_are_said_with_the_shards_that_have_them() {
+    let mut world = sound();
+    world.edit("global/keyspaces/customer/shards/-80/Shard", "is_primary_serving: true", "");
+    let report = world.report();
+    let expected = "no serving shard has the keys before 80-: -40, -80, 40-80 have such keys, but do not serve";
+    assert!(report.problems()[0].fault.contains(expected), "{}", report.problems()[0].fault);
+}
+
+#[test]
+fn commands_say_which_topology_and_keys_are_counted_in_words() {
+    let rebuild = mend(|world| world.put(SRV, ""));
+    assert_eq!(rebuild, "topofs rebuild-keyspace-graph --topo-global-root /r customer");
+    let mut world = sound();
+    world.sight.unnameable.insert(cell("zone1"), 1);
+    let location = "etcd2:s1:2379,s2:2379/vitess/zone1".parse().unwrap();
+    world.sight.locations.insert(cell("zone1"), location);
+    let report = world.report();
+    let problem = &report.problems()[0];
+    assert!(problem.fault.contains("1 key whose name"), "{}", problem.fault);
+    let list = "etcdctl --endpoints=s1:2379,s2:2379 get --prefix --keys-only /vitess/zone1/";
+    assert!(problem.mend.starts_with(list), "{}", problem.mend);
 }
 
 /// A sound topology of any shape: cells, and for each keyspace its number of shards (a power of two) and the tablets of

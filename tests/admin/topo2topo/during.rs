@@ -15,10 +15,10 @@ use topofs::record::{Codec, Kinds, Records};
 use topofs::sample::Cluster;
 use topofs::topology::copy::{Copied, Options, Progress, Side, Transfer};
 
-use super::{Place, command, copied, ended, without_places};
+use super::{Place, command, copied, copy, ended, without_places};
 use crate::common::mount::TOPOFS;
-use crate::common::world::{put, runtime};
-use crate::common::{bound_command, eventually, signal, spawn_bound};
+use crate::common::world::{cell, put, runtime};
+use crate::common::{bound_command, eventually, signal, spawn_bound, text};
 
 /// Starts it, bound to this test.
 fn start(from: &Place, to: &Place) -> std::process::Child {
@@ -80,6 +80,98 @@ fn ctrl_c_ends_the_copy_and_a_second_run_goes_on() {
     assert!(left < expected.len(), "it had not finished: {left}");
     copied(&from, &to, &[]);
     assert_eq!(without_places(to.records()), without_places(expected));
+}
+
+/// A pipe that takes no more than a page.
+fn narrow_pipe() -> (std::fs::File, std::os::fd::OwnedFd) {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+    fcntl(&write, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    (read.into(), write)
+}
+
+/// The bytes that wait in a pipe.
+fn waiting_in(pipe: &std::fs::File) -> libc::c_int {
+    let mut bytes = 0;
+    // SAFETY: FIONREAD writes one int, and that is what it gets.
+    let done = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(pipe), libc::FIONREAD, &mut bytes) };
+    assert_eq!(done, 0);
+    bytes
+}
+
+#[test]
+fn a_signal_while_it_has_not_begun_ends_it_at_once_whatever_it_is_busy_with() {
+    /// More cells than the pipe has room for lines.
+    const CELLS: usize = 20;
+    let from = Place::etcd();
+    from.put("global/metadata/owner", "x");
+    for cell in 0..CELLS {
+        let (name, root) = (format!("{}{cell}", "n".repeat(60)), format!("{}/{}{cell}", from.root, "r".repeat(60)));
+        let place = format!("server_address: \"{}\" root: \"{root}\"", from.server);
+        from.put_text(&format!("global/cells/{name}/CellInfo"), "topodata.CellInfo", &place);
+    }
+    for (kind, expected) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let to = Place::etcd();
+        let (out, into) = narrow_pipe();
+        let mut command = bound_command(TOPOFS);
+        command.arg("topo2topo").args(from.flags("from")).args(to.flags("to")).args(from.moved_to(&to));
+        command.stdout(into).stderr(std::process::Stdio::piped());
+        let child = spawn_bound(command);
+        // It waits for somebody to read what it is going to do. It could as well be busy with finding that out.
+        eventually("the pipe is full", || (waiting_in(&out) > 4096 - 600).then_some(()));
+        signal(child.id(), kind);
+        let output = eventually_ended(child);
+        let said = text(&output);
+        assert_eq!((output.status.code(), said.trim()), (Some(expected), "topofs: stopped: nothing was changed"));
+        assert!(to.records().is_empty());
+    }
+}
+
+/// Its output, once it has ended; it has to, by itself.
+fn eventually_ended(mut child: std::process::Child) -> std::process::Output {
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn what_somebody_has_locked_at_the_target_stays_and_the_holder_is_named() {
+    let from = Place::demo();
+    for implementation in [Implementation::Etcd2, Implementation::Zk2, Implementation::Consul] {
+        let to = Place::empty(implementation);
+        to.put("global/keyspaces/commerce/Keyspace", "theirs");
+        to.put("global/keyspaces/commerce/old", "only here");
+        to.put("global/keyspaces/free/Keyspace", "only here");
+        let all = cell(implementation, &to.server, &format!("{}/global", to.root));
+        let dir = TopoPath::parse("keyspaces/commerce").unwrap();
+        let text = r#"{"Action": "Reshard", "HostName": "host", "UserName": "root", "Time": "2026-08-19T12:34:29Z"}"#;
+        let place = runtime().block_on(all.enter(&dir, &text.into())).unwrap();
+        assert!(runtime().block_on(place.try_hold()).unwrap().is_some());
+        let (status, said) = copy(&from, &to, &["--delete"]);
+        let locked =
+            "global/keyspaces/commerce is locked by root@host (Reshard, since 2026-08-19T12:34:29Z) at the target";
+        for record in ["Keyspace", "old"] {
+            let line = format!("topofs: global/keyspaces/commerce/{record}: {locked}\n");
+            assert!(status == 1 && said.contains(&line), "{implementation}, {status}: {said}");
+        }
+        assert!(said.contains("; 2 failures."), "{said}");
+        let records = to.records();
+        assert_eq!(records["global/keyspaces/commerce/Keyspace"], "theirs", "{implementation}");
+        assert!(records.contains_key("global/keyspaces/commerce/old"), "{implementation}");
+        assert!(!records.contains_key("global/keyspaces/free/Keyspace"), "the rest goes on: {implementation}");
+        assert!(records.contains_key("zone1/SrvVSchema"), "the rest goes on: {implementation}");
+        runtime().block_on(place.leave()).unwrap();
+        copied(&from, &to, &["--delete"]);
+        assert_eq!(
+            to.records()["global/keyspaces/commerce/Keyspace"],
+            from.records()["global/keyspaces/commerce/Keyspace"]
+        );
+    }
 }
 
 /// Two topologies in this process: what happens between reading and storing can be told exactly.
@@ -224,6 +316,45 @@ fn what_changes_in_the_source_meanwhile_is_copied_again_and_overwrites_nobody() 
 }
 
 #[test]
+fn what_is_deleted_in_the_source_meanwhile_is_deleted_or_said_to_stay() {
+    for delete in [false, true] {
+        let mut staged = Staged::new(|faulty| faulty.on(Call::Apply, 1, Fault::Hang));
+        staged.transfer.options.delete = delete;
+        runtime().block_on(async {
+            staged.put("source", "metadata/gone", "wanted").await;
+            let copied = staged.meanwhile(async || staged.delete("source", "metadata/gone").await).await;
+            let was = "1 record was deleted in the source during the copy";
+            let expected = match delete {
+                false => format!("{was}. What was copied stays at the target: --delete deletes it there"),
+                true => format!("{was}, and so at the target"),
+            };
+            assert_eq!((copied.notes, copied.failed), (vec![expected], vec![]));
+            assert_eq!(staged.get("target", "metadata/gone").await.is_some(), !delete);
+        });
+    }
+}
+
+#[test]
+fn a_lock_that_comes_between_reading_and_storing_is_seen() {
+    let staged = Staged::new(|faulty| faulty.on(Call::Apply, 1, Fault::Hang));
+    runtime().block_on(async {
+        let rules = "routing_rules/keyspace/Rules";
+        staged.put("target", rules, "theirs").await;
+        staged.put("source", rules, "wanted").await;
+        let global = staged.cell("target", "global");
+        let copied = staged
+            .meanwhile(async || {
+                let dir = TopoPath::parse("routing_rules").unwrap();
+                let place = global.enter(&dir, &Bytes::from_static(b"tool")).await.unwrap();
+                assert!(place.try_hold().await.unwrap().is_some());
+            })
+            .await;
+        assert_eq!(copied.failed, [format!("global/{rules}: global/routing_rules is locked by tool at the target")]);
+        assert_eq!(staged.get("target", rules).await.unwrap(), "theirs");
+    });
+}
+
+#[test]
 fn a_service_that_dies_is_told_once_and_the_other_cells_go_on() {
     let staged = Staged::new(|faulty| {
         (1..100).fold(faulty, |faulty, nth| faulty.on(Call::Apply, nth, Fault::Fail(Failure::Unreachable)))
@@ -243,7 +374,7 @@ fn a_stopped_copy_finishes_what_is_under_way_and_begins_nothing_new() {
     let staged = Staged::new(|faulty| faulty.on(Call::Apply, 1, Fault::Hang));
     runtime().block_on(async {
         let copied = staged.meanwhile(async || staged.transfer.stop.cancel()).await;
-        assert!(copied.stopped > 10 && copied.failed.is_empty(), "{copied:?}");
+        assert!(copied.is_stopped && copied.stopped > 10 && copied.failed.is_empty(), "{copied:?}");
         assert!(staged.get("target", "cells/zone1/CellInfo").await.is_some(), "it was under way");
         assert!(staged.get("target", "RoutingRules").await.is_none());
     });

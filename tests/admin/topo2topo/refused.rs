@@ -44,7 +44,9 @@ fn a_cell_needs_a_place_of_its_own() {
     refused(run(&from, &to, &[&own]), &["cell zone1 and the global topology would both be copied"]);
     refused(run(&from, &to, &["--map-server=typo:1=x:1"]), &["--map-server typo:1=x:1: no CellInfo record"]);
     refused(run(&from, &to, &["--cells=zone7"]), &["--cells: the source has no cell zone7"]);
-    refused(run(&from, &to, &["--do-tablet"]), &["--do-tablet"]);
+    let usage = "Usage: topofs topo2topo [OPTIONS] --from-implementation <NAME> --to-implementation <NAME>\n";
+    refused(run(&from, &to, &["--do-tablet"]), &["--do-tablet", usage]);
+    refused(run(&from, &to, &["--map-root==x"]), &["OLD is empty"]);
     // A cell that only the target has.
     cell_info(&to, "theirs", &server, "/t/theirs");
     refused(run(&from, &to, &[&maps("zone1=/t/theirs")]), &["where cell theirs of the target is"]);
@@ -103,7 +105,7 @@ fn what_a_service_cannot_hold_is_named_and_everything_else_can_be_copied() {
         (Implementation::Zk2, &["metadata/bell", "in a name"], 1),
     ] {
         let to = Place::empty(implementation);
-        let all = [words, &["global (etcd2:", "1 keys cannot be names", "--keep-going"]].concat();
+        let all = [words, &["global (etcd2:", "1 key cannot be the name of a record", "--keep-going"]].concat();
         refused(copy(&from, &to, &[]), &all);
         assert!(to.records().is_empty());
         let (status, said) = copy(&from, &to, &["--keep-going"]);
@@ -126,7 +128,7 @@ fn cells_that_nobody_can_use_are_told_and_do_no_harm() {
     let map = [format!("--map-root={}={}", from.root, to.root), "--remote-operation-timeout=1s".to_owned()];
     let flags = [map[0].as_str(), &map[1], "--map-server=127.0.0.1:1=127.0.0.1:2"];
     let words = [
-        "global/cells/a/b/CellInfo: no cell can have this name",
+        "global/cells/a/b/CellInfo: this name is not valid for a directory",
         "global/cells/broken/CellInfo: the record cannot be decoded",
         "global/cells/global/CellInfo: this name belongs to the global topology",
         "cell dead (etcd2:127.0.0.1:",

@@ -106,7 +106,7 @@ fn a_comparison_shows_each_difference_and_its_status_says_whether_there_is_one()
     let (status, said) = run(&from, &to, &["--compare=true", "--do-keyspaces"]);
     assert!(status == 1 && said.lines().count() == 8, "{said}");
     let (status, said) = run(&from, &to, &["--compare=false", "--do_keyspaces"]);
-    assert!(status == 0 && said.contains("\n1 records were changed"), "{said}");
+    assert!(status == 0 && said.contains("\n1 record was changed"), "{said}");
     assert_eq!(run(&from, &to, &["--compare", "--do-keyspaces"]).0, 0);
 }
 

@@ -167,11 +167,6 @@ impl Cells {
         self.twins.load_full()
     }
 
-    /// The second service, if updates go to two.
-    pub fn tee(&self) -> Option<&TeeOptions> {
-        self.options.connect.tee.as_ref()
-    }
-
     /// Where all cells are that have a CellInfo record, also those that are not shown, and the global topology. A cell
     /// whose updates go to two services has two places.
     pub fn places(&self) -> Vec<(CellName, Location)> {
@@ -179,6 +174,11 @@ impl Cells {
             self.all().into_iter().filter_map(|cell| Some((cell.name.clone(), cell.second_location()?.clone())));
         let global = (CellName::global(), self.options.global.clone());
         second.chain([global]).chain(self.known_cells(None).0).collect()
+    }
+
+    /// The second service, if updates go to two.
+    pub fn tee(&self) -> Option<&TeeOptions> {
+        self.options.connect.tee.as_ref()
     }
 
     /// What records mean here.

@@ -60,8 +60,18 @@ impl Shared {
     }
 }
 
-fn in_words(names: &[CellName]) -> String {
-    names.iter().map(CellName::as_str).collect::<Vec<_>>().join(", ")
+fn in_words(cells: &[CellName]) -> String {
+    few(cells.iter().map(ToString::to_string))
+}
+
+/// The first names of some, and how many more there are.
+fn few(names: impl ExactSizeIterator<Item = String>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let mut named: Vec<String> = names.take(NAMED).collect();
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    named.join(", ")
 }
 
 /// Refuses to remove anything by the name of a cell that another cell stores in the same place.
@@ -149,11 +159,7 @@ async fn part_from_twins(cell: &Cell, shared: &Shared) -> Result<Parting> {
 
 /// The names of some records.
 fn some(cell: &str, records: &[&TopoPath]) -> String {
-    let mut names: Vec<String> = records.iter().take(NAMED).map(|path| format!("{cell}/{path}")).collect();
-    if records.len() > NAMED {
-        names.push(format!("{} more", records.len() - NAMED));
-    }
-    names.join(", ")
+    few(records.iter().map(|path| format!("{cell}/{path}")))
 }
 
 /// How to go on anyway.

@@ -293,6 +293,14 @@ fn put_in(world: &World) -> BTreeSet<(String, String)> {
     expected
 }
 
+/// A problem without the address in its command: the mount may reach Consul by another one.
+fn without_server(mut line: Value) -> Value {
+    let mend = line["mend"].as_str().unwrap_or_default();
+    let mend = mend.split(" --topo-global-server-address").next().unwrap_or_default().to_owned();
+    line["mend"] = Value::from(mend);
+    line
+}
+
 /// Runs the commands that mend some kinds, as they are shown.
 fn mend(mount: &Mount, shown: &[Value]) -> BTreeSet<(String, String)> {
     const KINDS: [&str; 7] = [
@@ -341,7 +349,7 @@ on_each_backend! {
             let (direct, shown) = (lines(&String::from_utf8(direct.stdout).unwrap()), lines(&shown));
             assert_eq!(found(&direct), found(&shown));
             // A cell that does not answer may not do so in several ways.
-            let comparable = |lines: &[Value]| lines.iter().filter(|line| line["kind"] != "cell-unreachable").cloned().collect::<Vec<_>>();
+            let comparable = |lines: &[Value]| lines.iter().filter(|line| line["kind"] != "cell-unreachable").cloned().map(without_server).collect::<Vec<_>>();
             assert_eq!(comparable(&direct), comparable(&shown));
             // People see names that a terminal takes for names.
             let people = validate(service, &[]);

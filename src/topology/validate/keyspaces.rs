@@ -5,6 +5,7 @@ use super::lost::{self, Lost};
 use super::problem::{Kind, Report};
 use super::shell::{edit, file};
 use crate::name::CellName;
+use crate::record::is_vitess_name;
 use crate::record::layout::{self, Key};
 use crate::topology::ranges::{self, Fault, Ranged};
 
@@ -48,9 +49,13 @@ fn without_record((facts, lost): (&Facts<'_>, &Lost<'_>), (name, keyspace): (&st
         let is_used = keyspace.shards.values().any(serves) || lost.is_used(name);
         let write = lost::write_keyspace(facts, name);
         let remove = format!("rm -r {}", file(&global, &dir, ""));
-        match is_used || !facts.sight.unseen().is_empty() {
-            true => (fault, write),
-            false => (fault, format!("{remove}  # if the keyspace was deleted; otherwise: {write}")),
+        let may_be_used = is_used || !facts.sight.unseen().is_empty();
+        match (is_vitess_name(name), may_be_used) {
+            (true, true) => (fault, write),
+            // A record there would be one more key that Vitess does not accept.
+            (false, _) if keyspace.shards.is_empty() => (fault, format!("{remove}  # if nobody needs it")),
+            (false, _) => (fault, format!("# give it a name that Vitess accepts. If nobody needs it: {remove}")),
+            (true, false) => (fault, format!("{remove}  # if the keyspace was deleted; otherwise: {write}")),
         }
     });
 }

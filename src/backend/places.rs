@@ -90,8 +90,8 @@ mod tests {
             let mut places = Places::default();
             all.iter().enumerate().for_each(|(number, location)| places.add(location, number));
             for one in &all {
-                let expected: BTreeSet<usize> =
-                    all.iter().enumerate().filter(|(_, other)| other.is_same_place(one)).map(|(number, _)| number).collect();
+                let same = all.iter().enumerate().filter(|(_, other)| other.is_same_place(one));
+                let expected: BTreeSet<usize> = same.map(|(number, _)| number).collect();
                 prop_assert_eq!(places.same(one, 99), expected);
             }
         }

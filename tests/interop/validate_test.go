@@ -67,7 +67,9 @@ func (d *day) keyspace(name string, ks *topodatapb.Keyspace) {
 	d.must(d.ts.RebuildSrvVSchema(d.ctx, nil))
 }
 
-func (d *day) tablet(cell string, uid uint32, keyspace, shard string, kind topodatapb.TabletType) *topodatapb.TabletAlias {
+func (d *day) tablet(
+	cell string, uid uint32, keyspace, shard string, kind topodatapb.TabletType,
+) *topodatapb.TabletAlias {
 	tablet := topo.NewTablet(uid, cell, fmt.Sprintf("host%d", uid))
 	tablet.Keyspace, tablet.Shard, tablet.Type = keyspace, shard, kind
 	tablet.PortMap["vt"], tablet.PortMap["grpc"] = 15000, 16000

@@ -87,11 +87,11 @@ on_each_service! {
             (format!("{dir}/.tablets"), "global/keyspaces/commerce/.cells", "global/cells_aliases/region1/.cells");
         let mut watch = Watch::new(&mount, &[dir, &tablets, cells, region]);
         // By somebody elsewhere: in the global topology, and in a cell that nobody has looked into by its name.
-        let replicas = format!("zone2/keyspaces/commerce/shards/0/ShardReplication");
-        service.put(&replicas, &replication([OTHER, "zone2-0000000777"]));
+        let replicas = "zone2/keyspaces/commerce/shards/0/ShardReplication";
+        service.put(replicas, &replication([OTHER, "zone2-0000000777"]));
         assert_eq!(watch.of(&tablets, "zone2-0000000777", 1), ["CREATE"]);
         assert!(mount.path(&format!("{tablets}/zone2-0000000777")).symlink_metadata().unwrap().is_symlink());
-        service.put(&replicas, &replication([OTHER]));
+        service.put(replicas, &replication([OTHER]));
         assert_eq!(watch.of(&tablets, "zone2-0000000777", 2), ["CREATE", "DELETE"]);
         service.put(&format!("{dir}/Shard"), &shard(Some(OTHER)));
         assert_eq!(watch.of(dir, ".primary", 2), ["DELETE", "CREATE"]);
@@ -229,7 +229,7 @@ impl Random {
         let cell = self.one_of(&CELLS);
         let (key, value) = match kind {
             0 => {
-                let primary = Some(self.tablet()).filter(|_| self.state % 3 != 0);
+                let primary = Some(self.tablet()).filter(|_| !self.state.is_multiple_of(3));
                 (self.shard_key(), shard(primary.as_deref()))
             }
             1 | 2 => {

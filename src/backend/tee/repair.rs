@@ -84,8 +84,8 @@ impl Tee {
         Err(BackendError::new(
             Failure::Other,
             format!(
-                "nothing at the secondary is as the primary has it, and {} records are only there (such as {first}): is \
-                 it the right place? If so, remove them there first",
+                "nothing at the secondary is as the primary has it, and {} records are only there (such as {first}): \
+                 is it the right place? If so, remove them there first",
                 strange.len()
             ),
         ))

@@ -271,14 +271,14 @@ mod tests {
 
     #[test]
     fn people_see_records_with_their_problems_and_a_count() {
-        let lines = r#"{"record":"global/a","kind":"stray-key","severity":"warning","fault":"it is\nstray","mend":"rm global/a"}
+        let lines = r#"{"record":"global/a","kind":"stray-key","severity":"warning","fault":"a\nb","mend":"rm global/a"}
 {"record":"global/a","kind":"undecodable","severity":"error","fault":"no message","mend":"rm global/a"}
 {"record":"global/b","kind":"undecodable","severity":"error","fault":"no message","mend":"rm global/b"}
 {"kind":"undecodable","severity":"error","more":40}
 "#;
         let expected = "\
 global/a
-  warning  stray-key: it is\\u{a}stray
+  warning  stray-key: a\\u{a}b
   mend     rm global/a
   error    undecodable: no message
   mend     rm global/a

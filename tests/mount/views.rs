@@ -97,7 +97,7 @@ fn nothing_can_be_changed(mount: &Mount) {
 }
 
 fn a_save_is_seen_at_once(mount: &Mount) {
-    let script = format!("jq '.primary_alias = {{cell: \"zone2\", uid: $uid}}' --argjson uid \"$1\" Shard.json");
+    let script = "jq '.primary_alias = {cell: \"zone2\", uid: $uid}' --argjson uid \"$1\" Shard.json";
     let save = format!("cd {SHARD}; for uid in 101 103 7777; do set -- $uid; {script} > new; mv new Shard.json;");
     let expected: String =
         [101, 103, 7777].iter().map(|uid| format!("../../../../../zone2/tablets/zone2-{uid:010}\n")).collect();

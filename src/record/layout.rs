@@ -200,6 +200,12 @@ pub fn is_named_as_record(path: &TopoPath) -> bool {
     Key::in_global(path) == Some(Key::KeyspaceRoutingRules) || (named && !chosen)
 }
 
+/// Whether a path is in a directory in which Vitess keeps records: nothing else may be there.
+pub fn is_among_records(path: &TopoPath) -> bool {
+    let first = path.components().next();
+    first.is_some_and(|first| CHOSEN.contains(&first) || [ROUTING_RULES, METADATA, EXTERNAL].contains(&first))
+}
+
 /// Whether a path is in a directory in which every name belongs to a record.
 pub fn stands_among_records(path: &TopoPath) -> bool {
     matches!(Key::in_global(path), Some(Key::Metadata(_) | Key::ExternalCluster(_)))

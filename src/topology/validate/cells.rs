@@ -9,7 +9,7 @@ use super::problem::{Kind, Report, shown};
 use super::shell::{edit, file, remove_dir_of};
 use crate::error::Error;
 use crate::name::{CellName, TopoPath};
-use crate::record::layout::{CELLS_ALIASES, Key};
+use crate::record::layout::{CELLS_ALIASES, Key, is_among_records};
 use crate::record::messages::topodata;
 
 pub(super) fn check(facts: &Facts<'_>, report: &mut Report) {
@@ -17,6 +17,7 @@ pub(super) fn check(facts: &Facts<'_>, report: &mut Report) {
     unknown(facts, report);
     unusable(facts, report);
     twins(facts, report);
+    inside(facts, report);
     aliases(facts, report);
 }
 
@@ -80,6 +81,19 @@ fn twins(facts: &Facts<'_>, report: &mut Report) {
             );
             (fault, edit(global, path, "give the cell a root of its own"))
         });
+    }
+}
+
+/// A root in a directory of another cell is as good as any, unless Vitess keeps records there.
+fn inside(facts: &Facts<'_>, report: &mut Report) {
+    for (outer, paths) in &facts.sight.roots_inside {
+        for path in paths.iter().filter(|path| is_among_records(path)) {
+            report.add(Kind::CellSharesPlace, (outer, path), || {
+                let fault = "this directory is the root of another cell, too: what is done to one is done to the other";
+                let mend = "grep -H root: global/cells/*/CellInfo.txt  # give that cell a root of its own";
+                (fault.to_owned(), mend.to_owned())
+            });
+        }
     }
 }
 

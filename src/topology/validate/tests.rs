@@ -526,6 +526,10 @@ fn a_cell_may_begin_inside_another() {
     world.put_bytes("global/zone1/tablets/zone1-0000000100/Tablet", "");
     world.sight.roots_inside.insert(CellName::global(), vec![path("zone1")]);
     assert_eq!(found(world), []);
+    // But not where Vitess keeps the records of the outer one.
+    let mut world = sound();
+    world.sight.roots_inside.insert(cell("zone1"), vec![path("tablets"), path("mine")]);
+    assert_eq!(found(world), [("cell-shares-place".to_owned(), "zone1/tablets".to_owned())]);
 }
 
 #[test]

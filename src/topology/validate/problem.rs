@@ -299,11 +299,31 @@ fn plain(text: &str, escape: impl Fn(char) -> String) -> String {
     plain
 }
 
+/// Characters that nobody sees, or that turn the direction of a line: Unicode's Default_Ignorable_Code_Point, and the
+/// separators of lines and paragraphs.
+const UNSEEN: [std::ops::RangeInclusive<char>; 17] = [
+    '\u{ad}'..='\u{ad}',
+    '\u{34f}'..='\u{34f}',
+    '\u{61c}'..='\u{61c}',
+    '\u{115f}'..='\u{1160}',
+    '\u{17b4}'..='\u{17b5}',
+    '\u{180b}'..='\u{180f}',
+    '\u{200b}'..='\u{200f}',
+    '\u{2028}'..='\u{202e}',
+    '\u{2060}'..='\u{206f}',
+    '\u{3164}'..='\u{3164}',
+    '\u{fe00}'..='\u{fe0f}',
+    '\u{feff}'..='\u{feff}',
+    '\u{ffa0}'..='\u{ffa0}',
+    '\u{fff0}'..='\u{fff8}',
+    '\u{1bca0}'..='\u{1bca3}',
+    '\u{1d173}'..='\u{1d17a}',
+    '\u{e0000}'..='\u{e0fff}',
+];
+
 /// Whether a terminal may take a character for something else than a sign.
 pub(super) fn is_unsafe(character: char) -> bool {
-    let turns =
-        matches!(character, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
-    character.is_control() || turns || character == '\u{feff}'
+    character.is_control() || UNSEEN.iter().any(|range| range.contains(&character))
 }
 
 #[cfg(test)]
@@ -312,6 +332,16 @@ mod tests {
 
     fn path(text: &str) -> TopoPath {
         TopoPath::parse(text).unwrap()
+    }
+
+    #[test]
+    fn what_nobody_sees_is_not_printed_as_it_is() {
+        for hidden in
+            ['\u{ad}', '\u{115f}', '\u{202e}', '\u{200b}', '\u{2028}', '\u{3164}', '\u{feff}', '\u{e0041}', '\u{1b}']
+        {
+            assert!(is_unsafe(hidden), "{hidden:?}");
+        }
+        assert!("a-\u{e4}\u{4e16}\u{1f600}'\\ ".chars().all(|seen| !is_unsafe(seen)));
     }
 
     #[test]

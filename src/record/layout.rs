@@ -258,11 +258,6 @@ pub fn shards_dir(keyspace: &str) -> Result<TopoPath, NameError> {
     TopoPath::parse(&format!("{KEYSPACES}/{keyspace}/{SHARDS}"))
 }
 
-/// The directory of a shard.
-pub fn shard(keyspace: &str, shard: &str) -> Result<TopoPath, NameError> {
-    TopoPath::parse(&format!("{KEYSPACES}/{keyspace}/{SHARDS}/{shard}"))
-}
-
 /// The directory of a tablet, by its alias.
 pub fn tablet(alias: &str) -> Result<TopoPath, NameError> {
     TopoPath::parse(&format!("{TABLETS}/{alias}"))

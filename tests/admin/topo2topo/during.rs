@@ -63,17 +63,17 @@ fn killed_at_any_point_a_second_run_ends_in_the_same_state() {
 #[test]
 fn ctrl_c_ends_the_copy_and_a_second_run_goes_on() {
     let from = Place::etcd();
-    from.load(&Cluster::of_size("", "", 2, 60, 8, 2));
+    from.load(&Cluster::of_size("", "", 2, 100, 8, 2));
     let expected = from.records();
     let to = Place::empty(Implementation::Zk2);
     let moved = from.moved_to(&to);
     let mut command = command(&from, &to, &[&moved[0], &moved[1]]);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let child = command.spawn().unwrap();
-    let timeout = child.id();
     eventually("something is stored", || (!to.records().is_empty()).then_some(()));
-    // timeout(1) passes it on.
-    signal(timeout, Signal::SIGINT);
+    // Not timeout(1): it passes a signal on twice.
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    signal(children.trim().parse().unwrap(), Signal::SIGINT);
     let (status, said) = ended(&child.wait_with_output().unwrap());
     assert!(status == 130 && said.contains("Run the same command again to go on"), "{status}: {said}");
     let left = to.records().len();

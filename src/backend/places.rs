@@ -93,6 +93,9 @@ mod tests {
                 let same = all.iter().enumerate().filter(|(_, other)| other.is_same_place(one));
                 let expected: BTreeSet<usize> = same.map(|(number, _)| number).collect();
                 prop_assert_eq!(places.same(one, 99), expected);
+                let overlaps = all.iter().enumerate().filter(|(_, other)| other.overlaps(one));
+                let expected: BTreeSet<usize> = overlaps.map(|(number, _)| number).collect();
+                prop_assert_eq!(places.overlapping(one, 99), expected);
             }
         }
     }

@@ -347,6 +347,14 @@ impl Location {
         is_here.then(|| if rest.is_empty() { Some(TopoPath::root()) } else { TopoPath::parse(rest).ok() }).flatten()
     }
 
+    /// Whether two locations have keys in common: they are the same place, or one is inside the other. To compare many,
+    /// use [`super::Places`].
+    pub fn overlaps(&self, other: &Location) -> bool {
+        let (one, two) = (self.clean_root(), other.clean_root());
+        let nested = one.starts_with(&two) || two.starts_with(&one);
+        nested && Location { root: other.root.clone(), ..self.clone() }.is_same_place(other)
+    }
+
     /// A hint about the port that is tried for an address without one.
     pub fn untold_port(&self, options: &ConnectOptions) -> Option<String> {
         let tls = options.wants_tls(self.implementation);

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alive;
-use crate::backend::{Implementation, Location, Places, TeeOptions};
+use crate::backend::{Implementation, Location, TeeOptions};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Batch, Health, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -74,14 +74,10 @@ impl Cells {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
         let second = options.connect.tee.as_ref().map(|tee| SecondPlace::At(tee.secondary.clone()));
-        if let Some(tee) = &options.connect.tee {
-            let mut first = Places::default();
-            first.add(&options.global, CellName::global());
-            if !first.overlapping(&tee.secondary, 1).is_empty() {
-                let (one, other) = (&options.global, &tee.secondary);
-                let reason = format!("--tee-secondary: {other} has keys in common with the primary, {one}");
-                return Err(Error::new(Kind::Invalid, reason));
-            }
+        if let Some(tee) = options.connect.tee.as_ref().filter(|tee| options.global.overlaps(&tee.secondary)) {
+            let (one, other) = (&options.global, &tee.secondary);
+            let reason = format!("--tee-secondary: {other} has keys in common with the primary, {one}");
+            return Err(Error::new(Kind::Invalid, reason));
         }
         let global = Cell::open(CellName::global(), (options.global.clone(), second), &options, &tasks, &stop)?;
         if let Some(reason) = global.second.as_ref().and_then(|second| second.place.reason()) {
@@ -277,7 +273,7 @@ impl Cells {
         places.first.add(&self.options.global, CellName::global());
         wanted.iter().for_each(|(name, location)| places.first.add(location, name.clone()));
         places.second.add(&tee.secondary, CellName::global());
-        places.global.add(&tee.secondary, CellName::global());
+        places.global = Some(tee.secondary.clone());
         let mirror = self.global.second.as_ref().and_then(|second| second.mirror.as_ref());
         let snapshot = mirror.filter(|mirror| mirror.is_loaded()).map(|mirror| mirror.snapshot());
         for name in wanted.keys() {

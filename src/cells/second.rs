@@ -66,7 +66,7 @@ pub(super) struct TeePlaces {
     /// Those of the second.
     pub second: Places<CellName>,
     /// The global topology of the second.
-    pub global: Places<CellName>,
+    pub global: Option<Location>,
     /// What the CellInfo records at the second service say of each cell.
     pub told: BTreeMap<CellName, Result<Location, SecondPlace>>,
 }
@@ -74,7 +74,7 @@ pub(super) struct TeePlaces {
 impl TeePlaces {
     /// Why a cell of the first service must not be shown: a repair of the global topology would destroy it.
     pub fn hide(&self, location: &Location) -> Option<String> {
-        let hit = !self.global.overlapping(location, 1).is_empty();
+        let hit = self.global.as_ref().is_some_and(|global| global.overlaps(location));
         hit.then(|| "its place has keys in common with the global topology of the secondary".to_owned())
     }
 
@@ -445,8 +445,7 @@ mod tests {
             let reason = refused(&at(server, root)).unwrap_or_else(|| panic!("{server} {root} is used"));
             assert!(reason.contains(other), "{server} {root}: {reason}");
         }
-        let mut places = TeePlaces::default();
-        places.global.add(&at("b:1", "/t/global"), CellName::global());
+        let places = TeePlaces { global: Some(at("b:1", "/t/global")), ..TeePlaces::default() };
         assert!(places.hide(&at("b:1", "/t/global/keyspaces")).is_some());
         assert!(places.hide(&at("a:1", "/t/global")).is_none());
     }

@@ -190,12 +190,9 @@ fn roots_inside(cells: &[&Cell]) -> BTreeMap<CellName, Vec<TopoPath>> {
         // Every root ends in a slash, and so do those above it.
         let root = inner.location.clean_root();
         for (end, _) in root.trim_end_matches('/').match_indices('/') {
-            let Some((above, rest)) = root.split_at_checked(end + 1) else { continue };
+            let above = root.get(..=end).unwrap_or_default();
             for outer in by_root.get(above).into_iter().flatten() {
-                let mut there = inner.location.clone();
-                there.root.clone_from(&outer.location.root);
-                let path = TopoPath::parse(rest.trim_end_matches('/'));
-                if let (true, Ok(path)) = (there.is_same_place(&outer.location), path) {
+                if let Some(path) = outer.location.path_of(&inner.location) {
                     inside.entry(outer.name.clone()).or_default().push(path);
                 }
             }

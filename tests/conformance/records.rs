@@ -267,7 +267,8 @@ conformance! {
     }
 
     async fn a_watch_tells_of_its_root_only(factory) {
-        let (cell, other) = (factory.cell("/conformance/watched"), factory.cell("/conformance/watched-not"));
+        let (root, cell) = factory.fresh_root();
+        let other = factory.cell(&format!("{root}-not"));
         let (_, mut watch) = cell.follow().await.unwrap();
         store(&*other, "x", "1").await;
         store(&*cell, "last", "1").await;

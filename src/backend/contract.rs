@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+use crate::error::UNCERTAIN;
 use crate::name::TopoPath;
 
 /// A point in the history of one service. Greater is later.
@@ -201,9 +202,6 @@ pub enum Failure {
     /// Anything else.
     Other,
 }
-
-/// The end of an error if no answer has told whether the change was carried out.
-const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// A failed call. The text names the cause and never a secret.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -2,7 +2,7 @@
 //!
 //! `contract` is the contract of every store, and one test checks it for all of them. `commits` defines what a listener
 //! hears about a commit, and when; `own` remembers the commits of this mount. `live` is a connected cell, `plain` a
-//! map. `change_set` is what is to be committed to several cells together.
+//! map. `change_set` is what is to be committed to several cells, `together` commits it.
 
 mod change_set;
 mod commits;
@@ -10,12 +10,14 @@ mod contract;
 mod live;
 pub(crate) mod own;
 mod plain;
+mod together;
 
 pub use change_set::{ChangeSet, Staged};
 pub use commits::{Commits, Made, Mark, Unheard};
 pub use contract::{RespectLocks, Store};
 pub use live::{CellRules, Live};
 pub use plain::Plain;
+pub use together::{Committed, CommittedCell, FindLive, commit};
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ mod change_set;
 mod commits;
 mod contract;
 mod live;
+mod moment;
 pub(crate) mod own;
 mod plain;
 mod together;

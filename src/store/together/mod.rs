@@ -118,3 +118,6 @@ impl Plan<'_> {
         outcome
     }
 }
+
+#[cfg(test)]
+mod tests;

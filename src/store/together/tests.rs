@@ -416,11 +416,15 @@ async fn a_lost_answer_is_found_out_and_a_lost_request_is_not_called_a_failure()
     assert!(versions.iter().all(|version| version.unwrap().written == committed.cells[0].applied.at), "{committed:?}");
     // Somebody else writes the same, record by record: that was no commit of ours.
     let set = world.set(&[("global/metadata/a", Some(b"3")), ("zone1/metadata/a", Some(b"3"))]).await;
-    faulty.next(Call::Apply, Fault::Fail(Failure::Unreachable));
-    world.store("global/metadata/a", "3").await;
-    world.store("zone1/metadata/a", "3").await;
+    let calls = faulty.count(Call::Apply);
     faulty.next(Call::Apply, Fault::Hang);
-    assert!(world.commit(&set).await.is_err());
+    let others = async {
+        faulty.begun(Call::Apply, calls + 1).await;
+        world.store("global/metadata/a", "3").await;
+        world.store("zone1/metadata/a", "3").await;
+    };
+    let (outcome, ()) = tokio::join!(world.commit(&set), others);
+    assert!(outcome.unwrap_err().is_uncertain());
     // One that was created alone may be another's.
     let set = world.set(&[("zone1/metadata/alone", Some(b"1"))]).await;
     let zone1 = world.faulty.lock()["zone1"].clone();
@@ -469,7 +473,6 @@ async fn the_second_places_of_all_cells_are_brought_along_and_must_be_in_one_ser
     let (kind, reason) = world.refused(&set).await;
     assert_eq!(kind, Kind::CrossDevice);
     assert!(reason.contains("memory:third/elsewhere/zone2"), "{reason}");
-    // Where the second place is, is not known.
     world
         .commit(&world.set(&[("zone1/metadata/a", Some(b"1")), ("global/metadata/a", Some(b"1"))]).await)
         .await

@@ -50,14 +50,16 @@ pub struct SpaceCount {
     pub made: std::time::SystemTime,
     /// How many of its records are changed.
     pub changes: usize,
+    /// How many saves and removals there were.
+    pub saves: u64,
 }
 
 /// The trees of one kind.
 fn spaces(counts: &TreeCounts, kind: &str) -> Vec<Value> {
     let spaces = counts.spaces.iter().filter(|space| space.kind == kind);
     let shown = |space: &SpaceCount| {
-        let made = timestamp(space.made);
-        json!({ "name": space.name, "uid": space.uid, "made": made, "changes": space.changes })
+        let SpaceCount { name, uid, changes, saves, .. } = space;
+        json!({ "name": name, "uid": uid, "made": timestamp(space.made), "changes": changes, "saves": saves })
     };
     spaces.map(shown).collect()
 }

@@ -41,6 +41,11 @@ pub(crate) trait Tells: Send + Sync + Debug {
     fn changes(&self) -> usize {
         0
     }
+
+    /// How many saves and removals there were.
+    fn saves(&self) -> u64 {
+        0
+    }
 }
 
 /// What tells of a snapshot.

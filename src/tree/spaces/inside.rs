@@ -45,6 +45,7 @@ impl Inside {
             uid: self.owner,
             made: self.files.defaults.mounted,
             changes: self.tells.changes(),
+            saves: self.tells.saves(),
         }
     }
 

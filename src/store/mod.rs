@@ -10,12 +10,16 @@ mod contract;
 mod live;
 pub(crate) mod own;
 mod plain;
+mod quota;
+mod stage;
 
 pub use change_set::{ChangeSet, Staged};
 pub use commits::{Commits, Made, Mark, Unheard};
 pub use contract::{RespectLocks, Store};
 pub use live::{CellRules, Live};
 pub use plain::Plain;
+pub use quota::Quota;
+pub use stage::{Committing, Conflict, Outcome, Rebased, Seen, Stage, StagedCell, What, lines as conflict_lines};
 
 #[cfg(test)]
 mod tests;

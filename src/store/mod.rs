@@ -13,6 +13,7 @@ mod live;
 pub(crate) mod own;
 mod plain;
 mod quota;
+mod stage;
 
 pub use change_set::{ChangeSet, Staged};
 pub use commits::{Commits, Made, Mark, Unheard};
@@ -21,6 +22,7 @@ pub use frozen::{Frozen, FrozenCells};
 pub use live::{CellRules, Live, LiveCells};
 pub use plain::{Plain, PlainCells};
 pub use quota::Quota;
+pub use stage::{Committing, Conflict, Outcome, Rebased, Seen, Stage, StagedCell, What, lines as conflict_lines};
 
 #[cfg(test)]
 mod tests;

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::change_set::{ChangeSet, Committed};
 use super::commits::Commits;
 use crate::backend::{Applied, Change, Fetched, Limits};
-use crate::error::Result;
+use crate::cells::Cell;
+use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
+use crate::record::Records;
 
 /// The records that must not be saved while somebody else holds the lock of their directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -56,6 +59,19 @@ pub trait Store: Send + Sync + Debug {
     /// The records, if they are loaded.
     fn snapshot_now(&self) -> Result<Arc<Snapshot>>;
 
+    /// The records as far as they are known, even if nobody may be shown them.
+    fn known(&self) -> Arc<Snapshot>;
+
+    /// The cell that these are the records of, with its watch and its locks; `None` if they are a copy.
+    fn connected(&self) -> Option<&Arc<Cell>> {
+        None
+    }
+
+    /// Whether nothing ever changes.
+    fn is_frozen(&self) -> bool {
+        false
+    }
+
     /// One record as it is stored now. A snapshot may be older.
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched>;
 
@@ -87,5 +103,33 @@ pub trait Store: Send + Sync + Debug {
     /// Whether the store hears of every change as soon as it happens, so that what was read may be kept.
     fn is_fresh(&self) -> bool {
         true
+    }
+}
+
+/// The records of all cells of one tree.
+#[async_trait]
+pub trait Stores: Send + Sync + Debug {
+    /// The cells, the global topology first.
+    fn cells(&self) -> Vec<CellName>;
+
+    /// The records of a cell.
+    fn get(&self, cell: &CellName) -> Option<Arc<dyn Store>>;
+
+    /// Makes all changes of a set or none, for an actor, and informs a listener. Only what a service keeps can be
+    /// committed to.
+    async fn commit(
+        &self,
+        records: &Records,
+        set: &ChangeSet,
+        actor: Actor,
+        commits: &dyn Commits,
+    ) -> Result<Committed> {
+        let _ = (records, set, actor, commits);
+        Err(Error::new(Kind::Unsupported, "no service keeps these records"))
+    }
+
+    /// All of them, in the order of [`Stores::cells`].
+    fn all(&self) -> Vec<Arc<dyn Store>> {
+        self.cells().iter().filter_map(|cell| self.get(cell)).collect()
     }
 }

@@ -118,12 +118,12 @@ impl Live {
         let apply = async {
             let fences = moment.fences((0, &part), actor)?;
             let guarded = with_guards(&fences, changes);
-            Ok(unless_let_go(self.cell.apply(&guarded).await, &fences)?
-                .map(|applied| vec![without_guards(applied, &fences)]))
+            let applied = unless_let_go(self.cell.apply(&guarded).await, &fences)?;
+            Ok(applied.map(|applied| without_guards(applied, &fences)))
         };
-        let outcome = heard(&[(&self.cell.name, changes)], commits, apply).await;
+        let outcome = heard(&self.cell.name, changes, commits, apply).await;
         moment.end().await;
-        Ok(outcome?.and_then(|applied| applied.into_iter().next()))
+        outcome
     }
 
     /// The keyspace that a record of the global topology belongs to, if its lock is respected.
@@ -154,6 +154,14 @@ impl Store for Live {
 
     fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
         self.cell.snapshot_now()
+    }
+
+    fn known(&self) -> Arc<Snapshot> {
+        self.cell.mirror.snapshot()
+    }
+
+    fn connected(&self) -> Option<&Arc<Cell>> {
+        Some(&self.cell)
     }
 
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {

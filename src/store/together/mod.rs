@@ -4,8 +4,8 @@
 //! This file says in which order things are refused, and makes the attempts; `plan` is what is to be made, `after` looks
 //! at what a failed attempt has left.
 
-use super::change_set::ChangeSet;
-use super::commits::{Commits, heard};
+use super::change_set::{ChangeSet, Committed, CommittedCell};
+use super::commits::{Commits, heard_together};
 use super::live::{LOCK_CHANGES, Live};
 use super::moment::{Moment, Part, unless_let_go, with_guards, without_guards};
 use crate::backend::{Applied, Change};
@@ -21,26 +21,8 @@ mod plan;
 
 use plan::Plan;
 
-/// What a commit has done to one cell.
-#[derive(Debug, Clone)]
-pub struct CommittedCell {
-    /// The cell.
-    pub cell: CellName,
-    /// The changes, in the order of the set.
-    pub changes: Vec<Change>,
-    /// Their new versions, and when they were made.
-    pub applied: Applied,
-}
-
-/// A change set that was committed.
-#[derive(Debug, Clone, Default)]
-pub struct Committed {
-    /// The cells with changes; none if there was nothing to change.
-    pub cells: Vec<CommittedCell>,
-}
-
 /// Finds the records of a connected cell.
-pub type FindLive<'a> = &'a (dyn Fn(&CellName) -> Option<Live> + Send + Sync);
+pub(super) type FindLive<'a> = &'a (dyn Fn(&CellName) -> Option<Live> + Send + Sync);
 
 /// Makes all changes of a set or none, in one transaction, guarded by what each record was when it was staged.
 ///
@@ -48,7 +30,7 @@ pub type FindLive<'a> = &'a (dyn Fn(&CellName) -> Option<Live> + Send + Sync);
 /// not known to be in one service, [`Kind::TooMany`] if they are more than one transaction takes, [`Kind::Busy`] if a
 /// rule or somebody's lock forbids a change. [`Kind::Conflict`] if records have changed since; the reason names them,
 /// and nothing is stored. [`Error::is_uncertain`]: nobody knows. A set without changes sends nothing, and succeeds.
-pub async fn commit(
+pub(super) async fn commit(
     live: FindLive<'_>,
     records: &Records,
     set: &ChangeSet,
@@ -113,7 +95,7 @@ impl Plan<'_> {
         };
         let cells: Vec<(&CellName, &[Change])> =
             parts.iter().map(|part| (&part.live.cell.name, part.changes)).collect();
-        let outcome = heard(&cells, commits, apply).await;
+        let outcome = heard_together(&cells, commits, apply).await;
         moment.end().await;
         outcome
     }

@@ -22,7 +22,7 @@ use crate::mirror::MirrorOptions;
 use crate::name::{CellPath, TopoPath};
 use crate::record::messages::topodata;
 use crate::record::{Codec, Kinds};
-use crate::store::{CellRules, Made, Mark, RespectLocks, Staged, Unheard};
+use crate::store::{CellRules, LiveCells, Made, Mark, RespectLocks, Staged, Stores, Unheard};
 
 const ACTOR: Actor = Actor { uid: 0, process: 0 };
 /// Where the cells are: zone3 alone is in another service.
@@ -84,10 +84,9 @@ impl World {
         Self { connect, locks: Locks::new(control.clone(), Patience::new(None)), control, cells, faulty }
     }
 
-    fn live(&self, cell: &CellName) -> Option<Live> {
+    fn live(&self) -> LiveCells {
         let (cells, control) = (self.cells.clone(), self.control.clone());
-        let rules = CellRules { cells, control, force_removal: false };
-        Some(Live::new(self.cells.get(cell)?, self.locks.clone(), RespectLocks::Keyspace).with_rules(rules))
+        LiveCells::new(self.locks.clone(), RespectLocks::Keyspace, CellRules { cells, control, force_removal: false })
     }
 
     /// A cell as others see it.
@@ -125,7 +124,7 @@ impl World {
     }
 
     async fn commit_heard(&self, set: &ChangeSet, commits: &dyn Commits) -> Result<Committed> {
-        commit(&|cell| self.live(cell), self.cells.records(), set, ACTOR, commits).await
+        self.live().commit(self.cells.records(), set, ACTOR, commits).await
     }
 
     /// The kind and the reason of a refusal, after which nothing has been sent.

@@ -329,14 +329,16 @@ impl Location {
 
     /// Whether two locations have the same keys in the same service.
     pub fn is_same_place(&self, other: &Location) -> bool {
-        // With one server in common, it is the same service.
+        self.clean_root() == other.clean_root() && self.is_same_service(other)
+    }
+
+    /// Whether two locations are in the same service. With one server in common, it is the same.
+    pub fn is_same_service(&self, other: &Location) -> bool {
         let shared = || match (self.servers(), other.servers()) {
             (Some(own), Some(others)) => own.iter().any(|server| others.contains(server)),
             _ => false,
         };
-        self.implementation == other.implementation
-            && self.clean_root() == other.clean_root()
-            && (self.server == other.server || shared())
+        self.implementation == other.implementation && (self.server == other.server || shared())
     }
 
     /// The path here of another location's root, if all its keys are here, too: the root for the same place.

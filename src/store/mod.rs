@@ -8,6 +8,7 @@ mod change_set;
 mod commits;
 mod contract;
 mod live;
+pub mod moments;
 pub(crate) mod own;
 mod plain;
 

@@ -16,8 +16,8 @@ use scopeguard::ScopeGuard;
 use tokio::time::Instant;
 
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Role, SharedPlace,
-    Version, WatchStream, check_limits,
+    Action, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Revision, Role,
+    SharedPlace, Take, Version, WatchStream, check_limits,
 };
 use super::lock::guard;
 use crate::name::TopoPath;
@@ -214,6 +214,11 @@ impl Backend for Tee {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.0.primary.list(dir).await
+    }
+
+    /// Revisions are those of the primary.
+    async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
+        self.0.primary.list_at(dir, at, take).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {

@@ -307,6 +307,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
         true
     }
 
+    /// Whether the service says when each node was written.
+    fn keeps_times(&self) -> bool {
+        false
+    }
+
     /// Everything below `dir` at one point. An empty listing is not an error.
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError>;
 

@@ -254,6 +254,10 @@ impl Backend for Faulty {
         self.0.inner.gives_signs_of_life()
     }
 
+    fn keeps_times(&self) -> bool {
+        self.0.inner.keeps_times()
+    }
+
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.pass(Call::List, self.0.inner.list(dir)).await
     }

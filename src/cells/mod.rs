@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::alive;
 use crate::backend::{Implementation, Location, TeeOptions};
 use crate::error::{Error, Kind, Result};
-use crate::mirror::{Batch, Health, Snapshot};
+use crate::mirror::{Batch, Health, Histories, Snapshot};
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{CELL_INFO, CELLS, Key, cell_of_info};
 use crate::record::{CellInfo, Records};
@@ -58,6 +58,7 @@ pub struct Cells {
     /// The revisions of the global topology, at both services, that the set of cells follows.
     followed: [AtomicU64; 2],
     refreshing: Mutex<()>,
+    histories: Arc<Histories>,
     options: CellOptions,
     records: Arc<Records>,
     tasks: TaskTracker,
@@ -84,7 +85,9 @@ impl Cells {
             let reason = format!("--tee-secondary: {other} has keys in common with the primary, {one}");
             return Err(Error::new(Kind::Invalid, reason));
         }
-        let global = Cell::open(CellName::global(), (options.global.clone(), second), &options, &tasks, &stop)?;
+        let histories = Histories::new(options.history);
+        let global = (options.global.clone(), second);
+        let global = Cell::open(CellName::global(), global, (&options, &histories), &tasks, &stop)?;
         if let Some(reason) = global.second.as_ref().and_then(|second| second.place.reason()) {
             stop.cancel();
             return Err(Error::new(Kind::Invalid, format!("--tee-secondary: {reason}")));
@@ -108,6 +111,7 @@ impl Cells {
             twins: ArcSwap::default(),
             followed: Default::default(),
             refreshing: Mutex::default(),
+            histories,
             options,
             records,
             tasks,
@@ -187,6 +191,11 @@ impl Cells {
         self.options.connect.tee.as_ref()
     }
 
+    /// What the mirrors remember of the past.
+    pub fn histories(&self) -> &Histories {
+        &self.histories
+    }
+
     /// What records mean here.
     pub fn records(&self) -> &Arc<Records> {
         &self.records
@@ -264,7 +273,7 @@ impl Cells {
     }
 
     fn open(&self, name: CellName, places: (Location, Option<SecondPlace>)) -> Result<Arc<Cell>> {
-        Cell::open(name, places, &self.options, &self.tasks, &self.stop)
+        Cell::open(name, places, (&self.options, &self.histories), &self.tasks, &self.stop)
     }
 
     /// Where a cell is at the second service, as its CellInfo record there says; `None` if the cell has one place.
@@ -448,7 +457,14 @@ mod tests {
         };
         let connect = ConnectOptions::default();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-        let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
+        let options = CellOptions {
+            global,
+            connect,
+            servers: Default::default(),
+            mirror,
+            only: None,
+            history: Default::default(),
+        };
         Cells::start(options, records).await.unwrap()
     }
 
@@ -500,7 +516,14 @@ mod tests {
             serve_stale: false,
         };
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-        let options = CellOptions { global: location("/g"), connect, servers: Default::default(), mirror, only: None };
+        let options = CellOptions {
+            global: location("/g"),
+            connect,
+            servers: Default::default(),
+            mirror,
+            only: None,
+            history: Default::default(),
+        };
         let cells = Cells::start(options, records).await.unwrap();
         let twins = cells.twins();
         assert_eq!(twins.len() as u64, MANY);

@@ -152,6 +152,7 @@ impl Live {
         let all: Vec<Change> = guards.chain(changes.iter().cloned()).collect();
         match self.cell.apply(&all).await {
             Ok(mut applied) => {
+                self.cell.mirror.made(&all, &applied, &actor.into());
                 applied.versions.drain(..fences.len().min(applied.versions.len()));
                 Ok(Some(applied))
             }

@@ -212,6 +212,10 @@ impl Backend for Tee {
         self.0.primary.gives_signs_of_life()
     }
 
+    fn keeps_times(&self) -> bool {
+        self.0.primary.keeps_times()
+    }
+
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.0.primary.list(dir).await
     }

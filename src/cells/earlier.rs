@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use super::{Cell, Cells};
 use crate::alive;
@@ -72,10 +73,54 @@ impl Cells {
         Ok(Earlier { cells, missing, bytes: room.used })
     }
 
-    /// The topology at a time, as far as this mount was there and remembers it.
-    pub fn at_time(&self, time: SystemTime) -> Result<Earlier> {
-        let _ = time;
-        Err(Error::new(Kind::NotKept, "this mount does not remember the time"))
+    /// The topology at a time, as far as this mount has seen it: each cell as its mirror remembers it. Fails with
+    /// [`Kind::NotKept`] if no cell is known, and with [`Kind::NoSpace`] as [`Cells::at_revision`] does.
+    pub fn at_time(&self, time: SystemTime, most: usize) -> Result<Earlier> {
+        let (mut room, mut earlier) = (Room { most, used: 0 }, Earlier::default());
+        let global = self.remembered(&self.global, time, &mut room);
+        let (known, hidden) = match &global {
+            Ok(global) => self.cells_in(global, self.options.only.as_deref()),
+            // Which cells there were, nobody knows: these are there now.
+            Err(_) => {
+                let local = self.local.load();
+                (local.iter().map(|(name, cell)| (name.clone(), cell.location.clone())).collect(), BTreeMap::new())
+            }
+        };
+        earlier.missing = hidden;
+        let local = known.into_iter().map(|(name, location)| {
+            let live = self.get(&name).filter(|cell| cell.location == location);
+            let unknown = || Error::new(Kind::NotKept, format!("this mount no longer shows the cell at {location}"));
+            let records = live.ok_or_else(unknown).and_then(|cell| self.remembered(&cell, time, &mut room));
+            (name, records)
+        });
+        let global = (CellName::global(), global);
+        for (name, records) in std::iter::once(global).chain(local.collect::<Vec<_>>()) {
+            match records {
+                Ok(records) => drop(earlier.cells.insert(name, Arc::new(records))),
+                Err(error) if error.kind == Kind::NoSpace => return Err(error),
+                Err(error) => drop(earlier.missing.insert(name.to_string(), error.reason)),
+            }
+        }
+        if earlier.cells.is_empty() {
+            let reasons: Vec<&str> = earlier.missing.values().map(String::as_str).collect();
+            return Err(Error::new(Kind::NotKept, reasons.join("; ")));
+        }
+        earlier.bytes = room.used;
+        Ok(earlier)
+    }
+
+    fn remembered(&self, cell: &Cell, time: SystemTime, room: &mut Room) -> Result<Snapshot> {
+        let (now, then) = (cell.mirror.snapshot(), cell.at(time)?);
+        for changed in now.records.diff(&then.records) {
+            let (path, bytes) = match changed {
+                DiffItem::Add(path, record) | DiffItem::Update { new: (path, record), .. } => {
+                    (path, record.value.len())
+                }
+                DiffItem::Remove(path, _) => (path, 0),
+            };
+            room.charge(RECORD_COST + path.as_str().len() + bytes).map_err(|error| cell.explain(error))?;
+        }
+        Ok(then)
     }
 
     /// How often the history of the service of the global topology has gone back.

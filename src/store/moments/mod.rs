@@ -124,7 +124,7 @@ impl Moments {
         let read = async {
             match moment {
                 Moment::Revision(revision) => self.cells.at_revision(revision, shelf::PER_USER).await,
-                Moment::Time(time) => self.cells.at_time(time),
+                Moment::Time(time) => self.cells.at_time(time, shelf::PER_USER),
             }
         };
         match tokio::time::timeout(LONGEST_READ, read).await {

@@ -166,7 +166,8 @@ fn literal(content: &[u8]) -> String {
 
 /// Up to four bytes in five digits.
 fn base85(out: &mut String, four: &[u8]) {
-    let mut number = (0..4).fold(0_u32, |number, index| number << 8 | four.get(index).map_or(0, |byte| u32::from(*byte)));
+    let mut number =
+        (0..4).fold(0_u32, |number, index| number << 8 | four.get(index).map_or(0, |byte| u32::from(*byte)));
     let mut digits = [b'0'; 5];
     for digit in digits.iter_mut().rev() {
         *digit = DIGITS.get((number % 85) as usize).copied().unwrap_or_default();

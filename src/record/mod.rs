@@ -169,14 +169,6 @@ impl Records {
         }
     }
 
-    /// Fails with EBADMSG if a stored value would not decode.
-    pub fn check(&self, cell: &CellName, path: &TopoPath, value: &[u8]) -> Result<()> {
-        match self.message(cell, path) {
-            None => Ok(()),
-            Some(message) => self.codec.decode(message, value).map(drop),
-        }
-    }
-
     /// The bytes that topofs itself would store for the same record; `None` if this is no message, or does not decode.
     pub fn canonical(&self, cell: &CellName, path: &TopoPath, value: &Bytes) -> Option<Bytes> {
         let message = self.codec.decode(self.message(cell, path)?, value).ok()?;
@@ -208,6 +200,14 @@ impl Records {
             return Err(Vec::new());
         }
         Ok(merged)
+    }
+
+    /// Fails with EBADMSG if a stored value would not decode.
+    pub fn check(&self, cell: &CellName, path: &TopoPath, value: &[u8]) -> Result<()> {
+        match self.message(cell, path) {
+            None => Ok(()),
+            Some(message) => self.codec.decode(message, value).map(drop),
+        }
     }
 
     /// Refuses the beginning of an input if no further bytes could make it valid.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::backend::{Action, Applied, Change, Guard};
+use crate::backend::{Action, Change, Guard};
 use crate::mirror::Record;
-use crate::name::{CellName, CellPath};
+use crate::name::CellPath;
 
 /// One record of a change set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,22 +40,4 @@ pub struct ChangeSet {
     pub name: Arc<str>,
     /// At most one for each record.
     pub changes: Vec<Staged>,
-}
-
-/// What a commit has done to one cell.
-#[derive(Debug, Clone)]
-pub struct CommittedCell {
-    /// The cell.
-    pub cell: CellName,
-    /// The changes, in the order of the set.
-    pub changes: Vec<Change>,
-    /// Their new versions, and when they were made.
-    pub applied: Applied,
-}
-
-/// A change set that was committed.
-#[derive(Debug, Clone, Default)]
-pub struct Committed {
-    /// The cells with changes; none if there was nothing to change.
-    pub cells: Vec<CommittedCell>,
 }

@@ -50,18 +50,6 @@ impl Commits for Unheard {
     fn made(&self, _: &CellPath, _: Made) {}
 }
 
-/// Makes changes to one cell, and informs a listener, as [`heard_together`] does.
-pub(super) async fn heard(
-    cell: &CellName,
-    changes: &[Change],
-    commits: &dyn Commits,
-    make: impl Future<Output = Result<Option<Applied>>> + Send,
-) -> Result<Option<Applied>> {
-    let make = async { Ok(make.await?.map(|applied| vec![applied])) };
-    let made = heard_together(&[(cell, changes)], commits, make).await?;
-    Ok(made.and_then(|made| made.into_iter().next()))
-}
-
 /// Makes changes to some cells, and informs a listener. The order of the steps matters:
 ///
 /// 1. Every change is marked before anything is sent: the watch may report it first.
@@ -69,7 +57,7 @@ pub(super) async fn heard(
 /// 3. A commit is noted before its mark is dropped: a task that has waited for the mark then asks whose commit it was.
 ///
 /// What is applied has one part for each cell. `None` is an attempt that has changed nothing and may be repeated.
-pub(super) async fn heard_together(
+pub(super) async fn heard(
     cells: &[(&CellName, &[Change])],
     commits: &dyn Commits,
     make: impl Future<Output = Result<Option<Vec<Applied>>>> + Send,

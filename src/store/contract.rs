@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::change_set::{ChangeSet, Committed};
 use super::commits::Commits;
 use crate::backend::{Applied, Change, Fetched, Limits};
 use crate::cells::Cell;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
-use crate::record::Records;
 
 /// The records that must not be saved while somebody else holds the lock of their directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -107,26 +105,12 @@ pub trait Store: Send + Sync + Debug {
 }
 
 /// The records of all cells of one tree.
-#[async_trait]
 pub trait Stores: Send + Sync + Debug {
     /// The cells, the global topology first.
     fn cells(&self) -> Vec<CellName>;
 
     /// The records of a cell.
     fn get(&self, cell: &CellName) -> Option<Arc<dyn Store>>;
-
-    /// Makes all changes of a set or none, for an actor, and informs a listener. Only what a service keeps can be
-    /// committed to.
-    async fn commit(
-        &self,
-        records: &Records,
-        set: &ChangeSet,
-        actor: Actor,
-        commits: &dyn Commits,
-    ) -> Result<Committed> {
-        let _ = (records, set, actor, commits);
-        Err(Error::new(Kind::Unsupported, "no service keeps these records"))
-    }
 
     /// All of them, in the order of [`Stores::cells`].
     fn all(&self) -> Vec<Arc<dyn Store>> {

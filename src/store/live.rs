@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::commits::{Commits, heard};
-use super::contract::{RespectLocks, Store};
+use super::contract::{RespectLocks, Store, Stores};
 use super::moment::{Moment, Part, unless_let_go, with_guards, without_guards};
 use crate::backend::{Action, Applied, Change, Fetched, Guard, Limits};
 use crate::cells::{Cell, Cells};
@@ -119,11 +119,15 @@ impl Live {
             let fences = moment.fences((0, &part), actor)?;
             let guarded = with_guards(&fences, changes);
             let applied = unless_let_go(self.cell.apply(&guarded).await, &fences)?;
-            Ok(applied.map(|applied| without_guards(applied, &fences)))
+            let applied = applied.map(|applied| without_guards(applied, &fences));
+            if let Some(applied) = &applied {
+                self.cell.mirror.made(changes, applied, &actor.into());
+            }
+            Ok(applied.map(|applied| vec![applied]))
         };
-        let outcome = heard(&self.cell.name, changes, commits, apply).await;
+        let outcome = heard(&[(&self.cell.name, changes)], commits, apply).await;
         moment.end().await;
-        outcome
+        Ok(outcome?.and_then(|applied| applied.into_iter().next()))
     }
 
     /// The keyspace that a record of the global topology belongs to, if its lock is respected.
@@ -139,6 +143,37 @@ impl Live {
             _ => layout::lock_of_save(path),
         };
         dir.filter(|_| self.respected != RespectLocks::None && self.cell.holds_global())
+    }
+}
+
+/// The cells of a mount, and its locks.
+#[derive(Debug)]
+pub struct LiveCells {
+    locks: Arc<Locks>,
+    respected: RespectLocks,
+    rules: CellRules,
+}
+
+impl LiveCells {
+    /// The records of all cells of a mount.
+    pub fn new(locks: Arc<Locks>, respected: RespectLocks, rules: CellRules) -> Self {
+        Self { locks, respected, rules }
+    }
+
+    /// The records of a cell.
+    pub fn live(&self, cell: &CellName) -> Option<Live> {
+        let cell = self.rules.cells.get(cell)?;
+        Some(Live::new(cell, self.locks.clone(), self.respected).with_rules(self.rules.clone()))
+    }
+}
+
+impl Stores for LiveCells {
+    fn cells(&self) -> Vec<CellName> {
+        self.rules.cells.all().iter().map(|cell| cell.name.clone()).collect()
+    }
+
+    fn get(&self, cell: &CellName) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(self.live(cell)?))
     }
 }
 

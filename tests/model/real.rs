@@ -50,6 +50,7 @@ impl Real {
                 serve_stale: false,
             },
             only: None,
+            history: Default::default(),
         };
         let servers = options.connect.memory.clone();
         let backend = topofs::backend::open(&CellName::global(), &location, &options.connect).unwrap();

@@ -358,12 +358,14 @@ impl StagedCell {
 
 /// The differences of two snapshots.
 fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    let update = |item: DiffItem<'_, '_, TopoPath, Record>| match item {
-        DiffItem::Add(path, record) => Update { path: path.clone(), old: None, new: Some(record.clone()) },
-        DiffItem::Update { old: (path, old), new: (_, new) } => {
-            Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()) }
-        }
-        DiffItem::Remove(path, record) => Update { path: path.clone(), old: Some(record.clone()), new: None },
+    let update = |item: DiffItem<'_, '_, TopoPath, Record>| {
+        let (path, old, record) = match item {
+            DiffItem::Add(path, record) => (path, None, Some(record)),
+            DiffItem::Update { old: (path, old), new: (_, record) } => (path, Some(old), Some(record)),
+            DiffItem::Remove(path, record) => (path, Some(record), None),
+        };
+        let at = record.map_or(new.at, |record| record.version.written);
+        Update { path: path.clone(), old: old.cloned(), new: record.cloned(), at }
     };
     old.records.diff(&new.records).map(update).collect()
 }
@@ -399,8 +401,9 @@ impl Store for StagedCell {
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let made = heard(&self.cell, changes, commits, async { self.make(changes).map(Some) }).await?;
-        made.ok_or_else(|| Error::new(Kind::Io, "no answer"))
+        let make = async { self.make(changes).map(|applied| Some(vec![applied])) };
+        let made = heard(&[(&self.cell, changes)], commits, make).await?;
+        made.and_then(|made| made.into_iter().next()).ok_or_else(|| Error::new(Kind::Io, "no answer"))
     }
 
     async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {

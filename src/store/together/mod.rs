@@ -4,14 +4,15 @@
 //! This file says in which order things are refused, and makes the attempts; `plan` is what is to be made, `after` looks
 //! at what a failed attempt has left.
 
-use super::change_set::{ChangeSet, Committed, CommittedCell};
-use super::commits::{Commits, heard_together};
+use super::change_set::ChangeSet;
+use super::commits::{Commits, heard};
 use super::live::{LOCK_CHANGES, Live};
 use super::moment::{Moment, Part, unless_let_go, with_guards, without_guards};
 use crate::backend::{Applied, Change};
 use crate::cells::Together;
 use crate::error::{Error, Kind, Result};
 use crate::locks::Fence;
+use crate::mirror::Maker;
 use crate::name::CellName;
 use crate::process::Actor;
 use crate::record::Records;
@@ -21,8 +22,26 @@ mod plan;
 
 use plan::Plan;
 
+/// What a commit has done to one cell.
+#[derive(Debug, Clone)]
+pub struct CommittedCell {
+    /// The cell.
+    pub cell: CellName,
+    /// The changes, in the order of the set.
+    pub changes: Vec<Change>,
+    /// Their new versions, and when they were made.
+    pub applied: Applied,
+}
+
+/// A change set that was committed.
+#[derive(Debug, Clone, Default)]
+pub struct Committed {
+    /// The cells with changes; none if there was nothing to change.
+    pub cells: Vec<CommittedCell>,
+}
+
 /// Finds the records of a connected cell.
-pub(super) type FindLive<'a> = &'a (dyn Fn(&CellName) -> Option<Live> + Send + Sync);
+pub type FindLive<'a> = &'a (dyn Fn(&CellName) -> Option<Live> + Send + Sync);
 
 /// Makes all changes of a set or none, in one transaction, guarded by what each record was when it was staged.
 ///
@@ -30,7 +49,7 @@ pub(super) type FindLive<'a> = &'a (dyn Fn(&CellName) -> Option<Live> + Send + S
 /// not known to be in one service, [`Kind::TooMany`] if they are more than one transaction takes, [`Kind::Busy`] if a
 /// rule or somebody's lock forbids a change. [`Kind::Conflict`] if records have changed since; the reason names them,
 /// and nothing is stored. [`Error::is_uncertain`]: nobody knows. A set without changes sends nothing, and succeeds.
-pub(super) async fn commit(
+pub async fn commit(
     live: FindLive<'_>,
     records: &Records,
     set: &ChangeSet,
@@ -61,6 +80,10 @@ impl Plan<'_> {
         for _ in 0..LOCK_CHANGES {
             let Some(applied) = self.attempt(&together, &parts, actor, commits).await? else { continue };
             self.lives.iter().zip(&doubts).for_each(|(live, doubts)| live.warn(doubts, actor));
+            let maker = Maker { change_set: Some(self.name.clone()), ..actor.into() };
+            for ((live, changes), applied) in self.lives.iter().zip(&self.changes).zip(&applied) {
+                live.cell.mirror.made(changes, applied, &maker);
+            }
             let cells = self.lives.iter().zip(self.changes.iter().cloned()).zip(applied);
             let cells = cells.map(|((live, changes), applied)| CommittedCell {
                 cell: live.cell.name.clone(),
@@ -95,7 +118,7 @@ impl Plan<'_> {
         };
         let cells: Vec<(&CellName, &[Change])> =
             parts.iter().map(|part| (&part.live.cell.name, part.changes)).collect();
-        let outcome = heard_together(&cells, commits, apply).await;
+        let outcome = heard(&cells, commits, apply).await;
         moment.end().await;
         outcome
     }

@@ -22,7 +22,7 @@ use crate::mirror::MirrorOptions;
 use crate::name::{CellPath, TopoPath};
 use crate::record::messages::topodata;
 use crate::record::{Codec, Kinds};
-use crate::store::{CellRules, LiveCells, Made, Mark, RespectLocks, Staged, Stores, Unheard};
+use crate::store::{CellRules, LiveCells, Made, Mark, RespectLocks, Staged, Unheard};
 
 const ACTOR: Actor = Actor { uid: 0, process: 0 };
 /// Where the cells are: zone3 alone is in another service.
@@ -78,7 +78,14 @@ impl World {
         let hour = Duration::from_secs(3600);
         let mirror = MirrorOptions { resync_interval: hour, stale_after: hour, serve_stale: false };
         let global = location("one", "/t/global");
-        let options = CellOptions { global, connect: connect.clone(), servers: Default::default(), mirror, only: None };
+        let options = CellOptions {
+            global,
+            connect: connect.clone(),
+            servers: Default::default(),
+            mirror,
+            history: Default::default(),
+            only: None,
+        };
         let cells = Cells::start(options, Records::new(Codec::builtin().unwrap(), Kinds::default())).await.unwrap();
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         Self { connect, locks: Locks::new(control.clone(), Patience::new(None)), control, cells, faulty }
@@ -124,7 +131,8 @@ impl World {
     }
 
     async fn commit_heard(&self, set: &ChangeSet, commits: &dyn Commits) -> Result<Committed> {
-        self.live().commit(self.cells.records(), set, ACTOR, commits).await
+        let live = self.live();
+        commit(&|cell| live.live(cell), self.cells.records(), set, ACTOR, commits).await
     }
 
     /// The kind and the reason of a refusal, after which nothing has been sent.

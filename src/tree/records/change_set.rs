@@ -3,14 +3,16 @@
 use super::RecordFiles;
 use super::save::Heard;
 use crate::error::Result;
+use crate::name::CellName;
 use crate::process::Actor;
-use crate::store::{ChangeSet, Committed};
+use crate::store::{ChangeSet, Committed, LiveCells, commit};
 
 impl RecordFiles {
-    /// Makes all changes of a set or none, in the live tree.
+    /// Makes all changes of a set or none.
     #[allow(dead_code, reason = "stages call it")]
-    pub(crate) async fn commit_set(&self, actor: Actor, set: &ChangeSet) -> Result<Committed> {
+    pub(crate) async fn commit_set(&self, cells: &LiveCells, actor: Actor, set: &ChangeSet) -> Result<Committed> {
+        let live = |cell: &CellName| cells.live(cell);
         let heard = Heard { files: self, saver: actor, form: None, set: Some(set.name.clone()) };
-        self.stores.commit(&self.codec, set, actor, &heard).await
+        commit(&live, &self.codec, set, actor, &heard).await
     }
 }

@@ -1,5 +1,5 @@
-//! The locks of a commit: those that it must have are taken for its moment, in one order for everybody, and those of this
-//! mount guard the transaction. Must never keep a lock for longer than the commit, also if the caller gives up.
+//! The locks of a commit: those that it must have are taken for its moment, in one order for everybody, and those of
+//! this mount guard the transaction. Must never keep a lock for longer than the commit, also if the caller gives up.
 
 use std::sync::Arc;
 

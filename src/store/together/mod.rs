@@ -1,8 +1,8 @@
 //! The commit of a change set: one transaction over the cells of one service. Must never leave half of a set behind,
 //! and never say that nothing happened if that is not known.
 //!
-//! This file says in which order things are refused, and makes the attempts; `plan` is what is to be made, `after` looks
-//! at what a failed attempt has left.
+//! This file says in which order things are refused, and makes the attempts; `plan` is what is to be made,
+//! `after` looks at what a failed attempt has left.
 
 use super::change_set::ChangeSet;
 use super::commits::{Commits, heard};

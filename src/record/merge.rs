@@ -137,9 +137,11 @@ impl Merger {
             return (!entries.is_empty()).then_some(Value::Map(entries));
         }
         match three {
-            Three { base: Some(Value::Message(base)), ours: Some(Value::Message(ours)), theirs: Some(Value::Message(theirs)) }
-                if !VALUES.contains(&ours.descriptor().full_name()) =>
-            {
+            Three {
+                base: Some(Value::Message(base)),
+                ours: Some(Value::Message(ours)),
+                theirs: Some(Value::Message(theirs)),
+            } if !VALUES.contains(&ours.descriptor().full_name()) => {
                 Some(Value::Message(self.message(Three { base: &base, ours: &ours, theirs: &theirs })))
             }
             three => {
@@ -153,10 +155,12 @@ impl Merger {
         let Kind::Message(entry) = field.kind() else { return HashMap::new() };
         let of_value = entry.map_entry_value_field();
         // In order, so that clashes are reported in the same order every time.
-        let keys: BTreeSet<&MapKey> = [&maps.base, &maps.ours, &maps.theirs].into_iter().flat_map(HashMap::keys).collect();
+        let keys: BTreeSet<&MapKey> =
+            [&maps.base, &maps.ours, &maps.theirs].into_iter().flat_map(HashMap::keys).collect();
         let mut merged = HashMap::new();
         for key in keys {
-            let values = Three { base: &maps.base, ours: &maps.ours, theirs: &maps.theirs }.map(|map| map.get(key).cloned());
+            let values =
+                Three { base: &maps.base, ours: &maps.ours, theirs: &maps.theirs }.map(|map| map.get(key).cloned());
             let value = self.below(&format!("[{}]", key_name(key)), |merger| merger.value(&of_value, values));
             merged.extend(value.map(|value| (key.clone(), value)));
         }

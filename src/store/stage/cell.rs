@@ -115,6 +115,8 @@ impl State {
     fn touch(&mut self, records: &Records, cell: &CellName, path: &TopoPath, base: Option<Record>) {
         let now = self.value(path);
         let is_change = match (&base, now) {
+            // What others have created meanwhile is shown after the next rebase.
+            (None, None) if self.base.records.contains_key(path) => false,
             (None, None) => return self.forget(path),
             (Some(base), Some(now)) => {
                 // An edit that was taken back, too: it comes back in the bytes that topofs writes.
@@ -290,17 +292,21 @@ impl StagedCell {
                 DiffItem::Add(path, record) | DiffItem::Update { new: (path, record), .. } => (path, Some(record)),
                 DiffItem::Remove(path, _) => (path, None),
             };
-            match seen.touched.get(path) {
-                Some(touched) if touched.is_change => {}
-                Some(_) => self.adopt(&mut next, path, new),
-                None => drop(match new {
-                    Some(record) => Arc::make_mut(&mut next.shown).records.insert(path.clone(), record.clone()),
-                    None => Arc::make_mut(&mut next.shown).records.remove(path),
-                }),
+            if seen.touched.contains_key(path) {
+                continue;
+            }
+            let shown = Arc::make_mut(&mut next.shown);
+            match new {
+                Some(record) => drop(shown.records.insert(path.clone(), record.clone())),
+                None => drop(shown.records.remove(path)),
             }
         }
         let mut clashes = Vec::new();
-        for (path, touched) in seen.changes() {
+        for (path, touched) in &seen.touched {
+            if !touched.is_change {
+                self.adopt(&mut next, path, live.records.get(path));
+                continue;
+            }
             let overtaken = self.meet(seen, (path, touched), live);
             match &overtaken.meeting {
                 Meeting::Alone => {}

@@ -139,7 +139,9 @@ impl Shown<'_> {
         let why = match (hunks.is_empty(), is_same) {
             (_, true) => "the same message in other bytes",
             (true, _) => "the text form shows no difference: it has no fields that this build does not know",
-            (false, _) => "the text form shows a part of the difference: it has no fields that this build does not know",
+            (false, _) => {
+                "the text form shows a part of the difference: it has no fields that this build does not know"
+            }
         };
         let name = format!("{:?}", CellPath::new(cell, path).to_string());
         let lines = hunks.lines().fold(String::new(), |lines, line| lines + "#     " + line + "\n");

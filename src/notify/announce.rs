@@ -259,7 +259,7 @@ impl Follower {
         if name.is_global() {
             return;
         }
-        let shown = self.records.cells.get(&name);
+        let shown = self.cells.get(&name);
         match &shown {
             Some(cell) => self.follow(cell),
             None => {

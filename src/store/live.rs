@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::commits::{Commits, heard};
-use super::contract::{RespectLocks, Store};
+use super::contract::{RespectLocks, Store, Stores};
 use crate::backend::{Action, Applied, Change, Fetched, Guard, Limits};
 use crate::cells::{Cell, Cells};
 use crate::control::Control;
@@ -176,6 +176,37 @@ impl Live {
     }
 }
 
+/// The cells of a mount, and its locks.
+#[derive(Debug)]
+pub struct LiveCells {
+    locks: Arc<Locks>,
+    respected: RespectLocks,
+    rules: CellRules,
+}
+
+impl LiveCells {
+    /// The records of all cells of a mount.
+    pub fn new(locks: Arc<Locks>, respected: RespectLocks, rules: CellRules) -> Self {
+        Self { locks, respected, rules }
+    }
+
+    /// The records of a cell.
+    pub fn live(&self, cell: &CellName) -> Option<Live> {
+        let cell = self.rules.cells.get(cell)?;
+        Some(Live::new(cell, self.locks.clone(), self.respected).with_rules(self.rules.clone()))
+    }
+}
+
+impl Stores for LiveCells {
+    fn cells(&self) -> Vec<CellName> {
+        self.rules.cells.all().iter().map(|cell| cell.name.clone()).collect()
+    }
+
+    fn get(&self, cell: &CellName) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(self.live(cell)?))
+    }
+}
+
 #[async_trait]
 impl Store for Live {
     fn cell(&self) -> &CellName {
@@ -188,6 +219,14 @@ impl Store for Live {
 
     fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
         self.cell.snapshot_now()
+    }
+
+    fn known(&self) -> Arc<Snapshot> {
+        self.cell.mirror.snapshot()
+    }
+
+    fn connected(&self) -> Option<&Arc<Cell>> {
+        Some(&self.cell)
     }
 
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {

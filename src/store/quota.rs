@@ -77,3 +77,24 @@ impl Quota {
         self.0.used.lock().by.get(&uid).copied().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_returned_is_free_for_others_and_a_refusal_charges_nothing() {
+        let quota = Quota::new(800);
+        quota.charge(1, 700).unwrap();
+        let error = quota.charge(1, 1).unwrap_err();
+        assert!(error.kind == Kind::NoSpace && error.reason.contains("700 bytes"), "{error}");
+        quota.charge(2, 100).unwrap();
+        assert!(quota.charge(3, 1).unwrap_err().reason.contains("the scratch quota of 800 bytes is used up"));
+        assert_eq!(quota.usage(), (800, 800));
+        quota.refund(1, 700);
+        quota.charge(3, 700).unwrap();
+        quota.refund(2, 100);
+        quota.refund(3, 700);
+        assert!(quota.usage().1 == 0 && quota.0.used.lock().by.is_empty());
+    }
+}

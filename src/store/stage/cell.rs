@@ -388,6 +388,10 @@ impl Store for StagedCell {
         Ok(self.state.lock().shown.clone())
     }
 
+    fn known(&self) -> Arc<Snapshot> {
+        self.state.lock().shown.clone()
+    }
+
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
         let shown = self.snapshot_now()?;
         let node = shown.records.get(path).map(|record| Node {

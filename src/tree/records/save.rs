@@ -16,7 +16,7 @@ use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Process};
 use crate::record::Form;
 use crate::store::own::OwnCommit;
-use crate::store::{Commits, Made, Mark, Store};
+use crate::store::{Commits, Made, Mark};
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 use crate::tree::kernel::wait_for_all;
@@ -158,7 +158,7 @@ impl RecordFiles {
     fn writes_other_forms(&self, draft: &Draft) -> bool {
         let Draft { cell, path, form, opener, .. } = draft;
         self.forms(cell, path).filter(|other| other != form).any(|other| {
-            let ino = self.kernel.inodes.number(&FileId::Record(CellPath::new(cell, path), other));
+            let ino = self.kernel.number(&FileId::Record(CellPath::new(cell, path), other));
             opener.is_some()
                 && self.handles.drafts::<OpenDraft>(ino).iter().any(|(_, open)| open.draft.opener == *opener)
         })

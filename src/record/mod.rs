@@ -202,6 +202,14 @@ impl Records {
         Ok(merged)
     }
 
+    /// Fails with EBADMSG if a stored value would not decode.
+    pub fn check(&self, cell: &CellName, path: &TopoPath, value: &[u8]) -> Result<()> {
+        match self.message(cell, path) {
+            None => Ok(()),
+            Some(message) => self.codec.decode(message, value).map(drop),
+        }
+    }
+
     /// Refuses the beginning of an input if no further bytes could make it valid.
     pub fn refuse_early(&self, cell: &CellName, path: &TopoPath, form: Form, input: &[u8]) -> Result<()> {
         match self.message(cell, path) {

@@ -97,8 +97,9 @@ impl Store for Plain {
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let made = heard(&self.cell, changes, commits, async { self.make(changes).map(Some) }).await?;
-        made.ok_or_else(|| Error::new(crate::error::Kind::Io, "no answer"))
+        let made = async { Ok(Some(vec![self.make(changes)?])) };
+        let made = heard(&[(&self.cell, changes)], commits, made).await?;
+        made.and_then(|made| made.into_iter().next()).ok_or_else(|| Error::new(crate::error::Kind::Io, "no answer"))
     }
 
     async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) mod attrs;
-pub(crate) mod counts;
+pub(crate) mod change_set;
+mod counts;
 pub(crate) mod draft;
 pub(crate) mod exclusive;
 pub(crate) mod flush;

@@ -405,8 +405,9 @@ impl Store for StagedCell {
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let made = heard(&self.cell, changes, commits, async { self.make(changes).map(Some) }).await?;
-        made.ok_or_else(|| Error::new(Kind::Io, "no answer"))
+        let make = async { self.make(changes).map(|applied| Some(vec![applied])) };
+        let made = heard(&[(&self.cell, changes)], commits, make).await?;
+        made.and_then(|made| made.into_iter().next()).ok_or_else(|| Error::new(Kind::Io, "no answer"))
     }
 
     async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::control::SpaceCount;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::CellName;
-use crate::store::{FrozenCells, Plain, PlainCells, Stores};
+use crate::store::{FrozenCells, LiveCells, Plain, PlainCells, Stores};
 
 mod about;
 mod inside;
@@ -49,6 +49,8 @@ pub(crate) struct Moment {
 pub(crate) struct Spaces {
     records: Arc<RecordFiles>,
     cells: Arc<Cells>,
+    /// The same cells, for commits.
+    live: Arc<LiveCells>,
     table: Mutex<Table>,
 }
 
@@ -79,8 +81,8 @@ impl Table {
 
 impl Spaces {
     /// No trees yet beside the live one.
-    pub fn new(records: Arc<RecordFiles>, cells: Arc<Cells>) -> Arc<Self> {
-        Arc::new(Self { records, cells, table: Mutex::default() })
+    pub fn new(records: Arc<RecordFiles>, cells: Arc<Cells>, live: Arc<LiveCells>) -> Arc<Self> {
+        Arc::new(Self { records, cells, live, table: Mutex::default() })
     }
 
     /// The tree of a file; `None` if it has been removed.

@@ -13,9 +13,7 @@ use parking_lot::Mutex;
 use super::diff::{CellChange, RecordChange};
 use super::ledger::{Ledger, Phase};
 use super::meet::{Meeting, meet};
-use crate::backend::{
-    Action, Applied, BackendError, Change, Fetched, Guard, Limits, Node, Revision, Role, Version, check_limits,
-};
+use crate::backend::{Action, Applied, BackendError, Change, Fetched, Guard, Limits, Revision, Version, check_limits};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot, Update};
 use crate::name::{CellName, CellPath, TopoPath};
@@ -24,6 +22,7 @@ use crate::record::Records;
 use crate::store::change_set::Staged;
 use crate::store::commits::{Commits, heard};
 use crate::store::contract::Store;
+use crate::store::frozen::fetched;
 
 /// Private revisions begin here, far above those of any service: a private version is never taken for a stored one,
 /// and is later than all that were there when the stage was made.
@@ -189,8 +188,9 @@ impl StagedCell {
         }
         let versions = changes.iter().map(|change| self.make_one(&mut next, change)).collect();
         self.ledger.resize(state.cost, next.cost)?;
-        let at = next.shown.at;
+        let (at, made) = (next.shown.at, changes.iter().filter(|change| change.action != Action::Check).count());
         *state = next;
+        self.ledger.saved(made);
         Ok(Applied { at, versions })
     }
 
@@ -275,6 +275,7 @@ impl StagedCell {
             if state.saves == seen.saves && Arc::ptr_eq(&state.base, &seen.base) {
                 self.ledger.resize(state.cost, next.cost)?;
                 *state = next;
+                self.ledger.changed();
                 return Ok((updates, clashes));
             }
         }
@@ -358,6 +359,7 @@ impl StagedCell {
         Arc::make_mut(&mut next.shown).at = Revision(PRIVATE + next.saves);
         self.ledger.resize(state.cost, next.cost)?;
         *state = next;
+        self.ledger.changed();
         Ok(())
     }
 }
@@ -385,7 +387,7 @@ impl Store for StagedCell {
     }
 
     fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
-        Ok(self.state.lock().shown.clone())
+        Ok(self.known())
     }
 
     fn known(&self) -> Arc<Snapshot> {
@@ -393,15 +395,7 @@ impl Store for StagedCell {
     }
 
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
-        let shown = self.snapshot_now()?;
-        let node = shown.records.get(path).map(|record| Node {
-            path: path.clone(),
-            value: record.value.clone(),
-            version: record.version,
-            role: Role::Record,
-            modified: Some(record.modified),
-        });
-        Ok(Fetched { node, at: shown.at })
+        Ok(fetched(&self.known(), path))
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {

@@ -19,13 +19,16 @@ use crate::control::SpaceCount;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::CellName;
-use crate::store::{FrozenCells, LiveCells, Plain, PlainCells, Stores};
+use crate::store::{FrozenCells, LiveCells, Stores};
 
 mod about;
 mod inside;
+mod stages;
 
+use about::Tells;
 use inside::Inside;
 pub(super) use inside::Space;
+use stages::{OfStage, Shared};
 
 /// How many trees of each kind there may be, and how many one user may have: each keeps records in memory that are gone
 /// elsewhere.
@@ -49,8 +52,8 @@ pub(crate) struct Moment {
 pub(crate) struct Spaces {
     records: Arc<RecordFiles>,
     cells: Arc<Cells>,
-    /// The same cells, for commits.
-    live: Arc<LiveCells>,
+    /// What all stages share.
+    stages: Arc<Shared>,
     table: Mutex<Table>,
 }
 
@@ -82,7 +85,8 @@ impl Table {
 impl Spaces {
     /// No trees yet beside the live one.
     pub fn new(records: Arc<RecordFiles>, cells: Arc<Cells>, live: Arc<LiveCells>) -> Arc<Self> {
-        Arc::new(Self { records, cells, live, table: Mutex::default() })
+        let stages = Shared { cells: cells.clone(), live, records: records.clone(), checked: Default::default() };
+        Arc::new(Self { records, cells, stages: Arc::new(stages), table: Mutex::default() })
     }
 
     /// The tree of a file; `None` if it has been removed.
@@ -140,9 +144,12 @@ impl Spaces {
         table.refuse((kind, name), caller.uid)?;
         table.made += 1;
         let id = SpaceId { kind, name: name.into(), serial: table.made };
-        let stores: Arc<dyn Stores> = match kind {
-            SpaceKind::At => Arc::new(FrozenCells::new(cells)),
-            SpaceKind::Stage => Arc::new(self.stage(cells)),
+        let (stores, tells): (Arc<dyn Stores>, Arc<dyn Tells>) = match kind {
+            SpaceKind::At => (Arc::new(FrozenCells::new(cells)), Arc::new(about::OfSnapshot { missing })),
+            SpaceKind::Stage => {
+                let stage = OfStage::new(id.clone(), caller.uid, (cells, missing), self.stages.clone());
+                (stage.stage().clone(), Arc::new(stage))
+            }
         };
         let defaults = match kind {
             SpaceKind::At => Defaults { umask: live.umask | WRITE_MODE, mounted: SystemTime::now(), ..live },
@@ -154,18 +161,9 @@ impl Spaces {
             },
         };
         let files = self.records.beside(id.clone(), stores, defaults);
-        let tells = Arc::new(about::OfSnapshot { missing });
         let space = Arc::new(Inside::new((id, caller.uid), files, tells));
         table.spaces.insert((kind, name.into()), space.clone());
         Ok(space)
-    }
-
-    fn stage(&self, cells: BTreeMap<CellName, Arc<Snapshot>>) -> PlainCells {
-        let limits = |cell: &CellName| self.records.store(cell).map(|store| store.limits());
-        let plain = |(cell, records): (CellName, Arc<Snapshot>)| {
-            Some((cell.clone(), Arc::new(Plain::new(cell.clone(), limits(&cell).ok()?, Snapshot::clone(&records)))))
-        };
-        PlainCells::new(cells.into_iter().filter_map(plain).collect())
     }
 }
 

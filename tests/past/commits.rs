@@ -13,9 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use topofs::backend::{
-    Action, Backend, CellServers, Change, ConnectOptions, Guard, Implementation, Location, Revision,
-};
+use topofs::backend::{Backend, CellServers, ConnectOptions, Implementation, Location, Revision};
 use topofs::cells::{CellOptions, Cells};
 use topofs::control::Control;
 use topofs::error::Kind;
@@ -111,7 +109,8 @@ impl Mount {
         };
         let hour = Duration::from_secs(3600);
         let mirror = MirrorOptions { resync_interval: hour, stale_after: Duration::from_secs(10), serve_stale: false };
-        let options = CellOptions { global, connect, servers: CellServers::Any, mirror, only: None };
+        let history = Default::default();
+        let options = CellOptions { global, connect, servers: CellServers::Any, mirror, only: None, history };
         let cells = Cells::start(options, Records::new(Codec::builtin().unwrap(), Kinds::default())).await.unwrap();
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         let locks = Locks::new(control.clone(), Patience::new(None));

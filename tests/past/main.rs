@@ -6,4 +6,6 @@
 mod common;
 
 mod commits;
+mod moments;
 mod reads;
+mod stages;

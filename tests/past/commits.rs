@@ -243,17 +243,15 @@ fn killed(implementation: Implementation, server: String) -> (Arc<dyn Backend>, 
     let ended = Arc::new(AtomicBool::new(false));
     let writing = writer(all.clone(), ended.clone());
     let mut numbers = Numbers(42);
-    let mut logs = Vec::new();
-    let mut next = |number: u64| {
-        let (who, log) = (format!("p{number}"), dir.path().join(format!("log{number}")));
+    let log_of = |number: u64| dir.path().join(format!("log{number}"));
+    let next = |number: u64| {
+        let (who, log) = (format!("p{number}"), log_of(number));
         let (implementation, server, root) = (implementation.to_string(), server.clone(), root.clone());
-        let job = Job { implementation, server, root, who, log: log.clone(), seed: number };
-        logs.push(log.clone());
-        (start(&job), log)
+        (start(&Job { implementation, server, root, who, log: log.clone(), seed: number }), log)
     };
     let mut running = [next(0), next(1)];
-    let (mut started, mut done) = (2, 0);
-    while done < SETS {
+    let mut started = 2;
+    while (0..started).map(|number| begun(&log_of(number))).sum::<usize>() < SETS {
         // One of the two is killed after some sets, wherever it is then.
         let (child, log) = &mut running[(started % 2) as usize];
         let until = 10 + numbers.below(30) as usize;
@@ -261,7 +259,6 @@ fn killed(implementation: Implementation, server: String) -> (Arc<dyn Backend>, 
         std::thread::sleep(Duration::from_micros(numbers.below(20_000)));
         child.kill().unwrap();
         child.wait().unwrap();
-        done += begun(log);
         running[(started % 2) as usize] = next(started);
         started += 1;
     }
@@ -271,7 +268,7 @@ fn killed(implementation: Implementation, server: String) -> (Arc<dyn Backend>, 
     }
     ended.store(true, Ordering::SeqCst);
     runtime().block_on(writing).unwrap();
-    let lines = logs.iter().flat_map(|log| lines(log)).collect();
+    let lines = (0..started).flat_map(|number| lines(&log_of(number))).collect();
     (all, root, lines)
 }
 

@@ -95,8 +95,8 @@ fn the_events_of_a_commit_name_its_set() {
     let before = [&own, &other].map(|mount| mount.control("events"));
     own.sh("mkdir .topofs/stage/fix; cd .topofs/stage/fix; echo 1 > global/metadata/made
          sed -i s/semi_sync/none/ global/keyspaces/commerce/Keyspace.txt
-         rm zone1/tablets/zone1-0000000101/Tablet.txt; echo commit > .control");
-    let paths = ["global/metadata/made", "global/keyspaces/commerce/Keyspace", "zone1/tablets/zone1-0000000101/Tablet"];
+         rm zone1/tablets/zone1-0000000102/Tablet.txt; echo commit > .control");
+    let paths = ["global/metadata/made", "global/keyspaces/commerce/Keyspace", "zone1/tablets/zone1-0000000102/Tablet"];
     let expected = |by: &str, set: Option<&str>| -> BTreeMap<String, (String, String, Option<String>)> {
         let kinds = ["created", "changed", "deleted"];
         let line = |kind: &str| (kind.to_owned(), by.to_owned(), set.map(ToOwned::to_owned));

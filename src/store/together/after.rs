@@ -62,7 +62,7 @@ impl Plan<'_> {
             return None;
         }
         let at = written.first().copied().or_else(|| pairs.iter().map(|(_, found)| found.at).max())?;
-        let versions = |cell: &Vec<Fetched>| cell.iter().map(|found| version(found)).collect();
+        let versions = |cell: &Vec<Fetched>| cell.iter().map(version).collect();
         Some(found.iter().map(|cell| Applied { at, versions: versions(cell) }).collect())
     }
 

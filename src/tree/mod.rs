@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use crate::cells::Cells;
-use crate::control::{Control, TreeCounts};
+use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Locks, Patience};
 use crate::name::{CONTROL_DIR, CellName};
@@ -122,7 +122,7 @@ impl Tree {
             (journal.clone(), cells.clone(), locks, records.own.clone()),
             (kernel.clone(), defaults),
             records.room.clone(),
-            Box::new(move || TreeCounts { spaces: counted.1.counts(), ..counted.0.counts() }),
+            Box::new(move || counted.0.counts().with(counted.1.counts(), counted.1.scratch_files())),
         );
         let (helper, listings) = (OnceLock::new(), Listings::default());
         Arc::new(Self { cells, records, control, spaces, helper, kernel, handles, listings, journal, background })

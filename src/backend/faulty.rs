@@ -12,12 +12,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use imbl::OrdMap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::contract::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Listing, Node, Owner, Place, Revision,
+    Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Place, Revision,
     SharedPlace, WatchBatch, WatchStream,
 };
 use crate::name::TopoPath;
@@ -33,6 +34,10 @@ pub enum Call {
     List,
     /// [`Backend::get`].
     Get,
+    /// [`Backend::earlier`].
+    Earlier,
+    /// [`Backend::deleted`].
+    Deleted,
     /// [`Backend::attribute`].
     Attribute,
     /// [`Backend::apply`].
@@ -262,6 +267,14 @@ impl Backend for Faulty {
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
         self.pass(Call::Get, self.0.inner.get(path)).await
+    }
+
+    async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>, BackendError> {
+        self.pass(Call::Earlier, self.0.inner.earlier(path)).await
+    }
+
+    async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>, BackendError> {
+        self.pass(Call::Deleted, self.0.inner.deleted()).await
     }
 
     fn cannot_hold(&self, path: &TopoPath, value: &[u8], holds_others: bool) -> Option<String> {

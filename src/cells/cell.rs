@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use imbl::OrdMap;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -11,7 +12,9 @@ use super::options::CellOptions;
 use super::second::{Second, SecondPlace};
 use super::turns::Turns;
 use crate::alive;
-use crate::backend::{Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Location, Node, Role};
+use crate::backend::{
+    Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Location, Node, Revision, Role,
+};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Histories, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -177,6 +180,18 @@ impl Cell {
         let fetched = self.call(("get", ""), self.backend.get(path)).await?;
         self.mirror.observe(path, &fetched);
         Ok(fetched)
+    }
+
+    /// All states of a record that the service still has; `None` if it keeps only the present one.
+    pub async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>> {
+        self.refuse_if_down()?;
+        self.call(("earlier", ""), self.backend.earlier(path)).await
+    }
+
+    /// When records were deleted, as far as the service still knows; `None` if it does not keep that.
+    pub async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>> {
+        self.refuse_if_down()?;
+        self.call(("deleted", ""), self.backend.deleted()).await
     }
 
     /// The records below a directory as the service has them now, at one point.

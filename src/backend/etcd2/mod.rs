@@ -1,7 +1,7 @@
 //! etcd, through its version 3 protocol.
 //!
 //! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
-//! credentials, `errors` the meaning of failures, `watch` the watch stream. This file translates the contract into
+//! credentials, `errors` the meaning of failures, `watch` the watch stream, `past` the past of a record. This file translates the contract into
 //! range reads and transactions.
 
 use std::sync::Arc;
@@ -11,9 +11,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
+use imbl::OrdMap;
+
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Revision,
-    SharedPlace, WatchStream, check_limits, too_large,
+    Action, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Guard, Limits, Listing, Node, Owner,
+    Revision, SharedPlace, WatchStream, check_limits, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
@@ -25,6 +27,7 @@ mod connection;
 mod errors;
 mod key;
 mod lock;
+mod past;
 mod secrets;
 mod watch;
 
@@ -52,6 +55,7 @@ pub struct Etcd {
     keys: KeySpace,
     lease_ttl: Duration,
     limits: Limits,
+    deletions: Arc<past::Deletions>,
 }
 
 impl Etcd {
@@ -61,7 +65,13 @@ impl Etcd {
         let lease_ttl = options.lease_ttl;
         let value = options.max_request_bytes.saturating_sub(BESIDE_VALUE);
         let limits = Limits { value, changes: CHANGE_LIMIT };
-        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl, limits })
+        Ok(Self {
+            connection: Arc::new(connection),
+            keys: KeySpace::new(&location.root),
+            lease_ttl,
+            limits,
+            deletions: Arc::default(),
+        })
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
@@ -261,6 +271,14 @@ impl Backend for Etcd {
         Ok(Fetched { node, at })
     }
 
+    async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>, BackendError> {
+        self.earlier_states(path).await.map(Some)
+    }
+
+    async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>, BackendError> {
+        self.deletions().await.map(Some)
+    }
+
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, self.limits())?;
         let txn = self.transaction(changes);
@@ -286,7 +304,8 @@ impl Backend for Etcd {
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let listing = self.list(&TopoPath::root()).await?;
-        let stream = watch::start(self.connection.clone(), self.keys.clone(), listing.at).await?;
+        let told = past::Told::new(&self.deletions, listing.at);
+        let stream = watch::start(self.connection.clone(), self.keys.clone(), (listing.at, told)).await?;
         Ok((listing, stream))
     }
 

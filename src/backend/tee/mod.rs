@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use imbl::OrdMap;
 use parking_lot::Mutex;
 use scopeguard::ScopeGuard;
 use tokio::time::Instant;
 
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Role, SharedPlace,
-    Version, WatchStream, check_limits,
+    Action, Applied, Backend, BackendError, Change, Earlier, Fetched, Guard, Limits, Listing, Node, Owner, Revision,
+    Role, SharedPlace, Version, WatchStream, check_limits,
 };
 use super::lock::guard;
 use crate::name::TopoPath;
@@ -222,6 +223,14 @@ impl Backend for Tee {
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
         self.0.primary.get(path).await
+    }
+
+    async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>, BackendError> {
+        self.0.primary.earlier(path).await
+    }
+
+    async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>, BackendError> {
+        self.0.primary.deleted().await
     }
 
     fn cannot_hold(&self, path: &TopoPath, value: &[u8], holds_others: bool) -> Option<String> {

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::name::{CellName, TopoPath};
 
 mod cell_info;
+mod changes;
 mod codec;
 mod early;
 mod encode;
@@ -26,6 +27,7 @@ mod unknown;
 mod wire;
 
 pub use cell_info::CellInfo;
+pub use changes::quoted;
 pub use codec::Codec;
 pub use kind::{Kinds, is_editor_file, is_vitess_name};
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use imbl::OrdMap;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +30,8 @@ impl CellOptions {
     }
 }
 
+/// How many may read the past of a record at once: each of them may hold many versions.
+const PAST_READERS: usize = 4;
 /// Added to the error of a change that has panicked: its outcome is unknown.
 const UNCERTAIN: &str = " (it may have been carried out)";
 
@@ -45,6 +48,8 @@ pub struct Cell {
     pub second: Option<Second>,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) turns: Turns,
+    /// Those who may read the past of a record at once.
+    past_turns: Semaphore,
     timeout: Duration,
     stop: CancellationToken,
     serve_stale: bool,
@@ -93,6 +98,7 @@ impl Cell {
             second,
             backend,
             turns: Turns::default(),
+            past_turns: Semaphore::new(PAST_READERS),
             timeout: options.connect.timeout,
             stop,
             serve_stale: options.mirror.serve_stale,
@@ -185,7 +191,15 @@ impl Cell {
     /// All states of a record that the service still has; `None` if it keeps only the present one.
     pub async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>> {
         self.refuse_if_down()?;
-        self.call(("earlier", ""), self.backend.earlier(path)).await
+        // It takes many calls, and many may want it.
+        let called = async {
+            let _turn = self.past_turns.acquire().await;
+            self.call(("earlier", ""), self.backend.earlier(path)).await
+        };
+        tokio::time::timeout(self.timeout, called).await.unwrap_or_else(|_| {
+            let waited = humantime::format_duration(self.timeout);
+            Err(Error::new(Kind::Unreachable, format!("{self}: the past of {path} is not read within {waited}")))
+        })
     }
 
     /// When records were deleted, as far as the service still knows; `None` if it does not keep that.
@@ -383,6 +397,7 @@ mod tests {
                 second: None,
                 backend,
                 turns: Turns::default(),
+                past_turns: Semaphore::new(PAST_READERS),
                 timeout: Duration::from_secs(15),
                 stop,
                 serve_stale,

@@ -144,6 +144,14 @@ impl Records {
         Ok(text)
     }
 
+    /// The same, for a value that is not shown often: what is printed is not kept.
+    pub fn show_once(&self, cell: &CellName, path: &TopoPath, value: &Bytes, form: Form) -> Result<Bytes> {
+        match self.message(cell, path) {
+            Some(message) => self.codec.show(message, form, value),
+            None => Ok(value.clone()),
+        }
+    }
+
     /// The bytes to store for the text of one form; `old` is the stored value. Returns `None` if that is already the
     /// same record. Fails with EBADMSG and the position if the input is not valid.
     pub fn store(

@@ -1,11 +1,12 @@
 //! The words of the tree: what an inode stands for, its attributes, and how it is opened. Decides nothing.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::control::ControlFile;
 use crate::mirror::Record;
-use crate::name::{CONTROL_DIR, CellName, CellPath, LOCK_FILE};
+use crate::name::{CONTROL_DIR, CellName, CellPath, HISTORY_DIR, LOCK_FILE};
 use crate::record::Form;
 use crate::topology::links::{Link, View};
 
@@ -30,6 +31,37 @@ pub enum FileId {
     Link(Link),
     /// A file that exists in this mount only.
     Scratch(ScratchId),
+    /// A file of `.topofs/history`.
+    Past(PastFile),
+}
+
+/// A file of `.topofs/history`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PastFile {
+    /// The directory itself: the cells.
+    Top,
+    /// What was at a path, and below it.
+    Dir(CellPath),
+    /// One form of a state of a record, which has a name.
+    State(CellPath, Arc<str>, Form),
+    /// A deletion of a record; its name.
+    Deleted(CellPath, Arc<str>),
+    /// What happened to a record.
+    Log(CellPath),
+}
+
+impl fmt::Display for PastFile {
+    /// The path below the mount.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{CONTROL_DIR}/{HISTORY_DIR}")?;
+        match self {
+            PastFile::Top => Ok(()),
+            PastFile::Dir(at) => write!(f, "/{at}"),
+            PastFile::State(at, name, form) => write!(f, "/{at}/{name}{}", form.suffix()),
+            PastFile::Deleted(at, name) => write!(f, "/{at}/{name}"),
+            PastFile::Log(at) => write!(f, "/{at}/.log"),
+        }
+    }
 }
 
 /// Identifies a scratch file, also after it is renamed.
@@ -39,7 +71,14 @@ pub struct ScratchId(pub u64);
 impl FileId {
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
-        matches!(self, FileId::Root | FileId::Control | FileId::Dir(..) | FileId::Links(..))
+        matches!(
+            self,
+            FileId::Root
+                | FileId::Control
+                | FileId::Dir(..)
+                | FileId::Links(..)
+                | FileId::Past(PastFile::Top | PastFile::Dir(_))
+        )
     }
 
     /// What kind of file it is.
@@ -71,7 +110,7 @@ impl FileId {
         match self {
             FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) | FileId::Links(at, _) => Some(&at.cell),
             FileId::Link(link) => Some(&link.of.cell),
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) | FileId::Past(_) => None,
         }
     }
 }
@@ -89,6 +128,7 @@ impl fmt::Display for FileId {
             FileId::Link(link) => write!(f, "{}/{}", FileId::dir_of_link(link), link.name()),
             FileId::Record(at, form) => write!(f, "{at}{}", form.suffix()),
             FileId::Scratch(id) => write!(f, "scratch file {}", id.0),
+            FileId::Past(file) => file.fmt(f),
         }
     }
 }

@@ -30,6 +30,7 @@ pub(crate) mod kernel;
 pub(crate) mod namespace;
 mod opened;
 pub(crate) mod options;
+mod past;
 pub(crate) mod records;
 pub(crate) mod room;
 
@@ -50,6 +51,7 @@ use kernel::Kernel;
 use kernel::listings::Listings;
 use namespace::{Inode, Name, Namespace, Open};
 use options::Background;
+use past::PastFiles;
 use records::RecordFiles;
 
 /// Room and contents of a mount.
@@ -80,6 +82,7 @@ const USER_XATTR: &str = "user.";
 pub struct Tree {
     records: Arc<RecordFiles>,
     control: Arc<ControlFiles>,
+    past: Arc<PastFiles>,
     helper: OnceLock<Arc<dyn Helper>>,
     kernel: Arc<Kernel>,
     handles: Arc<Handles>,
@@ -99,12 +102,14 @@ impl Tree {
             (Arc::<Kernel>::default(), Arc::<Handles>::default(), Background::default());
         let TreeOptions { uid, gid, umask, .. } = options;
         let defaults = Defaults { uid, gid, umask, mounted: SystemTime::now() };
+        let forms = (options.forms.clone(), options.list.clone());
         let records = RecordFiles::new(
-            (cells.clone(), codec, journal.clone()),
+            (cells.clone(), codec.clone(), journal.clone()),
             (options, defaults),
             (kernel.clone(), handles.clone(), locks.clone()),
             background.clone(),
         );
+        let past = PastFiles::new((cells.clone(), codec), forms, defaults, records.room.clone());
         let counted = records.clone();
         let control = ControlFiles::new(
             (journal.clone(), cells, locks, records.own.clone()),
@@ -113,7 +118,7 @@ impl Tree {
             Box::new(move || counted.counts()),
         );
         let (helper, listings) = (OnceLock::new(), Listings::default());
-        Arc::new(Self { records, control, helper, kernel, handles, listings, journal, background })
+        Arc::new(Self { records, control, past, helper, kernel, handles, listings, journal, background })
     }
 
     /// Ends all background work and waits for it.
@@ -170,7 +175,7 @@ impl Tree {
     /// Whether an inode, or a name in it, is `.topofs` or in it.
     pub fn is_control(&self, ino: u64, name: Option<&OsStr>) -> bool {
         let file = self.kernel.inodes.file(ino);
-        matches!(file, Some(FileId::Control | FileId::ControlFile(_)))
+        matches!(file, Some(FileId::Control | FileId::ControlFile(_) | FileId::Past(_)))
             || (ino == ROOT && name == Some(OsStr::new(CONTROL_DIR)))
     }
 
@@ -217,6 +222,7 @@ impl Tree {
     fn space_of(&self, file: &FileId) -> &dyn Namespace {
         match file {
             FileId::Control | FileId::ControlFile(_) => &self.control,
+            FileId::Past(_) => &self.past,
             FileId::Root
             | FileId::Dir(_)
             | FileId::Record(..)
@@ -258,8 +264,8 @@ impl Tree {
         let (space, file) = match self.helper(caller) {
             None if dir == FileId::Root && name == CONTROL_DIR => (self.space_of(&FileId::Control), FileId::Control),
             _ => {
-                let space = self.space(caller, &dir);
-                (space, space.lookup(caller, &dir, name).await?)
+                let file = self.space(caller, &dir).lookup(caller, &dir, name).await?;
+                (self.space(caller, &file), file)
             }
         };
         let inode = self.counted(file);

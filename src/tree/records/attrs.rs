@@ -32,7 +32,12 @@ impl RecordFiles {
             FileId::Dir(CellPath { cell, path }) => self.require_dir(cell, path).await?,
             FileId::Lock(CellPath { cell, .. }) => drop(self.store(cell)?.snapshot().await?),
             FileId::Links(CellPath { cell, path }, _) => self.require_dir(cell, path).await?,
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Link(_) | FileId::Scratch(_) => {}
+            FileId::Root
+            | FileId::Control
+            | FileId::ControlFile(_)
+            | FileId::Link(_)
+            | FileId::Scratch(_)
+            | FileId::Past(_) => {}
         }
         self.attr_now(&inode.file)
     }
@@ -54,7 +59,7 @@ impl RecordFiles {
                 let state = scratch.state.lock();
                 Ok(self.scratch_attr(&state))
             }
-            FileId::Control | FileId::ControlFile(_) => Err(Error::not_found()),
+            FileId::Control | FileId::ControlFile(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
@@ -161,7 +166,7 @@ impl RecordFiles {
             FileId::Dir(at) => is_stored(at) && !self.scratch.has_dir(at),
             FileId::Lock(at) => is_stored(at),
             FileId::Links(..) | FileId::Link(_) => false,
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => true,
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) | FileId::Past(_) => true,
         }
     }
 

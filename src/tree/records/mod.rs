@@ -132,7 +132,7 @@ impl RecordFiles {
             FileId::Root => {
                 Err(Error::new(Kind::NotPermitted, "the root holds the cells: a cell appears with its CellInfo record"))
             }
-            FileId::Control | FileId::ControlFile(_) => {
+            FileId::Control | FileId::ControlFile(_) | FileId::Past(_) => {
                 Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
             }
             FileId::Links(..) => {
@@ -197,7 +197,7 @@ impl Namespace for Arc<RecordFiles> {
                 self.cells.get(&at.cell).map_or(Keep::Never, Keep::WhileWatched)
             }
             FileId::Links(..) | FileId::Link(_) => Keep::Never,
-            FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => Keep::Never,
+            FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) | FileId::Past(_) => Keep::Never,
         }
     }
 

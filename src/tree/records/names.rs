@@ -40,7 +40,8 @@ impl RecordFiles {
             | FileId::Record(..)
             | FileId::Scratch(_)
             | FileId::Lock(..)
-            | FileId::Link(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+            | FileId::Link(_)
+            | FileId::Past(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
         }
     }
 
@@ -243,7 +244,8 @@ impl RecordFiles {
             | FileId::Record(..)
             | FileId::Scratch(_)
             | FileId::Lock(..)
-            | FileId::Link(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+            | FileId::Link(_)
+            | FileId::Past(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
         }
     }
 

@@ -35,9 +35,12 @@ impl RecordFiles {
                 }
             }
             FileId::Link(_) => Err(Error::new(Kind::Invalid, "a symbolic link cannot be opened")),
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) | FileId::Links(..) => {
-                Err(Error::new(Kind::IsDirectory, "is a directory"))
-            }
+            FileId::Root
+            | FileId::Control
+            | FileId::ControlFile(_)
+            | FileId::Dir(..)
+            | FileId::Links(..)
+            | FileId::Past(_) => Err(Error::new(Kind::IsDirectory, "is a directory")),
         }
     }
 

@@ -255,7 +255,9 @@ mod tests {
     use crate::record::{Codec, Form, Kinds};
 
     fn records() -> std::sync::Arc<Records> {
-        Records::new(Codec::builtin().unwrap(), Kinds::default())
+        static RECORDS: std::sync::LazyLock<std::sync::Arc<Records>> =
+            std::sync::LazyLock::new(|| Records::new(Codec::builtin().unwrap(), Kinds::default()));
+        RECORDS.clone()
     }
 
     fn changed(path: &str, old: Option<&str>, new: &str) -> String {

@@ -191,7 +191,7 @@ async fn tree_with_past() -> Arc<Tree> {
         backend.apply(&[Change { path, guard: Guard::Any, action }]).await.unwrap();
     };
     for path in ["keyspaces/commerce/Keyspace", "metadata/both"] {
-        change(path, Action::Put("\x4a\x01a".into())).await;
+        change(path, Action::Put("\x42\x01a".into())).await;
     }
     change("metadata/note", Action::Delete).await;
     change("metadata/both/below", Action::Delete).await;

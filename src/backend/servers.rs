@@ -329,14 +329,24 @@ impl Location {
 
     /// Whether two locations have the same keys in the same service.
     pub fn is_same_place(&self, other: &Location) -> bool {
-        // With one server in common, it is the same service.
+        self.clean_root() == other.clean_root() && self.is_same_service(other)
+    }
+
+    /// Whether two locations are in one service: with one server in common, they are.
+    fn is_same_service(&self, other: &Location) -> bool {
         let shared = || match (self.servers(), other.servers()) {
             (Some(own), Some(others)) => own.iter().any(|server| others.contains(server)),
             _ => false,
         };
-        self.implementation == other.implementation
-            && self.clean_root() == other.clean_root()
-            && (self.server == other.server || shared())
+        self.implementation == other.implementation && (self.server == other.server || shared())
+    }
+
+    /// Whether the connection to this location may change keys of another: they are in one service, and nothing that the
+    /// other would send through TLS goes there in clear.
+    pub fn may_carry(&self, other: &Location) -> bool {
+        let tls = |address: &str| scheme(address).0 == Scheme::Tls;
+        let as_safe = || self.server == other.server || self.addresses().all(tls) || !other.addresses().any(tls);
+        self.is_same_service(other) && as_safe()
     }
 
     /// The path here of another location's root, if all its keys are here, too: the root for the same place.

@@ -16,7 +16,7 @@ use crate::alive;
 use crate::backend::{
     Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Location, Node, Revision, Role,
 };
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, UNCERTAIN};
 use crate::mirror::{Health, Histories, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 
@@ -32,8 +32,6 @@ impl CellOptions {
 
 /// How many may read the past of a record at once: each of them may hold many versions.
 const PAST_READERS: usize = 4;
-/// Added to the error of a change that has panicked: its outcome is unknown.
-const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// One cell: its location, its backend, its mirror.
 #[derive(Debug)]
@@ -223,6 +221,7 @@ impl Cell {
     /// Applies all changes or none. The mirror shows them at once.
     pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
         self.refuse_if_down()?;
+        // After a panic nobody knows the outcome.
         let applied = self.call(("apply", UNCERTAIN), self.backend.apply(changes)).await?;
         self.mirror.wrote(changes, &applied);
         Ok(applied)

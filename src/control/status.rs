@@ -23,6 +23,8 @@ pub struct TreeCounts {
     pub scratch: Vec<String>,
     /// Bytes that scratch files use, and their limit.
     pub scratch_bytes: (u64, u64),
+    /// Trees beside the live one.
+    pub spaces: Vec<SpaceCount>,
     /// Directories that exist only in this mount.
     pub local_directories: usize,
     /// Stored keys whose name is that of a decoded form.
@@ -33,6 +35,33 @@ pub struct TreeCounts {
     pub events_lost: u64,
     /// Time limit of the kernel for a request, if there is one.
     pub request_timeout: Option<std::time::Duration>,
+}
+
+/// A tree beside the live one.
+#[derive(Debug)]
+pub struct SpaceCount {
+    /// The directory of `.topofs` that it is in.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// Who has made it.
+    pub uid: u32,
+    /// When.
+    pub made: std::time::SystemTime,
+    /// How many of its records are changed.
+    pub changes: usize,
+    /// How many saves and removals there were.
+    pub saves: u64,
+}
+
+/// The trees of one kind.
+fn spaces(counts: &TreeCounts, kind: &str) -> Vec<Value> {
+    let spaces = counts.spaces.iter().filter(|space| space.kind == kind);
+    let shown = |space: &SpaceCount| {
+        let SpaceCount { name, uid, changes, saves, .. } = space;
+        json!({ "name": name, "uid": uid, "made": timestamp(space.made), "changes": changes, "saves": saves })
+    };
+    spaces.map(shown).collect()
 }
 
 pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> Value {
@@ -68,6 +97,8 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
             "names": counts.scratch,
         },
         "history": history(cells),
+        "snapshots": spaces(counts, "at"),
+        "stages": spaces(counts, "stage"),
         "local_directories": counts.local_directories,
         "shadowed_forms": counts.shadowed_forms,
         "locks": { "held": counts.locks.0, "waiting": counts.locks.1, "lost": counts.locks.2 },

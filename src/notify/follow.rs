@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::batches::{Updates, next};
 use crate::alive;
-use crate::cells::{Cell, KnownLocks};
+use crate::cells::{Cell, Cells, KnownLocks};
 use crate::control::Control;
 use crate::mirror::{Snapshot, Update};
 use crate::name::CellName;
@@ -27,6 +27,7 @@ pub(super) type Shown = Arc<tokio::sync::Mutex<Option<Snapshot>>>;
 #[derive(Debug)]
 pub(super) struct Follower {
     pub records: Arc<RecordFiles>,
+    pub cells: Arc<Cells>,
     pub kernel: Arc<Kernel>,
     pub control: Arc<Control>,
     /// What was announced last for the cells of each name: records, and who holds locks.
@@ -37,11 +38,12 @@ pub(super) struct Follower {
 pub fn follow(tree: &Tree) {
     let follower = Arc::new(Follower {
         records: tree.records().clone(),
+        cells: tree.cells().clone(),
         kernel: tree.kernel().clone(),
         control: tree.control().clone(),
         announced: Mutex::default(),
     });
-    for cell in follower.records.cells.all() {
+    for cell in follower.cells.all() {
         follower.follow(&cell);
     }
 }
@@ -79,7 +81,7 @@ impl Follower {
                 () = all.guard_freshness(&cell, &followed) => {}
             }
             all.kernel.invalidate_cell(&cell.name).await;
-            if let Some(shown) = shown.filter(|_| all.records.cells.get(&cell.name).is_none()) {
+            if let Some(shown) = shown.filter(|_| all.cells.get(&cell.name).is_none()) {
                 all.announce_end(&cell, shown).await;
             }
         };
@@ -172,7 +174,7 @@ mod tests {
         let (tree, service) = conformance::tree_over(connect, false).await;
         let faulty = made.lock().take().unwrap();
         follow(&tree);
-        let cell = tree.records().cells.all().remove(0);
+        let cell = tree.cells().all().remove(0);
         let kernel = tree.kernel();
         assert!(kernel.count_lasting(&cell));
         // Whoever looks at the locks panics: this follower, and that of the locks of files.

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use super::commits::Commits;
 use crate::backend::{Applied, Change, Fetched, Limits};
+use crate::cells::Cell;
 use crate::error::Result;
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
@@ -56,6 +57,19 @@ pub trait Store: Send + Sync + Debug {
     /// The records, if they are loaded.
     fn snapshot_now(&self) -> Result<Arc<Snapshot>>;
 
+    /// The records as far as they are known, even if nobody may be shown them.
+    fn known(&self) -> Arc<Snapshot>;
+
+    /// The cell that these are the records of, with its watch and its locks; `None` if they are a copy.
+    fn connected(&self) -> Option<&Arc<Cell>> {
+        None
+    }
+
+    /// Whether nothing ever changes.
+    fn is_frozen(&self) -> bool {
+        false
+    }
+
     /// One record as it is stored now. A snapshot may be older.
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched>;
 
@@ -87,5 +101,19 @@ pub trait Store: Send + Sync + Debug {
     /// Whether the store hears of every change as soon as it happens, so that what was read may be kept.
     fn is_fresh(&self) -> bool {
         true
+    }
+}
+
+/// The records of all cells of one tree.
+pub trait Stores: Send + Sync + Debug {
+    /// The cells, the global topology first.
+    fn cells(&self) -> Vec<CellName>;
+
+    /// The records of a cell.
+    fn get(&self, cell: &CellName) -> Option<Arc<dyn Store>>;
+
+    /// All of them, in the order of [`Stores::cells`].
+    fn all(&self) -> Vec<Arc<dyn Store>> {
+        self.cells().iter().filter_map(|cell| self.get(cell)).collect()
     }
 }

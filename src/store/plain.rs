@@ -1,5 +1,6 @@
 //! Records in a map, without a service, locks or other users.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,10 +8,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::commits::{Commits, heard};
-use super::contract::Store;
-use crate::backend::{
-    Action, Applied, BackendError, Change, Fetched, Guard, Limits, Node, Revision, Role, Version, check_limits,
-};
+use super::contract::{Store, Stores};
+use super::frozen::fetched;
+use crate::backend::{Action, Applied, BackendError, Change, Fetched, Guard, Limits, Revision, Version, check_limits};
 use crate::error::{Error, Result};
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -88,21 +88,18 @@ impl Store for Plain {
         Ok(Arc::new(self.now.lock().clone()))
     }
 
+    fn known(&self) -> Arc<Snapshot> {
+        Arc::new(self.now.lock().clone())
+    }
+
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
-        let now = self.now.lock();
-        let node = now.records.get(path).map(|record| Node {
-            path: path.clone(),
-            value: record.value.clone(),
-            version: record.version,
-            role: Role::Record,
-            modified: Some(record.modified),
-        });
-        Ok(Fetched { node, at: now.at })
+        Ok(fetched(&self.now.lock(), path))
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let made = heard(&self.cell, changes, commits, async { self.make(changes).map(Some) }).await?;
-        made.ok_or_else(|| Error::new(crate::error::Kind::Io, "no answer"))
+        let made = async { Ok(Some(vec![self.make(changes)?])) };
+        let made = heard(&[(&self.cell, changes)], commits, made).await?;
+        made.and_then(|made| made.into_iter().next()).ok_or_else(|| Error::new(crate::error::Kind::Io, "no answer"))
     }
 
     async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {
@@ -111,5 +108,28 @@ impl Store for Plain {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+}
+
+/// Maps of records, one for each cell.
+#[derive(Debug)]
+pub struct PlainCells(BTreeMap<CellName, Arc<Plain>>);
+
+impl PlainCells {
+    /// These cells.
+    pub fn new(cells: BTreeMap<CellName, Arc<Plain>>) -> Self {
+        Self(cells)
+    }
+}
+
+impl Stores for PlainCells {
+    fn cells(&self) -> Vec<CellName> {
+        let mut cells: Vec<CellName> = self.0.keys().cloned().collect();
+        cells.sort_by_key(|cell| !cell.is_global());
+        cells
+    }
+
+    fn get(&self, cell: &CellName) -> Option<Arc<dyn Store>> {
+        Some(self.0.get(cell)?.clone())
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::file::PastFile;
 use super::namespace::{At, Inode, Name, Namespace, Part};
-use super::{Caller, FileId, FileKind, OpenMode, RespectLocks, SetAttr, Tree, TreeOptions, Views};
+use super::{Caller, FileId, FileKind, OpenMode, RespectLocks, SetAttr, SpaceKind, Tree, TreeOptions, Views};
 use crate::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
 use crate::cells::{CellOptions, Cells};
 use crate::control::{Control, ControlFile};
@@ -108,9 +108,7 @@ pub(crate) async fn check(space: &dyn Namespace, dir: FileId, grows: impl Fn(&Fi
         let entries = space.list(&caller, &dir).await.unwrap();
         let names: HashSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(names.len(), entries.len(), "a name of {dir} is listed twice");
-        // What is of another namespace is looked at with it.
-        let is_elsewhere = |file: &FileId| dir == FileId::Control && matches!(file, FileId::Past(_));
-        for entry in entries.into_iter().filter(|entry| !is_elsewhere(&entry.file)) {
+        for entry in entries {
             seen += 1;
             let file = space.lookup(&caller, &dir, &entry.name).await.unwrap();
             assert_eq!(file, entry.file, "{dir}/{}", entry.name);
@@ -174,7 +172,7 @@ async fn every_namespace_lists_what_can_be_looked_up_and_shows_what_is_read() {
 
 /// Waits until so many states of a record are remembered.
 async fn remembered(tree: &Tree, path: &str, states: usize) {
-    let (cell, path) = (tree.records().cells.all().remove(0), TopoPath::parse(path).unwrap());
+    let (cell, path) = (tree.cells.all().remove(0), TopoPath::parse(path).unwrap());
     let wait = async {
         while cell.mirror.past(&path).len() != states {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -228,6 +226,62 @@ async fn nothing_can_be_changed_in_the_past() {
     }
     let existing = tree.lookup(&caller, dir, OsStr::new(".log")).await.unwrap().ino;
     assert_eq!(changes(&tree, dir, existing, ".log").await, [Kind::ReadOnly; 7]);
+}
+
+/// Makes a tree beside the live one.
+async fn beside(tree: &Tree, caller: &Caller, kind: SpaceKind) -> (u64, FileId) {
+    let control = tree.lookup(caller, super::ROOT, OsStr::new(".topofs")).await.unwrap().ino;
+    let kinds = tree.lookup(caller, control, OsStr::new(kind.name())).await.unwrap().ino;
+    tree.mkdir(caller, kinds, OsStr::new("mine")).await.unwrap();
+    let root = tree.lookup(caller, kinds, OsStr::new("mine")).await.unwrap().ino;
+    (root, tree.kernel.inodes.file(root).unwrap())
+}
+
+#[tokio::test]
+async fn so_does_every_tree_beside_the_live_one() {
+    let tree = tree().await;
+    for kind in SpaceKind::ALL {
+        let (_, root) = beside(&tree, &caller(), kind).await;
+        let FileId::Inside(id, _) = &root else { panic!("{root}") };
+        let space = tree.spaces.get(id).unwrap();
+        assert_eq!(check(&*space, root.clone(), |_| false).await, 3, "{root}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_cannot_be_changed_and_a_stage_only_by_its_owner() {
+    let tree = tree().await;
+    let (caller, stranger) = (caller(), Caller::new(7, 7, std::process::id()));
+    let path = async |caller: &Caller, root: u64, names: &str| {
+        let mut ino = root;
+        for name in names.split('/') {
+            ino = tree.lookup(caller, ino, OsStr::new(name)).await?.ino;
+        }
+        Ok::<u64, crate::error::Error>(ino)
+    };
+    let (snapshot, _) = beside(&tree, &caller, SpaceKind::At).await;
+    let dir = path(&caller, snapshot, "global/metadata").await.unwrap();
+    let note = path(&caller, dir, "note").await.unwrap();
+    assert_eq!(changes(&tree, dir, note, "note").await, [Kind::ReadOnly; 7]);
+    assert!(path(&stranger, snapshot, "global/metadata/note").await.is_ok(), "whoever may read may read it");
+    let (stage, _) = beside(&tree, &caller, SpaceKind::Stage).await;
+    assert_eq!(tree.getattr(&caller, stage).await.unwrap().attr.mode, 0o700);
+    assert_eq!(path(&stranger, stage, "global").await.unwrap_err().kind, Kind::Denied);
+    let dir = path(&caller, stage, "global/metadata").await.unwrap();
+    let note = path(&caller, dir, "note").await.unwrap();
+    let (write, read) =
+        (OpenMode { write: true, ..OpenMode::default() }, OpenMode { read: true, ..OpenMode::default() });
+    for mode in [write, read] {
+        assert_eq!(tree.open(&stranger, note, mode).await.unwrap_err().kind, Kind::Denied);
+        tree.open(&caller, note, mode).await.unwrap();
+    }
+    // Nobody else removes it, and what is left of it is gone.
+    let stages = path(&caller, super::ROOT, ".topofs/stage").await.unwrap();
+    assert_eq!(tree.rmdir(&stranger, stages, OsStr::new("mine")).await.unwrap_err().kind, Kind::NotPermitted);
+    tree.rmdir(&caller, stages, OsStr::new("mine")).await.unwrap();
+    assert_eq!(tree.getattr(&caller, note).await.unwrap_err().kind, Kind::NotFound);
+    let (again, _) = beside(&tree, &caller, SpaceKind::Stage).await;
+    assert_ne!(again, stage, "a tree of the same name is another one");
 }
 
 /// Tries every change to names and files, and returns how each is refused.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::caller::Caller;
-use super::file::{Attr, Caching, Defaults, DirEntry, FileId, OpenMode, PastFile};
+use super::file::{Attr, Caching, Defaults, DirEntry, FileId, OpenMode};
 use super::kernel::Kernel;
 use super::namespace::{At, Inode, Keep, Namespace, Open, OpenFile, Part, Rest};
 use super::room::{Charge, Room};
@@ -19,7 +19,6 @@ use crate::control::{Control, ControlFile, Order, TreeCounts};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Op, Reader, Refusal};
 use crate::locks::Locks;
-use crate::name::HISTORY_DIR;
 use crate::process::Actor;
 use crate::store::own::OwnCommits;
 
@@ -123,7 +122,6 @@ impl ControlFiles {
 impl Namespace for Arc<ControlFiles> {
     async fn lookup(&self, _: &Caller, dir: &FileId, name: &str) -> Result<FileId> {
         match dir {
-            FileId::Control if name == HISTORY_DIR => Ok(FileId::Past(PastFile::Top)),
             FileId::Control => ControlFile::of_name(name).map(FileId::ControlFile).ok_or_else(Error::not_found),
             _ => Err(Error::new(Kind::NotDirectory, "not a directory")),
         }
@@ -152,8 +150,7 @@ impl Namespace for Arc<ControlFiles> {
             FileId::Control => {
                 let entry =
                     |file: ControlFile| DirEntry { name: file.name().to_owned(), file: FileId::ControlFile(file) };
-                let history = DirEntry { name: HISTORY_DIR.to_owned(), file: FileId::Past(PastFile::Top) };
-                Ok(ControlFile::ALL.into_iter().map(entry).chain([history]).collect())
+                Ok(ControlFile::ALL.into_iter().map(entry).collect())
             }
             _ => Err(Error::new(Kind::NotDirectory, "not a directory")),
         }

@@ -33,6 +33,12 @@ pub enum FileId {
     Scratch(ScratchId),
     /// A file of `.topofs/history`.
     Past(PastFile),
+    /// A directory of trees beside the live one.
+    Spaces(SpaceKind),
+    /// A file of such a tree.
+    Inside(SpaceId, Arc<FileId>),
+    /// A file in the root of such a tree that tells of the tree.
+    About(About),
 }
 
 /// A file of `.topofs/history`.
@@ -64,6 +70,82 @@ impl fmt::Display for PastFile {
     }
 }
 
+/// What kind of tree stands beside the live one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpaceKind {
+    /// A snapshot: everything as it was at one moment.
+    At,
+    /// A stage: changes that nobody else sees before they are committed together.
+    Stage,
+}
+
+impl SpaceKind {
+    /// All kinds.
+    pub const ALL: [Self; 2] = [Self::At, Self::Stage];
+
+    /// The name of their directory in `.topofs`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::At => "at",
+            Self::Stage => "stage",
+        }
+    }
+}
+
+/// Identifies a tree beside the live one. A tree that is made anew under an old name is another one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SpaceId {
+    /// What kind of tree it is.
+    pub kind: SpaceKind,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which of all trees of this mount.
+    pub serial: u64,
+}
+
+impl SpaceId {
+    /// A file of this tree.
+    pub fn file(&self, file: FileId) -> FileId {
+        FileId::Inside(self.clone(), Arc::new(file))
+    }
+}
+
+/// Files in the root of a tree beside the live one. They open by name and are not listed, so that tools that walk meet
+/// records only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum About {
+    /// The cells that a snapshot lacks, and why.
+    Missing,
+    /// The changes of a stage, as a patch.
+    Diff,
+    /// Which records of a stage somebody else has changed.
+    Conflicts,
+    /// What is wrong with the topology of a stage.
+    Check,
+    /// Takes commands for a stage.
+    Control,
+    /// The patch that takes a committed change set back.
+    Undo,
+}
+
+impl About {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Missing, Self::Diff, Self::Conflicts, Self::Check, Self::Control, Self::Undo];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Missing => ".missing",
+            Self::Diff => ".diff",
+            Self::Conflicts => ".conflicts",
+            Self::Check => ".check",
+            Self::Control => ".control",
+            Self::Undo => ".undo",
+        }
+    }
+}
+
 /// Identifies a scratch file, also after it is renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScratchId(pub u64);
@@ -71,20 +153,19 @@ pub struct ScratchId(pub u64);
 impl FileId {
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
-        matches!(
-            self,
-            FileId::Root
-                | FileId::Control
-                | FileId::Dir(..)
-                | FileId::Links(..)
-                | FileId::Past(PastFile::Top | PastFile::Dir(_))
-        )
+        match self {
+            FileId::Root | FileId::Control | FileId::Dir(..) | FileId::Links(..) | FileId::Spaces(_) => true,
+            FileId::Inside(_, file) => file.is_dir(),
+            FileId::Past(file) => matches!(file, PastFile::Top | PastFile::Dir(_)),
+            _ => false,
+        }
     }
 
     /// What kind of file it is.
     pub fn kind(&self) -> FileKind {
         match self {
             FileId::Link(_) => FileKind::Symlink,
+            FileId::Inside(_, file) => file.kind(),
             file if file.is_dir() => FileKind::Directory,
             _ => FileKind::Regular,
         }
@@ -105,12 +186,13 @@ impl FileId {
         views.filter(|(_, view)| *view != View::Primary).map(|(at, view)| FileId::Links(at.clone(), view))
     }
 
-    /// The cell that it is part of.
+    /// The cell that it is part of, if it is the live one.
     pub(crate) fn cell(&self) -> Option<&CellName> {
         match self {
             FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) | FileId::Links(at, _) => Some(&at.cell),
             FileId::Link(link) => Some(&link.of.cell),
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) | FileId::Past(_) => None,
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => None,
         }
     }
 }
@@ -128,6 +210,15 @@ impl fmt::Display for FileId {
             FileId::Link(link) => write!(f, "{}/{}", FileId::dir_of_link(link), link.name()),
             FileId::Record(at, form) => write!(f, "{at}{}", form.suffix()),
             FileId::Scratch(id) => write!(f, "scratch file {}", id.0),
+            FileId::Spaces(kind) => write!(f, "{CONTROL_DIR}/{}", kind.name()),
+            FileId::Inside(space, file) => {
+                write!(f, "{CONTROL_DIR}/{}/{}", space.kind.name(), space.name)?;
+                match &**file {
+                    FileId::Root => Ok(()),
+                    file => write!(f, "/{file}"),
+                }
+            }
+            FileId::About(file) => f.write_str(file.name()),
             FileId::Past(file) => file.fmt(f),
         }
     }

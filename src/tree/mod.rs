@@ -14,11 +14,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use crate::cells::Cells;
-use crate::control::Control;
+use crate::control::{Control, TreeCounts};
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Locks, Patience};
-use crate::name::{CONTROL_DIR, CellName};
+use crate::name::{CONTROL_DIR, CellName, HISTORY_DIR};
 use crate::record::Records;
+use crate::store::{CellRules, LiveCells};
 
 pub(crate) mod caller;
 #[cfg(test)]
@@ -33,10 +34,13 @@ pub(crate) mod options;
 mod past;
 pub(crate) mod records;
 pub(crate) mod room;
+mod spaces;
 
 pub use crate::store::RespectLocks;
 pub use caller::Caller;
-pub use file::{Attr, Caching, DirEntry, Entry, FileId, FileKind, OpenMode, Opened, ScratchId, SetAttr};
+pub use file::{
+    About, Attr, Caching, DirEntry, Entry, FileId, FileKind, OpenMode, Opened, ScratchId, SetAttr, SpaceId, SpaceKind,
+};
 pub use kernel::KernelCaches;
 pub use kernel::inodes::ROOT;
 pub use kernel::listings::Listing;
@@ -45,14 +49,16 @@ pub use options::{TreeOptions, Views};
 pub use records::lockfile::LockCall;
 
 use control::ControlFiles;
-use file::Defaults;
+use file::{Defaults, PastFile};
 use handles::Handles;
 use kernel::Kernel;
 use kernel::listings::Listings;
+use kernel::space::SpaceKernel;
 use namespace::{Inode, Name, Namespace, Open};
 use options::Background;
 use past::PastFiles;
 use records::RecordFiles;
+use spaces::{Space, Spaces};
 
 /// Room and contents of a mount.
 #[derive(Debug, Clone, Copy)]
@@ -80,9 +86,11 @@ const USER_XATTR: &str = "user.";
 /// The tree of one mount.
 #[derive(Debug)]
 pub struct Tree {
+    cells: Arc<Cells>,
     records: Arc<RecordFiles>,
     control: Arc<ControlFiles>,
     past: Arc<PastFiles>,
+    spaces: Arc<Spaces>,
     helper: OnceLock<Arc<dyn Helper>>,
     kernel: Arc<Kernel>,
     handles: Arc<Handles>,
@@ -102,23 +110,27 @@ impl Tree {
             (Arc::<Kernel>::default(), Arc::<Handles>::default(), Background::default());
         let TreeOptions { uid, gid, umask, .. } = options;
         let defaults = Defaults { uid, gid, umask, mounted: SystemTime::now() };
+        let rules =
+            CellRules { cells: cells.clone(), control: journal.clone(), force_removal: options.force_cell_removal };
+        let live = Arc::new(LiveCells::new(locks.clone(), options.respect_locks, rules));
         let forms = (options.forms.clone(), options.list.clone());
         let records = RecordFiles::new(
-            (cells.clone(), codec.clone(), journal.clone()),
+            (live.clone(), codec.clone(), journal.clone()),
             (options, defaults),
-            (kernel.clone(), handles.clone(), locks.clone()),
+            (SpaceKernel::live(kernel.clone()), handles.clone(), locks.clone()),
             background.clone(),
         );
         let past = PastFiles::new((cells.clone(), codec), forms, defaults, records.room.clone());
-        let counted = records.clone();
+        let spaces = Spaces::new(records.clone(), cells.clone(), live);
+        let counted = (records.clone(), spaces.clone());
         let control = ControlFiles::new(
-            (journal.clone(), cells, locks, records.own.clone()),
+            (journal.clone(), cells.clone(), locks, records.own.clone()),
             (kernel.clone(), defaults),
             records.room.clone(),
-            Box::new(move || counted.counts()),
+            Box::new(move || TreeCounts { spaces: counted.1.counts(), ..counted.0.counts() }),
         );
         let (helper, listings) = (OnceLock::new(), Listings::default());
-        Arc::new(Self { records, control, past, helper, kernel, handles, listings, journal, background })
+        Arc::new(Self { cells, records, control, past, spaces, helper, kernel, handles, listings, journal, background })
     }
 
     /// Ends all background work and waits for it.
@@ -137,6 +149,10 @@ impl Tree {
     /// The locks of this mount.
     pub fn locks(&self) -> &Arc<Locks> {
         &self.records.locks
+    }
+
+    pub(crate) fn cells(&self) -> &Arc<Cells> {
+        &self.cells
     }
 
     pub(crate) fn records(&self) -> &Arc<RecordFiles> {
@@ -181,8 +197,14 @@ impl Tree {
 
     /// The path of an inode, or of a name in it, as people see it.
     pub fn describe(&self, ino: u64, name: Option<&OsStr>) -> String {
-        let base =
-            self.kernel.inodes.file(ino).map_or_else(|| format!("inode {ino}"), |file| self.records.describe(&file));
+        let base = match self.kernel.inodes.file(ino) {
+            None => format!("inode {ino}"),
+            Some(FileId::Inside(id, file)) => {
+                let file = FileId::Inside(id.clone(), file);
+                self.spaces.get(&id).map_or_else(|| file.to_string(), |space| space.describe(&file))
+            }
+            Some(file) => self.records.describe(&file),
+        };
         match name {
             None => base,
             Some(name) => format!("{}/{}", base.trim_end_matches('/'), name.to_string_lossy()),
@@ -191,13 +213,14 @@ impl Tree {
 
     /// Paths of all scratch files.
     pub fn scratch_files(&self) -> Vec<String> {
-        self.records.scratch.survey().0.into_iter().map(|at| at.to_string()).collect()
+        let live = self.records.scratch.survey().0.into_iter().map(|at| at.to_string());
+        live.chain(self.spaces.scratch_files()).collect()
     }
 
     /// What statfs shows.
     pub fn usage(&self) -> Usage {
         let (quota, used) = self.records.scratch.usage();
-        let cells = self.records.cells.all();
+        let cells = self.cells.all();
         let records = cells.iter().map(|cell| cell.mirror.snapshot().records.len() as u64).sum();
         Usage { quota, used, records }
     }
@@ -214,29 +237,32 @@ impl Tree {
     }
 
     /// The namespace that answers a caller's question about a file.
-    fn space(&self, caller: &Caller, file: &FileId) -> &dyn Namespace {
-        self.helper(caller).unwrap_or_else(|| self.space_of(file))
+    fn space(&self, caller: &Caller, file: &FileId) -> Space<'_> {
+        self.helper(caller).map_or_else(|| self.space_of(file), Space::Lasting)
     }
 
     /// The namespace that a file belongs to.
-    fn space_of(&self, file: &FileId) -> &dyn Namespace {
-        match file {
+    fn space_of(&self, file: &FileId) -> Space<'_> {
+        Space::Lasting(match file {
             FileId::Control | FileId::ControlFile(_) => &self.control,
             FileId::Past(_) => &self.past,
+            FileId::Spaces(_) => &self.spaces,
+            FileId::Inside(id, _) => return self.spaces.get(id).map_or(Space::Gone, Space::Inside),
             FileId::Root
             | FileId::Dir(_)
             | FileId::Record(..)
             | FileId::Lock(_)
             | FileId::Links(..)
             | FileId::Link(_)
-            | FileId::Scratch(_) => &self.records,
-        }
+            | FileId::Scratch(_)
+            | FileId::About(_) => &self.records,
+        })
     }
 
     /// The namespace that answers a change. Helpers change nothing; on a read-only mount, nobody else does.
-    fn space_to_change(&self, caller: &Caller, file: &FileId) -> Result<&dyn Namespace> {
+    fn space_to_change(&self, caller: &Caller, file: &FileId) -> Result<Space<'_>> {
         match self.helper(caller) {
-            Some(helper) => Ok(helper),
+            Some(helper) => Ok(Space::Lasting(helper)),
             None if self.records.options.read_only => Err(Error::read_only()),
             None => Ok(self.space_of(file)),
         }
@@ -262,15 +288,18 @@ impl Tree {
         let name = known_name(name)?;
         let dir = self.inode(parent)?.file;
         let (space, file) = match self.helper(caller) {
-            None if dir == FileId::Root && name == CONTROL_DIR => (self.space_of(&FileId::Control), FileId::Control),
-            _ => {
-                let file = self.space(caller, &dir).lookup(caller, &dir, name).await?;
-                (self.space(caller, &file), file)
+            None => {
+                let file = match joint(&dir, name) {
+                    Some(file) => file,
+                    None => self.space_of(&dir).lookup(caller, &dir, name).await?,
+                };
+                (self.space_of(&file), file)
             }
+            Some(helper) => (Space::Lasting(helper), helper.lookup(caller, &dir, name).await?),
         };
         let inode = self.counted(file);
         match space.attr_of_name(caller, &inode).await {
-            Ok(attr) => Ok(self.answered(space, &inode, attr)),
+            Ok(attr) => Ok(self.answered(&*space, &inode, attr)),
             Err(error) => {
                 self.forget(inode.ino, 1);
                 Err(error)
@@ -302,7 +331,7 @@ impl Tree {
         let inode = self.inode(ino)?;
         let space = self.space(caller, &inode.file);
         let attr = space.attr(caller, &inode).await?;
-        Ok(self.answered(space, &inode, attr))
+        Ok(self.answered(&*space, &inode, attr))
     }
 
     /// Changes those attributes that can be changed.
@@ -323,7 +352,13 @@ impl Tree {
         {
             return Ok(Listing::from(number, entries, passed));
         }
-        let entries = Arc::new(self.space(caller, &dir).list(caller, &dir).await?);
+        let mut entries = self.space(caller, &dir).list(caller, &dir).await?;
+        if dir == FileId::Control {
+            let entry = |kind: SpaceKind| DirEntry { name: kind.name().to_owned(), file: FileId::Spaces(kind) };
+            entries.extend(SpaceKind::ALL.map(entry));
+            entries.push(DirEntry { name: HISTORY_DIR.to_owned(), file: FileId::Past(PastFile::Top) });
+        }
+        let entries = Arc::new(entries);
         // If an offset belongs to no listing (any more), it is a position in this one.
         let number = self.listings.keep(&dir, caller.uid, &entries)?;
         Ok(Listing::from(number, entries, passed))
@@ -335,7 +370,7 @@ impl Tree {
         let space = self.space_of(&entry.file);
         let inode = self.counted(entry.file.clone());
         match space.attr_of_entry(&inode.file) {
-            Ok(attr) => Some(self.answered(space, &inode, attr)),
+            Ok(attr) => Some(self.answered(&*space, &inode, attr)),
             Err(_) => {
                 self.forget(inode.ino, 1);
                 None
@@ -384,7 +419,7 @@ impl Tree {
         let created = space.create(caller, Name { dir: &dir, name: new_name(name)? }, permissions, mode).await?;
         let inode = self.counted(created.file);
         let opened = self.hand_out(caller, inode.ino, created.open).inspect_err(|_| self.forget(inode.ino, 1))?;
-        Ok((self.answered(space, &inode, created.attr), opened))
+        Ok((self.answered(&*space, &inode, created.attr), opened))
     }
 
     /// Makes a directory.
@@ -392,7 +427,7 @@ impl Tree {
         let dir = self.inode(parent)?.file;
         let space = self.space_to_change(caller, &dir)?;
         let (file, attr) = space.mkdir(caller, Name { dir: &dir, name: new_name(name)? }).await?;
-        Ok(self.answered(space, &self.counted(file), attr))
+        Ok(self.answered(&*self.space(caller, &file), &self.counted(file), attr))
     }
 
     /// Makes a symbolic link.
@@ -400,7 +435,7 @@ impl Tree {
         let dir = self.inode(parent)?.file;
         let space = self.space_to_change(caller, &dir)?;
         let (file, attr) = space.symlink(caller, Name { dir: &dir, name: new_name(name)? }).await?;
-        Ok(self.answered(space, &self.counted(file), attr))
+        Ok(self.answered(&*space, &self.counted(file), attr))
     }
 
     /// Where a symbolic link points.
@@ -460,6 +495,16 @@ impl Tree {
             return Ok(());
         }
         Err(Error::new(Kind::Unsupported, "extended attributes cannot be set"))
+    }
+}
+
+/// A name that stands for a file of another namespace than its directory.
+fn joint(dir: &FileId, name: &str) -> Option<FileId> {
+    match dir {
+        FileId::Root => (name == CONTROL_DIR).then_some(FileId::Control),
+        FileId::Control if name == HISTORY_DIR => Some(FileId::Past(PastFile::Top)),
+        FileId::Control => SpaceKind::ALL.into_iter().find(|kind| kind.name() == name).map(FileId::Spaces),
+        _ => None,
     }
 }
 

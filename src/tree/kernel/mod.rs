@@ -25,6 +25,7 @@ pub(crate) mod listings;
 pub(crate) mod outbox;
 pub(crate) mod pages;
 pub(crate) mod shown;
+pub(crate) mod space;
 
 use super::file::FileId;
 use followed::Followed;

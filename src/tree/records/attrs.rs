@@ -8,7 +8,6 @@ use bytes::Bytes;
 use super::RecordFiles;
 use super::draft::Draft;
 use super::flush::OpenDraft;
-use super::lockfile::is_virtual;
 use super::memory::Exception;
 use super::reader::OpenReader;
 use super::scratch::ScratchState;
@@ -17,7 +16,6 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::Form;
-use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Attr, FileId, SetAttr};
 use crate::tree::handles::as_kind;
@@ -32,12 +30,9 @@ impl RecordFiles {
             FileId::Dir(CellPath { cell, path }) => self.require_dir(cell, path).await?,
             FileId::Lock(CellPath { cell, .. }) => drop(self.store(cell)?.snapshot().await?),
             FileId::Links(CellPath { cell, path }, _) => self.require_dir(cell, path).await?,
-            FileId::Root
-            | FileId::Control
-            | FileId::ControlFile(_)
-            | FileId::Link(_)
-            | FileId::Scratch(_)
-            | FileId::Past(_) => {}
+            FileId::Root | FileId::Link(_) | FileId::Scratch(_) => {}
+            FileId::Control | FileId::ControlFile(_) => {}
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => {}
         }
         self.attr_now(&inode.file)
     }
@@ -59,14 +54,15 @@ impl RecordFiles {
                 let state = scratch.state.lock();
                 Ok(self.scratch_attr(&state))
             }
-            FileId::Control | FileId::ControlFile(_) | FileId::Past(_) => Err(Error::not_found()),
+            FileId::Control | FileId::ControlFile(_) => Err(Error::not_found()),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
     /// Fails unless the directory exists. A cell itself exists even if it cannot be reached.
     pub(crate) async fn require_dir(&self, cell: &CellName, path: &TopoPath) -> Result<()> {
         let store = self.store(cell)?;
-        if path.is_root() || is_virtual(cell, path) || self.scratch.has_dir(&CellPath::new(cell, path)) {
+        if path.is_root() || self.is_virtual(cell, path) || self.scratch.has_dir(&CellPath::new(cell, path)) {
             return Ok(());
         }
         if store.snapshot().await?.has_children(path) { Ok(()) } else { Err(Error::not_found()) }
@@ -156,8 +152,7 @@ impl RecordFiles {
             return false;
         }
         let is_stored = |at: &CellPath| {
-            at.path.is_root()
-                || self.cells.get(&at.cell).is_some_and(|cell| cell.mirror.snapshot().has_children(&at.path))
+            at.path.is_root() || self.stores.get(&at.cell).is_some_and(|store| store.known().has_children(&at.path))
         };
         match &inode.file {
             FileId::Record(at, _) => {
@@ -166,7 +161,8 @@ impl RecordFiles {
             FileId::Dir(at) => is_stored(at) && !self.scratch.has_dir(at),
             FileId::Lock(at) => is_stored(at),
             FileId::Links(..) | FileId::Link(_) => false,
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) | FileId::Past(_) => true,
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => true,
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => false,
         }
     }
 

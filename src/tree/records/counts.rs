@@ -1,7 +1,6 @@
 //! Counts what the tree holds, for `.topofs/status`. Must never spend more than a small part of the time on that.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use super::RecordFiles;
 use crate::control::TreeCounts;
 use crate::mirror::Snapshot;
 use crate::name::CellName;
+use crate::store::Store;
 
 /// The most scratch files that the status names; all of them count.
 const NAMED_SCRATCH: usize = 100;
@@ -51,27 +51,28 @@ impl RecordFiles {
         let (scratch, local_directories) = self.scratch.survey();
         let (quota, used) = self.scratch.usage();
         TreeCounts {
-            inodes: self.kernel.inodes.count(),
+            inodes: self.kernel.count(),
             handles: self.handles.count(),
             scratch_files: scratch.len(),
             scratch: scratch.iter().take(NAMED_SCRATCH).map(ToString::to_string).collect(),
             scratch_bytes: (used, quota),
+            spaces: Vec::new(),
             local_directories,
             shadowed_forms: self.shadowed_forms(),
             locks: self.locks.counts(),
-            events_lost: self.kernel.lost.load(Ordering::Relaxed),
+            events_lost: self.kernel.lost(),
             request_timeout: self.options.request_timeout,
         }
     }
 
     fn shadowed_forms(&self) -> usize {
-        let cells = self.cells.all();
-        let in_cell = |cell: &crate::cells::Cell| {
-            self.shadowed.count(&cell.name, &cell.mirror.snapshot(), |snapshot| {
-                snapshot.records.keys().filter(|path| self.shadows(&cell.name, snapshot, path)).count()
+        let in_cell = |store: &dyn Store| {
+            let cell = store.cell();
+            self.shadowed.count(cell, &store.known(), |snapshot| {
+                snapshot.records.keys().filter(|path| self.shadows(cell, snapshot, path)).count()
             })
         };
-        cells.iter().map(|cell| in_cell(cell)).sum()
+        self.stores.all().iter().map(|store| in_cell(&**store)).sum()
     }
 }
 

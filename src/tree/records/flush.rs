@@ -80,13 +80,14 @@ impl RecordFiles {
     fn refuse_alias_early(&self, draft: &Draft, content: &[u8]) -> Result<()> {
         let Draft { cell, path, form, .. } = draft;
         let Some(Key::CellsAlias(alias)) = Key::in_global(path) else { return Ok(()) };
-        let Ok(shown) = self.cell(cell) else { return Ok(()) };
+        let Ok(shown) = self.store(cell) else { return Ok(()) };
         // What cannot be parsed is not complete yet.
         let Ok(Some(value)) = self.codec.store(cell, path, *form, &Bytes::copy_from_slice(content), None) else {
             return Ok(());
         };
-        match shown.holds_global() && !value.is_empty() {
-            true => refuse_overlap(&shown.mirror.snapshot(), alias, &value),
+        let holds_global = shown.connected().map_or(cell.is_global(), |connected| connected.holds_global());
+        match holds_global && !value.is_empty() {
+            true => refuse_overlap(&shown.known(), alias, &value),
             false => Ok(()),
         }
     }

@@ -20,20 +20,19 @@ impl RecordFiles {
         cell: &CellName,
         changes: impl Iterator<Item = (&'a TopoPath, bool)>,
     ) -> Option<(Asked, Asked)> {
-        let inodes = &self.kernel.inodes;
         let (mut files, mut dirs) = (Vec::new(), Vec::new());
         for (path, relists) in changes {
             let forms = self.forms(cell, path).map(|form| FileId::Record(CellPath::new(cell, path), form));
-            files.extend(forms.filter_map(|file| inodes.known(&file)));
+            files.extend(forms.filter_map(|file| self.kernel.known(&file)));
             if self.relists_views(cell, path) {
                 let dir = path.parent().map(|dir| FileId::Dir(CellPath { cell: cell.clone(), path: dir }));
-                dirs.extend(dir.and_then(|dir| inodes.known(&dir)));
+                dirs.extend(dir.and_then(|dir| self.kernel.known(&dir)));
             }
             if relists {
                 let above = std::iter::successors(path.parent(), TopoPath::parent);
                 let above = std::iter::once(path.clone()).chain(above);
                 let above = above.map(|path| FileId::Dir(CellPath { cell: cell.clone(), path }));
-                dirs.extend(above.filter_map(|dir| inodes.known(&dir)));
+                dirs.extend(above.filter_map(|dir| self.kernel.known(&dir)));
             }
         }
         self.kernel.invalidate(files, dirs)
@@ -44,8 +43,8 @@ impl RecordFiles {
     /// besides the record's own, in which the kernel works for the caller. It is free only after the caller has its
     /// reply, so it is not waited for.
     pub(super) async fn forget_gone_dirs(&self, cell: &CellName, path: &TopoPath, busy: Option<&TopoPath>) {
-        let Some(connected) = self.cells.get(cell) else { return };
-        let snapshot = connected.mirror.snapshot();
+        let Some(store) = self.stores.get(cell) else { return };
+        let snapshot = store.known();
         for dir in ancestors(path).take_while(|dir| !snapshot.has_children(dir)) {
             let Some(above) = dir.parent() else { return };
             let asked = self.kernel.forget_name(&FileId::Dir(CellPath::new(cell, &above)), dir.name());
@@ -59,7 +58,7 @@ impl RecordFiles {
     pub(crate) fn pin_last(&self, cell: &CellName, update: &Update) {
         let Update { path, old: Some(last), new: None, .. } = update else { return };
         for form in self.forms(cell, path) {
-            if let Some(ino) = self.kernel.inodes.known(&FileId::Record(CellPath::new(cell, path), form))
+            if let Some(ino) = self.kernel.known(&FileId::Record(CellPath::new(cell, path), form))
                 && let Ok(content) = self.codec.show(cell, path, &last.value, form)
             {
                 let readers = self.handles.of_inode::<OpenReader>(ino);
@@ -71,8 +70,8 @@ impl RecordFiles {
     /// Whether a directory exists, as far as is known without waiting.
     pub(crate) fn is_dir_now(&self, file: &FileId) -> bool {
         let (FileId::Dir(at) | FileId::Links(at, _)) = file else { return false };
-        let Some(connected) = self.cells.get(&at.cell) else { return false };
-        at.path.is_root() || connected.mirror.snapshot().has_children(&at.path) || self.scratch.has_dir(at)
+        let Some(store) = self.stores.get(&at.cell) else { return false };
+        at.path.is_root() || store.known().has_children(&at.path) || self.scratch.has_dir(at)
     }
 
     /// Makes a directory of this mount disappear from the listing above it, after a time.
@@ -83,7 +82,7 @@ impl RecordFiles {
                 () = files.background.stop.cancelled() => {}
                 () = tokio::time::sleep(time) => {
                     let announcement = Announcement::of_dir(&dir.cell, &dir.path, Happened::InvalidateOnly);
-                    files.kernel.outbox.push(announcement);
+                    files.kernel.announce(announcement);
                 }
             }
         });

@@ -152,7 +152,7 @@ impl RecordFiles {
             return Err(Error::new(Kind::Exists, ".lock is there as long as its directory"));
         }
         self.memory.end_exception(caller, &file);
-        let ino = self.kernel.inodes.number(&file);
+        let ino = self.kernel.number(&file);
         let open = self.open_lock(caller, ino, &dir.cell, &dir.path, mode).await?;
         Ok(Created { attr: self.lock_attr(&dir.cell, &dir.path)?, file, open })
     }

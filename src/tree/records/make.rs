@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use super::RecordFiles;
-use super::lockfile::is_virtual;
 use super::memory::Exception;
 use crate::error::{Error, Kind, Result};
 use crate::name::CellPath;
-use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Attr, FileId};
 use crate::tree::namespace::Name;
@@ -51,7 +49,7 @@ impl RecordFiles {
             return Err(Error::not_found());
         }
         self.memory.end_exception(caller, &file);
-        self.kernel.inodes.retire(&file);
+        self.kernel.retire(&file);
         Ok(())
     }
 
@@ -71,7 +69,7 @@ impl RecordFiles {
             }
             FileId::Lock(CellPath { cell, path: dir }) => {
                 let snapshot = self.store(cell)?.snapshot().await?;
-                match snapshot.has_children(dir) || is_virtual(cell, dir) {
+                match snapshot.has_children(dir) || self.is_virtual(cell, dir) {
                     true => Err(Error::new(
                         Kind::NotPermitted,
                         ".lock cannot be removed: it is there as long as its directory",

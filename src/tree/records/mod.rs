@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) mod attrs;
-pub(crate) mod counts;
+pub(crate) mod change_set;
+mod counts;
 pub(crate) mod draft;
 pub(crate) mod exclusive;
 pub(crate) mod flush;
@@ -27,13 +28,13 @@ pub(crate) mod views;
 pub(crate) mod xattrs;
 
 use super::caller::Caller;
-use super::file::{Attr, Defaults, DirEntry, FileId, OpenMode, SetAttr};
+use super::file::{Attr, Defaults, DirEntry, FileId, OpenMode, SetAttr, SpaceId};
 use super::handles::Handles;
-use super::kernel::Kernel;
+use super::kernel::space::SpaceKernel;
 use super::namespace::{Created, Inode, Keep, Name, Namespace, Open, OpenFile, Part};
 use super::options::{Background, TreeOptions};
 use super::room::Room;
-use crate::cells::{Cell, Cells};
+use crate::cells::Cell;
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::in_flight::InFlight;
@@ -42,22 +43,26 @@ use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::{Form, Records};
 use crate::store::own::OwnCommits;
-use crate::store::{CellRules, Live};
+use crate::store::{Quota, Store, Stores};
 use memory::Memory;
 use scratch::ScratchSpace;
 
 /// The files of a mount that stand for something in a cell.
 #[derive(Debug)]
 pub(crate) struct RecordFiles {
-    pub cells: Arc<Cells>,
+    pub stores: Arc<dyn Stores>,
+    /// Whether directories have locks. A snapshot has none, and nobody else sees a stage.
+    has_locks: bool,
     codec: Arc<Records>,
     control: Arc<Control>,
     pub options: TreeOptions,
     pub defaults: Defaults,
-    pub kernel: Arc<Kernel>,
+    pub kernel: SpaceKernel,
     handles: Arc<Handles>,
     pub scratch: ScratchSpace,
     memory: Memory,
+    /// What the memory of this mount holds for scratch files and stages.
+    pub quota: Quota,
     pub room: Room,
     /// Records that will be removed unless the process that removed one of their names makes that name again.
     removals: removal::Removals,
@@ -76,16 +81,19 @@ pub(crate) struct RecordFiles {
 impl RecordFiles {
     /// The files of connected cells.
     pub fn new(
-        (cells, codec, control): (Arc<Cells>, Arc<Records>, Arc<Control>),
+        (stores, codec, control): (Arc<dyn Stores>, Arc<Records>, Arc<Control>),
         (options, defaults): (TreeOptions, Defaults),
-        (kernel, handles, locks): (Arc<Kernel>, Arc<Handles>, Arc<Locks>),
+        (kernel, handles, locks): (SpaceKernel, Arc<Handles>, Arc<Locks>),
         background: Background,
     ) -> Arc<Self> {
+        let quota = Quota::new(options.scratch_quota);
         Arc::new(Self {
-            cells,
+            stores,
+            has_locks: true,
             codec,
             control,
-            scratch: ScratchSpace::new(options.scratch_quota),
+            scratch: ScratchSpace::new(quota.clone()),
+            quota,
             options,
             defaults,
             kernel,
@@ -104,18 +112,52 @@ impl RecordFiles {
         })
     }
 
-    pub(crate) fn cell(&self, name: &CellName) -> Result<Arc<Cell>> {
-        self.cells.get(name).ok_or_else(Error::not_found)
+    /// The files of a tree beside this one: the same forms, bounds and kernel, but other records, and nothing that is
+    /// in flight here.
+    pub fn beside(&self, space: SpaceId, stores: Arc<dyn Stores>, defaults: Defaults) -> Arc<Self> {
+        Arc::new(Self {
+            stores,
+            has_locks: false,
+            codec: self.codec.clone(),
+            control: self.control.clone(),
+            scratch: ScratchSpace::new(self.quota.clone()),
+            quota: self.quota.clone(),
+            options: TreeOptions {
+                uid: defaults.uid,
+                gid: defaults.gid,
+                umask: defaults.umask,
+                ..self.options.clone()
+            },
+            defaults,
+            kernel: self.kernel.of(space),
+            handles: self.handles.clone(),
+            memory: Memory::default(),
+            room: self.room.clone(),
+            removals: removal::Removals::default(),
+            saving: InFlight::default(),
+            exclusive: exclusive::ExclusiveMakers::default(),
+            locks: self.locks.clone(),
+            own: Arc::default(),
+            committing: InFlight::default(),
+            shadowed: counts::Shadowed::default(),
+            views: views::ViewMemory::default(),
+            background: self.background.clone(),
+        })
     }
 
-    /// The records of a cell, with the locks of this mount.
-    pub(crate) fn store(&self, cell: &CellName) -> Result<Live> {
-        let rules = CellRules {
-            cells: self.cells.clone(),
-            control: self.control.clone(),
-            force_removal: self.options.force_cell_removal,
-        };
-        Ok(Live::new(self.cell(cell)?, self.locks.clone(), self.options.respect_locks).with_rules(rules))
+    /// The connected cell, for its locks.
+    pub(crate) fn cell(&self, name: &CellName) -> Result<Arc<Cell>> {
+        self.store(name)?.connected().cloned().ok_or_else(Error::not_found)
+    }
+
+    /// Whether a directory exists that holds no records: it is there to be locked.
+    pub(crate) fn is_virtual(&self, cell: &CellName, path: &TopoPath) -> bool {
+        self.has_locks && lockfile::is_virtual(cell, path)
+    }
+
+    /// The records of a cell.
+    pub(crate) fn store(&self, cell: &CellName) -> Result<Arc<dyn Store>> {
+        self.stores.get(cell).ok_or_else(Error::not_found)
     }
 
     /// Whether a stored key has the name of a decoded form of another key.
@@ -132,7 +174,7 @@ impl RecordFiles {
             FileId::Root => {
                 Err(Error::new(Kind::NotPermitted, "the root holds the cells: a cell appears with its CellInfo record"))
             }
-            FileId::Control | FileId::ControlFile(_) | FileId::Past(_) => {
+            FileId::Control | FileId::ControlFile(_) => {
                 Err(Error::new(Kind::NotPermitted, "nothing can be made or removed in .topofs"))
             }
             FileId::Links(..) => {
@@ -141,6 +183,7 @@ impl RecordFiles {
             FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) | FileId::Link(_) => {
                 Err(Error::new(Kind::NotDirectory, "not a directory"))
             }
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
@@ -194,10 +237,16 @@ impl Namespace for Arc<RecordFiles> {
             FileId::Root => Keep::Always,
             FileId::Dir(at) if at.path.is_root() => Keep::Always,
             FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) => {
-                self.cells.get(&at.cell).map_or(Keep::Never, Keep::WhileWatched)
+                let store = self.stores.get(&at.cell);
+                match store.as_ref().map(|store| (store.connected(), store.is_frozen())) {
+                    Some((Some(cell), _)) => Keep::WhileWatched(cell.clone()),
+                    Some((None, true)) => Keep::Always,
+                    _ => Keep::Never,
+                }
             }
             FileId::Links(..) | FileId::Link(_) => Keep::Never,
-            FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) | FileId::Past(_) => Keep::Never,
+            FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => Keep::Never,
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Keep::Never,
         }
     }
 
@@ -207,7 +256,7 @@ impl Namespace for Arc<RecordFiles> {
 
     fn is_current(&self, file: &FileId, record: &Record) -> bool {
         let FileId::Record(CellPath { cell, path }, _) = file else { return true };
-        let now = self.cells.get(cell).map(|cell| cell.mirror.snapshot());
+        let now = self.stores.get(cell).map(|store| store.known());
         now.is_none_or(|snapshot| snapshot.records.get(path).is_none_or(|now| now == record))
     }
 

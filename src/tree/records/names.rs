@@ -1,16 +1,14 @@
 //! Decides what a directory shows, and what a name stands for. A listing and a lookup must never disagree.
 
-use std::sync::Arc;
-
 use super::RecordFiles;
-use super::lockfile::{is_listed, is_virtual};
+use super::lockfile::is_listed;
 use super::memory::Exception;
 use super::scratch::Local;
-use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, CellPath, DATA_FILE, LINKS, LOCK_FILE, TopoPath};
 use crate::record::Form;
+use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{DirEntry, FileId};
 use crate::tree::namespace::Inode;
@@ -21,14 +19,13 @@ impl RecordFiles {
         match dir {
             FileId::Root => {
                 let cell = CellName::new(name).map_err(|_| Error::not_found())?;
-                self.cell(&cell)?;
+                self.store(&cell)?;
                 Ok(FileId::Dir(CellPath { cell, path: TopoPath::root() }))
             }
             FileId::Dir(at) => {
                 self.removals.settled_below(at).await;
-                let cell = self.cell(&at.cell)?;
-                let snapshot = cell.snapshot().await?;
-                let file = self.entry(caller, &cell, &snapshot, &at.path, name)?;
+                let snapshot = self.store(&at.cell)?.snapshot().await?;
+                let file = self.entry(caller, &at.cell, &snapshot, &at.path, name)?;
                 if let FileId::Links(of, view) = &file {
                     self.look_at_links(of, *view).await;
                 }
@@ -40,28 +37,35 @@ impl RecordFiles {
             | FileId::Record(..)
             | FileId::Scratch(_)
             | FileId::Lock(..)
-            | FileId::Link(_)
-            | FileId::Past(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+            | FileId::Link(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
     /// What a name stands for, for this caller. A process still sees what it has removed or is making, and does not see
     /// what it is about to make.
-    fn entry(&self, caller: &Caller, cell: &Cell, snapshot: &Snapshot, dir: &TopoPath, name: &str) -> Result<FileId> {
-        match self.named(&cell.name, snapshot, dir, name)? {
+    fn entry(
+        &self,
+        caller: &Caller,
+        cell: &CellName,
+        snapshot: &Snapshot,
+        dir: &TopoPath,
+        name: &str,
+    ) -> Result<FileId> {
+        match self.named(cell, snapshot, dir, name)? {
             Some(file @ (FileId::Dir(..) | FileId::Links(..) | FileId::Link(_))) => return Ok(file),
             Some(file) => return self.unless_free(caller, file),
             None => {}
         }
-        if let Some(link) = self.removed_primary(caller, &cell.name, dir, name) {
+        if let Some(link) = self.removed_primary(caller, cell, dir, name) {
             return Ok(link);
         }
-        let gone = FileId::Dir(CellPath { cell: cell.name.clone(), path: dir.join(name)? });
+        let gone = FileId::Dir(CellPath { cell: cell.clone(), path: dir.join(name)? });
         if self.memory.has_tombstone(caller, &gone) {
             return Ok(gone);
         }
-        let file = self.record_or_tombstone(caller, &cell.name, snapshot, dir, name)?;
-        let draft = self.own_draft(caller, self.kernel.inodes.number(&file)).filter(|draft| !draft.is_abandoned());
+        let file = self.record_or_tombstone(caller, cell, snapshot, dir, name)?;
+        let draft = self.own_draft(caller, self.kernel.number(&file)).filter(|draft| !draft.is_abandoned());
         if self.memory.has_tombstone(caller, &file) || draft.is_some() {
             return Ok(file);
         }
@@ -96,7 +100,7 @@ impl RecordFiles {
         name: &str,
     ) -> Result<Option<FileId>> {
         if name == LOCK_FILE {
-            return Ok(Some(FileId::Lock(CellPath::new(cell, dir))));
+            return Ok(self.has_locks.then(|| FileId::Lock(CellPath::new(cell, dir))));
         }
         if LINKS.contains(&name) {
             return Ok(self.view(cell, snapshot, dir, name));
@@ -117,7 +121,7 @@ impl RecordFiles {
             }
             None => {}
         }
-        if is_virtual(cell, &place.path) {
+        if self.is_virtual(cell, &place.path) {
             return Ok(Some(FileId::Dir(place)));
         }
         let record = self.record_of_name(cell, snapshot, dir, name).ok();
@@ -222,21 +226,21 @@ impl RecordFiles {
     pub(super) async fn list(&self, caller: &Caller, dir: &FileId) -> Result<Vec<DirEntry>> {
         match dir {
             FileId::Root => {
-                let dir = |cell: &Arc<Cell>| FileId::Dir(CellPath { cell: cell.name.clone(), path: TopoPath::root() });
-                let cells = self.cells.all();
-                Ok(cells.iter().map(|cell| DirEntry { name: cell.name.to_string(), file: dir(cell) }).collect())
+                let dir = |cell: CellName| FileId::Dir(CellPath { cell, path: TopoPath::root() });
+                let cells = self.stores.cells().into_iter();
+                Ok(cells.map(|cell| DirEntry { name: cell.to_string(), file: dir(cell) }).collect())
             }
             FileId::Dir(at) => {
-                let connected = self.cell(&at.cell)?;
-                connected.snapshot().await?;
+                let store = self.store(&at.cell)?;
+                store.snapshot().await?;
                 if !self.memory.has_tombstone(caller, dir) {
                     self.require_dir(&at.cell, &at.path).await?;
                 }
                 // The kernel keeps the listing.
-                self.kernel.count_lasting(&connected);
+                store.connected().map(|cell| self.kernel.count_lasting(cell));
                 self.removals.settled_below(at).await;
-                let snapshot = connected.snapshot().await?;
-                Ok(self.entries(&connected, &snapshot, &at.path))
+                let snapshot = store.snapshot().await?;
+                Ok(self.entries(&*store, &snapshot, &at.path))
             }
             FileId::Links(of, view) => self.list_links(of, *view).await,
             FileId::Control
@@ -244,8 +248,8 @@ impl RecordFiles {
             | FileId::Record(..)
             | FileId::Scratch(_)
             | FileId::Lock(..)
-            | FileId::Link(_)
-            | FileId::Past(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+            | FileId::Link(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
@@ -256,19 +260,21 @@ impl RecordFiles {
         if name == LOCK_FILE || LINKS.contains(&name) {
             return false;
         }
-        let Some(connected) = self.cells.get(cell).filter(|cell| cell.mirror.is_fresh()) else { return false };
-        let snapshot = connected.mirror.snapshot();
+        let Some(store) = self.stores.get(cell).filter(|store| store.connected().is_some() && store.is_fresh()) else {
+            return false;
+        };
+        let snapshot = store.known();
         let (Ok(child), Err(_)) = (path.join(name), self.record_of_name(cell, &snapshot, path, name)) else {
             return false;
         };
         let child = CellPath { cell: cell.clone(), path: child };
         !self.kernel.is_held(dir.ino)
-            && !self.kernel.outbox.is_coming(&FileId::Record(child.clone(), Form::Raw))
-            && !self.kernel.outbox.is_coming(&FileId::Dir(child))
+            && !self.kernel.is_coming(&FileId::Record(child.clone(), Form::Raw))
+            && !self.kernel.is_coming(&FileId::Dir(child))
     }
 
-    fn entries(&self, connected: &Cell, snapshot: &Snapshot, dir: &TopoPath) -> Vec<DirEntry> {
-        let cell = &connected.name;
+    fn entries(&self, store: &dyn Store, snapshot: &Snapshot, dir: &TopoPath) -> Vec<DirEntry> {
+        let cell = store.cell();
         // Names that there may be. The same function as for lookups decides what each stands for.
         let mut names: Vec<(String, Option<Form>)> = Vec::new();
         let stored = snapshot.entries(dir);
@@ -283,14 +289,14 @@ impl RecordFiles {
         }
         names.extend(self.scratch.entries(&CellPath::new(cell, dir)).into_iter().map(|(name, _)| (name, None)));
         // Elections and named locks exist only while they are locked.
-        let locked = connected.locked_dirs(snapshot);
+        let locked = store.connected().map(|connected| connected.locked_dirs(snapshot)).unwrap_or_default();
         names.extend(locked.into_iter().filter_map(|locked| {
             let name = locked.below(dir).and_then(|rest| rest.split('/').next()).filter(|name| !name.is_empty())?;
-            is_virtual(cell, &dir.join(name).ok()?).then(|| (name.to_owned(), None))
+            self.is_virtual(cell, &dir.join(name).ok()?).then(|| (name.to_owned(), None))
         }));
         // These are the last names, so that `rm -r` comes to them when everything else is gone.
         names.extend(self.listed_views(cell, snapshot, dir).iter().map(|view| (view.name().to_owned(), None)));
-        if is_listed(cell, snapshot, dir) {
+        if self.has_locks && is_listed(cell, snapshot, dir) {
             names.push((LOCK_FILE.to_owned(), None));
         }
         let mut seen = std::collections::HashSet::new();
@@ -327,9 +333,5 @@ pub(crate) fn ancestors(path: &TopoPath) -> impl Iterator<Item = TopoPath> {
 
 /// The directory and the name under which a form of a record is shown.
 pub(crate) fn name_of(snapshot: &Snapshot, path: &TopoPath, form: Form) -> (Option<TopoPath>, String) {
-    let suffix = form.suffix();
-    match snapshot.has_children(path) {
-        true => (Some(path.clone()), format!("{DATA_FILE}{suffix}")),
-        false => (path.parent(), format!("{}{suffix}", path.name())),
-    }
+    form.place(path, snapshot.has_children(path))
 }

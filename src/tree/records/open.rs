@@ -12,7 +12,6 @@ use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::record::Form;
-use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Caching, FileId, OpenMode};
 use crate::tree::namespace::{Created, Inode, Name, Open};
@@ -35,12 +34,10 @@ impl RecordFiles {
                 }
             }
             FileId::Link(_) => Err(Error::new(Kind::Invalid, "a symbolic link cannot be opened")),
-            FileId::Root
-            | FileId::Control
-            | FileId::ControlFile(_)
-            | FileId::Dir(..)
-            | FileId::Links(..)
-            | FileId::Past(_) => Err(Error::new(Kind::IsDirectory, "is a directory")),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) | FileId::Links(..) => {
+                Err(Error::new(Kind::IsDirectory, "is a directory"))
+            }
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
@@ -115,7 +112,7 @@ impl RecordFiles {
     /// Everything that the calling process writes to a file.
     pub(crate) fn own_drafts(&self, caller: &Caller, file: &FileId) -> Vec<Arc<Draft>> {
         let Some(process) = caller.process() else { return Vec::new() };
-        let drafts = self.handles.drafts::<OpenDraft>(self.kernel.inodes.number(file)).into_iter();
+        let drafts = self.handles.drafts::<OpenDraft>(self.kernel.number(file)).into_iter();
         drafts.map(|(_, open)| open.draft.clone()).filter(|draft| draft.opener == Some(process)).collect()
     }
 

@@ -15,7 +15,6 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::Record;
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::Form;
-use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Caching, FileId};
 use crate::tree::namespace::{At, Inode, Open, OpenFile, Part};
@@ -105,9 +104,13 @@ impl RecordFiles {
         };
         let caching = match &record {
             Some(record) if !self.handles.has_drafts(ino) => {
-                let connected = self.cell(cell)?;
+                let store = self.store(cell)?;
                 let is_open = self.handles.is_open(ino);
-                self.kernel.through_cache((ino, is_open), (&connected, path), record, &shown)
+                match store.connected() {
+                    Some(connected) => self.kernel.through_cache((ino, is_open), (connected, path), record, &shown),
+                    None if store.is_frozen() => Caching::reading(true),
+                    None => Caching { flushed: false, ..Caching::DIRECT },
+                }
             }
             _ => Caching { flushed: false, ..Caching::DIRECT },
         };
@@ -133,19 +136,21 @@ impl RecordFiles {
         form: Form,
         direct: bool,
     ) -> Result<(Bytes, Option<Record>)> {
-        let connected = self.cell(cell)?;
+        let store = self.store(cell)?;
         if direct {
-            let node = connected.fetch(path).await?.node.ok_or_else(Error::not_found)?;
+            let node = store.fetch(path).await?.node.ok_or_else(Error::not_found)?;
             self.memory.read(caller.process(), (cell, path), node.version, Reading::Apart);
             return Ok((self.codec.show(cell, path, &node.value, form)?, None));
         }
-        let snapshot = connected.snapshot().await?;
+        let snapshot = store.snapshot().await?;
         let record = snapshot.records.get(path).ok_or_else(Error::not_found)?;
         let shown = self.codec.show(cell, path, &record.value, form)?;
         if !self.options.read_only {
             self.memory.read(caller.process(), (cell, path), record.version, Reading::Apart);
         }
-        self.kernel.keeps_up(&connected).await;
+        if let Some(connected) = store.connected() {
+            self.kernel.keeps_up(connected).await;
+        }
         Ok((shown, Some(record.clone())))
     }
 
@@ -156,7 +161,7 @@ impl RecordFiles {
     fn page_content(&self, caller: &Caller, ino: u64, at: &CellPath, form: Form) -> Result<Option<Bytes>> {
         let CellPath { cell, path } = at;
         let snapshot = self.store(cell)?.snapshot_now()?;
-        let reply = self.kernel.inodes.reply(ino).filter(|reply| !reply.invalidated || caller.reads());
+        let reply = self.kernel.reply(ino).filter(|reply| !reply.invalidated || caller.reads());
         let value = reply.map(|reply| reply.value).or_else(|| Some(snapshot.records.get(path)?.value.clone()));
         value.map(|value| self.codec.show(cell, path, &value, form)).transpose()
     }
@@ -187,6 +192,7 @@ impl RecordFiles {
             | FileId::Past(_) => {
                 return Err(Error::new(Kind::IsDirectory, "is a directory"));
             }
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => return Err(Error::not_found()),
         };
         Ok(part.of(&content))
     }

@@ -25,7 +25,6 @@ use crate::mirror::Record;
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::{Actor, Life, Process};
 use crate::record::Form;
-use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 use crate::tree::kernel::outbox::{Announcement, Happened};
@@ -195,7 +194,7 @@ impl RecordFiles {
                 && let Some(made) = made.filter(|made| !made.replaces)
             {
                 files.forms(cell, path).for_each(|form| files.memory.end_exception_for(Some(process), &file(form)));
-                let snapshot = files.cell(cell).map(|cell| cell.mirror.snapshot());
+                let snapshot = files.store(cell).map(|store| store.known());
                 let record = snapshot.ok().and_then(|snapshot| snapshot.records.get(path).cloned());
                 // A change by somebody else stays.
                 if let Some(record) = record.filter(|record| record.version == made.version)
@@ -226,10 +225,10 @@ impl RecordFiles {
     /// The kernel takes a name for gone, and has raised the event, but the name still exists.
     fn is_still_there(&self, file: &FileId) {
         let FileId::Record(CellPath { cell, path }, form) = file else { return };
-        let Ok(connected) = self.cell(cell) else { return };
-        let (dir, name) = name_of(&connected.mirror.snapshot(), path, *form);
+        let Ok(store) = self.store(cell) else { return };
+        let (dir, name) = name_of(&store.known(), path, *form);
         let dir = dir.map(|dir| CellPath { cell: cell.clone(), path: dir });
-        self.kernel.outbox.push(Announcement { happened: Happened::Created, file: file.clone(), dir, name });
+        self.kernel.announce(Announcement { happened: Happened::Created, file: file.clone(), dir, name });
     }
 }
 

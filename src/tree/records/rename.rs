@@ -9,7 +9,6 @@ use bytes::Bytes;
 use super::RecordFiles;
 use super::draft::{Base, Draft, Start};
 use super::flush::OpenDraft;
-use super::lockfile::is_virtual;
 use super::memory::{Exception, Reading};
 use super::names::name_of;
 use super::open::moved_on;
@@ -24,7 +23,6 @@ use crate::mirror::Snapshot;
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::process::{Life, Process};
 use crate::record::Form;
-use crate::store::Store;
 use crate::tree::caller::Caller;
 use crate::tree::file::FileId;
 use crate::tree::kernel::outbox::{Announcement, Happened};
@@ -158,7 +156,7 @@ impl RecordFiles {
                 self.memory.end_exception(caller, target);
                 let adopted = self.adopt(file, (cell, path, *form), stored, &content);
                 self.scratch.unlink(from);
-                self.kernel.inodes.renamed(&FileId::Scratch(file.id), target);
+                self.kernel.renamed(&FileId::Scratch(file.id), target);
                 adopted
             }
             Err(error) => {
@@ -179,7 +177,7 @@ impl RecordFiles {
         stored: Base,
         saved: &Bytes,
     ) -> Result<()> {
-        let ino = self.kernel.inodes.number(&FileId::Scratch(file.id));
+        let ino = self.kernel.number(&FileId::Scratch(file.id));
         let value_limit = self.store(cell)?.limits().value;
         let is_of_file = |open: &OpenScratch| Arc::ptr_eq(&open.file, file);
         let all = || self.handles.of_inode::<OpenScratch>(ino).into_iter().filter(|(_, open)| is_of_file(open));
@@ -266,7 +264,7 @@ impl RecordFiles {
         self.scratch.edit(&copy, |_| shown.len(), |content| *content = shown.to_vec())?;
         copy.state.lock().modified = record.modified;
         self.memory.moved_away(caller, source, record.version);
-        self.kernel.inodes.renamed(source, &FileId::Scratch(copy.id));
+        self.kernel.renamed(source, &FileId::Scratch(copy.id));
         Ok(())
     }
 
@@ -294,7 +292,7 @@ impl RecordFiles {
             return Some(Err(Error::not_found()));
         }
         self.memory.end_exception(caller, source);
-        self.kernel.inodes.renamed(source, &target);
+        self.kernel.renamed(source, &target);
         Some(Ok(()))
     }
 
@@ -335,7 +333,7 @@ impl RecordFiles {
         match &outcome {
             Ok(applied) => {
                 self.memory.end_exception(caller, target);
-                self.kernel.inodes.renamed(source, target);
+                self.kernel.renamed(source, target);
                 self.memory.forget_read(caller, cell, from);
                 let stored = applied.versions.iter().flatten().next().copied();
                 if let Some(version) = stored.or(old.map(|old| old.version)) {
@@ -366,7 +364,7 @@ impl RecordFiles {
             let place = CellPath { cell: cell.clone(), path: dir };
             self.scratch.end_linger(&place);
             self.scratch.linger_if_used(&place, caller.uid);
-            if self.scratch.has_dir(&place) || is_virtual(cell, &place.path) {
+            if self.scratch.has_dir(&place) || self.is_virtual(cell, &place.path) {
                 continue;
             }
             if self.is_moved_by_files(caller, cell, &place.path) {
@@ -412,7 +410,7 @@ impl RecordFiles {
         }
         for dir in &dirs {
             if self.require_dir(&cell, dir).await.is_err_and(|error| error.kind == Kind::NotFound) {
-                self.kernel.outbox.push(Announcement::of_dir(&cell, dir, Happened::DirRemoved));
+                self.kernel.announce(Announcement::of_dir(&cell, dir, Happened::DirRemoved));
             }
         }
     }

@@ -12,13 +12,12 @@ use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, CellPath, TopoPath};
+use crate::store::Quota;
 use crate::tree::file::ScratchId;
 
 /// How long a directory stays visible after its last record was removed through this mount: long enough for `rm -r` to
 /// come back to it.
 pub const LINGER: Duration = Duration::from_secs(600);
-/// The quota has so many parts. One user leaves one of them to the others.
-const PARTS: u64 = 8;
 /// Scratch files that remember what the mirror showed when they were made: each holds a state of a cell in memory.
 /// Older scratch files do not replace a record that their process has not read.
 const SEEN: usize = 256;
@@ -83,7 +82,7 @@ pub enum Local {
 #[derive(Debug)]
 pub struct ScratchSpace {
     state: Mutex<State>,
-    quota: u64,
+    quota: Quota,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +91,7 @@ struct State {
     /// Scratch files with a name or an open handle.
     files: HashMap<ScratchId, Arc<Scratch>>,
     next: u64,
-    used: u64,
+    /// What is charged to each user.
     used_by: HashMap<u32, u64>,
     /// The newest scratch files. Only these remember what the mirror showed when they were made.
     newest: VecDeque<Weak<Scratch>>,
@@ -133,16 +132,16 @@ impl State {
     }
 
     /// Puts something at a place. What was there before loses its name.
-    fn put(&mut self, place: CellPath, local: Local) {
-        self.vacate(&place);
+    fn put(&mut self, quota: &Quota, place: CellPath, local: Local) {
+        self.vacate(quota, &place);
         self.places.insert(place, local);
     }
 
     /// Removes what is at a place, and refunds its charge. The content of a scratch file goes with its last open
     /// handle.
-    fn vacate(&mut self, place: &CellPath) {
+    fn vacate(&mut self, quota: &Quota, place: &CellPath) {
         match self.places.remove(place) {
-            Some(Local::Dir { until: None, uid }) => self.refund(uid, OVERHEAD),
+            Some(Local::Dir { until: None, uid }) => self.refund(quota, uid, OVERHEAD),
             Some(Local::Scratch(file)) => {
                 let open = {
                     let mut inner = file.state.lock();
@@ -151,7 +150,7 @@ impl State {
                     inner.handles > 0
                 };
                 if !open {
-                    self.drop_file(file.id);
+                    self.drop_file(quota, file.id);
                 }
             }
             // A lingering directory costs nothing.
@@ -165,15 +164,15 @@ impl State {
         if self.files.contains_key(&id) { Ok(()) } else { Err(Error::not_found()) }
     }
 
-    fn drop_file(&mut self, id: ScratchId) {
+    fn drop_file(&mut self, quota: &Quota, id: ScratchId) {
         if let Some(file) = self.files.remove(&id) {
             let content = file.state.lock().content.len() as u64;
-            self.refund(file.charged, OVERHEAD + content);
+            self.refund(quota, file.charged, OVERHEAD + content);
         }
     }
 
-    fn refund(&mut self, uid: u32, bytes: u64) {
-        self.used = self.used.saturating_sub(bytes);
+    fn refund(&mut self, quota: &Quota, uid: u32, bytes: u64) {
+        quota.refund(uid, bytes);
         match self.used_by.get_mut(&uid) {
             Some(used) if *used > bytes => *used -= bytes,
             _ => drop(self.used_by.remove(&uid)),
@@ -182,8 +181,8 @@ impl State {
 }
 
 impl ScratchSpace {
-    /// Scratch space with room for so many bytes.
-    pub fn new(quota: u64) -> Self {
+    /// Scratch space that is charged to a quota.
+    pub fn new(quota: Quota) -> Self {
         Self { state: Mutex::default(), quota }
     }
 
@@ -230,7 +229,7 @@ impl ScratchSpace {
             Some(Local::Dir { until: None, .. } | Local::Scratch(_)) => return Err(exists()),
         }
         self.charge(&mut state, uid, OVERHEAD)?;
-        state.put(place, Local::Dir { until: None, uid });
+        state.put(&self.quota, place, Local::Dir { until: None, uid });
         Ok(())
     }
 
@@ -255,7 +254,7 @@ impl ScratchSpace {
         let mut state = self.state.lock();
         let lingers = matches!(state.places.get(place), Some(Local::Dir { until: Some(_), .. }));
         if lingers {
-            state.vacate(place);
+            state.vacate(&self.quota, place);
         }
         lingers
     }
@@ -268,7 +267,7 @@ impl ScratchSpace {
             dir = path.parent();
             let place = CellPath { cell: cell.clone(), path };
             if matches!(state.places.get(&place), Some(Local::Dir { .. })) {
-                state.vacate(&place);
+                state.vacate(&self.quota, &place);
             }
         }
     }
@@ -278,7 +277,7 @@ impl ScratchSpace {
         let mut state = self.state.lock();
         let there = matches!(state.places.get(place), Some(Local::Dir { .. }));
         if there {
-            state.vacate(place);
+            state.vacate(&self.quota, place);
         }
         there
     }
@@ -337,7 +336,7 @@ impl ScratchSpace {
             *older.seen.lock() = None;
         }
         state.files.insert(file.id, file.clone());
-        state.put(place, Local::Scratch(file.clone()));
+        state.put(&self.quota, place, Local::Scratch(file.clone()));
         Ok(file)
     }
 
@@ -357,7 +356,7 @@ impl ScratchSpace {
     pub fn unlink(&self, place: &CellPath) {
         let mut state = self.state.lock();
         if matches!(state.places.get(place), Some(Local::Scratch(_))) {
-            state.vacate(place);
+            state.vacate(&self.quota, place);
         }
     }
 
@@ -368,7 +367,7 @@ impl ScratchSpace {
         }
         let mut state = self.state.lock();
         if let Some(local) = state.places.remove(from) {
-            state.put(to, local);
+            state.put(&self.quota, to, local);
         }
     }
 
@@ -385,7 +384,7 @@ impl ScratchSpace {
         let moved: Vec<_> = moved.into_iter().map(target).collect::<std::result::Result<_, _>>()?;
         for (path, target) in moved {
             if let Some(local) = state.places.remove(&CellPath { cell: from.cell.clone(), path }) {
-                state.put(CellPath { cell: to.cell.clone(), path: target }, local);
+                state.put(&self.quota, CellPath { cell: to.cell.clone(), path: target }, local);
             }
         }
         Ok(())
@@ -409,7 +408,7 @@ impl ScratchSpace {
         if after > before {
             self.charge(&mut state, file.charged, (after - before) as u64)?;
         } else {
-            state.refund(file.charged, (before - after) as u64);
+            state.refund(&self.quota, file.charged, (before - after) as u64);
         }
         edit(&mut inner.content);
         debug_assert_eq!(inner.content.len(), after);
@@ -436,30 +435,19 @@ impl ScratchSpace {
             inner.unlinked && inner.handles == 0
         };
         if gone {
-            state.drop_file(file.id);
+            state.drop_file(&self.quota, file.id);
         }
     }
 
     fn charge(&self, state: &mut State, uid: u32, bytes: u64) -> Result<()> {
-        let used = state.used.saturating_add(bytes);
-        let own = state.used_by.get(&uid).copied().unwrap_or(0).saturating_add(bytes);
-        let share = self.quota / PARTS * (PARTS - 1);
-        if used > self.quota || own > share {
-            let reason = match used > self.quota {
-                true => format!("the scratch quota of {} bytes is used up", self.quota),
-                false => format!("the user has used up one user's share of the scratch quota, {share} bytes"),
-            };
-            let reason = format!("{reason}; names that are no record are kept in memory");
-            return Err(Error::new(Kind::NoSpace, reason));
-        }
-        state.used = used;
-        state.used_by.insert(uid, own);
+        self.quota.charge(uid, bytes)?;
+        *state.used_by.entry(uid).or_default() += bytes;
         Ok(())
     }
 
     /// Bytes that may be used, and bytes used.
     pub fn usage(&self) -> (u64, u64) {
-        (self.quota, self.state.lock().used)
+        self.quota.usage()
     }
 
     /// All scratch files with their places, and the number of local directories.
@@ -468,6 +456,13 @@ impl ScratchSpace {
         let alive = || state.places.iter().filter(|(_, local)| local.alive());
         let files = alive().filter(|(_, local)| matches!(local, Local::Scratch(_))).map(|(place, _)| place.clone());
         (files.collect(), alive().filter(|(_, local)| matches!(local, Local::Dir { .. })).count())
+    }
+}
+
+/// What is left is charged to nobody any more.
+impl Drop for ScratchSpace {
+    fn drop(&mut self) {
+        self.state.get_mut().used_by.drain().for_each(|(uid, bytes)| self.quota.refund(uid, bytes));
     }
 }
 

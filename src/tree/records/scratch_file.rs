@@ -64,7 +64,7 @@ impl RecordFiles {
         let open = OpenScratch { files: self.clone(), file, append: mode.append, writes: mode.write, opener };
         if mode.write && mode.truncate {
             self.scratch.edit(&open.file, |_| 0, Vec::clear)?;
-            open.file.renew(self.cell(&open.file.cell)?.mirror.snapshot());
+            open.file.renew(self.store(&open.file.cell)?.known());
         }
         Ok(Open { file: Some(Arc::new(open)), caching: Caching { cached: true, kept: false, flushed: true } })
     }

@@ -165,16 +165,17 @@ impl RecordFiles {
     /// What is known of all cells. Of a cell that does not answer, that is what was known last; of one that may not be
     /// read, nothing.
     fn known(&self) -> Topology {
-        let mut cells = self.cells.all().into_iter();
-        let records = |cell: &Cell| -> CellRecords {
-            match cell.mirror.is_loaded() && !cell.mirror.is_denied() {
-                true => Ok(cell.mirror.snapshot()),
-                false => cell.snapshot_now(),
+        let is_global = |store: &Arc<dyn Store>| store.cell().is_global();
+        let (global, cells): (Vec<_>, Vec<_>) = self.stores.all().into_iter().partition(is_global);
+        let records = |store: &dyn Store| -> CellRecords {
+            let is_known = |cell: &Arc<Cell>| cell.mirror.is_loaded() && !cell.mirror.is_denied();
+            match store.connected().is_none_or(is_known) {
+                true => Ok(store.known()),
+                false => store.snapshot_now(),
             }
         };
-        // The first is the global topology.
-        let global = cells.next().map(|cell| cell.mirror.snapshot()).unwrap_or_default();
-        Topology { global, cells: cells.map(|cell| (cell.name.clone(), records(&cell))).collect() }
+        let global = global.first().map(|store| store.known()).unwrap_or_default();
+        Topology { global, cells: cells.into_iter().map(|store| (store.cell().clone(), records(&*store))).collect() }
     }
 
     fn links(&self, of: &CellPath, view: View) -> Arc<Computed> {
@@ -208,8 +209,8 @@ impl RecordFiles {
         if !view.asks_cells(&of.path) {
             return;
         }
-        let all = self.cells.all();
-        let (mut idle, used): (Vec<_>, Vec<_>) = all.into_iter().partition(|cell| cell.mirror.health() == Health::Idle);
+        let all = self.stores.all().into_iter().filter_map(|store| store.connected().cloned());
+        let (mut idle, used): (Vec<_>, Vec<_>) = all.partition(|cell| cell.mirror.health() == Health::Idle);
         idle.truncate(MOST_CELLS.saturating_sub(used.len()));
         let loading = used.into_iter().filter(|cell| cell.mirror.health() == Health::Loading);
         let cells: Vec<_> = loading.chain(idle).collect();
@@ -238,7 +239,7 @@ impl RecordFiles {
         if told.by_place.len() >= told.sweep_at.max(DIRS) || told.weight + weight(&now) > TOLD {
             let known = |(dir, view): &Place| {
                 let of = CellPath { cell: CellName::global(), path: dir.clone() };
-                self.kernel.inodes.known(&FileId::Links(of, *view)).is_some()
+                self.kernel.known(&FileId::Links(of, *view)).is_some()
             };
             told.remove_forgotten(known);
         }
@@ -267,13 +268,13 @@ impl RecordFiles {
             *all -= weight(&now);
             by_place.remove(&place);
         }
-        if self.kernel.inodes.known(&FileId::Links(of.clone(), view)).is_none() {
+        if self.kernel.known(&FileId::Links(of.clone(), view)).is_none() {
             return;
         }
         let link = |to: &CellPath| Link { of: of.clone(), view, to: to.clone() };
         let gone = before.difference(&now).map(|to| Announcement::of_link(link(to), Happened::Deleted));
         let come = now.difference(&before).map(|to| Announcement::of_link(link(to), Happened::Linked));
-        gone.chain(come).for_each(|announcement| self.kernel.outbox.push(announcement));
+        gone.chain(come).for_each(|announcement| self.kernel.announce(announcement));
     }
 
     /// The same for all directories of links: a cell has come, gone, or been loaded.
@@ -335,7 +336,7 @@ impl RecordFiles {
         }
         tracing::debug!(name = at.name, "a link that has gone is removed");
         match file {
-            FileId::Links(..) => self.kernel.inodes.retire(file),
+            FileId::Links(..) => self.kernel.retire(file),
             file => self.memory.end_exception(caller, file),
         }
         Ok(())

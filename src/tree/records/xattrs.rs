@@ -3,7 +3,6 @@
 use super::RecordFiles;
 use crate::error::{Error, Kind, Result};
 use crate::name::CellPath;
-use crate::store::Store;
 use crate::tree::file::FileId;
 
 /// What all names begin with.
@@ -19,10 +18,10 @@ impl RecordFiles {
     pub(super) async fn xattr(&self, file: &FileId, name: &str) -> Result<Vec<u8>> {
         let missing = || Error::new(Kind::NoAttribute, "no such attribute");
         if let FileId::Record(CellPath { cell, path }, _) = file {
-            let cell = self.cell(cell)?;
-            let known = name.strip_prefix(PREFIX).filter(|name| cell.attributes().contains(name));
+            let store = self.store(cell)?;
+            let known = name.strip_prefix(PREFIX).filter(|name| store.attributes().contains(name));
             if let Some(name) = known {
-                let found = match cell.attribute(path, name).await {
+                let found = match store.attribute(path, name).await {
                     // A name that still answers only to the process that has removed it has none.
                     Err(error) if error.kind == Kind::NotFound => None,
                     found => found?,
@@ -45,21 +44,19 @@ impl RecordFiles {
 
     async fn xattrs(&self, file: &FileId) -> Result<Vec<(&'static str, String)>> {
         Ok(match file {
-            FileId::Root
-            | FileId::Control
-            | FileId::ControlFile(_)
-            | FileId::Links(..)
-            | FileId::Link(_)
-            | FileId::Past(_) => Vec::new(),
+            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Links(..) | FileId::Link(_) => Vec::new(),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Vec::new(),
             FileId::Dir(CellPath { cell, path }) | FileId::Lock(CellPath { cell, path }) => {
                 vec![(CELL, cell.to_string()), (PATH, path.to_string())]
             }
             FileId::Scratch(_) => vec![(SCRATCH, "1".to_owned())],
             FileId::Record(CellPath { cell, path }, _) => {
-                let connected = self.cell(cell)?;
-                let snapshot = connected.snapshot().await?;
+                let store = self.store(cell)?;
+                let snapshot = store.snapshot().await?;
                 // Whoever reads the content after the version must not find an older content.
-                self.kernel.keeps_up(&connected).await;
+                if let Some(connected) = store.connected() {
+                    self.kernel.keeps_up(connected).await;
+                }
                 let mut attributes = vec![(CELL, cell.to_string()), (PATH, path.to_string())];
                 if let Some(record) = snapshot.records.get(path) {
                     attributes.push((VERSION, record.version.number.to_string()));

@@ -7,8 +7,8 @@ use crate::tree::records::draft::tests::draft;
 
 /// Small, so that the bounds are reached all the time.
 const QUOTA: u64 = 5_000;
-/// What one user may use of it.
-const SHARE: u64 = QUOTA / PARTS * (PARTS - 1);
+/// What one user may use of it: the quota has eight parts.
+const SHARE: u64 = QUOTA / 8 * 7;
 /// `-` comes before `/`: in the order of strings, the names below `a` do not come right after `a`.
 const PATHS: [&str; 8] = ["a", "a-b", "a/x", "a/x/z", "a/y", "b", "b/x", "c"];
 
@@ -282,7 +282,7 @@ proptest! {
     /// The charges of each user show in what is refused: the model predicts every refusal.
     #[test]
     fn scratch_space_is_charged_for_just_what_is_there(steps in prop::collection::vec(step(), 0..40)) {
-        let (scratch, mut plain) = (ScratchSpace::new(QUOTA), Plain::default());
+        let (scratch, mut plain) = (ScratchSpace::new(Quota::new(QUOTA)), Plain::default());
         for step in &steps {
             take(step, &scratch, &mut plain)?;
             compare(&scratch, &plain)?;
@@ -292,7 +292,7 @@ proptest! {
 
 #[test]
 fn a_directory_moves_wholly_or_not_at_all() {
-    let scratch = ScratchSpace::new(1 << 20);
+    let scratch = ScratchSpace::new(Quota::new(1 << 20));
     let long = "n".repeat(200);
     let deep = |dir: &str| place(&format!("{dir}/{}", [long.as_str(); 10].join("/")));
     scratch.make_dir(place("a"), 1).unwrap();
@@ -311,7 +311,7 @@ fn a_directory_moves_wholly_or_not_at_all() {
 
 #[test]
 fn a_file_that_becomes_a_record_is_no_longer_edited_here() {
-    let scratch = ScratchSpace::new(1 << 20);
+    let scratch = ScratchSpace::new(Quota::new(1 << 20));
     let file = scratch.replace(place("a"), Arc::default(), (1, 1, 0o600)).unwrap();
     let record = Arc::new(draft(b"", false));
     file.state.lock().adopted = Some(record.clone());
@@ -322,7 +322,7 @@ fn a_file_that_becomes_a_record_is_no_longer_edited_here() {
 
 #[test]
 fn only_the_newest_scratch_files_keep_a_state_of_the_cell() {
-    let scratch = ScratchSpace::new(1 << 20);
+    let scratch = ScratchSpace::new(Quota::new(1 << 20));
     let record = TopoPath::parse("metadata/a").unwrap();
     let make = |number: usize| scratch.replace(place(&format!("t{number}")), Arc::default(), (0, 0, 0o600)).unwrap();
     let first = make(0);
@@ -337,7 +337,7 @@ fn only_the_newest_scratch_files_keep_a_state_of_the_cell() {
 
 #[test]
 fn what_is_charged_to_a_user_is_given_back_to_him() {
-    let scratch = ScratchSpace::new(8 * 1024);
+    let scratch = ScratchSpace::new(Quota::new(8 * 1024));
     let file = scratch.replace(place("big"), Arc::default(), (1, 1, 0o600)).unwrap();
     scratch.edit(&file, |_| 6 * 1024, |content| content.resize(6 * 1024, 0)).unwrap();
     // The owner may change; the user who is charged does not.
@@ -349,12 +349,12 @@ fn what_is_charged_to_a_user_is_given_back_to_him() {
         scratch.unlink(&place(name));
         scratch.remove_dir(&place(name));
     }
-    assert!(scratch.usage().1 == 0 && scratch.state.lock().used_by.is_empty());
+    assert!(scratch.usage().1 == 0 && scratch.state.lock().used_by.values().all(|bytes| *bytes == 0));
 }
 
 #[test]
 fn a_directory_that_lingers_costs_nothing_and_is_gone_after_its_time() {
-    let scratch = ScratchSpace::new(1 << 20);
+    let scratch = ScratchSpace::new(Quota::new(1 << 20));
     scratch.linger_if_used(&place("a"), 1);
     assert!(scratch.get(&place("a")).is_none(), "nothing is in it");
     scratch.make_dir(place("a/x"), 1).unwrap();
@@ -377,7 +377,7 @@ fn resize(scratch: &ScratchSpace, file: &Scratch, length: u64) -> Result<()> {
 
 #[test]
 fn a_user_has_a_share_of_the_quota_and_all_have_the_quota() {
-    let scratch = ScratchSpace::new(QUOTA);
+    let scratch = ScratchSpace::new(Quota::new(QUOTA));
     let make = |name: &str, uid| scratch.replace(place(name), Arc::default(), (uid, uid, 0o600));
     let file = make("a", 1).unwrap();
     let own = resize(&scratch, &file, SHARE - OVERHEAD + 1).unwrap_err();
@@ -400,7 +400,7 @@ fn a_user_has_a_share_of_the_quota_and_all_have_the_quota() {
 
 #[test]
 fn a_user_is_charged_for_what_is_left_and_for_nothing_else() {
-    let scratch = ScratchSpace::new(1 << 20);
+    let scratch = ScratchSpace::new(Quota::new(1 << 20));
     let charged = || scratch.state.lock().used_by.get(&1).copied();
     let [file, _] = ["a", "b"].map(|name| scratch.replace(place(name), Arc::default(), (1, 1, 0o600)).unwrap());
     for length in [700, 300, 300, 0, 100] {
@@ -426,7 +426,7 @@ fn a_user_is_charged_for_what_is_left_and_for_nothing_else() {
 
 #[test]
 fn only_a_directory_that_lingers_can_be_ended() {
-    let scratch = ScratchSpace::new(1 << 20);
+    let scratch = ScratchSpace::new(Quota::new(1 << 20));
     scratch.make_dir(place("a"), 1).unwrap();
     scratch.linger(place("b"), 1);
     assert!(!scratch.end_linger(&place("a")) && !scratch.end_linger(&place("c")));

@@ -240,6 +240,12 @@ impl PastFiles {
         Ok(entries)
     }
 
+    /// The attributes of a directory. The kernel keeps a listing as long as the directory has the same time, and nobody
+    /// would tell it that a state has come, or was compacted. The other time stays, since tar compares it.
+    fn dir(&self) -> Attr {
+        Attr { modified: SystemTime::now(), ..self.defaults.dir() }
+    }
+
     /// The content of a file, and its time.
     async fn content(&self, file: &PastFile) -> Result<(Bytes, SystemTime)> {
         match file {
@@ -279,11 +285,11 @@ impl Namespace for Arc<PastFiles> {
     async fn attr(&self, _: &Caller, inode: &Inode) -> Result<Attr> {
         let file = past(&inode.file)?;
         match file {
-            PastFile::Top => Ok(self.defaults.dir()),
+            PastFile::Top => Ok(self.dir()),
             PastFile::Dir(at) => {
                 let known = self.known(&at.cell).await?;
                 let is_dir = known.is_dir(&at.path) || self.known_deleted(known).await?.is_dir(&at.path);
-                if is_dir { Ok(self.defaults.dir()) } else { Err(Error::not_found()) }
+                if is_dir { Ok(self.dir()) } else { Err(Error::not_found()) }
             }
             PastFile::State(at, name, form) => {
                 let state = self.state(at, name).await?;
@@ -302,7 +308,7 @@ impl Namespace for Arc<PastFiles> {
     /// Without a size: finding it out may need the service. The kernel asks again, since this does not last.
     fn attr_of_entry(&self, file: &FileId) -> Result<Attr> {
         match file.is_dir() {
-            true => Ok(self.defaults.dir()),
+            true => Ok(self.dir()),
             false => Ok(self.defaults.read_only_file(0, self.defaults.mounted)),
         }
     }
@@ -311,8 +317,8 @@ impl Namespace for Arc<PastFiles> {
         Err(unchangeable())
     }
 
-    fn keep(&self, file: &FileId) -> Keep {
-        if matches!(file, FileId::Past(PastFile::Top)) { Keep::Always } else { Keep::Never }
+    fn keep(&self, _: &FileId) -> Keep {
+        Keep::Never
     }
 
     async fn list(&self, _: &Caller, dir: &FileId) -> Result<Vec<DirEntry>> {

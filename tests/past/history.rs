@@ -73,15 +73,20 @@ on_each_service! {
         let listed = names(&one, PAST);
         // The one before the oldest known edit is known, too.
         assert_eq!(listed.len(), 3 * (known.len() + 1), "{listed:?}");
-        assert!(listed.ends_with(&["99", "99.json", "99.txt"].map(|name| name.replace("99", &versions[49].to_string()))));
+        let last = ["", ".json", ".txt"].map(|form| format!("{}{form}", versions[49]));
+        assert!(listed.ends_with(&last), "{listed:?}");
         let by_time = one.sh(&format!("ls -tr {PAST}/*.txt | tail -n {}", known.len()));
-        let by_time: Vec<u64> = by_time.lines().map(|line| line.rsplit('/').next().unwrap().trim_end_matches(".txt").parse().unwrap()).collect();
+        let number = |line: &str| line.rsplit('/').next()?.strip_suffix(".txt")?.parse().ok();
+        let by_time: Vec<u64> = by_time.lines().map(|line| number(line).unwrap()).collect();
         assert_eq!(by_time, known);
         let log = one.read(&format!("{PAST}/.log"));
         assert_eq!(log.lines().count(), known.len() + 1, "{log}");
-        let line = |uid: u8| log.lines().find(|line| line.ends_with(&format!("primary_alias.uid {} -> {uid}", uid - 1))).unwrap();
+        let changed = |uid: u8| format!("primary_alias.uid {} -> {uid}", uid - 1);
+        let line = |uid: u8| log.lines().find(|line| line.ends_with(&changed(uid))).unwrap();
         let by_sed = line(99);
-        assert!(by_sed.contains(&format!(" {} ", versions[49])) && by_sed.contains(" pid ") && by_sed.contains(" sed: "), "{by_sed}");
+        for part in [&format!(" {} ", versions[49]), " pid ", " sed: "] {
+            assert!(by_sed.contains(part), "{by_sed}");
+        }
         assert!(line(98).contains(" elsewhere: ") && line(97).contains(" elsewhere: "), "{log}");
         let by = one.xattr(&format!("{PAST}/{}.txt", versions[49]), "user.topo.by").unwrap();
         assert!(by.contains("(uid 0)") && by.ends_with(" sed"), "{by}");
@@ -122,13 +127,14 @@ on_each_service! {
         }
         // What is shown fits what is read, by every tool that walks.
         let script = format!(
-            "cat {dir}/*; grep -r one {dir} > /dev/null; find {dir} -type f -size +0 | grep -q . ; cp -rp {dir} ../copy; \
-             diff -r {dir} ../copy; tar -C {dir} -cf - . | tar -C ../copy -xf - ; diff -r {dir} ../copy"
+            "cat {dir}/*; grep -r one {dir} > /dev/null; find {dir} -type f -size +0 | grep -q . ; \
+             cp -rp {dir} ../copy; diff -r {dir} ../copy; tar -C {dir} -cf - . | tar -C ../copy -xf - ; diff -r {dir} ../copy"
         );
         mount.sh(&script);
         for script in ["echo x > $F", "rm $F", "mkdir $D/x", "mv $F $D/x", "touch $F", "ln -s a $D/x"] {
             let output = mount.bash(&format!("F={dir}/{} D={dir}; {script}", again[0]));
-            assert!(!output.status.success() && text(&output).contains("Read-only file system"), "{script}: {}", text(&output));
+            let said = text(&output);
+            assert!(!output.status.success() && said.contains("Read-only file system"), "{script}: {said}");
         }
     }
 }

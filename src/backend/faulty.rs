@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::contract::{
     Along, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Part,
-    Place, Revision, SharedPlace, WatchBatch, WatchStream,
+    Place, Revision, SharedPlace, Take, WatchBatch, WatchStream,
 };
 use crate::name::TopoPath;
 
@@ -32,6 +32,8 @@ pub enum Call {
     LockedDir,
     /// [`Backend::list`].
     List,
+    /// [`Backend::list_at`].
+    ListAt,
     /// [`Backend::get`].
     Get,
     /// [`Backend::earlier`].
@@ -263,6 +265,10 @@ impl Backend for Faulty {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.pass(Call::List, self.0.inner.list(dir)).await
+    }
+
+    async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
+        self.pass(Call::ListAt, self.0.inner.list_at(dir, at, take)).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {

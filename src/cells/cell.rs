@@ -132,7 +132,7 @@ impl Cell {
         if self.mirror.is_denied() {
             return Err(self.unreachable());
         }
-        self.mirror.at(time).map_err(|unknown| Error::new(Kind::NotFound, format!("{self}: {unknown}")))
+        self.mirror.at(time).map_err(|unknown| Error::new(Kind::NotKept, format!("{self}: {unknown}")))
     }
 
     /// The cell is no longer shown, or has another location now.

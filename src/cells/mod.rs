@@ -20,6 +20,7 @@ use crate::record::{CellInfo, Records};
 
 mod cell;
 mod drift;
+mod earlier;
 mod failure;
 mod joint;
 mod lock;
@@ -32,6 +33,7 @@ mod turns;
 mod twins;
 
 pub use cell::Cell;
+pub use earlier::Earlier;
 pub use joint::Joints;
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
@@ -43,6 +45,9 @@ pub use twins::Twins;
 
 /// How long the start waits for the global topology at the secondary.
 const SECONDARY_WAIT: Duration = Duration::from_secs(5);
+
+/// Cells with their locations, and others by the names in their records, with the reasons why they cannot be shown.
+type KnownCells = (BTreeMap<CellName, Location>, BTreeMap<String, String>);
 
 /// All cells of a mount.
 pub struct Cells {
@@ -176,6 +181,11 @@ impl Cells {
             self.all().into_iter().filter_map(|cell| Some((cell.name.clone(), cell.second_location()?.clone())));
         let global = (CellName::global(), self.options.global.clone());
         second.chain([global]).chain(self.known_cells(None).0).collect()
+    }
+
+    /// How long a call of a service may take.
+    pub fn timeout(&self) -> Duration {
+        self.options.connect.timeout
     }
 
     /// The second service, if updates go to two.
@@ -368,8 +378,12 @@ impl Cells {
     }
 
     /// The locations of all cells that may be shown, and the reasons why others cannot be.
-    fn known_cells(&self, only: Option<&[CellName]>) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
-        let snapshot = self.global.mirror.snapshot();
+    fn known_cells(&self, only: Option<&[CellName]>) -> KnownCells {
+        self.cells_in(&self.global.mirror.snapshot(), only)
+    }
+
+    /// The same, by the records of the global topology at some moment.
+    fn cells_in(&self, snapshot: &Snapshot, only: Option<&[CellName]>) -> KnownCells {
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
         let Ok(dir) = TopoPath::parse(CELLS) else { return (known, hidden) };
         for (path, record) in snapshot.below(&dir) {

@@ -105,6 +105,8 @@ pub struct Counters {
     pub silences: AtomicU64,
     /// How often the watch was set up again.
     pub reconnects: AtomicU64,
+    /// How often the history of the service has gone back: its revisions mean something else since.
+    pub restorations: AtomicU64,
     /// Keys that cannot be file names: those in the last list, and their changes since.
     pub skipped: AtomicU64,
     /// Keys that cannot be file names, as the last list showed them. A watch tells only that something has happened to
@@ -403,6 +405,7 @@ impl Mirror {
         if went_back {
             let (from, to) = (self.revision().0, listing.at.0);
             tracing::warn!(from, to, "the service's history has gone back: the service was restored or recreated");
+            self.counters.restorations.fetch_add(1, Ordering::Relaxed);
         }
         self.count_skipped(&listing);
         let (at, mut is_whole, mut differences) = (listing.at, true, 0);

@@ -11,7 +11,9 @@ mod contract;
 mod frozen;
 mod live;
 mod moment;
+pub mod moments;
 pub(crate) mod own;
+#[cfg(test)]
 mod plain;
 mod quota;
 mod stage;
@@ -22,7 +24,8 @@ pub use commits::{Commits, Made, Mark, Unheard};
 pub use contract::{RespectLocks, Store, Stores};
 pub use frozen::{Frozen, FrozenCells};
 pub use live::{CellRules, Live, LiveCells};
-pub use plain::{Plain, PlainCells};
+#[cfg(test)]
+pub(crate) use plain::Plain;
 pub use quota::Quota;
 pub use stage::{Committing, Conflict, Outcome, Rebased, Seen, Stage, StagedCell, What, lines as conflict_lines};
 pub use together::{Committed, CommittedCell, FindLive, commit};

@@ -121,7 +121,7 @@ impl Tree {
             background.clone(),
         );
         let past = PastFiles::new((cells.clone(), codec), forms, defaults, records.room.clone());
-        let spaces = Spaces::new(records.clone(), cells.clone(), live);
+        let spaces = Spaces::new(records.clone(), (cells.clone(), live), journal.clone());
         let counted = (records.clone(), spaces.clone());
         let control = ControlFiles::new(
             (journal.clone(), cells.clone(), locks, records.own.clone()),

@@ -5,3 +5,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod history;
+mod moments;
+mod reads;
+mod stages;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::contract::{
     Action, Along, Applied, Backend, BackendError, Change, Earlier, Fetched, Guard, Limits, Listing, Node, Owner, Part,
-    Revision, Role, SharedPlace, Version, WatchStream, check_limits,
+    Revision, Role, SharedPlace, Take, Version, WatchStream, check_limits,
 };
 use super::lock::guard;
 use crate::name::TopoPath;
@@ -278,6 +278,11 @@ impl Backend for Tee {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.0.primary.list(dir).await
+    }
+
+    /// Revisions are those of the primary.
+    async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
+        self.0.primary.list_at(dir, at, take).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {

@@ -13,9 +13,7 @@ use parking_lot::Mutex;
 use super::diff::{CellChange, RecordChange};
 use super::ledger::{Ledger, Phase};
 use super::meet::{Meeting, meet};
-use crate::backend::{
-    Action, Applied, BackendError, Change, Fetched, Guard, Limits, Node, Revision, Role, Version, check_limits,
-};
+use crate::backend::{Action, Applied, BackendError, Change, Fetched, Guard, Limits, Revision, Version, check_limits};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot, Update};
 use crate::name::{CellName, CellPath, TopoPath};
@@ -24,6 +22,7 @@ use crate::record::Records;
 use crate::store::change_set::Staged;
 use crate::store::commits::{Commits, heard};
 use crate::store::contract::Store;
+use crate::store::frozen::fetched;
 
 /// Private revisions begin here, far above those of any service: a private version is never taken for a stored one,
 /// and is later than all that were there when the stage was made.
@@ -115,6 +114,8 @@ impl State {
     fn touch(&mut self, records: &Records, cell: &CellName, path: &TopoPath, base: Option<Record>) {
         let now = self.value(path);
         let is_change = match (&base, now) {
+            // What others have created meanwhile is shown after the next rebase.
+            (None, None) if self.base.records.contains_key(path) => false,
             (None, None) => return self.forget(path),
             (Some(base), Some(now)) => {
                 // An edit that was taken back, too: it comes back in the bytes that topofs writes.
@@ -187,8 +188,9 @@ impl StagedCell {
         }
         let versions = changes.iter().map(|change| self.make_one(&mut next, change)).collect();
         self.ledger.resize(state.cost, next.cost)?;
-        let at = next.shown.at;
+        let (at, made) = (next.shown.at, changes.iter().filter(|change| change.action != Action::Check).count());
         *state = next;
+        self.ledger.saved(made);
         Ok(Applied { at, versions })
     }
 
@@ -273,6 +275,7 @@ impl StagedCell {
             if state.saves == seen.saves && Arc::ptr_eq(&state.base, &seen.base) {
                 self.ledger.resize(state.cost, next.cost)?;
                 *state = next;
+                self.ledger.changed();
                 return Ok((updates, clashes));
             }
         }
@@ -290,17 +293,21 @@ impl StagedCell {
                 DiffItem::Add(path, record) | DiffItem::Update { new: (path, record), .. } => (path, Some(record)),
                 DiffItem::Remove(path, _) => (path, None),
             };
-            match seen.touched.get(path) {
-                Some(touched) if touched.is_change => {}
-                Some(_) => self.adopt(&mut next, path, new),
-                None => drop(match new {
-                    Some(record) => Arc::make_mut(&mut next.shown).records.insert(path.clone(), record.clone()),
-                    None => Arc::make_mut(&mut next.shown).records.remove(path),
-                }),
+            if seen.touched.contains_key(path) {
+                continue;
+            }
+            let shown = Arc::make_mut(&mut next.shown);
+            match new {
+                Some(record) => drop(shown.records.insert(path.clone(), record.clone())),
+                None => drop(shown.records.remove(path)),
             }
         }
         let mut clashes = Vec::new();
-        for (path, touched) in seen.changes() {
+        for (path, touched) in &seen.touched {
+            if !touched.is_change {
+                self.adopt(&mut next, path, live.records.get(path));
+                continue;
+            }
             let overtaken = self.meet(seen, (path, touched), live);
             match &overtaken.meeting {
                 Meeting::Alone => {}
@@ -352,24 +359,21 @@ impl StagedCell {
         Arc::make_mut(&mut next.shown).at = Revision(PRIVATE + next.saves);
         self.ledger.resize(state.cost, next.cost)?;
         *state = next;
+        self.ledger.changed();
         Ok(())
     }
 }
 
 /// The differences of two snapshots.
 fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    let update = |item: DiffItem<'_, '_, TopoPath, Record>| match item {
-        DiffItem::Add(path, record) => {
-            let at = record.version.written;
-            Update { path: path.clone(), old: None, new: Some(record.clone()), at }
-        }
-        DiffItem::Update { old: (path, old), new: (_, new_record) } => {
-            let at = new_record.version.written;
-            Update { path: path.clone(), old: Some(old.clone()), new: Some(new_record.clone()), at }
-        }
-        DiffItem::Remove(path, record) => {
-            Update { path: path.clone(), old: Some(record.clone()), new: None, at: new.at }
-        }
+    let update = |item: DiffItem<'_, '_, TopoPath, Record>| {
+        let (path, old, record) = match item {
+            DiffItem::Add(path, record) => (path, None, Some(record)),
+            DiffItem::Update { old: (path, old), new: (_, record) } => (path, Some(old), Some(record)),
+            DiffItem::Remove(path, record) => (path, Some(record), None),
+        };
+        let at = record.map_or(new.at, |record| record.version.written);
+        Update { path: path.clone(), old: old.cloned(), new: record.cloned(), at }
     };
     old.records.diff(&new.records).map(update).collect()
 }
@@ -385,7 +389,7 @@ impl Store for StagedCell {
     }
 
     fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
-        Ok(self.state.lock().shown.clone())
+        Ok(self.known())
     }
 
     fn known(&self) -> Arc<Snapshot> {
@@ -393,15 +397,7 @@ impl Store for StagedCell {
     }
 
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
-        let shown = self.snapshot_now()?;
-        let node = shown.records.get(path).map(|record| Node {
-            path: path.clone(),
-            value: record.value.clone(),
-            version: record.version,
-            role: Role::Record,
-            modified: Some(record.modified),
-        });
-        Ok(Fetched { node, at: shown.at })
+        Ok(fetched(&self.known(), path))
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {

@@ -70,6 +70,11 @@ impl Conflict {
         matches!(self.rebase, Outcome::Clash(_))
     }
 
+    /// Whether it is known what has happened to it.
+    pub fn is_known(&self) -> bool {
+        !matches!(self.what, What::Unknown(_))
+    }
+
     fn json(&self) -> Value {
         let mut line = json!({ "path": self.at.to_string() });
         let mut add = |key: &str, value: Value| line.as_object_mut().map(|object| object.insert(key.to_owned(), value));

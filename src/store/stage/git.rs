@@ -78,9 +78,15 @@ pub(super) fn hunks(before: &str, after: &str, deadline: Instant) -> String {
     let ops = capture_diff_slices_deadline(Algorithm::Myers, &old, &new, Some(deadline));
     let mut out = String::new();
     for group in group_diff_ops(ops, AROUND) {
-        let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
-        let range = |of: fn(&DiffOp) -> Range<usize>| extent(of(first).start..of(last).end);
-        let _ = writeln!(out, "@@ -{} +{} @@", range(DiffOp::old_range), range(DiffOp::new_range));
+        // If it does not begin with equal lines, it begins with the file. (The library's ranges are right for equal
+        // lines, and for the side that has the lines.)
+        let (from, to) = match group.first() {
+            Some(DiffOp::Equal { old_index, new_index, .. }) => (*old_index, *new_index),
+            _ => (0, 0),
+        };
+        let count = |of: fn(&DiffOp) -> Range<usize>| group.iter().map(|op| of(op).len()).sum();
+        let (from, to) = (extent(from, count(DiffOp::old_range)), extent(to, count(DiffOp::new_range)));
+        let _ = writeln!(out, "@@ -{from} +{to} @@");
         for op in &group {
             match op {
                 DiffOp::Equal { .. } => lines(&mut out, ' ', &old, op.old_range()),
@@ -95,12 +101,12 @@ pub(super) fn hunks(before: &str, after: &str, deadline: Instant) -> String {
 }
 
 /// First line and number of lines, as the head of a hunk tells them.
-fn extent(lines: Range<usize>) -> String {
-    match lines.len() {
+fn extent(start: usize, count: usize) -> String {
+    match count {
         // Behind which line.
-        0 => format!("{},0", lines.start),
-        1 => (lines.start + 1).to_string(),
-        count => format!("{},{count}", lines.start + 1),
+        0 => format!("{start},0"),
+        1 => (start + 1).to_string(),
+        count => format!("{},{count}", start + 1),
     }
 }
 

@@ -1,6 +1,8 @@
 //! What all cells of a stage have in common: whether it may still be changed, and who is charged with it. Must never
 //! let a stage keep anything that nobody is charged with.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Kind, Result};
@@ -41,12 +43,17 @@ pub(super) struct Ledger {
     quota: Quota,
     uid: u32,
     charged: Mutex<u64>,
+    /// Counts what has changed in the stage.
+    generation: AtomicU64,
+    /// Counts saves and removals.
+    saves: AtomicU64,
 }
 
 impl Ledger {
     /// A stage that is charged to a user.
     pub fn new(quota: Quota, uid: u32) -> Self {
-        Self { phase: RwLock::new(Phase::Open), quota, uid, charged: Mutex::new(0) }
+        let (generation, saves) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { phase: RwLock::new(Phase::Open), quota, uid, charged: Mutex::new(0), generation, saves }
     }
 
     /// A part of the stage has another size now. Fails with ENOSPC if there is no room for it.
@@ -58,6 +65,22 @@ impl Ledger {
         }
         *charged = (*charged + to).saturating_sub(from);
         Ok(())
+    }
+
+    /// Something has changed in the stage.
+    pub fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Records were saved or removed.
+    pub fn saved(&self, records: usize) {
+        self.saves.fetch_add(records as u64, Ordering::AcqRel);
+        self.changed();
+    }
+
+    /// How often the stage has changed, and how many saves and removals there were.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.generation.load(Ordering::Acquire), self.saves.load(Ordering::Acquire))
     }
 
     /// Everything that is charged, in bytes.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::change_set::ChangeSet;
-use super::contract::Store;
+use super::contract::{Store, Stores};
 use super::quota::Quota;
 use crate::backend::Limits;
 use crate::error::{Error, Kind, Result};
@@ -77,6 +77,7 @@ impl Stage {
             StagedCell::new(seen.cell.clone(), seen.limits, base.clone(), self.records.clone(), self.ledger.clone());
         let mut cells = self.cells.write();
         cells.push(Arc::new(cell));
+        self.ledger.changed();
         cells.sort_by_key(|cell| (!cell.cell().is_global(), cell.cell().clone()));
     }
 
@@ -103,6 +104,21 @@ impl Stage {
     /// The number of staged records.
     pub fn count(&self) -> usize {
         self.staged_cells().iter().map(|cell| cell.count()).sum()
+    }
+
+    /// How often it has changed: what was computed of it is true for as long as this is the same.
+    pub fn generation(&self) -> u64 {
+        self.ledger.counts().0
+    }
+
+    /// How many saves and removals there were.
+    pub fn saves(&self) -> u64 {
+        self.ledger.counts().1
+    }
+
+    /// Fails if nothing can be changed any more.
+    pub fn refuse_change(&self) -> Result<()> {
+        if self.is_committed() { Err(Phase::read_only()) } else { Ok(()) }
     }
 
     /// Whether it is committed, and can only be read.
@@ -178,6 +194,7 @@ impl Stage {
         let is_seen = |cell: &Arc<StagedCell>| seen.iter().any(|seen| seen.cell == *cell.cell());
         // A cell that is gone takes with it what was not staged.
         self.cells.write().retain(|cell| is_seen(cell) || cell.count() > 0);
+        self.ledger.changed();
         let left = self.staged_cells().into_iter().filter(|cell| !is_seen(cell));
         rebased.left.extend(left.map(|cell| Conflict::unknown(cell.cell(), &gone(cell.cell()))));
         Ok(rebased)
@@ -188,6 +205,16 @@ impl Stage {
         let cell = self.staged_cell(&at.cell).ok_or_else(Error::not_found)?;
         let live = seen.iter().find(|seen| seen.cell == at.cell).ok_or_else(|| gone(&at.cell))?;
         cell.settle(&at.path, live.records.as_ref().map_err(Clone::clone)?, keep)
+    }
+}
+
+impl Stores for Stage {
+    fn cells(&self) -> Vec<CellName> {
+        self.staged_cells().iter().map(|cell| cell.cell().clone()).collect()
+    }
+
+    fn get(&self, cell: &CellName) -> Option<Arc<dyn Store>> {
+        Some(self.staged_cell(cell)?)
     }
 }
 
@@ -209,6 +236,7 @@ impl Committing {
     /// Everything is stored: from now on, the stage can only be read.
     pub fn committed(self) {
         *self.0.ledger.phase.write() = Phase::Committed;
+        self.0.ledger.changed();
     }
 }
 

@@ -60,20 +60,10 @@ pub async fn commit(
         let plan = Plan::new(live, records, set)?;
         match plan.lives.is_empty() {
             true => Ok(Committed::default()),
-            false => plan.commit(actor, commits).await.inspect(|committed| note_makers(live, set, actor, committed)),
+            false => plan.commit(actor, commits).await,
         }
     };
     committed.await.map_err(|error| Error { reason: format!("change set {}: {}", set.name, error.reason), ..error })
-}
-
-/// The past of each record says who made the set, and its name.
-fn note_makers(live: FindLive<'_>, set: &ChangeSet, actor: Actor, committed: &Committed) {
-    let maker = Maker { change_set: Some(set.name.clone()), ..Maker::from(actor) };
-    for CommittedCell { cell, changes, applied } in &committed.cells {
-        if let Some(live) = live(cell) {
-            live.cell.mirror.made(changes, applied, &maker);
-        }
-    }
 }
 
 impl Plan<'_> {
@@ -90,6 +80,10 @@ impl Plan<'_> {
         for _ in 0..LOCK_CHANGES {
             let Some(applied) = self.attempt(&together, &parts, actor, commits).await? else { continue };
             self.lives.iter().zip(&doubts).for_each(|(live, doubts)| live.warn(doubts, actor));
+            let maker = Maker { change_set: Some(self.name.clone()), ..actor.into() };
+            for ((live, changes), applied) in self.lives.iter().zip(&self.changes).zip(&applied) {
+                live.cell.mirror.made(changes, applied, &maker);
+            }
             let cells = self.lives.iter().zip(self.changes.iter().cloned()).zip(applied);
             let cells = cells.map(|((live, changes), applied)| CommittedCell {
                 cell: live.cell.name.clone(),

@@ -9,7 +9,6 @@ use crate::store::{ChangeSet, Committed, LiveCells, commit};
 
 impl RecordFiles {
     /// Makes all changes of a set or none.
-    #[allow(dead_code, reason = "stages call it")]
     pub(crate) async fn commit_set(&self, cells: &LiveCells, actor: Actor, set: &ChangeSet) -> Result<Committed> {
         let live = |cell: &CellName| cells.live(cell);
         let heard = Heard { files: self, saver: actor, form: None, set: Some(set.name.clone()) };

@@ -307,9 +307,8 @@ impl History {
             return Err(Unknown::nothing_is_kept());
         }
         let (undone, at) = {
-            let mut kept = self.all.kept.lock();
-            let now = kept.now(now);
-            kept.since(self.cell, time, now)?
+            let kept = self.all.kept.lock();
+            kept.since(self.cell, time, kept.last.map_or(now, |last| last.max(now)))?
         };
         let mut records = present.records.clone();
         for (path, old) in undone {

@@ -32,7 +32,7 @@ use history::History;
 pub use history::{Histories, HistoryLimits, HistoryUsage, Maker, Past, Unknown};
 use imbl::OrdMap;
 use state::State;
-pub use state::{Batch, Entry, Record, Snapshot, Update};
+pub use state::{Batch, Entry, Record, Snapshot, Update, has_below, names_below};
 
 /// Number of batches that may wait for a slow listener. One more, and the listener loses the oldest: the channel says
 /// so, and the listener compares what it knows with the snapshot.

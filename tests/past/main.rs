@@ -4,7 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-
+mod history;
 mod moments;
 mod reads;
 mod stages;

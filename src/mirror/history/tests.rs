@@ -230,6 +230,9 @@ proptest! {
             }
             plain[cell].entry(name.clone()).or_default().push((cells[cell].time(), value.clone()));
             cells[cell].change(&name, value.as_deref());
+            // Time passes in the other cell, too.
+            let still = cells[1 - cell].now.clone();
+            cells[1 - cell].shown.push(still);
             prop_assert!(all.usage().bytes <= bytes);
         }
         let mut kept = 0;

@@ -7,6 +7,8 @@ use crate::name::NameError;
 pub enum Kind {
     /// No such record or directory.
     NotFound,
+    /// A moment of the past that nobody keeps, or no longer.
+    NotKept,
     /// Exists already.
     Exists,
     /// Someone else changed the record meanwhile.
@@ -67,7 +69,7 @@ impl Kind {
     /// The errno that the caller gets.
     pub fn errno(self) -> i32 {
         match self {
-            Kind::NotFound => libc::ENOENT,
+            Kind::NotFound | Kind::NotKept => libc::ENOENT,
             Kind::Exists => libc::EEXIST,
             Kind::Conflict => libc::ESTALE,
             Kind::BadMessage => libc::EBADMSG,
@@ -101,7 +103,7 @@ impl Kind {
     /// The symbolic name of [`Kind::errno`].
     pub fn errno_name(self) -> &'static str {
         match self {
-            Kind::NotFound => "ENOENT",
+            Kind::NotFound | Kind::NotKept => "ENOENT",
             Kind::Exists => "EEXIST",
             Kind::Conflict => "ESTALE",
             Kind::BadMessage => "EBADMSG",
@@ -137,7 +139,8 @@ impl Kind {
     /// come here: an EBADF from here is a lock that a reader may not take.
     pub fn needs_explaining(self) -> bool {
         match self {
-            Kind::Conflict
+            Kind::NotKept
+            | Kind::Conflict
             | Kind::BadMessage
             | Kind::Busy
             | Kind::LockLost

@@ -28,7 +28,7 @@ pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
 }
 
 /// The user and the process that an action is for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Actor {
     /// The user.
     pub uid: u32,

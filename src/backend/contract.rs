@@ -227,6 +227,8 @@ pub enum Failure {
     Locked,
     /// The wanted point of history is gone.
     Compacted,
+    /// The service keeps no such point of history: none at all, or it has not come yet.
+    NotKept,
     /// Anything else.
     Other,
 }
@@ -296,6 +298,9 @@ pub struct Holding {
     pub owner: Owner,
 }
 
+/// Takes nodes one by one, and ends the list with its first error.
+pub type Take<'a> = dyn FnMut(Node) -> Result<(), BackendError> + Send + 'a;
+
 /// A place in the line for a lock.
 #[async_trait]
 pub trait Place: Send + Sync + std::fmt::Debug {
@@ -328,8 +333,21 @@ pub trait Backend: Send + Sync + fmt::Debug {
         true
     }
 
+    /// Whether the service says when each node was written.
+    fn keeps_times(&self) -> bool {
+        false
+    }
+
     /// Everything below `dir` at one point. An empty listing is not an error.
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError>;
+
+    /// Everything below `dir` as it was at an earlier point, in no particular order; keeps none of it. Fails with
+    /// [`Failure::Compacted`] if that point is gone, also while it is being read, and with [`Failure::NotKept`] if
+    /// there is no such point.
+    async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
+        let _ = (dir, at, take);
+        Err(BackendError::new(Failure::NotKept, "this kind of service keeps no earlier revisions"))
+    }
 
     /// One node, as the service has it now (linearizable if the service offers that).
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError>;

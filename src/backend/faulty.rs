@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::contract::{
     Along, Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Listing, Node, Owner, Part, Place,
-    Revision, SharedPlace, WatchBatch, WatchStream,
+    Revision, SharedPlace, Take, WatchBatch, WatchStream,
 };
 use crate::name::TopoPath;
 
@@ -31,6 +31,8 @@ pub enum Call {
     LockedDir,
     /// [`Backend::list`].
     List,
+    /// [`Backend::list_at`].
+    ListAt,
     /// [`Backend::get`].
     Get,
     /// [`Backend::attribute`].
@@ -252,8 +254,16 @@ impl Backend for Faulty {
         self.0.inner.gives_signs_of_life()
     }
 
+    fn keeps_times(&self) -> bool {
+        self.0.inner.keeps_times()
+    }
+
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.pass(Call::List, self.0.inner.list(dir)).await
+    }
+
+    async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
+        self.pass(Call::ListAt, self.0.inner.list_at(dir, at, take)).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {

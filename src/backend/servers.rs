@@ -332,8 +332,8 @@ impl Location {
         self.clean_root() == other.clean_root() && self.is_same_service(other)
     }
 
-    /// Whether two locations are in one service: with one server in common, they are.
-    fn is_same_service(&self, other: &Location) -> bool {
+    /// Whether two locations are in the same service. With one server in common, it is the same.
+    pub fn is_same_service(&self, other: &Location) -> bool {
         let shared = || match (self.servers(), other.servers()) {
             (Some(own), Some(others)) => own.iter().any(|server| others.contains(server)),
             _ => false,

@@ -13,7 +13,7 @@ use super::turns::Turns;
 use crate::alive;
 use crate::backend::{Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Location, Node, Role};
 use crate::error::{Error, Kind, Result, UNCERTAIN};
-use crate::mirror::{Health, Mirror, Record, Snapshot};
+use crate::mirror::{Health, Histories, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 
 impl CellOptions {
@@ -53,7 +53,7 @@ impl Cell {
     pub(super) fn open(
         name: CellName,
         (location, second): (Location, Option<SecondPlace>),
-        options: &CellOptions,
+        (options, histories): (&CellOptions, &Arc<Histories>),
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>> {
@@ -68,7 +68,7 @@ impl Cell {
         let second = second.zip(options.connect.tee.as_ref());
         let second = second.map(|(place, tee)| Second::open(&name, place, (&primary, &location), (options, tee)));
         let backend = second.as_ref().map_or(primary, Second::both);
-        let mirror = Mirror::new(backend.clone(), options.mirror);
+        let mirror = Mirror::remembering(backend.clone(), options.mirror, histories.clone());
         let stop = stop.child_token();
         if let Some(second) = &second {
             second.run(&name, &mirror, tasks, &stop);
@@ -114,6 +114,15 @@ impl Cell {
             Health::Live | Health::Shaky => Ok(self.mirror.snapshot()),
             Health::Down | Health::Denied | Health::Idle | Health::Loading => self.down(),
         }
+    }
+
+    /// The records of an earlier moment, with the reason if they are unknown. A service that denies them now denies
+    /// those of then, too.
+    pub fn at(&self, time: SystemTime) -> Result<Snapshot> {
+        if self.mirror.is_denied() {
+            return Err(self.unreachable());
+        }
+        self.mirror.at(time).map_err(|unknown| Error::new(Kind::NotKept, format!("{self}: {unknown}")))
     }
 
     /// The cell is no longer shown, or has another location now.

@@ -16,7 +16,8 @@ impl From<BackendError> for Error {
             Failure::NoSpace => Kind::NoSpace,
             Failure::LockLost => Kind::LockLost,
             Failure::Locked => Kind::Busy,
-            Failure::Compacted | Failure::Other => Kind::Io,
+            Failure::Compacted | Failure::NotKept => Kind::NotKept,
+            Failure::Other => Kind::Io,
         };
         Self::new(kind, error.to_string())
     }

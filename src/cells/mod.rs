@@ -13,13 +13,14 @@ use tokio_util::task::TaskTracker;
 use crate::alive;
 use crate::backend::{Implementation, Location, TeeOptions};
 use crate::error::{Error, Kind, Result};
-use crate::mirror::{Batch, Health, Snapshot};
+use crate::mirror::{Batch, Health, Histories, Snapshot};
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{CELL_INFO, CELLS, Key, cell_of_info};
 use crate::record::{CellInfo, Records};
 
 mod cell;
 mod drift;
+mod earlier;
 mod failure;
 mod joint;
 mod lock;
@@ -32,6 +33,7 @@ mod turns;
 mod twins;
 
 pub use cell::Cell;
+pub use earlier::Earlier;
 pub use joint::Joints;
 pub use lock::{HolderChange, Holders, KnownLocks, LockPlace};
 use missed::Missed;
@@ -44,6 +46,9 @@ pub use twins::Twins;
 /// How long the start waits for the global topology at the secondary.
 const SECONDARY_WAIT: Duration = Duration::from_secs(5);
 
+/// Cells with their locations, and others by the names in their records, with the reasons why they cannot be shown.
+type KnownCells = (BTreeMap<CellName, Location>, BTreeMap<String, String>);
+
 /// All cells of a mount.
 pub struct Cells {
     global: Arc<Cell>,
@@ -55,6 +60,7 @@ pub struct Cells {
     /// The revisions of the global topology, at both services, that the set of cells follows.
     followed: [AtomicU64; 2],
     refreshing: Mutex<()>,
+    histories: Arc<Histories>,
     options: CellOptions,
     records: Arc<Records>,
     tasks: TaskTracker,
@@ -81,7 +87,9 @@ impl Cells {
             let reason = format!("--tee-secondary: {other} has keys in common with the primary, {one}");
             return Err(Error::new(Kind::Invalid, reason));
         }
-        let global = Cell::open(CellName::global(), (options.global.clone(), second), &options, &tasks, &stop)?;
+        let histories = Histories::new(options.history);
+        let global = (options.global.clone(), second);
+        let global = Cell::open(CellName::global(), global, (&options, &histories), &tasks, &stop)?;
         if let Some(reason) = global.second.as_ref().and_then(|second| second.place.reason()) {
             stop.cancel();
             return Err(Error::new(Kind::Invalid, format!("--tee-secondary: {reason}")));
@@ -105,6 +113,7 @@ impl Cells {
             twins: ArcSwap::default(),
             followed: Default::default(),
             refreshing: Mutex::default(),
+            histories,
             options,
             records,
             tasks,
@@ -174,9 +183,19 @@ impl Cells {
         second.chain([global]).chain(self.known_cells(None).0).collect()
     }
 
+    /// How long a call of a service may take.
+    pub fn timeout(&self) -> Duration {
+        self.options.connect.timeout
+    }
+
     /// The second service, if updates go to two.
     pub fn tee(&self) -> Option<&TeeOptions> {
         self.options.connect.tee.as_ref()
+    }
+
+    /// What the mirrors remember of the past.
+    pub fn histories(&self) -> &Histories {
+        &self.histories
     }
 
     /// What records mean here.
@@ -256,7 +275,7 @@ impl Cells {
     }
 
     fn open(&self, name: CellName, places: (Location, Option<SecondPlace>)) -> Result<Arc<Cell>> {
-        Cell::open(name, places, &self.options, &self.tasks, &self.stop)
+        Cell::open(name, places, (&self.options, &self.histories), &self.tasks, &self.stop)
     }
 
     /// Where a cell is at the second service, as its CellInfo record there says; `None` if the cell has one place.
@@ -359,8 +378,12 @@ impl Cells {
     }
 
     /// The locations of all cells that may be shown, and the reasons why others cannot be.
-    fn known_cells(&self, only: Option<&[CellName]>) -> (BTreeMap<CellName, Location>, BTreeMap<String, String>) {
-        let snapshot = self.global.mirror.snapshot();
+    fn known_cells(&self, only: Option<&[CellName]>) -> KnownCells {
+        self.cells_in(&self.global.mirror.snapshot(), only)
+    }
+
+    /// The same, by the records of the global topology at some moment.
+    fn cells_in(&self, snapshot: &Snapshot, only: Option<&[CellName]>) -> KnownCells {
         let (mut known, mut hidden) = (BTreeMap::new(), BTreeMap::new());
         let Ok(dir) = TopoPath::parse(CELLS) else { return (known, hidden) };
         for (path, record) in snapshot.below(&dir) {
@@ -436,7 +459,14 @@ mod tests {
         };
         let connect = ConnectOptions::default();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-        let options = CellOptions { global, connect, servers: Default::default(), mirror, only: None };
+        let options = CellOptions {
+            global,
+            connect,
+            servers: Default::default(),
+            mirror,
+            only: None,
+            history: Default::default(),
+        };
         Cells::start(options, records).await.unwrap()
     }
 
@@ -488,7 +518,14 @@ mod tests {
             serve_stale: false,
         };
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-        let options = CellOptions { global: location("/g"), connect, servers: Default::default(), mirror, only: None };
+        let options = CellOptions {
+            global: location("/g"),
+            connect,
+            servers: Default::default(),
+            mirror,
+            only: None,
+            history: Default::default(),
+        };
         let cells = Cells::start(options, records).await.unwrap();
         let twins = cells.twins();
         assert_eq!(twins.len() as u64, MANY);

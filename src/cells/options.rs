@@ -1,7 +1,7 @@
 //! How cells are connected.
 
 use crate::backend::{CellServers, ConnectOptions, Location};
-use crate::mirror::MirrorOptions;
+use crate::mirror::{HistoryLimits, MirrorOptions};
 use crate::name::CellName;
 
 /// How cells are connected.
@@ -17,4 +17,6 @@ pub struct CellOptions {
     pub mirror: MirrorOptions,
     /// If given, connect these cells at once and show no others.
     pub only: Option<Vec<CellName>>,
+    /// What the mirrors of all cells remember of the past.
+    pub history: HistoryLimits,
 }

@@ -15,7 +15,7 @@ use crate::backend::etcd2::{EtcdOptions, read_password};
 use crate::backend::zk2::ZkOptions;
 use crate::backend::{ConnectOptions, Location, TeeOptions};
 use crate::cells::{CellOptions, Cells};
-use crate::mirror::MirrorOptions;
+use crate::mirror::{HistoryLimits, MirrorOptions};
 use crate::record::{Codec, Kinds, Records};
 
 /// A command ends long before this.
@@ -99,7 +99,7 @@ impl ConnectArgs {
     pub fn cells_of(&self, global: Location) -> anyhow::Result<CellOptions> {
         let mirror = MirrorOptions { resync_interval: NEVER, stale_after: STALE_AFTER, serve_stale: false };
         let (connect, servers) = (self.options()?, self.cell_servers.clone());
-        Ok(CellOptions { global, connect, servers, mirror, only: None })
+        Ok(CellOptions { global, connect, servers, mirror, only: None, history: HistoryLimits::NOTHING })
     }
 
     /// The options of all connections.

@@ -16,7 +16,7 @@ use crate::backend::memory::MemoryServers;
 use crate::backend::{CellServers, ConnectOptions, Implementation, Location, Wrap};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
-use crate::mirror::MirrorOptions;
+use crate::mirror::{HistoryLimits, MirrorOptions};
 use crate::mount::{MountPoint, Settings, operation_timeout, request_timeout};
 use crate::name::CellName;
 use crate::record::{Codec, Kinds, Records};
@@ -59,6 +59,7 @@ impl CommonArgs {
                 serve_stale: false,
             },
             only: None,
+            history: Default::default(),
         };
         put_faults_in(&mut cells)?;
         self.view.settings(&self.mountpoint, cells, Duration::ZERO, set_log_level)
@@ -85,6 +86,7 @@ impl TopoArgs {
                 serve_stale: self.serve_stale,
             },
             only: only.transpose()?.filter(|names| !names.is_empty()),
+            history: HistoryLimits::default(),
         })
     }
 }
@@ -99,6 +101,8 @@ impl ViewArgs {
     ) -> anyhow::Result<Settings> {
         let timeout = &mut cells.connect.timeout;
         *timeout = operation_timeout(*timeout, request_timeout());
+        let bytes = usize::try_from(self.history_memory).unwrap_or(usize::MAX);
+        cells.history = HistoryLimits { versions: self.history, bytes };
         let codec = match &self.descriptor_set {
             Some(file) => Codec::from_file(file)?,
             None => Codec::builtin()?,
@@ -144,7 +148,7 @@ impl ViewArgs {
 
     /// The effective settings, without the password.
     fn config(&self, mountpoint: &Path, cells: &CellOptions) -> serde_json::Value {
-        let CellOptions { global, connect, servers, mirror, only } = cells;
+        let CellOptions { global, connect, servers, mirror, only, history } = cells;
         let tree = self.tree_options();
         let tee = connect.tee.as_ref();
         let one = tee.is_none().then_some(global);
@@ -203,6 +207,8 @@ impl ViewArgs {
             "allow-other": self.allow_other,
             "allow-unseen-writers": tree.allow_unseen_writers,
             "scratch-quota": tree.scratch_quota,
+            "history": history.versions,
+            "history-memory": history.bytes,
         });
         let parts = [topology, files].into_iter().filter_map(|part| match part {
             serde_json::Value::Object(part) => Some(part),

@@ -76,7 +76,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         }
         (cell.name.to_string(), status)
     });
-    let cells: Map<String, Value> = described.collect();
+    let described: Map<String, Value> = described.collect();
     let hidden: Map<String, Value> = hidden.iter().map(|(name, reason)| (name.to_string(), json!(reason))).collect();
     let requests: Map<String, Value> =
         control.requests.counts().map(|(op, count)| (op.name().to_owned(), json!(count))).collect();
@@ -85,7 +85,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "pid": std::process::id(),
         "mounted": timestamp(control.started),
         "time": timestamp(std::time::SystemTime::now()),
-        "cells": cells,
+        "cells": described,
         "cells_not_shown": hidden,
         "requests": requests,
         "inodes": counts.inodes,
@@ -96,6 +96,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
             "quota": counts.scratch_bytes.1,
             "names": counts.scratch,
         },
+        "history": history(cells),
         "snapshots": spaces(counts, "at"),
         "stages": spaces(counts, "stage"),
         "local_directories": counts.local_directories,
@@ -105,6 +106,19 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "events_lost": counts.events_lost,
         "panics": panics(),
         "request_timeout": counts.request_timeout.map(|limit| limit.as_secs()),
+    })
+}
+
+/// What is remembered of the past.
+fn history(cells: &Cells) -> Value {
+    let (usage, limits) = (cells.histories().usage(), cells.histories().limits());
+    json!({
+        "records": usage.records,
+        "versions": usage.changes,
+        "bytes": usage.bytes,
+        "limit": limits.bytes,
+        "versions_per_record": limits.versions,
+        "forgotten": usage.forgotten,
     })
 }
 

@@ -24,9 +24,14 @@ use crate::backend::{
 use crate::name::TopoPath;
 
 mod doubt;
+mod history;
 mod state;
 
 use doubt::Doubtful;
+use history::History;
+pub use history::{Histories, HistoryLimits, HistoryUsage, Maker, Past, Unknown};
+use imbl::OrdMap;
+use state::State;
 pub use state::{Batch, Entry, Record, Snapshot, Update};
 
 /// Number of batches that may wait for a slow listener. One more, and the listener loses the oldest: the channel says
@@ -100,6 +105,8 @@ pub struct Counters {
     pub silences: AtomicU64,
     /// How often the watch was set up again.
     pub reconnects: AtomicU64,
+    /// How often the history of the service has gone back: its revisions mean something else since.
+    pub restorations: AtomicU64,
     /// Keys that cannot be file names: those in the last list, and their changes since.
     pub skipped: AtomicU64,
     /// Keys that cannot be file names, as the last list showed them. A watch tells only that something has happened to
@@ -126,13 +133,19 @@ pub struct Mirror {
     last_event: Mutex<Option<SystemTime>>,
     /// When the watch last gave a sign of life: the snapshot was true then.
     last_heard: Mutex<Instant>,
+    history: History,
     /// What has happened to this mirror.
     pub counters: Counters,
 }
 
 impl Mirror {
-    /// An empty mirror.
+    /// An empty mirror, which remembers nothing of the past.
     pub fn new(backend: Arc<dyn Backend>, options: MirrorOptions) -> Arc<Self> {
+        Self::remembering(backend, options, Histories::new(HistoryLimits::NOTHING))
+    }
+
+    /// An empty mirror. It remembers the past together with others.
+    pub fn remembering(backend: Arc<dyn Backend>, options: MirrorOptions, histories: Arc<Histories>) -> Arc<Self> {
         Arc::new(Self {
             backend,
             options,
@@ -147,6 +160,7 @@ impl Mirror {
             wanted: Notify::new(),
             last_event: Mutex::new(None),
             last_heard: Mutex::new(Instant::now()),
+            history: History::new(histories),
             counters: Counters::default(),
         })
     }
@@ -250,12 +264,54 @@ impl Mirror {
 
     /// A lock of this mount is gone.
     pub fn released(&self, path: &TopoPath, at: Revision) {
-        let update = {
-            let mut state = self.state.lock();
+        self.change(true, |state| {
             state.note_own(path);
-            state.delete(path, at)
-        };
-        self.publish(update.into_iter().collect());
+            state.delete(path, at).into_iter().collect()
+        });
+    }
+
+    /// The records of an earlier moment, as far as this mirror has seen what has happened since. Only the owner of the
+    /// cell knows whether they may still be shown.
+    pub fn at(&self, time: SystemTime) -> Result<Snapshot, Unknown> {
+        let now = SystemTime::now();
+        // Something may have happened of which the watch has not told yet.
+        let heard = now.checked_sub(self.last_heard.lock().elapsed()).unwrap_or(now);
+        if self.backend.gives_signs_of_life() && time > heard && time <= now {
+            let heard = humantime::format_rfc3339_millis(heard);
+            return Err(Unknown(format!("the watch has told everything up to {heard}, and not more yet")));
+        }
+        // Nothing changes meanwhile, so the snapshot is that of the last remembered change.
+        let state = self.state.lock();
+        if self.state.is_doubted() {
+            return Err(Unknown(DOUBTED.to_owned()));
+        }
+        let earlier = self.history.at(time, &self.snapshot.load(), now);
+        drop(state);
+        earlier
+    }
+
+    /// All states of a record that are remembered, the oldest first, with the present one.
+    pub fn past(&self, path: &TopoPath) -> Vec<Past> {
+        let _unchanged = self.state.lock();
+        let snapshot = self.snapshot.load();
+        self.history.past(path, snapshot.records.get(path), self.backend.keeps_times())
+    }
+
+    /// The records that are gone, and whose past is remembered.
+    pub fn gone(&self) -> OrdMap<TopoPath, ()> {
+        self.history.gone()
+    }
+
+    /// Notes who has made changes that this mount has just made.
+    pub fn made(&self, changes: &[Change], applied: &Applied, maker: &Maker) {
+        use crate::backend::{Action, Guard};
+        for (change, version) in changes.iter().zip(&applied.versions) {
+            match (&change.action, version, change.guard) {
+                (Action::Put(_), Some(version), _) => self.history.made(&change.path, version.written, false, maker),
+                (Action::Delete, _, Guard::Version(old)) => self.history.made(&change.path, old.written, true, maker),
+                _ => {}
+            }
+        }
     }
 
     /// Asks for a comparison with a bulk list now.
@@ -265,23 +321,21 @@ impl Mirror {
 
     /// Merges what this mount has just read.
     pub fn observe(&self, path: &TopoPath, fetched: &Fetched) {
-        let update = {
-            let mut state = self.state.lock();
+        self.change(true, |state| {
             // Under the same lock: a list that is merged in between would undo it.
             state.note_own(path);
-            match &fetched.node {
+            let update = match &fetched.node {
                 Some(node) => state.put_own(node.clone(), SystemTime::now()),
                 None => state.delete(path, fetched.at),
-            }
-        };
-        self.publish(update.into_iter().collect());
+            };
+            update.into_iter().collect()
+        });
     }
 
     /// Merges what this mount has just written, so that it reads its own writes.
     pub fn wrote(&self, changes: &[Change], applied: &Applied) {
-        let mut updates = Vec::new();
-        {
-            let mut state = self.state.lock();
+        self.change(true, |state| {
+            let mut updates = Vec::new();
             for (change, version) in changes.iter().zip(&applied.versions) {
                 let update = match (&change.action, version) {
                     (crate::backend::Action::Put(value), Some(version)) => {
@@ -300,8 +354,8 @@ impl Mirror {
                 updates.extend(update);
                 state.note_own(&change.path);
             }
-        }
-        self.publish(updates);
+            updates
+        });
     }
 
     /// Keeps the mirror current until cancelled. It connects when somebody calls [`Mirror::load`] or [`Mirror::wake`].
@@ -347,17 +401,30 @@ impl Mirror {
             Err(error) => return error,
         };
         let again = self.is_loaded();
-        if listing.at < self.revision() {
+        let went_back = listing.at < self.revision();
+        if went_back {
             let (from, to) = (self.revision().0, listing.at.0);
             tracing::warn!(from, to, "the service's history has gone back: the service was restored or recreated");
+            self.counters.restorations.fetch_add(1, Ordering::Relaxed);
         }
         self.count_skipped(&listing);
-        let Some(updates) = self.state.lock().restart(listing, SystemTime::now()) else {
+        let (at, mut is_whole, mut differences) = (listing.at, true, 0);
+        if went_back {
+            // What the revisions said before says nothing about those that come.
+            self.history.cut(at, SystemTime::now());
+        }
+        self.change(false, |state| {
+            let updates = state.restart(listing, SystemTime::now());
+            is_whole = updates.is_some();
+            let updates = updates.unwrap_or_default();
+            differences = updates.len() as u64;
+            // The first list contains nothing new: the records were always there.
+            if again { updates } else { Vec::new() }
+        });
+        if !is_whole {
             return BackendError::new(Failure::Other, "this mount changed too many records while it read the list");
-        };
-        let differences = updates.len() as u64;
-        // The first list contains nothing new: the records were always there.
-        self.publish(if again { updates } else { Vec::new() });
+        }
+        self.history.begins(at, SystemTime::now());
         if again {
             self.counters.caught_up.fetch_add(differences, Ordering::Relaxed);
             self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
@@ -388,7 +455,7 @@ impl Mirror {
     /// it after a grace time.
     async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
         let root = TopoPath::root();
-        let before = self.revision();
+        let (before, begun) = (self.revision(), SystemTime::now());
         let listing = self.merge_until(stream, self.backend.list(&root)).await??;
         if listing.at < before {
             return Err(BackendError::new(Failure::Compacted, "the service's history has gone back"));
@@ -396,6 +463,7 @@ impl Mirror {
         self.merge_until(stream, tokio::time::sleep(RESYNC_GRACE)).await?;
         let at = listing.at;
         let missed = self.take_over(listing);
+        self.history.compared(missed > 0, begun, SystemTime::now());
         self.state.lock().forget_deletions(at);
         self.counters.resyncs.fetch_add(1, Ordering::Relaxed);
         self.counters.missed.fetch_add(missed, Ordering::Relaxed);
@@ -428,9 +496,8 @@ impl Mirror {
         }
         *self.last_event.lock() = Some(now);
         self.counters.events.fetch_add(batch.events.len() as u64, Ordering::Relaxed);
-        let mut updates = Vec::new();
-        {
-            let mut state = self.state.lock();
+        self.change(true, |state| {
+            let mut updates = Vec::new();
             for event in batch.events {
                 updates.extend(match event.node {
                     Some(node) => state.put(node, now),
@@ -438,8 +505,8 @@ impl Mirror {
                 });
             }
             state.snapshot.at = state.snapshot.at.max(batch.at);
-        }
-        self.publish(updates);
+            updates
+        });
     }
 
     fn count_skipped(&self, listing: &Listing) {
@@ -449,16 +516,23 @@ impl Mirror {
 
     fn take_over(&self, listing: Listing) -> u64 {
         self.count_skipped(&listing);
-        let updates = self.state.lock().reconcile(listing, SystemTime::now());
-        let count = updates.len() as u64;
-        self.publish(updates);
+        let mut count = 0;
+        self.change(false, |state| {
+            let updates = state.reconcile(listing, SystemTime::now());
+            count = updates.len() as u64;
+            updates
+        });
         count
     }
 
-    fn publish(&self, updates: Vec<Update>) {
+    /// Changes the state, remembers what has changed, and publishes it, all under one lock: an older snapshot cannot
+    /// replace a newer one, and no snapshot has a change that is not remembered. `is_exact` says that the changes have
+    /// just happened.
+    fn change(&self, is_exact: bool, merge: impl FnOnce(&mut State) -> Vec<Update>) {
         let locks_changed = {
-            // Under the lock, so that an older snapshot cannot replace a newer one.
             let mut state = self.state.lock();
+            let updates = merge(&mut state);
+            self.history.record(&updates, state.snapshot.at, is_exact, SystemTime::now());
             let number = self.published() + u64::from(!updates.is_empty());
             // Count first: a caller that has seen the snapshot waits for its batch.
             self.published.store(number, Ordering::Release);
@@ -485,6 +559,9 @@ impl Mirror {
 
     fn broken(&self, cause: BackendError) {
         tracing::warn!(%cause, "the watch is broken");
+        let now = SystemTime::now();
+        let since = now.checked_sub(self.last_heard.lock().elapsed()).unwrap_or(now);
+        self.history.breaks(since, now);
         self.link.send_modify(|link| {
             // The last sign of life counts, not the moment when we noticed the silence or when the last attempt failed.
             let since = match link {

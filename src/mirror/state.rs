@@ -111,6 +111,8 @@ pub struct Update {
     pub old: Option<Record>,
     /// Now; `None` if it is gone.
     pub new: Option<Record>,
+    /// When that happened, in the service's count. For what a list shows to be gone, it happened earlier.
+    pub at: Revision,
 }
 
 impl Update {
@@ -187,12 +189,12 @@ impl State {
                 self.snapshot.locks.insert(path.clone(), lock);
                 self.locks_changed = true;
                 let old = self.snapshot.records.remove(&path)?;
-                Some(Update { path, old: Some(old), new: None })
+                Some(Update { path, old: Some(old), new: None, at: version.written })
             }
             Role::Record => {
                 self.remove_lock(&path);
                 self.snapshot.records.insert(path.clone(), record.clone());
-                Some(Update { path, old, new: Some(record) })
+                Some(Update { path, old, new: Some(record), at: version.written })
             }
         }
     }
@@ -212,7 +214,7 @@ impl State {
         self.deleted.insert(path.clone(), at);
         self.remove_lock(path);
         let old = self.snapshot.records.remove(path)?;
-        Some(Update { path: path.clone(), old: Some(old), new: None })
+        Some(Update { path: path.clone(), old: Some(old), new: None, at })
     }
 
     fn remove_lock(&mut self, path: &TopoPath) {
@@ -273,7 +275,7 @@ impl State {
         for path in vanished {
             self.remove_lock(&path);
             let old = self.snapshot.records.remove(&path);
-            updates.extend(old.map(|old| Update { path, old: Some(old), new: None }));
+            updates.extend(old.map(|old| Update { path, old: Some(old), new: None, at: listing.at }));
         }
         self.deleted.retain(|path, _| own.contains(path));
         for node in listing.nodes {

@@ -29,11 +29,17 @@ pub(super) fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
         .records
         .diff(&new.records)
         .map(|item| match item {
-            DiffItem::Add(path, record) => Update { path: path.clone(), old: None, new: Some(record.clone()) },
-            DiffItem::Update { old: (path, old), new: (_, new) } => {
-                Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()) }
+            DiffItem::Add(path, record) => {
+                let at = record.version.written;
+                Update { path: path.clone(), old: None, new: Some(record.clone()), at }
             }
-            DiffItem::Remove(path, record) => Update { path: path.clone(), old: Some(record.clone()), new: None },
+            DiffItem::Update { old: (path, old), new: (_, new) } => {
+                let at = new.version.written;
+                Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()), at }
+            }
+            DiffItem::Remove(path, record) => {
+                Update { path: path.clone(), old: Some(record.clone()), new: None, at: new.at }
+            }
         })
         .collect();
     updates.sort_by_key(|update| update.new.as_ref().map(|record| record.version.written));

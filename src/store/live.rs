@@ -118,8 +118,12 @@ impl Live {
         let apply = async {
             let fences = moment.fences((0, &part), actor)?;
             let guarded = with_guards(&fences, changes);
-            Ok(unless_let_go(self.cell.apply(&guarded).await, &fences)?
-                .map(|applied| vec![without_guards(applied, &fences)]))
+            let applied = unless_let_go(self.cell.apply(&guarded).await, &fences)?;
+            let applied = applied.map(|applied| without_guards(applied, &fences));
+            if let Some(applied) = &applied {
+                self.cell.mirror.made(changes, applied, &actor.into());
+            }
+            Ok(applied.map(|applied| vec![applied]))
         };
         let outcome = heard(&[(&self.cell.name, changes)], commits, apply).await;
         moment.end().await;

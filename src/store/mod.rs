@@ -11,6 +11,7 @@ mod contract;
 mod frozen;
 mod live;
 mod moment;
+pub mod moments;
 pub(crate) mod own;
 #[cfg(test)]
 mod plain;

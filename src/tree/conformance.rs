@@ -55,7 +55,14 @@ pub(crate) async fn tree_over(connect: ConnectOptions, read_only: bool) -> (Arc<
         serve_stale: false,
     };
     let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-    let cells = CellOptions { global: location, connect, servers: Default::default(), mirror, only: None };
+    let cells = CellOptions {
+        global: location,
+        connect,
+        servers: Default::default(),
+        mirror,
+        only: None,
+        history: Default::default(),
+    };
     let cells = Cells::start(cells, records.clone()).await.unwrap();
     let options = TreeOptions {
         read_only,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use topofs::backend::{Change, Failure, Guard, WatchEvent, WatchStream};
+use topofs::backend::{BackendError, Change, Failure, Guard, Implementation, Node, Revision, WatchEvent, WatchStream};
 use topofs::name::TopoPath;
 
 use crate::{Factory, apply_one, check, common, delete, failure, names, path, put, store, value};
@@ -74,6 +74,55 @@ conformance! {
         store(&*cell, "f", "3").await;
         apply_one(&*cell, delete("f", Guard::Any)).await.unwrap();
         assert_eq!(value(&*cell, "f").await, None);
+    }
+
+    async fn an_earlier_point_is_shown_as_it_was_or_not_at_all(factory) {
+        let cell = factory.fresh();
+        // More than one page of any service.
+        let many: Vec<Change> = (0..600).map(|n| put(&format!("many/{n}"), Guard::Any, "x")).collect();
+        for changes in many.chunks(cell.limits().changes) {
+            cell.apply(changes).await.unwrap();
+        }
+        store(&*cell, "a", "1").await;
+        store(&*cell, "b", "1").await;
+        let then = cell.list(&TopoPath::root()).await.unwrap();
+        store(&*cell, "a", "2").await;
+        store(&*cell, "c", "1").await;
+        apply_one(&*cell, delete("b", Guard::Any)).await.unwrap();
+        let at = async |dir: &str, at: Revision| {
+            let mut shown = Vec::new();
+            let mut take = |node: Node| {
+                shown.push((node.path.to_string(), node.value, node.version));
+                Ok(())
+            };
+            cell.list_at(&path(dir), at, &mut take).await?;
+            shown.sort_by(|one, other| one.0.cmp(&other.0));
+            Ok::<_, BackendError>(shown)
+        };
+        for none in [Revision(0), Revision(u64::MAX), Revision(then.at.0 + 1_000_000_000)] {
+            assert_eq!(failure(at("", none).await), Failure::NotKept, "{none:?}");
+        }
+        let shown = match at("", then.at).await {
+            Err(error) if factory.implementation != Implementation::Etcd2 => {
+                assert_eq!(error.failure, Failure::NotKept);
+                return;
+            }
+            shown => shown.unwrap(),
+        };
+        let mut expected: Vec<_> =
+            then.nodes.into_iter().map(|node| (node.path.to_string(), node.value, node.version)).collect();
+        expected.sort_by(|one, other| one.0.cmp(&other.0));
+        assert_eq!(shown, expected);
+        assert_eq!(at("many", then.at).await.unwrap().len(), 600);
+        // Who has enough ends it.
+        let enough = BackendError::new(Failure::TooLarge, "enough");
+        let mut taken = 0;
+        let mut take = |_| {
+            taken += 1;
+            if taken < 300 { Ok(()) } else { Err(enough.clone()) }
+        };
+        assert_eq!(failure(cell.list_at(&TopoPath::root(), then.at, &mut take).await), Failure::TooLarge);
+        assert_eq!(taken, 300);
     }
 
     async fn a_record_outlives_what_is_stored_below_it(factory) {

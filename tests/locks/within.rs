@@ -48,7 +48,14 @@ impl Within {
         };
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let cells = Cells::start(
-            CellOptions { global, connect, servers: Default::default(), mirror, only: None },
+            CellOptions {
+                global,
+                connect,
+                servers: Default::default(),
+                mirror,
+                only: None,
+                history: Default::default(),
+            },
             records.clone(),
         )
         .await

@@ -61,6 +61,7 @@ fn class(code: i32, message: &str) -> Failure {
         RESOURCE_EXHAUSTED if message.contains(LARGER_THAN_TAKEN) => Failure::TooLarge,
         RESOURCE_EXHAUSTED if message.contains("space exceeded") => Failure::NoSpace,
         OUT_OF_RANGE if message.contains("compacted") => Failure::Compacted,
+        OUT_OF_RANGE if message.contains("future revision") => Failure::NotKept,
         _ => Failure::Other,
     }
 }
@@ -144,6 +145,7 @@ mod tests {
             (RESOURCE_EXHAUSTED, "etcdserver: too many requests", Failure::Unreachable),
             (RESOURCE_EXHAUSTED, "grpc: received message larger than max (3 vs. 2)", Failure::TooLarge),
             (OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted", Failure::Compacted),
+            (OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision", Failure::NotKept),
             (UNAVAILABLE, "etcdserver: no leader", Failure::Unreachable),
             (FAILED_PRECONDITION, "etcdserver: rpc not supported for learner", Failure::Unreachable),
             (UNAVAILABLE, "etcdserver: rpc not supported for learner", Failure::Unreachable),

@@ -1,7 +1,7 @@
 //! etcd, through its version 3 protocol.
 //!
 //! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
-//! credentials, `errors` the meaning of failures, `watch` the watch stream. This file translates the contract into
+//! credentials, `errors` the meaning of failures, `watch` the watch stream, `pages` long lists. This file translates the contract into
 //! range reads and transactions.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, Tx
 
 use super::contract::{
     Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Part,
-    Revision, SharedPlace, Version, WatchStream, check_limits, check_most, check_values, too_large,
+    Revision, SharedPlace, Take, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
@@ -26,6 +26,7 @@ mod connection;
 mod errors;
 mod key;
 mod lock;
+mod pages;
 mod secrets;
 mod watch;
 
@@ -41,12 +42,6 @@ const OPERATIONS: usize = 128;
 const CHANGE_LIMIT: usize = OPERATIONS / 2;
 /// Room in a request for a condition and its operations, besides keys and values.
 const BESIDE_KEYS: usize = 64;
-/// Target size of a page of a listing: well below every message limit on the way.
-const PAGE_BYTES: usize = 2 * 1024 * 1024;
-/// Keys of the first page, before the size of the values is known.
-const FIRST_PAGE: i64 = 256;
-/// Most keys of one page.
-const LARGEST_PAGE: i64 = 10_000;
 /// How often a listing starts again if its revision is compacted meanwhile.
 const LIST_ATTEMPTS: u32 = 3;
 
@@ -73,37 +68,16 @@ impl Etcd {
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
-        let end = prefix_end(prefix.as_bytes());
-        let mut listing = Listing::default();
-        // An empty key is not allowed; NUL is the first possible key.
-        let mut start = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-        let mut limit = FIRST_PAGE;
-        loop {
-            let mut options = GetOptions::new().with_range(end.clone()).with_limit(limit);
-            if listing.at != Revision::default() {
-                options = options.with_revision(listing.at.0.cast_signed());
+        let (mut nodes, mut skipped) = (Vec::new(), 0);
+        let mut take = |kv| {
+            match node(&self.keys, kv) {
+                Some(node) => nodes.push(node),
+                None => skipped += 1,
             }
-            let mut page = self.get_range(start.clone(), options).await?;
-            if listing.at == Revision::default() {
-                listing.at = header_revision(page.header())?;
-            }
-            let more = page.more();
-            let kvs = page.take_kvs();
-            if let Some(last) = kvs.last() {
-                start = last.key().to_vec();
-                start.push(0);
-            }
-            limit = next_page(&kvs);
-            for kv in kvs {
-                match node(&self.keys, kv) {
-                    Some(node) => listing.nodes.push(node),
-                    None => listing.skipped += 1,
-                }
-            }
-            if !more {
-                return Ok(listing);
-            }
-        }
+            Ok(())
+        };
+        let at = self.pages(prefix, None, &mut take).await?;
+        Ok(Listing { nodes, at, skipped, ..Listing::default() })
     }
 
     async fn get_range(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, BackendError> {
@@ -278,25 +252,6 @@ fn holds(change: &Change, kv: Option<&KeyValue>) -> bool {
     }
 }
 
-fn next_page(kvs: &[KeyValue]) -> i64 {
-    let bytes: usize = kvs.iter().map(|kv| kv.key().len() + kv.value().len() + 32).sum();
-    let average = bytes / kvs.len().max(1) + 1;
-    i64::try_from(PAGE_BYTES / average).unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
-}
-
-/// The end of the key range of a prefix.
-fn prefix_end(prefix: &[u8]) -> Vec<u8> {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < 0xff {
-            end.push(last + 1);
-            return end;
-        }
-    }
-    // All keys.
-    vec![0]
-}
-
 #[async_trait]
 impl Backend for Etcd {
     fn limits(&self) -> Limits {
@@ -312,6 +267,11 @@ impl Backend for Etcd {
                 result => return result,
             }
         }
+    }
+
+    async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
+        let mut take = |kv| node(&self.keys, kv).map_or(Ok(()), &mut *take);
+        self.pages(&self.keys.dir_prefix(dir), Some(at), &mut take).await.map(drop)
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {

@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::contract::{
-    Action, Along, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Part, Role,
-    SharedPlace, Version, WatchStream, check_limits,
+    Action, Along, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Part,
+    Revision, Role, SharedPlace, Take, Version, WatchStream, check_limits,
 };
 use super::lock::guard;
 use crate::name::TopoPath;
@@ -271,8 +271,17 @@ impl Backend for Tee {
         self.0.primary.gives_signs_of_life()
     }
 
+    fn keeps_times(&self) -> bool {
+        self.0.primary.keeps_times()
+    }
+
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.0.primary.list(dir).await
+    }
+
+    /// Revisions are those of the primary.
+    async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
+        self.0.primary.list_at(dir, at, take).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {

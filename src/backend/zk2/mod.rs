@@ -208,6 +208,10 @@ impl Backend for Zk {
         LIMITS
     }
 
+    fn keeps_times(&self) -> bool {
+        true
+    }
+
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.with_credentials(|| async { self.view(dir).await.map(|(listing, _)| listing) }).await
     }

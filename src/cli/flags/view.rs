@@ -6,6 +6,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 
 use super::values::{octal, size};
+use crate::mirror::HistoryLimits;
 use crate::record::Form;
 use crate::tree::{RespectLocks, Views};
 
@@ -70,4 +71,14 @@ pub(in crate::cli) struct ViewArgs {
     /// Maximum total size of files that are not records, such as temporary files of editors
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, env = "TOPOFS_SCRATCH_QUOTA")]
     pub scratch_quota: u64,
+    /// Number of earlier versions of each record to remember, shown in .topofs/history; 0 for none
+    ///
+    /// On etcd, .topofs/history shows the versions that etcd still has, too, whatever this number is.
+    #[arg(long, value_name = "NUMBER", default_value_t = HistoryLimits::VERSIONS, env = "TOPOFS_HISTORY")]
+    pub history: usize,
+    /// Maximum memory for the remembered versions of all records
+    ///
+    /// The oldest are forgotten first; those of a record that uses more than its share, before all others.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, env = "TOPOFS_HISTORY_MEMORY")]
+    pub history_memory: u64,
 }

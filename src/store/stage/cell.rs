@@ -366,12 +366,14 @@ impl StagedCell {
 
 /// The differences of two snapshots.
 fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    let update = |item: DiffItem<'_, '_, TopoPath, Record>| match item {
-        DiffItem::Add(path, record) => Update { path: path.clone(), old: None, new: Some(record.clone()) },
-        DiffItem::Update { old: (path, old), new: (_, new) } => {
-            Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()) }
-        }
-        DiffItem::Remove(path, record) => Update { path: path.clone(), old: Some(record.clone()), new: None },
+    let update = |item: DiffItem<'_, '_, TopoPath, Record>| {
+        let (path, old, record) = match item {
+            DiffItem::Add(path, record) => (path, None, Some(record)),
+            DiffItem::Update { old: (path, old), new: (_, record) } => (path, Some(old), Some(record)),
+            DiffItem::Remove(path, record) => (path, Some(record), None),
+        };
+        let at = record.map_or(new.at, |record| record.version.written);
+        Update { path: path.clone(), old: old.cloned(), new: record.cloned(), at }
     };
     old.records.diff(&new.records).map(update).collect()
 }

@@ -555,77 +555,91 @@ fn applied(files: &BTreeMap<String, Bytes>, patch: &Bytes) -> BTreeMap<String, B
     names.filter_map(|name| Some((name.clone(), std::fs::read(tree.join(name)).ok()?.into()))).collect()
 }
 
+/// Takes random steps beside the reference, commits what is left, and takes it back.
+fn take(begin: Vec<u8>, steps: Vec<Step>) {
+    let world = World::new(&["global"]);
+    let live = world.live("global");
+    let mut reference = Reference::default();
+    // Some are there from the beginning.
+    for (place, begin) in begin.into_iter().enumerate().filter(|(_, begin)| *begin > 2) {
+        put(live, PLACES[place], value(&world, place, begin)).unwrap();
+        reference.theirs.insert(place, begin);
+    }
+    reference.rebase();
+    let stage = world.stage();
+    let global = cell(&stage, "global");
+    for step in steps {
+        let before = versions(&stage);
+        match step {
+            Step::Save(place, saved) => {
+                put(&*global, PLACES[place], value(&world, place, saved)).unwrap();
+                reference.stage(place, Some(saved));
+            }
+            Step::Remove(place) => {
+                let is_there = reference.ours.contains_key(&place);
+                assert_eq!(remove(&*global, PLACES[place]).is_ok(), is_there);
+                reference.stage(place, None);
+            }
+            Step::Live(place, saved) => {
+                put(live, PLACES[place], value(&world, place, saved)).unwrap();
+                reference.theirs.insert(place, saved);
+            }
+            Step::LiveRemove(place) => {
+                let _ = remove(live, PLACES[place]);
+                reference.theirs.remove(&place);
+            }
+            Step::Rebase => {
+                let foretold: Vec<Conflict> =
+                    stage.conflicts(&world.seen()).into_iter().filter(Conflict::is_clash).collect();
+                let left = stage.rebase(&world.seen()).unwrap().left;
+                assert_eq!(&left, &foretold);
+                let clashes: BTreeSet<String> = left.iter().map(|left| left.at.path.to_string()).collect();
+                let expected = reference.rebase().into_iter().map(|place| PLACES[place].to_owned()).collect();
+                assert_eq!(clashes, expected);
+            }
+        }
+        reference.check(&world, &stage);
+        for (before, after) in before.into_iter().zip(versions(&stage)).filter_map(|(a, b)| Some((a?, b?))) {
+            assert!(after == before || after.written > before.written, "versions go up");
+        }
+    }
+    // What is left is committed as it is shown, and the patch tells it.
+    let clashes = reference.rebase();
+    stage.rebase(&world.seen()).unwrap();
+    assert_eq!(world.commit(&stage).is_err(), !clashes.is_empty());
+    for place in clashes {
+        stage.settle(&at("global", PLACES[place]), &world.seen(), true).unwrap();
+    }
+    if !stage.is_committed() {
+        world.commit(&stage).unwrap();
+    }
+    let after = files(&world, live);
+    assert_eq!(&files(&world, &*global), &after);
+    // A new stage takes it back, and again.
+    let undo = stage.undo().unwrap();
+    let before = applied(&after, &undo);
+    assert_eq!(applied(&before, &stage.diff()), after);
+    let bases: BTreeMap<String, Option<Bytes>> = stage
+        .change_set()
+        .changes
+        .into_iter()
+        .map(|staged| (staged.at.path.to_string(), staged.base.map(|base| base.value)))
+        .collect();
+    for (place, base) in bases {
+        let suffix = if place.ends_with("Keyspace") { ".txt" } else { "" };
+        let base = base.map(|base| world.records.show(&CellName::global(), &path(&place), &base, Form::Text).unwrap());
+        assert_eq!(before.get(&format!("global/{place}{suffix}")), base.as_ref());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn a_stage_is_what_the_reference_says(begin in prop::collection::vec(0_u8..6, PLACES.len()), steps in prop::collection::vec(step(), 1..24)) {
-        let world = World::new(&["global"]);
-        let live = world.live("global");
-        let mut reference = Reference::default();
-        // Some are there from the beginning.
-        for (place, begin) in begin.into_iter().enumerate().filter(|(_, begin)| *begin > 2) {
-            put(live, PLACES[place], value(&world, place, begin)).unwrap();
-            reference.theirs.insert(place, begin);
-        }
-        reference.rebase();
-        let stage = world.stage();
-        let global = cell(&stage, "global");
-        for step in steps {
-            let before = versions(&stage);
-            match step {
-                Step::Save(place, saved) => {
-                    put(&*global, PLACES[place], value(&world, place, saved)).unwrap();
-                    reference.stage(place, Some(saved));
-                }
-                Step::Remove(place) => {
-                    let is_there = reference.ours.contains_key(&place);
-                    prop_assert_eq!(remove(&*global, PLACES[place]).is_ok(), is_there);
-                    reference.stage(place, None);
-                }
-                Step::Live(place, saved) => {
-                    put(live, PLACES[place], value(&world, place, saved)).unwrap();
-                    reference.theirs.insert(place, saved);
-                }
-                Step::LiveRemove(place) => {
-                    let _ = remove(live, PLACES[place]);
-                    reference.theirs.remove(&place);
-                }
-                Step::Rebase => {
-                    let foretold: Vec<Conflict> = stage.conflicts(&world.seen()).into_iter().filter(Conflict::is_clash).collect();
-                    let left = stage.rebase(&world.seen()).unwrap().left;
-                    prop_assert_eq!(&left, &foretold);
-                    let clashes: BTreeSet<String> = left.iter().map(|left| left.at.path.to_string()).collect();
-                    let expected = reference.rebase().into_iter().map(|place| PLACES[place].to_owned()).collect();
-                    prop_assert_eq!(clashes, expected);
-                }
-            }
-            reference.check(&world, &stage);
-            for (before, after) in before.into_iter().zip(versions(&stage)).filter_map(|(a, b)| Some((a?, b?))) {
-                prop_assert!(after == before || after.written > before.written, "versions go up");
-            }
-        }
-        // What is left is committed as it is shown, and the patch tells it.
-        let clashes = reference.rebase();
-        stage.rebase(&world.seen()).unwrap();
-        prop_assert_eq!(world.commit(&stage).is_err(), !clashes.is_empty());
-        for place in clashes {
-            stage.settle(&at("global", PLACES[place]), &world.seen(), true).unwrap();
-        }
-        if !stage.is_committed() {
-            world.commit(&stage).unwrap();
-        }
-        let after = files(&world, live);
-        prop_assert_eq!(&files(&world, &*global), &after);
-        // A new stage takes it back, and again.
-        let undo = stage.undo().unwrap();
-        let before = applied(&after, &undo);
-        prop_assert_eq!(applied(&before, &stage.diff()), after);
-        let bases: BTreeMap<String, Option<Bytes>> = stage.change_set().changes.into_iter().map(|staged| (staged.at.path.to_string(), staged.base.map(|base| base.value))).collect();
-        for (place, base) in bases {
-            let suffix = if place.ends_with("Keyspace") { ".txt" } else { "" };
-            let base = base.map(|base| world.records.show(&CellName::global(), &path(&place), &base, Form::Text).unwrap());
-            prop_assert_eq!(before.get(&format!("global/{place}{suffix}")), base.as_ref());
-        }
+    fn a_stage_is_what_the_reference_says(
+        begin in prop::collection::vec(0_u8..6, PLACES.len()),
+        steps in prop::collection::vec(step(), 1..24),
+    ) {
+        take(begin, steps);
     }
 }

@@ -12,6 +12,7 @@ use crate::backend::{Applied, Change};
 use crate::cells::Together;
 use crate::error::{Error, Kind, Result};
 use crate::locks::Fence;
+use crate::mirror::Maker;
 use crate::name::CellName;
 use crate::process::Actor;
 use crate::record::Records;
@@ -79,6 +80,10 @@ impl Plan<'_> {
         for _ in 0..LOCK_CHANGES {
             let Some(applied) = self.attempt(&together, &parts, actor, commits).await? else { continue };
             self.lives.iter().zip(&doubts).for_each(|(live, doubts)| live.warn(doubts, actor));
+            let maker = Maker { change_set: Some(self.name.clone()), ..actor.into() };
+            for ((live, changes), applied) in self.lives.iter().zip(&self.changes).zip(&applied) {
+                live.cell.mirror.made(changes, applied, &maker);
+            }
             let cells = self.lives.iter().zip(self.changes.iter().cloned()).zip(applied);
             let cells = cells.map(|((live, changes), applied)| CommittedCell {
                 cell: live.cell.name.clone(),

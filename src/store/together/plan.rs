@@ -1,5 +1,7 @@
 //! What a change set means for the cells that it concerns. Sends nothing.
 
+use std::sync::Arc;
+
 use super::FindLive;
 use crate::backend::{Action, Change};
 use crate::error::{Error, Kind, Result};
@@ -10,6 +12,8 @@ use crate::store::moment::Part;
 
 /// The changes of a set by cell, the global topology first.
 pub(super) struct Plan<'a> {
+    /// The name of the set.
+    pub name: Arc<str>,
     pub lives: Vec<Live>,
     /// For each cell: what is staged there.
     pub staged: Vec<Vec<&'a Staged>>,
@@ -23,7 +27,7 @@ impl<'a> Plan<'a> {
         let mut all: Vec<(&Staged, Change)> =
             set.changes.iter().filter_map(|staged| Some((staged, staged.change()?))).filter(is_change).collect();
         all.sort_by(|(one, _), (other, _)| order(one).cmp(&order(other)));
-        let mut plan = Self { lives: Vec::new(), staged: Vec::new(), changes: Vec::new() };
+        let mut plan = Self { name: set.name.clone(), lives: Vec::new(), staged: Vec::new(), changes: Vec::new() };
         for (staged, change) in all {
             let at = &staged.at;
             if let Action::Put(value) = &change.action {

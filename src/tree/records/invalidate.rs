@@ -56,7 +56,7 @@ impl RecordFiles {
 
     /// Whoever has a record open that is gone continues with its last state.
     pub(crate) fn pin_last(&self, cell: &CellName, update: &Update) {
-        let Update { path, old: Some(last), new: None } = update else { return };
+        let Update { path, old: Some(last), new: None, .. } = update else { return };
         for form in self.forms(cell, path) {
             if let Some(ino) = self.kernel.known(&FileId::Record(CellPath::new(cell, path), form))
                 && let Ok(content) = self.codec.show(cell, path, &last.value, form)

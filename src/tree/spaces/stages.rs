@@ -175,8 +175,8 @@ impl OfStage {
     }
 
     async fn conflicts(&self) -> Result<Vec<Conflict>> {
-        let _readers = self.patches.lock().await;
         let seen = self.seen().await;
+        let _readers = self.patches.lock().await;
         self.compute(move |stage| stage.conflicts(&seen)).await
     }
 

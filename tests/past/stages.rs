@@ -138,10 +138,9 @@ fn what_cannot_be_merged_is_left_to_a_person() {
     refused(&mine, "mine", "commit");
     let said = refused(&mine, "mine", "drop global/keyspaces/nobody/Keyspace");
     assert!(said.contains("No such file") && last_reason(&mine).contains("not staged"), "{said}");
-    mine.sh(
-        "cd .topofs/stage/mine; echo 'keep global/keyspaces/commerce/Keyspace.txt' > .control; \
-         printf '%s\\n' 'drop global/keyspaces/customer/Keyspace' 'keep global/keyspaces/archive/VSchema' commit > .control",
-    );
+    mine.sh("cd .topofs/stage/mine; echo 'keep global/keyspaces/commerce/Keyspace.txt' > .control; \
+         printf '%s\\n' 'drop global/keyspaces/customer/Keyspace' 'keep global/keyspaces/archive/VSchema' commit \
+         > .control");
     let policy = |keyspace: &str| mine.sh(&format!("grep -o none global/keyspaces/{keyspace}/Keyspace.txt || true"));
     assert_eq!((policy("commerce").as_str(), policy("customer").as_str()), ("none\n", ""));
     assert!(!mine.path("global/keyspaces/archive/VSchema").exists());

@@ -1,5 +1,5 @@
-//! What tells of a stage, and takes its commands: `.diff`, `.conflicts`, `.check`, `.control`, `.undo`. Must never compute
-//! on the thread that answers the kernel, nor for all readers at once.
+//! What tells of a stage, and takes its commands: `.diff`, `.conflicts`, `.check`, `.control`, `.undo`. Must never
+//! compute on the thread that answers the kernel, nor for all readers at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

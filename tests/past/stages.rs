@@ -32,7 +32,7 @@ fn last_reason(mount: &Mount) -> String {
 const EDITS: &str = r#"
     mkdir .topofs/stage/mine; cd .topofs/stage/mine
     sed -i s/semi_sync/none/ global/keyspaces/commerce/Keyspace.txt
-    sed -i 's/type: REPLICA/type: RDONLY/' zone1/tablets/zone1-0000000101/Tablet.txt
+    sed -i s/example.com/example.org/ zone1/tablets/zone1-0000000100/Tablet.txt
     mkdir -p 'global/keyspaces/new/shards/0' global/keyspaces/empty
     echo 'durability_policy: "none"' > global/keyspaces/new/Keyspace.txt
     echo 'is_primary_serving: true' > global/keyspaces/new/shards/0/Shard.txt

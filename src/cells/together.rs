@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::cell::Cell;
 use crate::alive;
-use crate::backend::{Applied, BackendError, Change, Failure, Location, Part, apply_together};
+use crate::backend::{Applied, BackendError, Change, Failure, Part, apply_together};
 use crate::error::{Error, Kind, Result, UNCERTAIN};
 
 /// Cells that one transaction can change.
@@ -84,16 +84,14 @@ impl Together {
 
 /// The error that names two cells which are not in one service.
 fn apart(cells: &[Arc<Cell>], in_one: impl Fn(&Cell, &Cell) -> bool) -> Error {
-    let pairs =
-        cells.iter().enumerate().flat_map(|(index, one)| cells.iter().skip(index + 1).map(move |other| (one, other)));
-    let place =
-        |cell: &Cell| cell.second_location().map_or_else(String::new, |second: &Location| format!(" and {second}"));
-    let reason = match pairs.into_iter().find(|(one, other)| !in_one(one, other)) {
-        Some((one, other)) => format!(
-            "{one}{} and {other}{} are not known to be in one service, as their addresses say",
-            place(one),
-            place(other)
-        ),
+    let others = |index: usize| cells.iter().skip(index + 1);
+    let mut pairs = cells.iter().enumerate().flat_map(|(index, one)| others(index).map(move |other| (one, other)));
+    let place = |cell: &Cell| {
+        let second = cell.second_location().map_or_else(String::new, |second| format!(" and {second}"));
+        format!("cell {} ({}{second})", cell.name, cell.location)
+    };
+    let reason = match pairs.find(|(one, other)| !in_one(one, other)) {
+        Some((one, other)) => format!("{} and {} are not known to be in one service", place(one), place(other)),
         None => "no server is known to keep all of these cells".to_owned(),
     };
     Error::new(Kind::CrossDevice, format!("{reason}: one transaction cannot change both"))

@@ -12,9 +12,11 @@ use crate::alive;
 use crate::cells::{Cells, Earlier};
 use crate::error::{Error, Kind, Result};
 
+mod cells;
 mod name;
 mod shelf;
 
+pub use cells::MomentCells;
 pub use name::{Moment, Named};
 use shelf::Shelf;
 
@@ -80,8 +82,13 @@ impl Moments {
         }
     }
 
+    /// How often revisions have come to mean something else.
+    pub fn restorations(&self) -> u64 {
+        self.cells.restorations()
+    }
+
     fn point(&self, moment: Moment) -> Point {
-        (moment, self.cells.restorations())
+        (moment, self.restorations())
     }
 
     /// Takes what is kept, joins a read, or begins one.

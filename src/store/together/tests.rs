@@ -22,7 +22,7 @@ use crate::mirror::MirrorOptions;
 use crate::name::{CellPath, TopoPath};
 use crate::record::messages::topodata;
 use crate::record::{Codec, Kinds};
-use crate::store::{CellRules, Made, Mark, RespectLocks, Staged, Unheard};
+use crate::store::{CellRules, LiveCells, Made, Mark, RespectLocks, Staged, Unheard};
 
 const ACTOR: Actor = Actor { uid: 0, process: 0 };
 /// Where the cells are: zone3 alone is in another service.
@@ -91,10 +91,9 @@ impl World {
         Self { connect, locks: Locks::new(control.clone(), Patience::new(None)), control, cells, faulty }
     }
 
-    fn live(&self, cell: &CellName) -> Option<Live> {
+    fn live(&self) -> LiveCells {
         let (cells, control) = (self.cells.clone(), self.control.clone());
-        let rules = CellRules { cells, control, force_removal: false };
-        Some(Live::new(self.cells.get(cell)?, self.locks.clone(), RespectLocks::Keyspace).with_rules(rules))
+        LiveCells::new(self.locks.clone(), RespectLocks::Keyspace, CellRules { cells, control, force_removal: false })
     }
 
     /// A cell as others see it.
@@ -132,7 +131,8 @@ impl World {
     }
 
     async fn commit_heard(&self, set: &ChangeSet, commits: &dyn Commits) -> Result<Committed> {
-        commit(&|cell| self.live(cell), self.cells.records(), set, ACTOR, commits).await
+        let live = self.live();
+        commit(&|cell| live.live(cell), self.cells.records(), set, ACTOR, commits).await
     }
 
     /// The kind and the reason of a refusal, after which nothing has been sent.
@@ -423,11 +423,15 @@ async fn a_lost_answer_is_found_out_and_a_lost_request_is_not_called_a_failure()
     assert!(versions.iter().all(|version| version.unwrap().written == committed.cells[0].applied.at), "{committed:?}");
     // Somebody else writes the same, record by record: that was no commit of ours.
     let set = world.set(&[("global/metadata/a", Some(b"3")), ("zone1/metadata/a", Some(b"3"))]).await;
-    faulty.next(Call::Apply, Fault::Fail(Failure::Unreachable));
-    world.store("global/metadata/a", "3").await;
-    world.store("zone1/metadata/a", "3").await;
+    let calls = faulty.count(Call::Apply);
     faulty.next(Call::Apply, Fault::Hang);
-    assert!(world.commit(&set).await.is_err());
+    let others = async {
+        faulty.begun(Call::Apply, calls + 1).await;
+        world.store("global/metadata/a", "3").await;
+        world.store("zone1/metadata/a", "3").await;
+    };
+    let (outcome, ()) = tokio::join!(world.commit(&set), others);
+    assert!(outcome.unwrap_err().is_uncertain());
     // One that was created alone may be another's.
     let set = world.set(&[("zone1/metadata/alone", Some(b"1"))]).await;
     let zone1 = world.faulty.lock()["zone1"].clone();
@@ -476,7 +480,6 @@ async fn the_second_places_of_all_cells_are_brought_along_and_must_be_in_one_ser
     let (kind, reason) = world.refused(&set).await;
     assert_eq!(kind, Kind::CrossDevice);
     assert!(reason.contains("memory:third/elsewhere/zone2"), "{reason}");
-    // Where the second place is, is not known.
     world
         .commit(&world.set(&[("zone1/metadata/a", Some(b"1")), ("global/metadata/a", Some(b"1"))]).await)
         .await

@@ -1,6 +1,5 @@
 //! The files in the root of a tree beside the live one that tell of the tree, and take its commands.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -10,7 +9,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::{Error, Kind, Result};
-use crate::name::CellName;
 use crate::process::Actor;
 use crate::tree::caller::Caller;
 use crate::tree::file::{About, Attr, Caching, Defaults, OpenMode};
@@ -22,6 +20,12 @@ use crate::tree::room::{Charge, Room};
 pub(crate) trait Tells: Send + Sync + Debug {
     /// The files that there are.
     fn files(&self) -> &'static [About];
+
+    /// What a file shows, if listings show the file, too.
+    fn listed(&self, file: About) -> Option<Bytes> {
+        let _ = file;
+        None
+    }
 
     /// What a file shows now.
     async fn content(&self, file: About) -> Result<Bytes>;
@@ -48,11 +52,39 @@ pub(crate) trait Tells: Send + Sync + Debug {
     }
 }
 
+/// A cell that a snapshot lacks.
+#[derive(Debug, Clone)]
+pub(super) struct Missing {
+    pub cell: String,
+    /// Since when it did not answer then, if that is known.
+    pub since: Option<SystemTime>,
+    pub why: String,
+}
+
 /// What tells of a snapshot.
 #[derive(Debug)]
 pub(super) struct OfSnapshot {
-    /// Why a cell is missing.
-    pub missing: BTreeMap<CellName, Error>,
+    missing: Bytes,
+}
+
+impl OfSnapshot {
+    /// A snapshot that lacks these cells.
+    pub fn new(missing: Vec<Missing>) -> Self {
+        Self { missing: lines(missing) }
+    }
+}
+
+/// A line for each cell that is missing, whatever a record or a service says.
+pub(super) fn lines(mut missing: Vec<Missing>) -> Bytes {
+    missing.sort_by(|one, other| one.cell.cmp(&other.cell));
+    let mut text = String::new();
+    for Missing { cell, since, why } in missing {
+        let since =
+            since.map_or_else(String::new, |since| format!("since {}: ", humantime::format_rfc3339_seconds(since)));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{}: {since}{}", cell.escape_debug(), why.escape_debug());
+    }
+    text.into()
 }
 
 #[async_trait]
@@ -61,23 +93,17 @@ impl Tells for OfSnapshot {
         &[About::Missing]
     }
 
+    /// Whoever lists or archives a snapshot that lacks something meets the file that says so.
+    fn listed(&self, file: About) -> Option<Bytes> {
+        (file == About::Missing && !self.missing.is_empty()).then(|| self.missing.clone())
+    }
+
     async fn content(&self, file: About) -> Result<Bytes> {
         match file {
-            About::Missing => Ok(missing(&self.missing)),
+            About::Missing => Ok(self.missing.clone()),
             _ => Err(Error::not_found()),
         }
     }
-}
-
-/// A line for each cell that is missing.
-pub(super) fn missing(missing: &BTreeMap<CellName, Error>) -> Bytes {
-    let mut text = String::new();
-    for (cell, error) in missing {
-        let reason = error.reason.escape_debug();
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{cell}: {reason}");
-    }
-    text.into()
 }
 
 /// The attributes of such a file.
@@ -85,6 +111,8 @@ pub(super) async fn attr(defaults: &Defaults, tells: &dyn Tells, file: About) ->
     let (size, now) = (tells.content(file).await?.len(), SystemTime::now());
     Ok(match file {
         About::Control => defaults.file(size, now),
+        // It does not change.
+        About::Missing => defaults.read_only_file(size, defaults.mounted),
         _ => defaults.read_only_file(size, now),
     })
 }

@@ -142,7 +142,13 @@ impl Namespace for Inside {
     }
 
     fn attr_of_entry(&self, file: &FileId) -> Result<Attr> {
-        self.files.attr_of_entry(inner(file))
+        match inner(file) {
+            FileId::About(file) => {
+                let content = self.tells.listed(*file).ok_or_else(Error::not_found)?;
+                Ok(self.files.defaults.read_only_file(content.len(), self.files.defaults.mounted))
+            }
+            file => self.files.attr_of_entry(file),
+        }
     }
 
     async fn set_attr(
@@ -186,7 +192,12 @@ impl Namespace for Inside {
 
     async fn list(&self, caller: &Caller, dir: &FileId) -> Result<Vec<DirEntry>> {
         self.admit(caller)?;
-        let entries = self.files.list(caller, inner(dir)).await?.into_iter();
+        let mut entries = self.files.list(caller, inner(dir)).await?;
+        if *inner(dir) == FileId::Root {
+            let told = self.tells.files().iter().filter(|file| self.tells.listed(**file).is_some());
+            entries.extend(told.map(|file| DirEntry { name: file.name().to_owned(), file: FileId::About(*file) }));
+        }
+        let entries = entries.into_iter();
         Ok(entries.map(|entry| DirEntry { file: self.wrap(entry.file), ..entry }).collect())
     }
 

@@ -14,20 +14,24 @@ use super::caller::Caller;
 use super::file::{Attr, Defaults, DirEntry, FileId, OpenMode, SpaceId, SpaceKind};
 use super::namespace::{Inode, Keep, Name, Namespace, Open, Part};
 use super::records::RecordFiles;
-use crate::cells::{Cell, Cells};
-use crate::control::SpaceCount;
+use crate::cells::Cells;
+use crate::control::{Control, SpaceCount};
 use crate::error::{Error, Kind, Result};
+use crate::journal::{Op, Refusal};
 use crate::mirror::Snapshot;
 use crate::name::CellName;
+use crate::process::Actor;
 use crate::store::{FrozenCells, LiveCells, Stores};
 
 mod about;
 mod inside;
+mod moments;
 mod stages;
 
-use about::Tells;
+use about::{Missing, Tells};
 use inside::Inside;
 pub(super) use inside::Space;
+use moments::{MomentSpaces, refuse_claim};
 use stages::{OfStage, Shared};
 
 /// How many trees of each kind there may be, and how many one user may have: each keeps records in memory that are gone
@@ -39,12 +43,12 @@ const WRITE_MODE: u32 = 0o222;
 /// The permission bits of others than the owner.
 const FOREIGN_MODE: u32 = 0o077;
 
-/// The cells at one moment, and why some of them are missing.
-pub(crate) struct Moment {
+/// The cells now, and why some of them are missing.
+struct Present {
     /// The records of each cell.
-    pub cells: BTreeMap<CellName, Arc<Snapshot>>,
-    /// Why a cell is missing.
-    pub missing: BTreeMap<CellName, Error>,
+    cells: BTreeMap<CellName, Arc<Snapshot>>,
+    /// Why cells are missing.
+    missing: Vec<Missing>,
 }
 
 /// The trees beside the live one.
@@ -55,6 +59,8 @@ pub(crate) struct Spaces {
     /// What all stages share.
     stages: Arc<Shared>,
     table: Mutex<Table>,
+    moments: MomentSpaces,
+    journal: Arc<Control>,
 }
 
 #[derive(Debug, Default)]
@@ -84,14 +90,19 @@ impl Table {
 
 impl Spaces {
     /// No trees yet beside the live one.
-    pub fn new(records: Arc<RecordFiles>, cells: Arc<Cells>, live: Arc<LiveCells>) -> Arc<Self> {
+    pub fn new(
+        records: Arc<RecordFiles>,
+        (cells, live): (Arc<Cells>, Arc<LiveCells>),
+        journal: Arc<Control>,
+    ) -> Arc<Self> {
         let stages = Shared { cells: cells.clone(), live, records: records.clone(), checked: Default::default() };
-        Arc::new(Self { records, cells, stages: Arc::new(stages), table: Mutex::default() })
+        let moments = MomentSpaces::new(cells.clone());
+        Arc::new(Self { records, cells, stages: Arc::new(stages), table: Mutex::default(), moments, journal })
     }
 
     /// The tree of a file; `None` if it has been removed.
     pub fn get(&self, id: &SpaceId) -> Option<Arc<Inside>> {
-        self.named(id.kind, &id.name).filter(|space| space.id == *id)
+        self.named(id.kind, &id.name).filter(|space| space.id == *id).or_else(|| self.moments.get(id))
     }
 
     fn named(&self, kind: SpaceKind, name: &str) -> Option<Arc<Inside>> {
@@ -116,28 +127,36 @@ impl Spaces {
     }
 
     /// All cells now. A cell that nobody has asked for yet is loaded; one that does not answer is missing.
-    async fn now(&self) -> Moment {
+    async fn now(&self) -> Present {
         let all = self.cells.all();
         all.iter().for_each(|cell| cell.mirror.wake());
         // Each waits no longer than a call may take.
         drop(join_all(all.iter().map(|cell| cell.snapshot())).await);
-        let mut moment = Moment { cells: BTreeMap::new(), missing: BTreeMap::new() };
         // All at once: what was loaded first is not older than what was loaded last.
-        let now = |cell: &Arc<Cell>| (cell.name.clone(), cell.snapshot_now());
-        for (name, records) in all.iter().map(now) {
+        let now: Vec<_> = all.iter().map(|cell| (cell, cell.snapshot_now())).collect();
+        let hidden = self.cells.hidden();
+        let mut present = Present { cells: BTreeMap::new(), missing: Vec::new() };
+        for (cell, records) in now {
             match records {
-                Ok(records) => drop(moment.cells.insert(name, records)),
-                Err(error) => drop(moment.missing.insert(name, error)),
+                Ok(records) => drop(present.cells.insert(cell.name.clone(), records)),
+                Err(_) => {
+                    let since = cell.mirror.trouble().and_then(|(_, since)| SystemTime::now().checked_sub(since));
+                    let (cell, why) = (cell.name.to_string(), cell.not_answering().reason);
+                    present.missing.push(Missing { cell, since, why });
+                }
             }
         }
-        moment
+        let hidden = hidden.iter().map(|(cell, why)| Missing { cell: cell.clone(), since: None, why: why.clone() });
+        present.missing.extend(hidden);
+        present
     }
 
     async fn make(&self, caller: &Caller, kind: SpaceKind, name: &str) -> Result<Arc<Inside>> {
         self.table.lock().refuse((kind, name), caller.uid)?;
-        let Moment { cells, missing } = self.now().await;
+        let Present { cells, missing } = self.now().await;
         if cells.is_empty() {
-            return Err(missing.into_values().next().unwrap_or_else(Error::not_found));
+            let why = missing.into_iter().next().map_or_else(String::new, |missing| missing.why);
+            return Err(Error::new(Kind::Unreachable, why));
         }
         let live = self.records.defaults;
         let mut table = self.table.lock();
@@ -145,7 +164,7 @@ impl Spaces {
         table.made += 1;
         let id = SpaceId { kind, name: name.into(), serial: table.made };
         let (stores, tells): (Arc<dyn Stores>, Arc<dyn Tells>) = match kind {
-            SpaceKind::At => (Arc::new(FrozenCells::new(cells)), Arc::new(about::OfSnapshot { missing })),
+            SpaceKind::At => (Arc::new(FrozenCells::new(cells)), Arc::new(about::OfSnapshot::new(missing))),
             SpaceKind::Stage => {
                 let stage = OfStage::new(id.clone(), caller.uid, (cells, missing), self.stages.clone());
                 (stage.stage().clone(), Arc::new(stage))
@@ -165,6 +184,13 @@ impl Spaces {
         table.spaces.insert((kind, name.into()), space.clone());
         Ok(space)
     }
+
+    /// EINVAL is an everyday answer, but nobody could guess what is wrong with the name.
+    fn explain(&self, caller: &Caller, at: Name<'_>, error: &Error) {
+        let Actor { uid, process: pid } = caller.into();
+        let path = format!("{}/{}", at.dir, at.name);
+        self.journal.errors.record(&Refusal { op: Op::Mkdir, handle: None, path: &path, uid, pid, error });
+    }
 }
 
 /// The kind of tree that a directory holds.
@@ -177,8 +203,13 @@ fn kind_of(dir: &FileId) -> Result<SpaceKind> {
 
 #[async_trait]
 impl Namespace for Arc<Spaces> {
-    async fn lookup(&self, _: &Caller, dir: &FileId, name: &str) -> Result<FileId> {
-        Ok(self.named(kind_of(dir)?, name).ok_or_else(Error::not_found)?.root())
+    async fn lookup(&self, caller: &Caller, dir: &FileId, name: &str) -> Result<FileId> {
+        let kind = kind_of(dir)?;
+        let found = match self.named(kind, name) {
+            None if kind == SpaceKind::At => self.moments.find(caller, name, &self.records).await?,
+            found => found,
+        };
+        Ok(found.ok_or_else(Error::not_found)?.root())
     }
 
     async fn attr(&self, _: &Caller, inode: &Inode) -> Result<Attr> {
@@ -211,7 +242,11 @@ impl Namespace for Arc<Spaces> {
     }
 
     async fn mkdir(&self, caller: &Caller, at: Name<'_>) -> Result<(FileId, Attr)> {
-        let space = self.make(caller, kind_of(at.dir)?, at.name).await?;
+        let kind = kind_of(at.dir)?;
+        if kind == SpaceKind::At {
+            refuse_claim(at.name).inspect_err(|error| self.explain(caller, at, error))?;
+        }
+        let space = self.make(caller, kind, at.name).await?;
         let root = space.root();
         let attr = space.attr_of_entry(&root)?;
         Ok((root, attr))
@@ -219,7 +254,11 @@ impl Namespace for Arc<Spaces> {
 
     async fn rmdir(&self, caller: &Caller, at: Name<'_>) -> Result<()> {
         let kind = kind_of(at.dir)?;
-        let space = self.named(kind, at.name).ok_or_else(Error::not_found)?;
+        let Some(space) = self.named(kind, at.name) else {
+            let is_moment = kind == SpaceKind::At && refuse_claim(at.name).is_err();
+            let reason = "a moment of the past is not made, so it cannot be removed";
+            return Err(if is_moment { Error::new(Kind::NotPermitted, reason) } else { Error::not_found() });
+        };
         if ![0, space.owner].contains(&caller.uid) {
             let reason = format!("it belongs to the user {}", space.owner);
             return Err(Error::new(Kind::NotPermitted, reason));

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use tokio::sync::Mutex;
 
-use super::about::{self, Tells};
+use super::about::{self, Missing, Tells};
 use crate::alive;
 use crate::cells::Cells;
 use crate::control::Problems;
@@ -90,7 +90,7 @@ pub(super) struct Shared {
 pub(super) struct OfStage {
     id: SpaceId,
     stage: Arc<Stage>,
-    missing: Arc<BTreeMap<CellName, Error>>,
+    missing: Bytes,
     shared: Arc<Shared>,
     /// Held while something is computed for this stage, so that its readers wait for each other before they wait with
     /// those of others. Keeps the last patches, and of which generation they are.
@@ -102,7 +102,7 @@ impl OfStage {
     pub fn new(
         id: SpaceId,
         uid: u32,
-        (cells, missing): (BTreeMap<CellName, Arc<Snapshot>>, BTreeMap<CellName, Error>),
+        (cells, missing): (BTreeMap<CellName, Arc<Snapshot>>, Vec<Missing>),
         shared: Arc<Shared>,
     ) -> Self {
         let seen = |(cell, records): (CellName, Arc<Snapshot>)| {
@@ -112,7 +112,7 @@ impl OfStage {
         let seen: Vec<Seen> = cells.into_iter().filter_map(seen).collect();
         let RecordFiles { codec, quota, .. } = &*shared.records;
         let stage = Arc::new(Stage::new(&id.name, codec.clone(), &seen, (quota.clone(), uid)));
-        Self { id, stage, missing: Arc::new(missing), shared, patches: Arc::default() }
+        Self { id, stage, missing: about::lines(missing), shared, patches: Arc::default() }
     }
 
     /// The records of the stage.
@@ -309,7 +309,7 @@ impl Tells for OfStage {
 
     async fn content(&self, file: About) -> Result<Bytes> {
         match file {
-            About::Missing => Ok(about::missing(&self.missing)),
+            About::Missing => Ok(self.missing.clone()),
             About::Diff => self.patch(false).await,
             About::Undo => self.patch(true).await,
             About::Conflicts => Ok(conflict_lines(&self.conflicts().await?).into()),

@@ -407,8 +407,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`Failure::TooMany`] before it sends anything. [`Action::Delete`] of a missing node is [`Failure::NoNode`].
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError>;
 
-    /// Fails with [`Failure::TooMany`] or [`Failure::TooLarge`] if the service certainly takes no such transaction. Asks
-    /// nobody.
+    /// Fails with [`Failure::TooMany`] or [`Failure::TooLarge`] if the service certainly takes no such transaction.
+    /// Asks nobody.
     fn refuse_parts(&self, parts: &[Part<'_>]) -> Result<(), BackendError> {
         let _ = parts;
         Ok(())

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::commits::{Commits, heard};
 use super::contract::{RespectLocks, Store, Stores};
-use super::moment::{Moment, Part, unless_let_go, with_guards, without_guards};
+use super::moment::{Guarded, Moment, Part, unless_let_go, with_guards, without_guards};
 use crate::backend::{Action, Applied, Change, Fetched, Guard, Limits};
 use crate::cells::{Cell, Cells};
 use crate::control::Control;
@@ -45,16 +45,14 @@ impl CellRules {
 /// A cell, and the locks of this mount.
 #[derive(Debug, Clone)]
 pub struct Live {
-    pub(super) cell: Arc<Cell>,
-    pub(super) locks: Arc<Locks>,
-    respected: RespectLocks,
+    pub(super) at: Guarded,
     rules: Option<CellRules>,
 }
 
 impl Live {
     /// The records of a cell.
     pub fn new(cell: Arc<Cell>, locks: Arc<Locks>, respected: RespectLocks) -> Self {
-        Self { cell, locks, respected, rules: None }
+        Self { at: Guarded { cell, locks, respected }, rules: None }
     }
 
     /// The same, with rules about the records of cells.
@@ -69,20 +67,19 @@ impl Live {
         changes: &[Change],
         all: &[Part<'_>],
     ) -> Result<Vec<(TopoPath, String)>> {
-        let Some(rules) = self.rules.as_ref().filter(|_| self.cell.holds_global()) else { return Ok(Vec::new()) };
+        let Some(rules) = self.rules.as_ref().filter(|_| self.at.cell.holds_global()) else { return Ok(Vec::new()) };
         let (mut doubts, mut aliases) = (Vec::new(), None);
         for change in changes {
             match (Key::in_global(&change.path), &change.action) {
                 (Some(Key::CellInfo(name)), Action::Delete) if !rules.force_removal => {
-                    let all: Vec<(&Cell, &[Change])> =
-                        all.iter().map(|part| (&*part.live.cell, part.changes)).collect();
+                    let all: Vec<(&Cell, &[Change])> = all.iter().map(|part| (&*part.at.cell, part.changes)).collect();
                     if let Parting::Unknown(why) = may_part(&rules.cells, name, &all).await? {
                         doubts.push((change.path.clone(), why));
                     }
                 }
                 (Some(Key::CellsAlias(alias)), Action::Put(value)) => {
                     if aliases.is_none() {
-                        let now = self.cell.records_now(&TopoPath::parse(layout::CELLS_ALIASES)?).await?;
+                        let now = self.at.cell.records_now(&TopoPath::parse(layout::CELLS_ALIASES)?).await?;
                         aliases = Some(after(now, changes));
                     }
                     aliases.iter().try_for_each(|aliases| refuse_overlap(aliases, alias, value))?;
@@ -97,7 +94,7 @@ impl Live {
     /// Records were removed although it was unknown whether they may be.
     pub(super) fn warn(&self, doubts: &[(TopoPath, String)], actor: Actor) {
         for (rules, (path, why)) in doubts.iter().flat_map(|doubt| self.rules.iter().map(move |rules| (rules, doubt))) {
-            rules.warn(&self.cell.name, path, actor, why);
+            rules.warn(&self.at.cell.name, path, actor, why);
         }
     }
 
@@ -108,41 +105,26 @@ impl Live {
             }
         }
         let first = changes.first().map_or("", |change| change.path.as_str());
-        Err(Error::new(Kind::Busy, format!("the locks above {}/{first} change too often", self.cell.name)))
+        Err(Error::new(Kind::Busy, format!("the locks above {}/{first} change too often", self.at.cell.name)))
     }
 
     /// One attempt of a commit; `None` if a lock that guarded it was released meanwhile, and nothing has changed.
     async fn commit_once(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Option<Applied>> {
-        let part = Part { live: self, changes };
+        let part = Part { at: &self.at, changes };
         let Some(moment) = Moment::begin(&[part], actor).await? else { return Ok(None) };
         let apply = async {
             let fences = moment.fences((0, &part), actor)?;
             let guarded = with_guards(&fences, changes);
-            let applied = unless_let_go(self.cell.apply(&guarded).await, &fences)?;
+            let applied = unless_let_go(self.at.cell.apply(&guarded).await, &fences)?;
             let applied = applied.map(|applied| without_guards(applied, &fences));
             if let Some(applied) = &applied {
-                self.cell.mirror.made(changes, applied, &actor.into());
+                self.at.cell.mirror.made(changes, applied, &actor.into());
             }
             Ok(applied.map(|applied| vec![applied]))
         };
-        let outcome = heard(&[(&self.cell.name, changes)], commits, apply).await;
+        let outcome = heard(&[(&self.at.cell.name, changes)], commits, apply).await;
         moment.end().await;
         Ok(outcome?.and_then(|applied| applied.into_iter().next()))
-    }
-
-    /// The keyspace that a record of the global topology belongs to, if its lock is respected.
-    pub(super) fn keyspace_of(&self, path: &TopoPath) -> Option<TopoPath> {
-        let respected = || self.cell.holds_global() && self.respected != RespectLocks::None;
-        layout::keyspace_dir(path).filter(|_| respected())
-    }
-
-    /// The directory whose lock a save of a record needs.
-    pub(super) fn needed_lock(&self, path: &TopoPath) -> Option<TopoPath> {
-        let dir = match Key::in_global(path)? {
-            Key::Shard(..) if self.respected == RespectLocks::All => path.parent(),
-            _ => layout::lock_of_save(path),
-        };
-        dir.filter(|_| self.respected != RespectLocks::None && self.cell.holds_global())
     }
 }
 
@@ -180,33 +162,33 @@ impl Stores for LiveCells {
 #[async_trait]
 impl Store for Live {
     fn cell(&self) -> &CellName {
-        &self.cell.name
+        &self.at.cell.name
     }
 
     async fn snapshot(&self) -> Result<Arc<Snapshot>> {
-        self.cell.snapshot().await
+        self.at.cell.snapshot().await
     }
 
     fn snapshot_now(&self) -> Result<Arc<Snapshot>> {
-        self.cell.snapshot_now()
+        self.at.cell.snapshot_now()
     }
 
     fn known(&self) -> Arc<Snapshot> {
-        self.cell.mirror.snapshot()
+        self.at.cell.mirror.snapshot()
     }
 
     fn connected(&self) -> Option<&Arc<Cell>> {
-        Some(&self.cell)
+        Some(&self.at.cell)
     }
 
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
-        self.cell.fetch(path).await
+        self.at.cell.fetch(path).await
     }
 
     /// Commits with the locks that concern the changes: the locks that this mount holds on directories above guard the
     /// transaction, and the commit takes the locks that a save must have.
     async fn commit(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let doubts = self.refuse_by_rules(changes, &[Part { live: self, changes }]).await?;
+        let doubts = self.refuse_by_rules(changes, &[Part { at: &self.at, changes }]).await?;
         let applied = self.commit_with_locks(actor, changes, commits).await?;
         self.warn(&doubts, actor);
         Ok(applied)
@@ -214,9 +196,9 @@ impl Store for Live {
 
     /// Checks the locks at open, because shells ignore the errors of close.
     async fn refuse_early(&self, actor: Actor, path: &TopoPath) -> Result<()> {
-        self.locks.fences(&self.cell, path, actor, &[])?;
-        match self.needed_lock(path) {
-            Some(dir) => self.locks.refuse_if_foreign(&self.cell, &dir).await,
+        self.at.locks.fences(&self.at.cell, path, actor, &[])?;
+        match self.at.needed_lock(path) {
+            Some(dir) => self.at.locks.refuse_if_foreign(&self.at.cell, &dir).await,
             None => Ok(()),
         }
     }
@@ -225,25 +207,25 @@ impl Store for Live {
         self.refuse_early(actor, path).await?;
         let removal = Change { path: path.clone(), guard: Guard::Any, action: Action::Delete };
         self.refuse_by_rules(&[removal], &[]).await?;
-        match self.keyspace_of(path) {
-            Some(dir) => self.locks.refuse_if_foreign(&self.cell, &dir).await,
+        match self.at.keyspace_of(path) {
+            Some(dir) => self.at.locks.refuse_if_foreign(&self.at.cell, &dir).await,
             None => Ok(()),
         }
     }
 
     fn limits(&self) -> Limits {
-        self.cell.limits()
+        self.at.cell.limits()
     }
 
     fn attributes(&self) -> &'static [&'static str] {
-        self.cell.attributes()
+        self.at.cell.attributes()
     }
 
     async fn attribute(&self, path: &TopoPath, name: &str) -> Result<Option<String>> {
-        self.cell.attribute(path, name).await
+        self.at.cell.attribute(path, name).await
     }
 
     fn is_fresh(&self) -> bool {
-        self.cell.mirror.is_fresh()
+        self.at.cell.mirror.is_fresh()
     }
 }

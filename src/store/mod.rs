@@ -19,6 +19,7 @@ mod quota;
 mod stage;
 mod together;
 
+pub use crate::process::Actor;
 pub use change_set::{ChangeSet, Staged};
 pub use commits::{Commits, Made, Mark, Unheard};
 pub use contract::{RespectLocks, Store, Stores};

@@ -1,22 +1,49 @@
-//! The locks of a commit: those that it must have are taken for its moment, in one order for everybody, and those of this
-//! mount guard the transaction. Must never keep a lock for longer than the commit, also if the caller gives up.
+//! The locks of a commit: those that it must have are taken for its moment, in one order for everybody, and those of
+//! this mount guard the transaction. Must never keep a lock for longer than the commit, also if the caller gives up.
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::live::Live;
+use super::contract::RespectLocks;
 use crate::alive;
 use crate::backend::{Action, Applied, Change};
+use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Fence, Locks, Temporary};
 use crate::name::TopoPath;
 use crate::process::Actor;
+use crate::record::layout::{self, Key};
+
+/// A cell, and the locks that protect its records.
+#[derive(Debug, Clone)]
+pub(super) struct Guarded {
+    pub cell: Arc<Cell>,
+    pub locks: Arc<Locks>,
+    pub respected: RespectLocks,
+}
+
+impl Guarded {
+    /// The keyspace that a record of the global topology belongs to, if its lock is respected.
+    pub fn keyspace_of(&self, path: &TopoPath) -> Option<TopoPath> {
+        let respected = || self.cell.holds_global() && self.respected != RespectLocks::None;
+        layout::keyspace_dir(path).filter(|_| respected())
+    }
+
+    /// The directory whose lock a save of a record needs.
+    pub fn needed_lock(&self, path: &TopoPath) -> Option<TopoPath> {
+        let dir = match Key::in_global(path)? {
+            Key::Shard(..) if self.respected == RespectLocks::All => path.parent(),
+            _ => layout::lock_of_save(path),
+        };
+        dir.filter(|_| self.respected != RespectLocks::None && self.cell.holds_global())
+    }
+}
 
 /// The changes of a commit to one cell.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part<'a> {
-    pub live: &'a Live,
+    pub at: &'a Guarded,
     pub changes: &'a [Change],
 }
 
@@ -33,28 +60,28 @@ impl Moment {
     /// broken a lock that was only for this commit.
     pub async fn begin(parts: &[Part<'_>], actor: Actor) -> Result<Option<Self>> {
         let mut needed: Vec<(String, TopoPath, usize)> = Vec::new();
-        for (number, Part { live, changes }) in parts.iter().enumerate() {
-            let root = live.cell.location.clean_root();
-            let dirs = changes.iter().filter_map(|change| live.needed_lock(&change.path));
+        for (number, Part { at, changes }) in parts.iter().enumerate() {
+            let root = at.cell.location.clean_root();
+            let dirs = changes.iter().filter_map(|change| at.needed_lock(&change.path));
             needed.extend(dirs.map(|dir| (root.clone(), dir, number)));
         }
         // In one fixed order, so that two commits cannot wait for each other. Cells with one place have one lock.
         needed.sort();
         needed.dedup_by(|one, other| (&one.0, &one.1) == (&other.0, &other.1));
         // The holder of a keyspace's lock may be working on anything below it, so nothing below it may be removed.
-        for Part { live, changes } in parts {
-            let root = live.cell.location.clean_root();
+        for Part { at, changes } in parts {
+            let root = at.cell.location.clean_root();
             for change in changes.iter().filter(|change| change.action == Action::Delete) {
-                let is_taken = |dir: &TopoPath| needed.iter().any(|(at, needed, _)| *at == root && needed == dir);
-                if let Some(keyspace) = live.keyspace_of(&change.path).filter(|dir| !is_taken(dir)) {
-                    live.locks.refuse_if_foreign(&live.cell, &keyspace).await?;
+                let is_taken = |dir: &TopoPath| needed.iter().any(|(of, needed, _)| *of == root && needed == dir);
+                if let Some(keyspace) = at.keyspace_of(&change.path).filter(|dir| !is_taken(dir)) {
+                    at.locks.refuse_if_foreign(&at.cell, &keyspace).await?;
                 }
             }
         }
-        let mut moment = Self { locks: parts.first().map(|part| part.live.locks.clone()), taken: Vec::new() };
+        let mut moment = Self { locks: parts.first().map(|part| part.at.locks.clone()), taken: Vec::new() };
         for (_, dir, number) in needed {
-            let Some(Part { live, .. }) = parts.get(number) else { continue };
-            match take(live, dir, actor).await {
+            let Some(Part { at, .. }) = parts.get(number) else { continue };
+            match take(at, dir, actor).await {
                 Ok(temporary) => moment.taken.push((number, temporary)),
                 Err(error) => {
                     moment.end().await;
@@ -70,10 +97,10 @@ impl Moment {
     pub fn fences(&self, (number, part): (usize, &Part<'_>), actor: Actor) -> Result<Vec<Fence>> {
         let taken = self.taken.iter().filter(|(of, _)| *of == number).map(|(_, temporary)| temporary);
         let taken: Vec<&Temporary> = taken.collect();
-        let Part { live, changes } = part;
+        let Part { at, changes } = part;
         let mut fences: Vec<Fence> = Vec::new();
         for change in *changes {
-            for fence in live.locks.fences(&live.cell, &change.path, actor, &taken)? {
+            for fence in at.locks.fences(&at.cell, &change.path, actor, &taken)? {
                 if fences.iter().all(|known| known.change != fence.change) {
                     fences.push(fence);
                 }
@@ -111,9 +138,9 @@ pub(super) fn unless_let_go<T>(outcome: Result<T>, fences: &[Fence]) -> Result<O
 }
 
 /// Takes one lock. If the caller gives up, it is given back.
-async fn take(live: &Live, dir: TopoPath, actor: Actor) -> Result<Temporary> {
+async fn take(at: &Guarded, dir: TopoPath, actor: Actor) -> Result<Temporary> {
     let (tell, told) = oneshot::channel();
-    let (locks, cell) = (live.locks.clone(), live.cell.clone());
+    let (locks, cell) = (at.locks.clone(), at.cell.clone());
     tokio::spawn(async move {
         let taken = alive::guarded("taking a lock for a commit", locks.for_save(&cell, &dir, actor)).await;
         if let Err(Ok(unwanted)) = tell.send(taken.unwrap_or_else(|panic| Err(panic.into()))) {

@@ -1,5 +1,5 @@
-//! The commits of this mount, until the mirror has reported them: who made them, and how. If a commit went through a form
-//! of a record, the kernel has already raised the event for that form.
+//! The commits of this mount, until the mirror has reported them: who made them, and how. If a commit went through a
+//! form of a record, the kernel has already raised the event for that form.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

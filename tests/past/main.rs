@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+
+mod commits;
 mod history;
 mod moments;
 mod reads;

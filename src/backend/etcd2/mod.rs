@@ -231,8 +231,8 @@ fn outcome(changes: &[Keyed<'_>], response: &TxnResponse, repeated: bool) -> Res
         };
         if !met {
             let error = BackendError::unmet(change.guard, &change.path, found);
-            // The first attempt may have done it, or another process. Creation is exclusive, so we do not assume that it
-            // is ours.
+            // The first attempt may have done it, or another process. Creation is exclusive, so we do not assume that
+            // it is ours.
             let is_done = match &change.action {
                 Action::Put(value) => kv.as_ref().is_some_and(|kv| kv.value() == value),
                 Action::Delete => kv.is_none(),

@@ -43,8 +43,8 @@ use znode::{Spot, version, znode_path};
 
 /// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
 const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
-/// Most changes in a transaction over several cells. ZooKeeper itself counts bytes only; each change needs a look at its
-/// directories, too.
+/// Most changes in a transaction over several cells. ZooKeeper itself counts bytes only; each change needs a look at
+/// its directories, too.
 const TOGETHER: usize = 1_000;
 
 /// The transaction that created a node, in hexadecimal as ZooKeeper's tools show it.

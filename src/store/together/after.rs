@@ -36,7 +36,7 @@ impl Plan<'_> {
         let mut all = Vec::new();
         for (live, staged) in self.lives.iter().zip(&self.staged) {
             let fetch = |staged: &&Staged| {
-                let (cell, path) = (live.cell.clone(), staged.at.path.clone());
+                let (cell, path) = (live.at.cell.clone(), staged.at.path.clone());
                 async move { cell.fetch(&path).await }
             };
             let fetches: Vec<_> = staged.iter().map(fetch).collect();

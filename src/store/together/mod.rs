@@ -1,8 +1,8 @@
 //! The commit of a change set: one transaction over the cells of one service. Must never leave half of a set behind,
 //! and never say that nothing happened if that is not known.
 //!
-//! This file says in which order things are refused, and makes the attempts; `plan` is what is to be made, `after` looks
-//! at what a failed attempt has left.
+//! This file says in which order things are refused, and makes the attempts; `plan` is what is to be made,
+//! `after` looks at what a failed attempt has left.
 
 use super::change_set::ChangeSet;
 use super::commits::{Commits, heard};
@@ -68,25 +68,25 @@ pub async fn commit(
 
 impl Plan<'_> {
     async fn commit(self, actor: Actor, commits: &dyn Commits) -> Result<Committed> {
-        let together = Together::new(self.lives.iter().map(|live| live.cell.clone()).collect())?;
+        let together = Together::new(self.lives.iter().map(|live| live.at.cell.clone()).collect())?;
         together.refuse_large(&self.changes)?;
         let parts = self.parts();
         let mut doubts = Vec::new();
-        for part in &parts {
+        for (live, part) in self.lives.iter().zip(&parts) {
             // A cell that was never looked at is loaded now; one that is known to be down fails at once.
-            part.live.cell.snapshot().await?;
-            doubts.push(part.live.refuse_by_rules(part.changes, &parts).await?);
+            part.at.cell.snapshot().await?;
+            doubts.push(live.refuse_by_rules(part.changes, &parts).await?);
         }
         for _ in 0..LOCK_CHANGES {
             let Some(applied) = self.attempt(&together, &parts, actor, commits).await? else { continue };
             self.lives.iter().zip(&doubts).for_each(|(live, doubts)| live.warn(doubts, actor));
             let maker = Maker { change_set: Some(self.name.clone()), ..actor.into() };
             for ((live, changes), applied) in self.lives.iter().zip(&self.changes).zip(&applied) {
-                live.cell.mirror.made(changes, applied, &maker);
+                live.at.cell.mirror.made(changes, applied, &maker);
             }
             let cells = self.lives.iter().zip(self.changes.iter().cloned()).zip(applied);
             let cells = cells.map(|((live, changes), applied)| CommittedCell {
-                cell: live.cell.name.clone(),
+                cell: live.at.cell.name.clone(),
                 changes,
                 applied,
             });
@@ -116,8 +116,7 @@ impl Plan<'_> {
                 Err(error) => self.after(error).await.map(Some),
             }
         };
-        let cells: Vec<(&CellName, &[Change])> =
-            parts.iter().map(|part| (&part.live.cell.name, part.changes)).collect();
+        let cells: Vec<(&CellName, &[Change])> = parts.iter().map(|part| (&part.at.cell.name, part.changes)).collect();
         let outcome = heard(&cells, commits, apply).await;
         moment.end().await;
         outcome

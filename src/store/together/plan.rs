@@ -34,7 +34,7 @@ impl<'a> Plan<'a> {
                 let named = |error: Error| Error { reason: format!("{at}: {}", error.reason), ..error };
                 records.check(&at.cell, &at.path, value).map_err(named)?;
             }
-            if plan.lives.last().is_none_or(|live| live.cell.name != at.cell) {
+            if plan.lives.last().is_none_or(|live| live.at.cell.name != at.cell) {
                 let gone = || Error::new(Kind::NotFound, format!("{at}: there is no such cell any more"));
                 plan.lives.push(live(&at.cell).ok_or_else(gone)?);
                 plan.staged.push(Vec::new());
@@ -47,7 +47,7 @@ impl<'a> Plan<'a> {
     }
 
     pub fn parts(&self) -> Vec<Part<'_>> {
-        self.lives.iter().zip(&self.changes).map(|(live, changes)| Part { live, changes }).collect()
+        self.lives.iter().zip(&self.changes).map(|(live, changes)| Part { at: &live.at, changes }).collect()
     }
 }
 

@@ -172,6 +172,9 @@ impl Kind {
     }
 }
 
+/// The end of a reason if no answer has told whether a change was carried out.
+pub const UNCERTAIN: &str = " (it may have been carried out)";
+
 /// A failed file operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
@@ -197,6 +200,11 @@ impl Error {
     /// An error with its reason.
     pub fn new(kind: Kind, reason: impl Into<String>) -> Self {
         Self { kind, reason: reason.into(), position: None }
+    }
+
+    /// Whether the change may have been carried out although it failed.
+    pub fn is_uncertain(&self) -> bool {
+        self.reason.ends_with(UNCERTAIN)
     }
 
     /// The everyday "no such file".

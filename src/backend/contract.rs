@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+use crate::error::UNCERTAIN;
 use crate::name::TopoPath;
 
 /// A point in the history of one service. Greater is later.
@@ -127,6 +128,16 @@ pub struct Change {
     pub action: Action,
 }
 
+impl Change {
+    /// The size of the new value, in bytes.
+    pub(crate) fn value_len(&self) -> usize {
+        match &self.action {
+            Action::Put(value) => value.len(),
+            Action::Delete | Action::Check => 0,
+        }
+    }
+}
+
 /// The result of applied changes.
 #[derive(Debug, Clone)]
 pub struct Applied {
@@ -134,6 +145,24 @@ pub struct Applied {
     pub at: Revision,
     /// The new version of each node; `None` if it was deleted or only checked.
     pub versions: Vec<Option<Version>>,
+}
+
+/// The changes to one cell, as a part of a transaction over cells of one service.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The cell itself.
+    pub cell: &'a dyn Backend,
+    /// Its root, as its location spells it.
+    pub root: &'a str,
+    /// The changes.
+    pub changes: &'a [Change],
+}
+
+/// What must follow changes that the connection of another cell makes. If it is dropped, nobody knows the outcome.
+#[async_trait]
+pub trait Along: Send {
+    /// The changes were made, or not.
+    async fn end(self: Box<Self>, outcome: Result<&Applied, &BackendError>);
 }
 
 /// A node that changed.
@@ -203,9 +232,6 @@ pub enum Failure {
     /// Anything else.
     Other,
 }
-
-/// The end of an error if no answer has told whether the change was carried out.
-const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// A failed call. The text names the cause and never a secret.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -350,6 +376,32 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`Failure::TooMany`] before it sends anything. [`Action::Delete`] of a missing node is [`Failure::NoNode`].
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError>;
 
+    /// Fails with [`Failure::TooMany`] or [`Failure::TooLarge`] if the service certainly takes no such transaction. Asks
+    /// nobody.
+    fn refuse_parts(&self, parts: &[Part<'_>]) -> Result<(), BackendError> {
+        let _ = parts;
+        Ok(())
+    }
+
+    /// Applies the changes of all parts or none, through this cell's connection, whatever the roots. Everything else is
+    /// as for [`Backend::apply`], but the limits are those of [`Backend::refuse_parts`]. Only
+    /// [`super::together::apply_together`] calls it, which does what must follow in each cell.
+    async fn apply_parts(&self, parts: &[Part<'_>]) -> Result<Vec<Applied>, BackendError> {
+        let _ = parts;
+        Err(BackendError::new(Failure::Other, "this service changes one cell at a time"))
+    }
+
+    /// Begins what must follow changes to this cell that the connection of any cell is about to make.
+    fn along(&self, changes: &[Change]) -> Option<Box<dyn Along>> {
+        let _ = changes;
+        None
+    }
+
+    /// As whom requests are made, if cells of one service may be different users. Equal numbers mean the same.
+    fn identity(&self) -> Option<u64> {
+        None
+    }
+
     /// Everything below the root at one point, and everything that happens there afterwards.
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError>;
 
@@ -393,12 +445,21 @@ pub(crate) fn too_large(bytes: usize, limits: Limits) -> Option<String> {
 
 /// Refuses what the service would refuse, before sending anything.
 pub(crate) fn check_limits(changes: &[Change], limits: Limits) -> Result<(), BackendError> {
-    if changes.len() > limits.changes {
-        return Err(BackendError::new(
-            Failure::TooMany,
-            format!("{} changes, but the service accepts {} in one transaction", changes.len(), limits.changes),
-        ));
+    check_most("changes", changes.len(), limits.changes)?;
+    check_values(changes, limits)
+}
+
+/// Refuses a transaction with more of something than the service accepts.
+pub(crate) fn check_most(what: &str, found: usize, most: usize) -> Result<(), BackendError> {
+    if found <= most {
+        return Ok(());
     }
+    let message = format!("{found} {what}, but the service accepts {most} in one transaction");
+    Err(BackendError::new(Failure::TooMany, message))
+}
+
+/// Refuses values that are too large.
+pub(crate) fn check_values(changes: &[Change], limits: Limits) -> Result<(), BackendError> {
     for change in changes {
         if let Action::Put(value) = &change.action
             && let Some(reason) = too_large(value.len(), limits)

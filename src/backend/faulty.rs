@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::contract::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Listing, Node, Owner, Place, Revision,
-    SharedPlace, Take, WatchBatch, WatchStream,
+    Along, Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Listing, Node, Owner, Part, Place,
+    Revision, SharedPlace, Take, WatchBatch, WatchStream,
 };
 use crate::name::TopoPath;
 
@@ -37,7 +37,7 @@ pub enum Call {
     Get,
     /// [`Backend::attribute`].
     Attribute,
-    /// [`Backend::apply`].
+    /// [`Backend::apply`], [`Backend::apply_parts`].
     Apply,
     /// [`Backend::follow`]: the list, and the beginning of the watch.
     Follow,
@@ -284,6 +284,22 @@ impl Backend for Faulty {
 
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         self.pass(Call::Apply, self.0.inner.apply(changes)).await
+    }
+
+    fn refuse_parts(&self, parts: &[Part<'_>]) -> Result<(), BackendError> {
+        self.0.inner.refuse_parts(parts)
+    }
+
+    async fn apply_parts(&self, parts: &[Part<'_>]) -> Result<Vec<Applied>, BackendError> {
+        self.pass(Call::Apply, self.0.inner.apply_parts(parts)).await
+    }
+
+    fn along(&self, changes: &[Change]) -> Option<Box<dyn Along>> {
+        self.0.inner.along(changes)
+    }
+
+    fn identity(&self) -> Option<u64> {
+        self.0.inner.identity()
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

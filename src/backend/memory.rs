@@ -10,12 +10,13 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Place,
-    Revision, Role, SharedPlace, Version, WatchBatch, WatchEvent, WatchStream, check_limits,
+    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Part, Place,
+    Revision, Role, SharedPlace, Version, WatchBatch, WatchEvent, WatchStream, check_limits, check_most, check_values,
 };
 use super::keys::KeySpace;
 use super::location::Location;
 use super::lock;
+use super::together::{Keyed, all_keyed, by_part, keyed};
 use crate::name::TopoPath;
 use crate::record::layout;
 
@@ -24,6 +25,8 @@ use crate::record::layout;
 const WATCH_QUEUE: usize = 4_096;
 /// The same limits as the defaults of etcd, so that what works here works there.
 const LIMITS: Limits = Limits { value: 1_500_000, changes: 128 };
+/// The same of a whole transaction.
+const TRANSACTION_BYTES: usize = 1_572_864;
 
 /// All memory services of this process, by server address.
 #[derive(Clone, Debug, Default)]
@@ -117,8 +120,8 @@ fn node(path: TopoPath, stored: &Stored) -> Node {
 }
 
 impl State {
-    fn check(&self, keys: &KeySpace, change: &Change) -> Result<(), BackendError> {
-        let found = self.keys.get(&keys.key(&change.path)).map(|s| s.version);
+    fn check(&self, Keyed { key, change }: &Keyed<'_>) -> Result<(), BackendError> {
+        let found = self.keys.get(key).map(|s| s.version);
         let met = match change.guard {
             Guard::Any => change.action != Action::Delete || found.is_some(),
             Guard::Absent => found.is_none(),
@@ -162,18 +165,18 @@ impl Memory {
 
     fn apply_now(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, LIMITS)?;
-        self.apply_to(&mut self.server.state.lock(), changes, Role::Record)
+        self.apply_to(&mut self.server.state.lock(), keyed(&self.keys, changes), Role::Record)
     }
 
-    fn apply_to(&self, state: &mut State, changes: &[Change], role: Role) -> Result<Applied, BackendError> {
-        for change in changes {
-            state.check(&self.keys, change)?;
+    fn apply_to(&self, state: &mut State, changes: Vec<Keyed<'_>>, role: Role) -> Result<Applied, BackendError> {
+        for change in &changes {
+            state.check(change)?;
         }
         let at = Revision(state.revision + 1);
         let mut events = Vec::new();
         let mut versions = Vec::new();
-        for change in changes {
-            let event = state.change(self.keys.key(&change.path), &change.action, role, at);
+        for Keyed { key, change } in changes {
+            let event = state.change(key, &change.action, role, at);
             versions.push(event.as_ref().and_then(|e| e.stored.as_ref()).map(|stored| stored.version));
             events.extend(event);
         }
@@ -234,6 +237,21 @@ impl Backend for Memory {
         self.apply_now(changes)
     }
 
+    fn refuse_parts(&self, parts: &[Part<'_>]) -> Result<(), BackendError> {
+        let changes = all_keyed(parts, KeySpace::new);
+        check_most("changes", changes.len(), LIMITS.changes)?;
+        parts.iter().try_for_each(|part| check_values(part.changes, LIMITS))?;
+        let size = |change: &Keyed<'_>| change.key.len() + change.change.value_len();
+        check_most("bytes", changes.iter().map(size).sum(), TRANSACTION_BYTES)
+    }
+
+    async fn apply_parts(&self, parts: &[Part<'_>]) -> Result<Vec<Applied>, BackendError> {
+        self.refuse_parts(parts)?;
+        let changes = all_keyed(parts, KeySpace::new);
+        let applied = self.apply_to(&mut self.server.state.lock(), changes, Role::Record)?;
+        Ok(by_part(&applied, parts))
+    }
+
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let (listing, live) = {
             let state = self.server.state.lock();
@@ -270,7 +288,7 @@ impl Backend for Memory {
         let path = lock::queued_path(dir, number)?;
         let role = Role::Lock(Owner(u128::from(number)));
         let put = Change { path: path.clone(), guard: Guard::Absent, action: Action::Put(contents.clone()) };
-        let applied = self.apply_to(&mut state, &[put], role)?;
+        let applied = self.apply_to(&mut state, keyed(&self.keys, &[put]), role)?;
         let version = applied.versions.into_iter().flatten().next().unwrap_or(Version {
             number,
             written: applied.at,

@@ -16,6 +16,7 @@ mod options;
 mod places;
 mod servers;
 pub mod tee;
+mod together;
 pub mod zk2;
 
 pub use contract::*;
@@ -24,3 +25,4 @@ pub use open::open;
 pub use options::{ConnectOptions, TeeOptions, Wrap};
 pub use places::Places;
 pub use servers::{CellServers, Named};
+pub use together::apply_together;

@@ -341,6 +341,14 @@ impl Location {
         self.implementation == other.implementation && (self.server == other.server || shared())
     }
 
+    /// Whether the connection to this location may change keys of another: they are in one service, and nothing that the
+    /// other would send through TLS goes there in clear.
+    pub fn may_carry(&self, other: &Location) -> bool {
+        let tls = |address: &str| scheme(address).0 == Scheme::Tls;
+        let as_safe = || self.server == other.server || self.addresses().all(tls) || !other.addresses().any(tls);
+        self.is_same_service(other) && as_safe()
+    }
+
     /// The path here of another location's root, if all its keys are here, too: the root for the same place.
     pub fn path_of(&self, inner: &Location) -> Option<TopoPath> {
         let root = inner.clean_root();

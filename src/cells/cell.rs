@@ -12,7 +12,7 @@ use super::second::{Second, SecondPlace};
 use super::turns::Turns;
 use crate::alive;
 use crate::backend::{Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Location, Node, Role};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, UNCERTAIN};
 use crate::mirror::{Health, Histories, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 
@@ -25,9 +25,6 @@ impl CellOptions {
         }
     }
 }
-
-/// Added to the error of a change that has panicked: its outcome is unknown.
-const UNCERTAIN: &str = " (it may have been carried out)";
 
 /// One cell: its location, its backend, its mirror.
 #[derive(Debug)]
@@ -194,6 +191,7 @@ impl Cell {
     /// Applies all changes or none. The mirror shows them at once.
     pub async fn apply(&self, changes: &[Change]) -> Result<Applied> {
         self.refuse_if_down()?;
+        // After a panic nobody knows the outcome.
         let applied = self.call(("apply", UNCERTAIN), self.backend.apply(changes)).await?;
         self.mirror.wrote(changes, &applied);
         Ok(applied)

@@ -28,6 +28,7 @@ pub mod lock_text;
 mod missed;
 mod options;
 mod second;
+mod together;
 mod turns;
 mod twins;
 
@@ -39,6 +40,7 @@ use missed::Missed;
 pub use options::CellOptions;
 use second::TeePlaces;
 pub use second::{Drift, Second, SecondPlace};
+pub use together::Together;
 pub use twins::Twins;
 
 /// How long the start waits for the global topology at the secondary.

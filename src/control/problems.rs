@@ -47,6 +47,11 @@ impl Problems {
     /// One JSON object a line, for all records that the mirrors have now. Idle cells are not connected for this: a note
     /// says that nothing is known about them.
     pub async fn content(&self, cells: &Cells) -> Result<Bytes> {
+        self.content_of(|| Sight::at_hand(cells)).await
+    }
+
+    /// The same, for all records that somebody sees.
+    pub async fn content_of(&self, look: impl FnOnce() -> Result<Sight>) -> Result<Bytes> {
         let asked = Instant::now();
         let mut found = self.found.clone().lock_owned().await;
         // Those who have waited share what was begun after they came: nobody waits for the readers before.
@@ -54,7 +59,7 @@ impl Problems {
             return Ok(known.content.clone());
         }
         let looked = Instant::now();
-        let sight = match Sight::at_hand(cells) {
+        let sight = match look() {
             Ok(sight) => sight,
             Err(error) => {
                 let report = validate::unreachable(&error);

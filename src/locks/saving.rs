@@ -55,7 +55,7 @@ impl Locks {
     /// The guards of a change: every lock of this mount on a directory above, but locks of saves only if this save took
     /// them. Fails with EIO if one of them is lost, unless the saving process descends from a process that holds one
     /// now.
-    pub fn fences(&self, cell: &Cell, path: &TopoPath, saver: Actor, taken: &[Temporary]) -> Result<Vec<Fence>> {
+    pub fn fences(&self, cell: &Cell, path: &TopoPath, saver: Actor, taken: &[&Temporary]) -> Result<Vec<Fence>> {
         let held: Vec<Arc<Held>> = {
             let held = self.held.lock();
             let above = |held: &&Arc<Held>| {

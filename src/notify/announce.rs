@@ -109,7 +109,8 @@ impl Follower {
     ) {
         let Update { path, new, .. } = update;
         self.record(cell, path, (old.as_ref(), new.as_ref()), own);
-        let own = own.map(|commit| commit.form);
+        // A change set goes through no form: nothing was raised yet.
+        let own = own.and_then(|commit| commit.form);
         let before = shown.clone();
         update.apply(shown);
         // What is gone is gone before its directory.
@@ -195,7 +196,8 @@ impl Follower {
             || json!("remote"),
             |own| json!({ "uid": own.saver.uid, "pid": own.saver.process, "command": own.command }),
         );
-        let more = [("version", number(new)), ("old_version", number(old)), ("by", by)];
+        let mut more = vec![("version", number(new)), ("old_version", number(old)), ("by", by)];
+        more.extend(own.and_then(|own| own.set.as_ref()).map(|set| ("change_set", json!(**set))));
         self.control.events.record(&cell.name, path.as_str(), kind, &more);
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::name::{CellName, TopoPath};
+use crate::name::{CellName, DATA_FILE, TopoPath};
 
 mod cell_info;
 mod codec;
@@ -16,6 +16,7 @@ mod flaw;
 mod json;
 mod kind;
 pub mod layout;
+mod merge;
 pub mod messages;
 mod parse;
 mod parse_json;
@@ -69,6 +70,16 @@ impl Form {
             Form::Raw => "",
             Form::Text => ".txt",
             Form::Json => ".json",
+        }
+    }
+
+    /// The directory and the name under which a record is shown in this form. `is_directory`: there are records below
+    /// it, so it is shown inside of the directory of its name.
+    pub fn place(self, path: &TopoPath, is_directory: bool) -> (Option<TopoPath>, String) {
+        let suffix = self.suffix();
+        match is_directory {
+            true => (Some(path.clone()), format!("{DATA_FILE}{suffix}")),
+            false => (path.parent(), format!("{}{suffix}", path.name())),
         }
     }
 
@@ -155,6 +166,47 @@ impl Records {
         match self.message(cell, path) {
             None => Ok(if old == Some(input) { None } else { Some(input.clone()) }),
             Some(message) => self.codec.store(message, form, input, old),
+        }
+    }
+
+    /// The bytes that topofs itself would store for the same record; `None` if this is no message, or does not decode.
+    pub fn canonical(&self, cell: &CellName, path: &TopoPath, value: &Bytes) -> Option<Bytes> {
+        let message = self.codec.decode(self.message(cell, path)?, value).ok()?;
+        Some(self.codec.encode(&message))
+    }
+
+    /// Whether two values are one record: the same bytes, or the same message in other bytes.
+    pub fn is_same(&self, cell: &CellName, path: &TopoPath, one: &Bytes, other: &Bytes) -> bool {
+        let canonical = |value| self.canonical(cell, path, value);
+        one == other || canonical(one).is_some_and(|one| Some(one) == canonical(other))
+    }
+
+    /// What two sides have made of one record, merged by field. Fails with the fields that both have changed
+    /// differently; without fields if the record can be compared as a whole only.
+    pub fn merge(
+        &self,
+        cell: &CellName,
+        path: &TopoPath,
+        base: &Bytes,
+        (ours, theirs): (&Bytes, &Bytes),
+    ) -> std::result::Result<Bytes, Vec<String>> {
+        let decode = |value| self.codec.decode(self.message(cell, path)?, value).ok();
+        let (Some(base), Some(ours), Some(theirs)) = (decode(base), decode(ours), decode(theirs)) else {
+            return Err(Vec::new());
+        };
+        let merged = self.codec.encode(&merge::merge(&base, &ours, &theirs)?);
+        // It was made of valid messages. If it is none, it must not be stored.
+        if decode(&merged).is_none() {
+            return Err(Vec::new());
+        }
+        Ok(merged)
+    }
+
+    /// Fails with EBADMSG if a stored value would not decode.
+    pub fn check(&self, cell: &CellName, path: &TopoPath, value: &[u8]) -> Result<()> {
+        match self.message(cell, path) {
+            None => Ok(()),
+            Some(message) => self.codec.decode(message, value).map(drop),
         }
     }
 

@@ -50,35 +50,38 @@ impl Commits for Unheard {
     fn made(&self, _: &CellPath, _: Made) {}
 }
 
-/// Makes changes, and informs a listener. The order of the steps matters:
+/// Makes changes to some cells, and informs a listener. The order of the steps matters:
 ///
 /// 1. Every change is marked before anything is sent: the watch may report it first.
 /// 2. The listener hears of the answer before the caller does, so a program reads what it has saved.
 /// 3. A commit is noted before its mark is dropped: a task that has waited for the mark then asks whose commit it was.
 ///
-/// `None` is an attempt that has changed nothing and may be repeated.
+/// What is applied has one part for each cell. `None` is an attempt that has changed nothing and may be repeated.
 pub(super) async fn heard(
-    cell: &CellName,
-    changes: &[Change],
+    cells: &[(&CellName, &[Change])],
     commits: &dyn Commits,
-    make: impl Future<Output = Result<Option<Applied>>> + Send,
-) -> Result<Option<Applied>> {
-    let marked: Vec<(CellPath, Mark)> = changes
-        .iter()
-        .map(|change| {
-            let at = CellPath::new(cell, &change.path);
-            let mark = commits.begin(&at);
-            (at, mark)
-        })
-        .collect();
+    make: impl Future<Output = Result<Option<Vec<Applied>>>> + Send,
+) -> Result<Option<Vec<Applied>>> {
+    let begin = |cell: &CellName, change: &Change| {
+        let at = CellPath::new(cell, &change.path);
+        let mark = commits.begin(&at);
+        (at, mark)
+    };
+    let marked: Vec<Vec<(CellPath, Mark)>> =
+        cells.iter().map(|(cell, changes)| changes.iter().map(|change| begin(cell, change)).collect()).collect();
     let outcome = make.await;
-    commits.answered(cell, changes).await;
+    for (cell, changes) in cells {
+        commits.answered(cell, changes).await;
+    }
     let applied = outcome.as_ref().ok().and_then(Option::as_ref);
-    for (index, (change, (at, mark))) in changes.iter().zip(marked).enumerate() {
-        if let Some(made) = applied.and_then(|applied| made(change, applied, index)) {
-            commits.made(&at, made);
+    for (number, ((_, changes), marked)) in cells.iter().zip(marked).enumerate() {
+        let applied = applied.and_then(|applied| applied.get(number));
+        for (index, (change, (at, mark))) in changes.iter().zip(marked).enumerate() {
+            if let Some(made) = applied.and_then(|applied| made(change, applied, index)) {
+                commits.made(&at, made);
+            }
+            drop(mark);
         }
-        drop(mark);
     }
     outcome
 }

@@ -7,27 +7,20 @@ use async_trait::async_trait;
 
 use super::commits::{Commits, heard};
 use super::contract::{RespectLocks, Store, Stores};
+use super::moment::{Moment, Part, unless_let_go, with_guards, without_guards};
 use crate::backend::{Action, Applied, Change, Fetched, Guard, Limits};
 use crate::cells::{Cell, Cells};
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::locks::{Fence, Locks, Temporary};
+use crate::locks::Locks;
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
 use crate::record::layout::{self, Key};
-use crate::topology::cells::{Parting, may_part, refuse_overlap, refuse_rootless};
+use crate::topology::cells::{Parting, after, may_part, refuse_overlap, refuse_rootless};
 
 /// How often to try a change while the locks that guard it are being released.
 pub(super) const LOCK_CHANGES: usize = 16;
-
-/// The records after the removals among some changes: a renamed alias does not overlap itself.
-fn without(mut snapshot: Snapshot, changes: &[Change]) -> Snapshot {
-    for change in changes.iter().filter(|change| change.action == Action::Delete) {
-        snapshot.records.remove(&change.path);
-    }
-    snapshot
-}
 
 /// The rules of a mount about the records of cells.
 #[derive(Debug, Clone)]
@@ -52,8 +45,8 @@ impl CellRules {
 /// A cell, and the locks of this mount.
 #[derive(Debug, Clone)]
 pub struct Live {
-    cell: Arc<Cell>,
-    locks: Arc<Locks>,
+    pub(super) cell: Arc<Cell>,
+    pub(super) locks: Arc<Locks>,
     respected: RespectLocks,
     rules: Option<CellRules>,
 }
@@ -69,28 +62,43 @@ impl Live {
         Self { rules: Some(rules), ..self }
     }
 
-    /// Refuses changes that the rules about the records of cells forbid. Returns why a removal that is allowed may be a
-    /// mistake.
-    async fn refuse_by_rules(&self, changes: &[Change]) -> Result<Vec<(TopoPath, String)>> {
+    /// Refuses changes that the rules about the records of cells forbid: what counts is what all changes together leave
+    /// behind. `all` are those of all cells. Returns why a removal that is allowed may be a mistake.
+    pub(super) async fn refuse_by_rules(
+        &self,
+        changes: &[Change],
+        all: &[Part<'_>],
+    ) -> Result<Vec<(TopoPath, String)>> {
         let Some(rules) = self.rules.as_ref().filter(|_| self.cell.holds_global()) else { return Ok(Vec::new()) };
-        let mut doubts = Vec::new();
+        let (mut doubts, mut aliases) = (Vec::new(), None);
         for change in changes {
             match (Key::in_global(&change.path), &change.action) {
                 (Some(Key::CellInfo(name)), Action::Delete) if !rules.force_removal => {
-                    if let Parting::Unknown(why) = may_part(&rules.cells, name).await? {
+                    let all: Vec<(&Cell, &[Change])> =
+                        all.iter().map(|part| (&*part.live.cell, part.changes)).collect();
+                    if let Parting::Unknown(why) = may_part(&rules.cells, name, &all).await? {
                         doubts.push((change.path.clone(), why));
                     }
                 }
                 (Some(Key::CellsAlias(alias)), Action::Put(value)) => {
-                    let aliases = TopoPath::parse(layout::CELLS_ALIASES)?;
-                    let others = self.cell.records_now(&aliases).await?;
-                    refuse_overlap(&without(others, changes), alias, value)?;
+                    if aliases.is_none() {
+                        let now = self.cell.records_now(&TopoPath::parse(layout::CELLS_ALIASES)?).await?;
+                        aliases = Some(after(now, changes));
+                    }
+                    aliases.iter().try_for_each(|aliases| refuse_overlap(aliases, alias, value))?;
                 }
                 (Some(Key::CellInfo(_)), Action::Put(value)) => refuse_rootless(&change.path, value)?,
                 _ => {}
             }
         }
         Ok(doubts)
+    }
+
+    /// Records were removed although it was unknown whether they may be.
+    pub(super) fn warn(&self, doubts: &[(TopoPath, String)], actor: Actor) {
+        for (rules, (path, why)) in doubts.iter().flat_map(|doubt| self.rules.iter().map(move |rules| (rules, doubt))) {
+            rules.warn(&self.cell.name, path, actor, why);
+        }
     }
 
     async fn commit_with_locks(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
@@ -105,70 +113,31 @@ impl Live {
 
     /// One attempt of a commit; `None` if a lock that guarded it was released meanwhile, and nothing has changed.
     async fn commit_once(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Option<Applied>> {
-        let mut needed: Vec<TopoPath> = changes.iter().filter_map(|change| self.needed_lock(&change.path)).collect();
-        // In one fixed order, so that two saves cannot wait for each other.
-        needed.sort();
-        needed.dedup();
-        let mut taken = Vec::new();
-        // The holder of a keyspace's lock may be working on anything below it, so nothing below it may be removed.
-        for change in changes.iter().filter(|change| change.action == Action::Delete) {
-            if let Some(keyspace) = self.keyspace_of(&change.path).filter(|dir| !needed.contains(dir)) {
-                self.locks.refuse_if_foreign(&self.cell, &keyspace).await?;
+        let part = Part { live: self, changes };
+        let Some(moment) = Moment::begin(&[part], actor).await? else { return Ok(None) };
+        let apply = async {
+            let fences = moment.fences((0, &part), actor)?;
+            let guarded = with_guards(&fences, changes);
+            let applied = unless_let_go(self.cell.apply(&guarded).await, &fences)?;
+            let applied = applied.map(|applied| without_guards(applied, &fences));
+            if let Some(applied) = &applied {
+                self.cell.mirror.made(changes, applied, &actor.into());
             }
-        }
-        let mut outcome = Ok(());
-        for dir in &needed {
-            match self.locks.for_save(&self.cell, dir, actor).await {
-                Ok(temporary) => taken.push(temporary),
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-        }
-        let outcome = match outcome {
-            Ok(()) => heard(&self.cell.name, changes, commits, self.apply_fenced(actor, changes, &taken)).await,
-            // Somebody has broken a lock that was only for this save.
-            Err(error) if error.kind == Kind::LockLost => Ok(None),
-            Err(error) => Err(error),
+            Ok(applied.map(|applied| vec![applied]))
         };
-        for temporary in taken.into_iter().rev() {
-            self.locks.end_save(temporary).await;
-        }
-        outcome
-    }
-
-    /// Makes changes only if this mount still has the locks above them: the same transaction checks that.
-    async fn apply_fenced(&self, actor: Actor, changes: &[Change], taken: &[Temporary]) -> Result<Option<Applied>> {
-        let mut fences: Vec<Fence> = Vec::new();
-        for change in changes {
-            for fence in self.locks.fences(&self.cell, &change.path, actor, taken)? {
-                if fences.iter().all(|known| known.change != fence.change) {
-                    fences.push(fence);
-                }
-            }
-        }
-        let guards = fences.iter().map(|fence| fence.change.clone());
-        let all: Vec<Change> = guards.chain(changes.iter().cloned()).collect();
-        match self.cell.apply(&all).await {
-            Ok(mut applied) => {
-                self.cell.mirror.made(&all, &applied, &actor.into());
-                applied.versions.drain(..fences.len().min(applied.versions.len()));
-                Ok(Some(applied))
-            }
-            Err(error) if error.kind == Kind::LockLost && fences.iter().any(Fence::was_let_go) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let outcome = heard(&[(&self.cell.name, changes)], commits, apply).await;
+        moment.end().await;
+        Ok(outcome?.and_then(|applied| applied.into_iter().next()))
     }
 
     /// The keyspace that a record of the global topology belongs to, if its lock is respected.
-    fn keyspace_of(&self, path: &TopoPath) -> Option<TopoPath> {
+    pub(super) fn keyspace_of(&self, path: &TopoPath) -> Option<TopoPath> {
         let respected = || self.cell.holds_global() && self.respected != RespectLocks::None;
         layout::keyspace_dir(path).filter(|_| respected())
     }
 
     /// The directory whose lock a save of a record needs.
-    fn needed_lock(&self, path: &TopoPath) -> Option<TopoPath> {
+    pub(super) fn needed_lock(&self, path: &TopoPath) -> Option<TopoPath> {
         let dir = match Key::in_global(path)? {
             Key::Shard(..) if self.respected == RespectLocks::All => path.parent(),
             _ => layout::lock_of_save(path),
@@ -237,11 +206,9 @@ impl Store for Live {
     /// Commits with the locks that concern the changes: the locks that this mount holds on directories above guard the
     /// transaction, and the commit takes the locks that a save must have.
     async fn commit(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let doubts = self.refuse_by_rules(changes).await?;
+        let doubts = self.refuse_by_rules(changes, &[Part { live: self, changes }]).await?;
         let applied = self.commit_with_locks(actor, changes, commits).await?;
-        for (rules, (path, why)) in doubts.iter().flat_map(|doubt| self.rules.iter().map(move |rules| (rules, doubt))) {
-            rules.warn(&self.cell.name, path, actor, why);
-        }
+        self.warn(&doubts, actor);
         Ok(applied)
     }
 
@@ -257,7 +224,7 @@ impl Store for Live {
     async fn refuse_removal(&self, actor: Actor, path: &TopoPath) -> Result<()> {
         self.refuse_early(actor, path).await?;
         let removal = Change { path: path.clone(), guard: Guard::Any, action: Action::Delete };
-        self.refuse_by_rules(&[removal]).await?;
+        self.refuse_by_rules(&[removal], &[]).await?;
         match self.keyspace_of(path) {
             Some(dir) => self.locks.refuse_if_foreign(&self.cell, &dir).await,
             None => Ok(()),

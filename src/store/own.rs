@@ -1,7 +1,8 @@
-//! The commits of this mount, until the mirror has reported them: who made them, and through which form, because the
-//! kernel has already raised the event for that form.
+//! The commits of this mount, until the mirror has reported them: who made them, and how. If a commit went through a form
+//! of a record, the kernel has already raised the event for that form.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -24,8 +25,10 @@ const TIME: Duration = Duration::from_secs(10);
 pub(crate) struct OwnCommit {
     /// The stored version; for a deletion, the deleted version.
     pub revision: Revision,
-    /// The form that it went through.
-    pub form: Form,
+    /// The form that it went through, if it was the save of a file.
+    pub form: Option<Form>,
+    /// The change set that it was a part of.
+    pub set: Option<Arc<str>>,
     /// Who made it.
     pub saver: Actor,
     /// The name of the program.
@@ -119,7 +122,7 @@ mod tests {
 
     fn commit(revision: u64) -> OwnCommit {
         let saver = Actor { uid: 0, process: 1 };
-        OwnCommit { revision: Revision(revision), form: Form::Raw, saver, command: None }
+        OwnCommit { revision: Revision(revision), form: Some(Form::Raw), set: None, saver, command: None }
     }
 
     #[tokio::test]

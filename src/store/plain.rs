@@ -1,6 +1,5 @@
-//! Records in a map, without a service, locks or other users.
+//! Records in a map, without a service, locks or other users: stands for a service in tests.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -8,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::commits::{Commits, heard};
-use super::contract::{Store, Stores};
+use super::contract::Store;
 use super::frozen::fetched;
 use crate::backend::{Action, Applied, BackendError, Change, Fetched, Guard, Limits, Revision, Version, check_limits};
 use crate::error::{Error, Result};
@@ -97,8 +96,9 @@ impl Store for Plain {
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let made = heard(&self.cell, changes, commits, async { self.make(changes).map(Some) }).await?;
-        made.ok_or_else(|| Error::new(crate::error::Kind::Io, "no answer"))
+        let made = async { Ok(Some(vec![self.make(changes)?])) };
+        let made = heard(&[(&self.cell, changes)], commits, made).await?;
+        made.and_then(|made| made.into_iter().next()).ok_or_else(|| Error::new(crate::error::Kind::Io, "no answer"))
     }
 
     async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {
@@ -107,28 +107,5 @@ impl Store for Plain {
 
     fn limits(&self) -> Limits {
         self.limits
-    }
-}
-
-/// Maps of records, one for each cell.
-#[derive(Debug)]
-pub struct PlainCells(BTreeMap<CellName, Arc<Plain>>);
-
-impl PlainCells {
-    /// These cells.
-    pub fn new(cells: BTreeMap<CellName, Arc<Plain>>) -> Self {
-        Self(cells)
-    }
-}
-
-impl Stores for PlainCells {
-    fn cells(&self) -> Vec<CellName> {
-        let mut cells: Vec<CellName> = self.0.keys().cloned().collect();
-        cells.sort_by_key(|cell| !cell.is_global());
-        cells
-    }
-
-    fn get(&self, cell: &CellName) -> Option<Arc<dyn Store>> {
-        Some(self.0.get(cell)?.clone())
     }
 }

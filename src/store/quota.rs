@@ -70,6 +70,12 @@ impl Quota {
     pub fn usage(&self) -> (u64, u64) {
         (self.0.limit, self.0.used.lock().all)
     }
+
+    /// Bytes that a user uses.
+    #[cfg(test)]
+    pub fn used_by(&self, uid: u32) -> u64 {
+        self.0.used.lock().by.get(&uid).copied().unwrap_or(0)
+    }
 }
 
 #[cfg(test)]

@@ -273,6 +273,20 @@ async fn every_store_keeps_to_the_contract() {
     check_contract(&service.store(RespectLocks::All)).await;
     let limits = Limits { value: 10_000, changes: 12 };
     check_contract(&Plain::new(CellName::global(), limits, Snapshot::default())).await;
+    check_contract(&*staged_cell(limits, Snapshot::default())).await;
+    let below = Plain::new(CellName::global(), limits, Snapshot::default());
+    commit(&below, &[put("a", Guard::Absent, "0"), put("below", Guard::Absent, "1")]).await.unwrap();
+    commit(&below, &[delete("a", Guard::Any)]).await.unwrap();
+    let below = below.snapshot().await.unwrap();
+    check_contract(&*staged_cell(limits, Snapshot::clone(&below))).await;
+    assert_eq!(below.records.len(), 1, "nothing below has changed");
+}
+
+fn staged_cell(limits: Limits, below: Snapshot) -> Arc<StagedCell> {
+    let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
+    let seen = Seen { cell: CellName::global(), records: Ok(Arc::new(below)), limits };
+    let stage = Stage::new("a", records, &[seen], (Quota::new(1 << 20), 0));
+    stage.staged_cell(&CellName::global()).unwrap()
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! Rules about the records of cells and of their aliases. Must never let a cell go that is known to be in use.
 
+use std::time::SystemTime;
+
 use prost::Message;
 
-use crate::backend::Change;
+use crate::backend::{Action, Change, Revision, Version};
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot};
@@ -95,7 +97,8 @@ pub(super) fn refuse_others(cells: &Cells, cell: &Cell, doomed: &[Change]) -> Re
 /// Whether the CellInfo record of a cell may be removed. As in Vitess, not while anything is stored in the cell's
 /// directory of keyspaces. The record of a cell that does not answer may be removed: the cell may be gone for good. So
 /// may that of a cell whose place is another cell's, too, unless it has tablets: the other still names all records.
-pub async fn may_part(cells: &Cells, name: &str) -> Result<Parting> {
+/// `together` is what one transaction changes together with that: what counts is what will be.
+pub async fn may_part(cells: &Cells, name: &str, together: &[(&Cell, &[Change])]) -> Result<Parting> {
     let info = Key::CellInfo(name);
     let Some(cell) = CellName::new(name).ok().filter(|name| !name.is_global()).and_then(|name| cells.get(&name)) else {
         return match cells.not_asked(name) {
@@ -111,7 +114,9 @@ pub async fn may_part(cells: &Cells, name: &str) -> Result<Parting> {
     };
     // Asked for anew: nobody need be interested in the cell, so it is not connected for good.
     match cell.records_now(&TopoPath::parse(layout::KEYSPACES)?).await {
-        Ok(snapshot) => {
+        Ok(mut snapshot) => {
+            let here = together.iter().filter(|(other, _)| other.is_same_place(&cell));
+            here.for_each(|(_, changes)| snapshot = after(std::mem::take(&mut snapshot), changes));
             let shared = Shared::of(cells, &cell);
             match shared.twins.is_empty() {
                 true => refuse_serving(name, &snapshot, &shared).map(|()| Parting::Free),
@@ -120,6 +125,22 @@ pub async fn may_part(cells: &Cells, name: &str) -> Result<Parting> {
         }
         Err(error) => unknown(name, error),
     }
+}
+
+/// The records after some changes, for judging what they say: the versions of new ones mean nothing.
+pub fn after(mut snapshot: Snapshot, changes: &[Change]) -> Snapshot {
+    for change in changes {
+        match &change.action {
+            Action::Put(value) => {
+                let version = Version { number: 0, written: Revision::default(), created: Revision::default() };
+                let record = Record { value: value.clone(), version, modified: SystemTime::UNIX_EPOCH };
+                snapshot.records.insert(change.path.clone(), record);
+            }
+            Action::Delete => drop(snapshot.records.remove(&change.path)),
+            Action::Check => {}
+        }
+    }
+    snapshot
 }
 
 /// Nobody knows what the cell has.
@@ -232,10 +253,7 @@ fn refuse_overlap_with(alias: &str, new: &topodata::CellsAlias, path: &TopoPath,
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
-    use crate::backend::{Revision, Version};
 
     fn snapshot(records: &[(&str, &[u8])]) -> Snapshot {
         let version = Version { number: 1, written: Revision(1), created: Revision(1) };

@@ -111,12 +111,12 @@ impl Tree {
             CellRules { cells: cells.clone(), control: journal.clone(), force_removal: options.force_cell_removal };
         let live = Arc::new(LiveCells::new(locks.clone(), options.respect_locks, rules));
         let records = RecordFiles::new(
-            (live, codec, journal.clone()),
+            (live.clone(), codec, journal.clone()),
             (options, defaults),
             (SpaceKernel::live(kernel.clone()), handles.clone(), locks.clone()),
             background.clone(),
         );
-        let spaces = Spaces::new(records.clone(), cells.clone(), journal.clone());
+        let spaces = Spaces::new(records.clone(), cells.clone(), live);
         let counted = (records.clone(), spaces.clone());
         let control = ControlFiles::new(
             (journal.clone(), cells.clone(), locks, records.own.clone()),

@@ -13,6 +13,8 @@ pub const TOPOFS: &str = env!("CARGO_BIN_EXE_topofs");
 pub struct Mount {
     work: TempDir,
     daemon: Child,
+    /// The directory that a test works in.
+    inside: PathBuf,
 }
 
 impl Mount {
@@ -32,7 +34,7 @@ impl Mount {
         let log = std::fs::File::create(work.path().join("log")).unwrap();
         command.args(args).arg("--foreground").arg(work.path().join("m")).stdout(Stdio::null()).stderr(log);
         let daemon = spawn_bound(command);
-        let mut mount = Self { work, daemon };
+        let mut mount = Self { work, daemon, inside: PathBuf::new() };
         // A large cell is loaded before it answers; one that has failed ends at once.
         eventually_within(4 * DEADLINE, "the mount answers", || {
             assert!(mount.daemon.try_wait().unwrap().is_none(), "topofs has ended: {}", mount.log());
@@ -58,8 +60,24 @@ impl Mount {
         Self::under(program, &[&["mount", "--topo-implementation", implementation], &place[..], flags].concat())
     }
 
-    pub fn root(&self) -> PathBuf {
+    /// The same, but the test works in a stage.
+    pub fn staged(mut self) -> Self {
+        self.inside = ".topofs/stage/s".into();
+        std::fs::create_dir(self.root()).unwrap();
+        self
+    }
+
+    pub fn point(&self) -> PathBuf {
         self.work.path().join("m")
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.point().join(&self.inside)
+    }
+
+    /// The content of a file of `.topofs`.
+    pub fn control(&self, file: &str) -> String {
+        std::fs::read_to_string(self.point().join(".topofs").join(file)).unwrap()
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
@@ -97,12 +115,12 @@ impl Mount {
     }
 
     pub fn status(&self) -> Value {
-        serde_json::from_str(&self.read(".topofs/status")).unwrap()
+        serde_json::from_str(&self.control("status")).unwrap()
     }
 
     /// The lines of `.topofs/errors`.
     pub fn errors(&self) -> Vec<Value> {
-        self.read(".topofs/errors").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.control("errors").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     pub fn xattr(&self, path: &str, name: &str) -> Option<String> {
@@ -119,14 +137,14 @@ impl Mount {
         super::signal(self.pid(), nix::sys::signal::Signal::SIGTERM);
         let status = eventually("topofs ends", || self.daemon.try_wait().unwrap());
         assert!(status.success(), "{status}: {}", self.log());
-        assert!(!is_mounted(&self.root()), "the mount is left behind");
+        assert!(!is_mounted(&self.point()), "the mount is left behind");
         self.log()
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.root(), nix::mount::MntFlags::MNT_DETACH);
+        let _ = nix::mount::umount2(&self.point(), nix::mount::MntFlags::MNT_DETACH);
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
         if std::thread::panicking() {

@@ -55,6 +55,29 @@ macro_rules! on_each_backend {
     )*};
 }
 
+/// Runs a test once on each backend, and in a stage.
+#[macro_export]
+macro_rules! in_every_tree {
+    ($($(#[$meta:meta])* fn $name:ident($world:ident) $body:block)*) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+            fn test($world: $crate::common::world::World) $body
+            #[test]
+            fn memory() { test($crate::common::world::World::memory()) }
+            #[test]
+            fn etcd2() { test($crate::common::world::World::etcd2()) }
+            #[test]
+            fn zk2() { test($crate::common::world::World::zk2()) }
+            #[test]
+            fn consul() { test($crate::common::world::World::consul()) }
+            #[test]
+            fn stage() { test($crate::common::world::World::staged()) }
+        }
+    )*};
+}
+
 /// Runs a test once on each service that several mounts can share: `on_each_service!(fn name(service) { ... })`.
 #[macro_export]
 macro_rules! on_each_service {
@@ -95,6 +118,8 @@ enum Counter {
     History(History),
     Events(Arc<AtomicUsize>),
     Requests(Proxy),
+    /// The saves in a stage. The service keeps the history that it had.
+    Stage(History, usize),
 }
 
 impl World {
@@ -134,11 +159,27 @@ impl World {
         Self { mount, service: Some(service), counter: Counter::Requests(proxy) }
     }
 
+    /// A stage of a mount: nobody else can reach it, and it reaches nothing.
+    pub fn staged() -> Self {
+        let service = Service::etcd2();
+        let history = History { root: service.root.clone() };
+        let begin = history.events().len();
+        Self { mount: service.mount(&[]).staged(), service: None, counter: Counter::Stage(history, begin) }
+    }
+
+    pub fn is_stage(&self) -> bool {
+        matches!(self.counter, Counter::Stage(..))
+    }
+
     /// How many changes of records the service has seen in this world so far.
     pub fn changes(&self) -> u64 {
         match &self.counter {
             Counter::Revision => self.mount.status()["cells"]["global"]["revision"].as_u64().unwrap(),
             Counter::History(history) => history.events().len() as u64,
+            Counter::Stage(history, begin) => {
+                assert_eq!(history.events().len(), *begin, "something has reached the service");
+                self.mount.status()["stages"][0]["saves"].as_u64().unwrap()
+            }
             Counter::Requests(proxy) => u64::try_from(proxy.count()).unwrap(),
             Counter::Events(count) => {
                 // The watch has told everything when it tells of this one.

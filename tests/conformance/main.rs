@@ -189,3 +189,4 @@ mod faults;
 mod locks;
 mod records;
 mod tee;
+mod together;

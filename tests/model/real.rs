@@ -76,6 +76,37 @@ impl Real {
         Self { tree, cells, backend, servers, marks: AtomicU64::new(0), unrepeated: Default::default(), dir }
     }
 
+    /// The same tree in a stage: nobody else changes it.
+    pub async fn staged() -> Self {
+        let live = Self::new().await;
+        live.tree.forget(live.dir, 1);
+        let (tree, caller) = (live.tree.clone(), caller());
+        let mut path = Vec::new();
+        for name in [".topofs", "stage"] {
+            let dir = path.last().copied().unwrap_or(ROOT);
+            path.push(tree.lookup(&caller, dir, OsStr::new(name)).await.unwrap().ino);
+        }
+        let made = tree.mkdir(&caller, path[1], OsStr::new("s")).await.unwrap().ino;
+        path.push(made);
+        for name in ["global", DIR] {
+            path.push(tree.lookup(&caller, path[path.len() - 1], OsStr::new(name)).await.unwrap().ino);
+        }
+        let dir = path.pop().unwrap();
+        path.into_iter().for_each(|ino| tree.forget(ino, 1));
+        Self { dir, ..live }
+    }
+
+    /// How many versions were made.
+    pub async fn versions(&self, in_stage: bool) -> u64 {
+        match in_stage {
+            true => 1 + self.status().await["stages"][0]["saves"].as_u64().unwrap(),
+            false => {
+                let mirror = &self.cells.get(&CellName::global()).unwrap().mirror;
+                mirror.revision().0 - self.marks.load(Ordering::Relaxed)
+            }
+        }
+    }
+
     /// As the kernel does: what fails with ESTALE is tried once more, and must fail, too. `name` is what it is about.
     pub async fn repeating<T: std::fmt::Debug>(
         &self,
@@ -255,6 +286,10 @@ impl Real {
 
     /// A number in `.topofs/status`.
     pub async fn count(&self, what: &str) -> u64 {
+        self.status().await[what].as_u64().unwrap()
+    }
+
+    async fn status(&self) -> serde_json::Value {
         let control = self.tree.lookup(&caller(), ROOT, OsStr::new(".topofs")).await.unwrap().ino;
         let status = self.tree.lookup(&caller(), control, OsStr::new("status")).await.unwrap().ino;
         let mode = OpenMode { read: true, ..OpenMode::default() };
@@ -263,6 +298,6 @@ impl Real {
         self.tree.close(opened.handle).await.unwrap();
         self.tree.forget(status, 1);
         self.tree.forget(control, 1);
-        serde_json::from_slice::<serde_json::Value>(&content).unwrap()[what].as_u64().unwrap()
+        serde_json::from_slice(&content).unwrap()
     }
 }

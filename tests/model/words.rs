@@ -71,6 +71,17 @@ pub fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// What happens in a stage: nobody else acts.
+pub fn op_in_stage() -> impl Strategy<Value = Op> {
+    op().prop_filter_map("others", |op| match op {
+        Op::Remote(..) | Op::Unheard(..) => None,
+        Op::Save { name, append, content, length, .. } => {
+            Some(Op::Save { name, append, content, length, meanwhile: None })
+        }
+        op => Some(op),
+    })
+}
+
 pub fn bytes(content: u8, length: usize) -> Vec<u8> {
     vec![b'0' + content; length]
 }

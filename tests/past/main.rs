@@ -7,3 +7,4 @@ mod common;
 
 mod moments;
 mod reads;
+mod stages;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::call::{Call, Caller, MEDIUM, SMALL, causes};
 use super::pair::Pair;
-use super::token::Token;
+use super::token::{Token, fingerprint};
 use crate::backend::contract::{BackendError, Failure};
 use crate::name::CellName;
 
@@ -184,6 +184,11 @@ impl Client {
     /// Reloads the token for the next call.
     pub async fn reread_token(&self) {
         self.caller.token.differs_from(None).await;
+    }
+
+    /// Equal for equal tokens.
+    pub fn identity(&self) -> Option<u64> {
+        self.caller.token.current().map(|token| fingerprint(&token))
     }
 
     fn call(&self, method: reqwest::Method, path: &str) -> Call {

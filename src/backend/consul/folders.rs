@@ -1,14 +1,36 @@
 //! Keys for directories (`a/b/`), as Consul's user interface creates them. They are not file names, so nobody sees
 //! them, but for Vitess their directories exist.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
 use super::call::MEDIUM;
 use super::client::{Client, KvOperation, Operation, has_dots};
 use super::pair::Pair;
 use super::rights::Rights;
-use crate::backend::contract::{Action, BackendError, Change};
+use crate::backend::contract::{Action, Along, Applied, BackendError, Change};
 use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
 use crate::record::layout::LOCK;
+
+/// Removes directories after changes that another cell's connection makes.
+pub(super) struct Sweep {
+    pub client: Arc<Client>,
+    pub keys: KeySpace,
+    pub rights: Arc<Rights>,
+    pub changes: Vec<Change>,
+    pub most: usize,
+}
+
+#[async_trait]
+impl Along for Sweep {
+    async fn end(self: Box<Self>, outcome: Result<&Applied, &BackendError>) {
+        if outcome.is_ok() {
+            sweep_folders(&self.client, &self.keys, &self.rights, &self.changes, self.most).await;
+        }
+    }
+}
 
 /// Removes the directories of removed records if they contain only such keys. After a failure, the next removal tries
 /// again. `most` is the number of keys that fit into one transaction.

@@ -12,12 +12,13 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Revision,
-    SharedPlace, Version, WatchStream, check_limits, too_large,
+    Action, Along, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Part,
+    Revision, SharedPlace, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
 use super::lock::removal;
+use super::together::{Keyed, all_keyed, by_part, keyed};
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{LOCK, Lockable, is_election, needs_no_records};
 
@@ -33,15 +34,19 @@ mod token;
 use changes::Changes;
 pub use client::ConsulOptions;
 use client::{Client, KvOperation, Operation, Transacted};
-use folders::sweep_folders;
+use folders::{Sweep, sweep_folders};
 use pair::{Pair, bytes, node, owner, session_id, version};
 use rights::Rights;
 
-/// Consul refuses values of more than 512 KiB, and transactions of more than 64 operations. A change may need two
-/// operations.
-const LIMITS: Limits = Limits { value: 512 * 1024, changes: 32 };
-/// Consul refuses transactions of more than 512 KiB; values are in base64 there.
+/// Consul refuses transactions of more operations.
+const OPERATIONS: usize = 64;
+/// Consul refuses values of more than 512 KiB. A change may need two operations.
+const LIMITS: Limits = Limits { value: 512 * 1024, changes: OPERATIONS / 2 };
+/// Consul refuses requests with a transaction of more bytes (txn_max_req_len).
+const REQUEST_BYTES: usize = 512 * 1024;
+/// Values of so many bytes certainly fit into such a request, in base64.
 const TRANSACTION_BYTES: usize = 350 * 1024;
+
 /// One cell on Consul.
 #[derive(Debug)]
 pub struct Consul {
@@ -92,35 +97,36 @@ impl Consul {
         Ok((listing, pairs))
     }
 
-    fn operations(&self, change: &Change) -> Vec<Operation> {
-        let key = self.keys.key(&change.path);
-        let operation = |verb, value: Option<&Bytes>, index| {
-            let value = value.map(|value| STANDARD.encode(value));
-            Operation { kv: KvOperation { verb, key: key.clone(), value, index, session: None } }
-        };
-        match (&change.action, change.guard) {
-            (Action::Put(value), Guard::Any) => vec![operation("set", Some(value), None)],
-            (Action::Put(value), Guard::Absent) => vec![operation("cas", Some(value), Some(0))],
-            (Action::Put(value), Guard::Version(version)) => vec![operation("cas", Some(value), Some(version.number))],
-            (Action::Delete, Guard::Any) => vec![operation("get", None, None), operation("delete", None, None)],
-            (Action::Delete, Guard::Version(version)) => {
-                vec![operation("get", None, None), operation("delete-cas", None, Some(version.number))]
+    async fn transact(&self, changes: &[Keyed<'_>]) -> Result<Applied, BackendError> {
+        let operations: Vec<Operation> = changes.iter().flat_map(operations).collect();
+        if operations.is_empty() {
+            return Ok(Applied { at: Revision(self.client.newest().await?), versions: vec![None; changes.len()] });
+        }
+        match self.client.transact(&operations).await? {
+            Transacted::Refused(words) => Err(self.unmet(changes, &words).await),
+            Transacted::Done(pairs) => {
+                // Only stored keys come back changed; the index of a deletion is that of the whole store.
+                let mut stored = pairs.iter().filter(|pair| changes.iter().any(|change| change.key == pair.key));
+                let versions: Vec<Option<Version>> = changes
+                    .iter()
+                    .map(|Keyed { key, change }| match change.action {
+                        Action::Put(_) => stored.find(|pair| pair.key == *key).map(version),
+                        Action::Delete | Action::Check => None,
+                    })
+                    .collect();
+                let at = match versions.iter().flatten().next() {
+                    Some(version) => version.written,
+                    None => Revision(self.gone_at(changes).await?),
+                };
+                Ok(Applied { at, versions })
             }
-            (_, Guard::Held(holding)) => {
-                let session = Some(session_id(holding.owner));
-                let verb = "check-session";
-                vec![Operation { kv: KvOperation { verb, key: key.clone(), value: None, index: None, session } }]
-            }
-            (Action::Check, Guard::Version(version)) => vec![operation("check-index", None, Some(version.number))],
-            (Action::Check | Action::Delete, Guard::Absent) => vec![operation("check-not-exists", None, None)],
-            (Action::Check, Guard::Any) => Vec::new(),
         }
     }
 
     /// The error of the guard that was not met, in the terms of the contract.
-    async fn unmet(&self, changes: &[Change], words: &str) -> BackendError {
-        for change in changes {
-            let pair = match self.client.pair(&self.keys.key(&change.path)).await {
+    async fn unmet(&self, changes: &[Keyed<'_>], words: &str) -> BackendError {
+        for Keyed { key, change } in changes {
+            let pair = match self.client.pair(key).await {
                 Ok(found) => found.value,
                 Err(error) => return error,
             };
@@ -148,7 +154,7 @@ impl Consul {
             Guard::Held(_) => return Err(BackendError::unmet(change.guard, &change.path, None)),
         };
         if !self.client.put(&key, value.clone(), cas).await? {
-            return Err(self.unmet(std::slice::from_ref(change), "the value was not stored").await);
+            return Err(self.unmet(&[Keyed { key, change }], "the value was not stored").await);
         }
         // The answer does not contain the version.
         let found = self.client.pair(&key).await?;
@@ -180,11 +186,7 @@ impl Backend for Consul {
 
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, LIMITS)?;
-        let size = |change: &Change| match &change.action {
-            Action::Put(value) => value.len(),
-            Action::Delete | Action::Check => 0,
-        };
-        if changes.iter().map(size).sum::<usize>() > TRANSACTION_BYTES {
+        if changes.iter().map(Change::value_len).sum::<usize>() > TRANSACTION_BYTES {
             return match changes {
                 [change @ Change { action: Action::Put(value), .. }] => self.put_large(change, value).await,
                 _ => {
@@ -193,34 +195,33 @@ impl Backend for Consul {
                 }
             };
         }
-        let operations: Vec<Operation> = changes.iter().flat_map(|change| self.operations(change)).collect();
-        if operations.is_empty() {
-            return Ok(Applied { at: Revision(self.client.newest().await?), versions: vec![None; changes.len()] });
-        }
-        match self.client.transact(&operations).await? {
-            Transacted::Refused(words) => Err(self.unmet(changes, &words).await),
-            Transacted::Done(pairs) => {
-                sweep_folders(&self.client, &self.keys, &self.rights, changes, LIMITS.changes).await;
-                // Only stored keys come back changed; the index of a deletion is that of the whole store.
-                let mut stored =
-                    pairs.iter().filter(|pair| changes.iter().any(|change| self.keys.key(&change.path) == pair.key));
-                let versions: Vec<Option<Version>> = changes
-                    .iter()
-                    .map(|change| match change.action {
-                        Action::Put(_) => {
-                            let key = self.keys.key(&change.path);
-                            stored.find(|pair| pair.key == key).map(version)
-                        }
-                        Action::Delete | Action::Check => None,
-                    })
-                    .collect();
-                let at = match versions.iter().flatten().next() {
-                    Some(version) => version.written,
-                    None => Revision(self.gone_at(changes).await?),
-                };
-                Ok(Applied { at, versions })
-            }
-        }
+        let applied = self.transact(&keyed(&self.keys, changes)).await?;
+        sweep_folders(&self.client, &self.keys, &self.rights, changes, LIMITS.changes).await;
+        Ok(applied)
+    }
+
+    fn refuse_parts(&self, parts: &[Part<'_>]) -> Result<(), BackendError> {
+        let operations: Vec<Operation> = all_keyed(parts, KeySpace::relative).iter().flat_map(operations).collect();
+        check_most("operations", operations.len(), OPERATIONS)?;
+        parts.iter().try_for_each(|part| check_values(part.changes, LIMITS))?;
+        let body =
+            serde_json::to_vec(&operations).map_err(|error| BackendError::new(Failure::Other, error.to_string()));
+        check_most("bytes in base64", body?.len(), REQUEST_BYTES)
+    }
+
+    async fn apply_parts(&self, parts: &[Part<'_>]) -> Result<Vec<Applied>, BackendError> {
+        self.refuse_parts(parts)?;
+        let applied = self.transact(&all_keyed(parts, KeySpace::relative)).await?;
+        Ok(by_part(&applied, parts))
+    }
+
+    fn along(&self, changes: &[Change]) -> Option<Box<dyn Along>> {
+        let (client, keys, rights) = (self.client.clone(), self.keys.clone(), self.rights.clone());
+        Some(Box::new(Sweep { client, keys, rights, changes: changes.to_vec(), most: LIMITS.changes }))
+    }
+
+    fn identity(&self) -> Option<u64> {
+        self.client.identity()
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
@@ -279,15 +280,40 @@ impl Backend for Consul {
 
 impl Consul {
     /// The index of a transaction without stored values: at least this index of one of its keys.
-    async fn gone_at(&self, changes: &[Change]) -> Result<u64, BackendError> {
-        let Some(deletion) = changes.iter().find(|change| change.action == Action::Delete) else {
+    async fn gone_at(&self, changes: &[Keyed<'_>]) -> Result<u64, BackendError> {
+        let Some(deletion) = changes.iter().find(|keyed| keyed.change.action == Action::Delete) else {
             return self.client.newest().await;
         };
-        let found = self.client.pair(&self.keys.key(&deletion.path)).await?;
+        let found = self.client.pair(&deletion.key).await?;
         Ok(match found.value {
             // The key was recreated since; our change was before that.
             Some(pair) => pair.create_index.saturating_sub(1),
             None => found.index,
         })
+    }
+}
+
+/// The operations of a change.
+fn operations(Keyed { key, change }: &Keyed<'_>) -> Vec<Operation> {
+    let operation = |verb, value: Option<&Bytes>, index| {
+        let value = value.map(|value| STANDARD.encode(value));
+        Operation { kv: KvOperation { verb, key: key.clone(), value, index, session: None } }
+    };
+    match (&change.action, change.guard) {
+        (Action::Put(value), Guard::Any) => vec![operation("set", Some(value), None)],
+        (Action::Put(value), Guard::Absent) => vec![operation("cas", Some(value), Some(0))],
+        (Action::Put(value), Guard::Version(version)) => vec![operation("cas", Some(value), Some(version.number))],
+        (Action::Delete, Guard::Any) => vec![operation("get", None, None), operation("delete", None, None)],
+        (Action::Delete, Guard::Version(version)) => {
+            vec![operation("get", None, None), operation("delete-cas", None, Some(version.number))]
+        }
+        (_, Guard::Held(holding)) => {
+            let session = Some(session_id(holding.owner));
+            let verb = "check-session";
+            vec![Operation { kv: KvOperation { verb, key: key.clone(), value: None, index: None, session } }]
+        }
+        (Action::Check, Guard::Version(version)) => vec![operation("check-index", None, Some(version.number))],
+        (Action::Check | Action::Delete, Guard::Absent) => vec![operation("check-not-exists", None, None)],
+        (Action::Check, Guard::Any) => Vec::new(),
     }
 }

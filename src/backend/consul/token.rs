@@ -1,8 +1,9 @@
 //! The ACL token of a cell, from the current content of its file.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -53,6 +54,12 @@ impl Token {
             Err(error) => tracing::warn!(cell = %self.cell, %error, "cannot reload the ACL token"),
         }
     }
+}
+
+/// A number that tells tokens from each other, but nothing about them: it is another one in each process.
+pub(super) fn fingerprint(token: &str) -> u64 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    KEY.hash_one(token)
 }
 
 /// `None` if the file does not name the cell.

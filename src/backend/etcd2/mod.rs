@@ -12,12 +12,13 @@ use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Revision,
-    SharedPlace, Take, WatchStream, check_limits, too_large,
+    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Part,
+    Revision, SharedPlace, Take, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
 use super::lock::removal;
+use super::together::{Keyed, all_keyed, by_part, keyed};
 use crate::name::TopoPath;
 use crate::record::layout::needs_no_records;
 
@@ -35,8 +36,12 @@ pub use secrets::{EtcdOptions, read_password};
 
 /// Room in a request for everything besides the value.
 const BESIDE_VALUE: usize = 72_864;
-/// etcd refuses transactions of more than 128 operations by default; a put may need an additional read.
-const CHANGE_LIMIT: usize = 64;
+/// etcd refuses transactions with more conditions, or more operations, by default (--max-txn-ops).
+const OPERATIONS: usize = 128;
+/// A put without a condition needs an additional read.
+const CHANGE_LIMIT: usize = OPERATIONS / 2;
+/// Room in a request for a condition and its operations, besides keys and values.
+const BESIDE_KEYS: usize = 64;
 /// How often a listing starts again if its revision is compacted meanwhile.
 const LIST_ATTEMPTS: u32 = 3;
 
@@ -47,6 +52,8 @@ pub struct Etcd {
     keys: KeySpace,
     lease_ttl: Duration,
     limits: Limits,
+    /// Largest request.
+    request_bytes: usize,
 }
 
 impl Etcd {
@@ -56,7 +63,8 @@ impl Etcd {
         let lease_ttl = options.lease_ttl;
         let value = options.max_request_bytes.saturating_sub(BESIDE_VALUE);
         let limits = Limits { value, changes: CHANGE_LIMIT };
-        Ok(Self { connection: Arc::new(connection), keys: KeySpace::new(&location.root), lease_ttl, limits })
+        let (connection, request_bytes) = (Arc::new(connection), options.max_request_bytes);
+        Ok(Self { connection, keys: KeySpace::new(&location.root), lease_ttl, limits, request_bytes })
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
@@ -81,43 +89,26 @@ impl Etcd {
             .await
     }
 
-    fn transaction(&self, changes: &[Change]) -> Txn {
-        let mut compares = Vec::new();
-        let (mut done, mut refused) = (Vec::new(), Vec::new());
-        for change in changes {
-            let key = self.keys.key(&change.path);
-            match change.guard {
-                Guard::Absent => compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0)),
-                Guard::Version(version) => {
-                    let wanted = version.written.0.cast_signed();
-                    compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, wanted));
-                }
-                Guard::Held(holding) => {
-                    let wanted = holding.version.created.0.cast_signed();
-                    compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, wanted));
-                }
-                Guard::Any if change.action == Action::Delete => {
-                    compares.push(Compare::create_revision(key.clone(), CompareOp::Greater, 0));
-                }
-                Guard::Any => {}
-            }
-            refused.push(TxnOp::get(key.clone(), None));
-            match &change.action {
-                Action::Put(value) => {
-                    done.push(TxnOp::put(key.clone(), value.to_vec(), None));
-                    // Reads the creation revision of the new version.
-                    done.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
-                }
-                Action::Delete => done.push(TxnOp::delete(key, None)),
-                Action::Check => {}
-            }
+    async fn apply_keyed(&self, changes: &[Keyed<'_>]) -> Result<Applied, BackendError> {
+        let txn = transaction(changes);
+        let answer = self
+            .connection
+            .write(|client| {
+                let txn = txn.clone();
+                async move { connection::kv(&client).txn(txn).await }
+            })
+            .await;
+        match answer {
+            Ok((response, repeated)) => outcome(changes, &response, repeated),
+            // etcd applies the change that uses up the last space, but answers as if it had refused it.
+            Err(error) if error.failure == Failure::NoSpace => self.found_after(changes, error).await,
+            Err(error) => Err(error),
         }
-        Txn::new().when(compares).and_then(done).or_else(refused)
     }
 
     /// Finds out whether changes were applied although etcd says that it refused them.
-    async fn found_after(&self, changes: &[Change], refusal: BackendError) -> Result<Applied, BackendError> {
-        let keys = changes.iter().map(|change| self.keys.key(&change.path));
+    async fn found_after(&self, changes: &[Keyed<'_>], refusal: BackendError) -> Result<Applied, BackendError> {
+        let keys = changes.iter().map(|change| change.key.clone());
         let gets: Vec<TxnOp> = keys.clone().map(|key| TxnOp::get(key, None)).collect();
         // Never true, to get the other branch.
         let never: Vec<Compare> = keys.map(|key| Compare::create_revision(key, CompareOp::Less, 0)).collect();
@@ -126,58 +117,127 @@ impl Etcd {
             let txn = txn.clone();
             async move { connection::kv(&client).txn(txn).await }
         });
-        match look.await.and_then(|response| self.outcome(changes, &response, true)) {
+        match look.await.and_then(|response| outcome(changes, &response, true)) {
             Ok(applied) => Ok(applied),
             Err(error) => Err(refusal.uncertain_if(error.is_uncertain())),
         }
     }
+}
 
-    fn outcome(&self, changes: &[Change], response: &TxnResponse, repeated: bool) -> Result<Applied, BackendError> {
-        let at = header_revision(response.header())?;
-        let found: Vec<Option<KeyValue>> = response
-            .op_responses()
-            .into_iter()
-            .filter_map(|op| match op {
-                TxnOpResponse::Get(mut get) => Some(get.take_kvs().into_iter().next()),
-                _ => None,
+/// How many operations etcd counts: the most of conditions, of what is done, and of what is read instead.
+fn operations(changes: &[Keyed<'_>]) -> usize {
+    let done: usize = changes
+        .iter()
+        .map(|Keyed { change, .. }| match change.action {
+            Action::Put(_) if change.guard == Guard::Any => 2,
+            Action::Put(_) | Action::Delete => 1,
+            Action::Check => 0,
+        })
+        .sum();
+    done.max(changes.len())
+}
+
+/// The size of a request, or a little more.
+fn request_bytes(changes: &[Keyed<'_>]) -> usize {
+    // In the condition, in what is done, and in what is read instead.
+    let one = |change: &Keyed<'_>| 3 * change.key.len() + change.change.value_len() + BESIDE_KEYS;
+    changes.iter().map(one).sum()
+}
+
+fn transaction(changes: &[Keyed<'_>]) -> Txn {
+    let mut compares = Vec::new();
+    let (mut done, mut refused) = (Vec::new(), Vec::new());
+    for Keyed { key, change } in changes {
+        match change.guard {
+            Guard::Absent => compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0)),
+            Guard::Version(version) => {
+                let wanted = version.written.0.cast_signed();
+                compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, wanted));
+            }
+            Guard::Held(holding) => {
+                let wanted = holding.version.created.0.cast_signed();
+                compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, wanted));
+            }
+            Guard::Any if change.action == Action::Delete => {
+                compares.push(Compare::create_revision(key.clone(), CompareOp::Greater, 0));
+            }
+            Guard::Any => {}
+        }
+        refused.push(TxnOp::get(key.clone(), None));
+        match &change.action {
+            Action::Put(value) => {
+                done.push(TxnOp::put(key.clone(), value.to_vec(), None));
+                if change.guard == Guard::Any {
+                    // Reads the creation revision of the new version.
+                    done.push(TxnOp::get(key.clone(), Some(GetOptions::new().with_keys_only())));
+                }
+            }
+            Action::Delete => done.push(TxnOp::delete(key.clone(), None)),
+            Action::Check => {}
+        }
+    }
+    Txn::new().when(compares).and_then(done).or_else(refused)
+}
+
+/// The version of a record that a transaction has put.
+fn put_version(guard: Guard, at: Revision, found: impl FnOnce() -> Option<Version>) -> Option<Version> {
+    let written = |created| Some(Version { number: at.0, written: at, created });
+    match guard {
+        Guard::Absent => written(at),
+        Guard::Version(old) => written(old.created),
+        Guard::Any | Guard::Held(_) => found(),
+    }
+}
+
+fn outcome(changes: &[Keyed<'_>], response: &TxnResponse, repeated: bool) -> Result<Applied, BackendError> {
+    let at = header_revision(response.header())?;
+    let found: Vec<Option<KeyValue>> = response
+        .op_responses()
+        .into_iter()
+        .filter_map(|op| match op {
+            TxnOpResponse::Get(mut get) => Some(get.take_kvs().into_iter().next()),
+            _ => None,
+        })
+        .collect();
+    if response.succeeded() {
+        let mut read = found.iter();
+        let versions = changes
+            .iter()
+            .map(|Keyed { change, .. }| match change.action {
+                Action::Put(_) => put_version(change.guard, at, || read.next()?.as_ref().map(version)),
+                Action::Delete | Action::Check => None,
             })
             .collect();
-        if response.succeeded() {
-            let mut puts = found.iter();
-            let versions = changes
-                .iter()
-                .map(|change| match change.action {
-                    Action::Put(_) => puts.next().and_then(Option::as_ref).map(version),
-                    Action::Delete | Action::Check => None,
-                })
-                .collect();
-            return Ok(Applied { at, versions });
-        }
-        let pairs = || changes.iter().zip(&found);
-        if repeated && pairs().all(|(change, kv)| holds(change, kv.as_ref())) {
-            // The first attempt was applied, but its answer was lost.
-            let versions = pairs().map(|(_, kv)| kv.as_ref().map(version)).collect();
-            return Ok(Applied { at, versions });
-        }
-        for (change, kv) in pairs() {
-            let found = kv.as_ref().map(version);
-            let met = match change.guard {
-                Guard::Any => change.action != Action::Delete || found.is_some(),
-                Guard::Absent => found.is_none(),
-                Guard::Version(version) => found.is_some_and(|f| f.written == version.written),
-                Guard::Held(holding) => found.is_some_and(|f| f.created == holding.version.created),
-            };
-            if !met {
-                let error = BackendError::unmet(change.guard, &change.path, found);
-                // The first attempt may have made the key, or another process. Creation is exclusive, so we do not
-                // assume that it is ours.
-                let is_there = |value: &Bytes| kv.as_ref().is_some_and(|kv| kv.value() == value);
-                let perhaps_ours = repeated && matches!(&change.action, Action::Put(value) if is_there(value));
-                return Err(error.uncertain_if(perhaps_ours));
-            }
-        }
-        Err(BackendError::new(Failure::Other, "etcd refused the transaction without a reason"))
+        return Ok(Applied { at, versions });
     }
+    let pairs = || changes.iter().map(|keyed| keyed.change).zip(&found);
+    if repeated && pairs().all(|(change, kv)| holds(change, kv.as_ref())) {
+        // The first attempt was applied, but its answer was lost.
+        let versions = pairs().map(|(_, kv)| kv.as_ref().map(version)).collect();
+        return Ok(Applied { at, versions });
+    }
+    for (change, kv) in pairs() {
+        let found = kv.as_ref().map(version);
+        let met = match change.guard {
+            Guard::Any => change.action != Action::Delete || found.is_some(),
+            Guard::Absent => found.is_none(),
+            Guard::Version(version) => found.is_some_and(|f| f.written == version.written),
+            Guard::Held(holding) => found.is_some_and(|f| f.created == holding.version.created),
+        };
+        if !met {
+            let error = BackendError::unmet(change.guard, &change.path, found);
+            // The first attempt may have done it, or another process. Creation is exclusive, so we do not assume that it
+            // is ours.
+            let is_done = match &change.action {
+                Action::Put(value) => kv.as_ref().is_some_and(|kv| kv.value() == value),
+                Action::Delete => kv.is_none(),
+                Action::Check => false,
+            };
+            let perhaps_ours = repeated && is_done;
+            return Err(error.uncertain_if(perhaps_ours));
+        }
+    }
+    Err(BackendError::new(Failure::Other, "etcd refused the transaction without a reason"))
 }
 
 /// Whether the store is already in the wanted state, probably because of our own earlier attempt, whose answer was
@@ -223,20 +283,20 @@ impl Backend for Etcd {
 
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, self.limits())?;
-        let txn = self.transaction(changes);
-        let answer = self
-            .connection
-            .write(|client| {
-                let txn = txn.clone();
-                async move { connection::kv(&client).txn(txn).await }
-            })
-            .await;
-        match answer {
-            Ok((response, repeated)) => self.outcome(changes, &response, repeated),
-            // etcd applies the change that uses up the last space, but answers as if it had refused it.
-            Err(error) if error.failure == Failure::NoSpace => self.found_after(changes, error).await,
-            Err(error) => Err(error),
-        }
+        self.apply_keyed(&keyed(&self.keys, changes)).await
+    }
+
+    fn refuse_parts(&self, parts: &[Part<'_>]) -> Result<(), BackendError> {
+        let changes = all_keyed(parts, KeySpace::new);
+        check_most("operations", operations(&changes), OPERATIONS)?;
+        parts.iter().try_for_each(|part| check_values(part.changes, self.limits))?;
+        check_most("bytes", request_bytes(&changes), self.request_bytes)
+    }
+
+    async fn apply_parts(&self, parts: &[Part<'_>]) -> Result<Vec<Applied>, BackendError> {
+        self.refuse_parts(parts)?;
+        let applied = self.apply_keyed(&all_keyed(parts, KeySpace::new)).await?;
+        Ok(by_part(&applied, parts))
     }
 
     fn cannot_hold(&self, path: &TopoPath, value: &[u8], _: bool) -> Option<String> {

@@ -12,12 +12,11 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use scopeguard::ScopeGuard;
 use tokio::time::Instant;
 
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Revision, Role,
-    SharedPlace, Take, Version, WatchStream, check_limits,
+    Action, Along, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Part,
+    Revision, Role, SharedPlace, Take, Version, WatchStream, check_limits,
 };
 use super::lock::guard;
 use crate::name::TopoPath;
@@ -148,6 +147,16 @@ impl Tee {
         changes.iter().filter_map(fence).collect()
     }
 
+    /// Begins an update of records that the secondary gets, too; `None` if there is none among the changes.
+    fn begin(&self, changes: &[Change]) -> Option<Bringing> {
+        let paths: Vec<TopoPath> =
+            changes.iter().filter(|change| is_update(change)).map(|change| change.path.clone()).collect();
+        (!paths.is_empty()).then(|| {
+            let work = Work { fences: self.fences(changes), _under_way: self.0.notes.begin(&paths), paths };
+            Bringing { tee: self.clone(), begun: Instant::now(), changes: changes.to_vec(), work: Some(work) }
+        })
+    }
+
     /// A lock is held at both.
     fn note_held(&self, primary: &Node, secondary: &Node) {
         let fence = Change { path: secondary.path.clone(), guard: guard(secondary), action: Action::Check };
@@ -176,6 +185,56 @@ impl Tee {
         if tokio::time::timeout(patience, work).await.is_err() {
             self.0.notes.away();
             tracing::warn!(secondary = self.0.settings.secondary, "the secondary is slow: nobody waits for it");
+        }
+    }
+}
+
+/// An update of the primary that is under way. If it is dropped, nobody knows what the primary has, and the secondary
+/// is brought to that.
+struct Bringing {
+    tee: Tee,
+    begun: Instant,
+    changes: Vec<Change>,
+    work: Option<Work>,
+}
+
+impl Bringing {
+    /// The primary has answered.
+    async fn end(mut self, outcome: Result<&Applied, &BackendError>) {
+        let Some(work) = self.work.take() else { return };
+        match outcome {
+            Ok(applied) => {
+                let told = self.tee.bring_later(work, Some(results(&self.changes, applied)));
+                self.tee.wait_for(told, self.begun).await;
+            }
+            Err(error) if error.is_uncertain() => drop(self.tee.bring_later(work, None)),
+            Err(_) => {}
+        }
+    }
+}
+
+impl Drop for Bringing {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            drop(self.tee.bring_later(work, None));
+        }
+    }
+}
+
+/// The same, if the connection of another cell updates the primary.
+struct Update {
+    at_primary: Option<Box<dyn Along>>,
+    at_secondary: Option<Bringing>,
+}
+
+#[async_trait]
+impl Along for Update {
+    async fn end(self: Box<Self>, outcome: Result<&Applied, &BackendError>) {
+        if let Some(along) = self.at_primary {
+            along.end(outcome).await;
+        }
+        if let Some(bringing) = self.at_secondary {
+            bringing.end(outcome).await;
         }
     }
 }
@@ -246,30 +305,31 @@ impl Backend for Tee {
     /// in between does not end that.
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, self.limits())?;
-        let paths: Vec<TopoPath> =
-            changes.iter().filter(|change| is_update(change)).map(|change| change.path.clone()).collect();
-        if paths.is_empty() {
-            return self.0.primary.apply(changes).await;
-        }
-        let begun = Instant::now();
-        let work = Work { fences: self.fences(changes), _under_way: self.0.notes.begin(&paths), paths };
-        // If the caller gives up, or the call panics, nobody knows what the primary has.
-        let work = scopeguard::guard(work, |work| drop(self.bring_later(work, None)));
+        let update = self.begin(changes);
         let outcome = self.0.primary.apply(changes).await;
-        let work = ScopeGuard::into_inner(work);
-        match outcome {
-            Ok(applied) => {
-                let told = self.bring_later(work, Some(results(changes, &applied)));
-                self.wait_for(told, begun).await;
-                Ok(applied)
-            }
-            Err(error) => {
-                if error.is_uncertain() {
-                    drop(self.bring_later(work, None));
-                }
-                Err(error)
-            }
+        if let Some(update) = update {
+            update.end(outcome.as_ref()).await;
         }
+        outcome
+    }
+
+    fn refuse_parts(&self, parts: &[Part<'_>]) -> Result<(), BackendError> {
+        self.0.primary.refuse_parts(parts)?;
+        self.0.secondary.refuse_parts(parts)
+    }
+
+    /// At the primary. Each cell brings its own secondary along.
+    async fn apply_parts(&self, parts: &[Part<'_>]) -> Result<Vec<Applied>, BackendError> {
+        self.0.primary.apply_parts(parts).await
+    }
+
+    fn along(&self, changes: &[Change]) -> Option<Box<dyn Along>> {
+        let at_primary = self.0.primary.along(changes);
+        Some(Box::new(Update { at_primary, at_secondary: self.begin(changes) }))
+    }
+
+    fn identity(&self) -> Option<u64> {
+        self.0.primary.identity()
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

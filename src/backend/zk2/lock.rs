@@ -13,7 +13,7 @@ use zookeeper_client::{Acls, Client, CreateMode, Error as ZkError, MultiReadResu
 use super::look::Access;
 use super::roles::is_number;
 use super::session::{CallError, SILENCE_LIMIT, Sessions};
-use super::write::{self, FILE_ACL};
+use super::write::{self, CellChanges, FILE_ACL};
 use super::znode::{owner, version, znode_path};
 use crate::backend::contract::{BackendError, Failure, Guard, Node, Owner, Place, Revision, Role};
 use crate::backend::keys::KeySpace;
@@ -209,7 +209,8 @@ impl Place for Waiting {
 
     async fn leave(&self) -> Result<Revision, BackendError> {
         let access = Access::pinned(&self.lines.sessions, self.client.clone());
-        let left = match write::apply(&access, &self.lines.keys, &[removal(&self.node)]).await {
+        let removal = CellChanges { keys: self.lines.keys.clone(), changes: &[removal(&self.node)] };
+        let left = match write::apply(&access, &[removal]).await {
             Ok(applied) => Ok(applied.at),
             // It is gone, or its name now belongs to another process.
             Err(error) if matches!(error.failure, Failure::NoNode | Failure::BadVersion | Failure::LockLost) => {

@@ -6,9 +6,8 @@ use zookeeper_client::{Client, Error as ZkError, MultiReadResult, Stat};
 
 use super::roles::{Judged, by_acl, judge};
 use super::session::{CallError, Sessions};
-use super::znode::ancestors;
+use super::znode::{Spot, ancestors};
 use crate::backend::contract::{BackendError, Failure, Revision, Role};
-use crate::backend::keys::KeySpace;
 
 /// The session that a request uses.
 pub(super) struct Access<'a> {
@@ -63,12 +62,12 @@ pub(super) struct Look {
 }
 
 /// Looks at nodes and all their ancestors, as the leader has them.
-pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String]) -> Result<Look, CallError> {
-    let mut wanted: Vec<String> = paths.to_vec();
-    let above: BTreeSet<String> =
-        paths.iter().flat_map(|path| ancestors(path)).filter(|path| !paths.contains(path)).collect();
-    wanted.extend(above);
-    let first = paths.first().cloned().unwrap_or_else(|| "/".to_owned());
+pub(super) async fn look(access: &Access<'_>, spots: &[Spot]) -> Result<Look, CallError> {
+    let mut wanted: Vec<String> = spots.iter().map(|spot| spot.znode.clone()).collect();
+    let paths: BTreeSet<&String> = spots.iter().map(|spot| &spot.znode).collect();
+    let above = spots.iter().flat_map(|spot| ancestors(&spot.znode)).filter(|path| !paths.contains(path));
+    wanted.extend(above.collect::<BTreeSet<String>>());
+    let first = spots.first().map_or_else(|| "/".to_owned(), |spot| spot.znode.clone());
     let results = access
         .try_call(async |client| {
             // Both are sent before the first answer comes.
@@ -87,27 +86,28 @@ pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String])
             MultiReadResult::Data { data, stat } => drop(found.insert(path, (data, stat))),
             MultiReadResult::Error { err: ZkError::NoNode } => continue,
             // A user without the right to read a directory may still have the right to use nodes in it.
-            MultiReadResult::Error { err: ZkError::NoAuth } if index >= paths.len() => {}
+            MultiReadResult::Error { err: ZkError::NoAuth } if index >= spots.len() => {}
             MultiReadResult::Error { err } => return Err(CallError::Client(err)),
             other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),
         }
         exist.insert(path.clone());
     }
-    let at = |path: &String| match found.get(path.as_str()) {
+    let at = |spot: &Spot| match found.get(spot.znode.as_str()) {
         Some((_, stat)) => Revision(stat.mzxid.cast_unsigned()),
         None => {
-            let left =
-                ancestors(path).into_iter().find_map(|path| found.get(path.as_str()).map(|(_, stat)| stat.pzxid));
+            let left = ancestors(&spot.znode)
+                .into_iter()
+                .find_map(|path| found.get(path.as_str()).map(|(_, stat)| stat.pzxid));
             Revision(left.unwrap_or(0).cast_unsigned())
         }
     };
-    let ats: Vec<Revision> = paths.iter().map(at).collect();
+    let ats: Vec<Revision> = spots.iter().map(at).collect();
     let mut nodes = Vec::new();
-    for path in paths {
-        nodes.push(match found.get(path.as_str()) {
+    for spot in spots {
+        nodes.push(match found.get(spot.znode.as_str()) {
             None => None,
             Some((data, stat)) => {
-                let role = role(access, keys, path, data.is_empty(), stat).await?;
+                let role = role(access, spot, data.is_empty(), stat).await?;
                 Some(Found { data: data.clone(), stat: *stat, role })
             }
         });
@@ -115,15 +115,9 @@ pub(super) async fn look(access: &Access<'_>, keys: &KeySpace, paths: &[String])
     Ok(Look { nodes, at: ats.first().copied().unwrap_or_default(), ats, exist })
 }
 
-async fn role(
-    access: &Access<'_>,
-    keys: &KeySpace,
-    path: &str,
-    is_empty: bool,
-    stat: &Stat,
-) -> Result<Option<Role>, CallError> {
-    match judge(keys.path(path.as_bytes()).as_ref(), is_empty, stat) {
+async fn role(access: &Access<'_>, spot: &Spot, is_empty: bool, stat: &Stat) -> Result<Option<Role>, CallError> {
+    match judge(Some(&spot.path).filter(|path| !path.is_root()), is_empty, stat) {
         Judged::Is(role) => Ok(role),
-        Judged::Unclear => by_acl(access.try_call(async |client| client.get_acl(path).await).await),
+        Judged::Unclear => by_acl(access.try_call(async |client| client.get_acl(&spot.znode).await).await),
     }
 }

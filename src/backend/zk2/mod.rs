@@ -13,12 +13,13 @@ use parking_lot::Mutex;
 use zookeeper_client::Permission;
 
 use super::contract::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, SIGN_OF_LIFE, SharedPlace,
-    WatchStream, check_limits, too_large,
+    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Part, SIGN_OF_LIFE,
+    SharedPlace, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
 use super::lock::removal;
+use super::together::by_part;
 use crate::name::TopoPath;
 use crate::record::layout;
 
@@ -37,10 +38,14 @@ use look::{Access, look};
 use session::Sessions;
 pub use session::ZkOptions;
 use view::{Ended, Nodes, View};
-use znode::{version, znode_path};
+use write::CellChanges;
+use znode::{Spot, version, znode_path};
 
 /// ZooKeeper refuses packets of more than 1 MiB by default; the rest of the request needs room, too.
 const LIMITS: Limits = Limits { value: 1_000_000, changes: 64 };
+/// Most changes in a transaction over several cells. ZooKeeper itself counts bytes only; each change needs a look at its
+/// directories, too.
+const TOGETHER: usize = 1_000;
 
 /// The transaction that created a node, in hexadecimal as ZooKeeper's tools show it.
 const CZXID: &str = "czxid";
@@ -75,8 +80,7 @@ impl Zk {
             Some(servers) => Sessions::new(servers, timeout, options)?,
             None => voters.clone(),
         };
-        // Paths of ZooKeeper are absolute.
-        let keys = KeySpace::new(&format!("/{}", location.root));
+        let keys = key_space(&location.root);
         Ok(Self { voters, readers, lines: Lines::new(lasting, keys.clone()), keys, seen: Mutex::default() })
     }
 
@@ -108,8 +112,7 @@ impl Zk {
     }
 
     async fn look_at(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
-        let key = znode_path(&self.keys, path);
-        let seen = look(&Access::any(&self.voters), &self.keys, &[key]).await;
+        let seen = look(&Access::any(&self.voters), &[Spot::of(&self.keys, path)]).await;
         let seen = seen.map_err(|error| self.voters.explain(&error))?;
         let node = seen.nodes.into_iter().next().flatten().and_then(|znode| {
             let role = znode.role.filter(|role| roles::is_shown(path, *role))?;
@@ -119,19 +122,32 @@ impl Zk {
         Ok(Fetched { node, at: seen.at })
     }
 
-    async fn try_apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+    /// The session of the locks of this cell that guard changes, if there are any: as long as it lives, so do they.
+    async fn pinned(&self, changes: &[Change]) -> Result<Access<'_>, BackendError> {
         let held = changes.iter().find_map(|change| match change.guard {
             Guard::Held(holding) => Some((change, holding)),
             _ => None,
         });
-        let access = match held {
-            None => Access::any(&self.voters),
+        match held {
+            None => Ok(Access::any(&self.voters)),
             Some((change, holding)) => match self.lines.session_of(holding.owner).await {
-                Some(client) => Access::pinned(self.lines.sessions(), client),
-                None => return Err(BackendError::unmet(change.guard, &change.path, None)),
+                Some(client) => Ok(Access::pinned(self.lines.sessions(), client)),
+                None => Err(BackendError::unmet(change.guard, &change.path, None)),
             },
-        };
-        write::apply(&access, &self.keys, changes).await
+        }
+    }
+
+    async fn try_apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
+        let access = self.pinned(changes).await?;
+        write::apply(&access, &[CellChanges { keys: self.keys.clone(), changes }]).await
+    }
+
+    async fn try_apply_parts(&self, parts: &[Part<'_>]) -> Result<Applied, BackendError> {
+        // A request belongs to one session, so locks of other cells are only looked at.
+        let own = parts.iter().find(|part| key_space(part.root).prefix() == self.keys.prefix());
+        let access = self.pinned(own.map_or(&[], |own| own.changes)).await?;
+        let cells = parts.iter().map(|part| CellChanges { keys: key_space(part.root), changes: part.changes });
+        write::apply(&access, &cells.collect::<Vec<_>>()).await
     }
 
     async fn ask_for(&self, path: &TopoPath, name: &str) -> Result<Option<String>, BackendError> {
@@ -167,6 +183,11 @@ impl Zk {
             Ended::Behind => BackendError::new(Failure::Compacted, "the watch fell too far behind"),
         }
     }
+}
+
+/// Paths of ZooKeeper are absolute.
+fn key_space(root: &str) -> KeySpace {
+    KeySpace::new(&format!("/{root}"))
 }
 
 /// Rights as zkCli.sh writes them.
@@ -223,6 +244,18 @@ impl Backend for Zk {
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, LIMITS)?;
         self.with_credentials(|| self.try_apply(changes)).await
+    }
+
+    /// How large a request the servers take is asked before it is sent.
+    fn refuse_parts(&self, parts: &[Part<'_>]) -> Result<(), BackendError> {
+        check_most("changes", parts.iter().map(|part| part.changes.len()).sum(), TOGETHER)?;
+        parts.iter().try_for_each(|part| check_values(part.changes, LIMITS))
+    }
+
+    async fn apply_parts(&self, parts: &[Part<'_>]) -> Result<Vec<Applied>, BackendError> {
+        self.refuse_parts(parts)?;
+        let applied = self.with_credentials(|| self.try_apply_parts(parts)).await?;
+        Ok(by_part(&applied, parts))
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

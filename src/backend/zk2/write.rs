@@ -1,19 +1,19 @@
 //! Applies changes. A look at the nodes and their parents decides which operations the change needs. The multi after it
 //! fails if anything has changed since, and then everything begins again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use zookeeper_client::{
     Acl, Acls, AuthId, CreateMode, Error as ZkError, MultiWriteError, MultiWriteResult, Permission, Stat,
 };
 
 use super::look::{Access, Found, Look, look};
 use super::session::CallError;
-use super::znode::{ancestors, parent, version, znode_path};
+use super::znode::{Spot, ancestors, parent, version, znode_path};
 use crate::backend::contract::{Action, Applied, BackendError, Change, Failure, Guard, Revision, Role, Version};
 use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
@@ -45,11 +45,33 @@ enum Step {
     Touch(usize),
 }
 
-pub(super) async fn apply(access: &Access<'_>, keys: &KeySpace, changes: &[Change]) -> Result<Applied, BackendError> {
+/// Changes of one cell.
+pub(super) struct CellChanges<'a> {
+    /// How its paths are spelt.
+    pub keys: KeySpace,
+    pub changes: &'a [Change],
+}
+
+/// Applies the changes of all cells or none.
+pub(super) async fn apply(access: &Access<'_>, cells: &[CellChanges<'_>]) -> Result<Applied, BackendError> {
+    let changes: Vec<&Change> = cells.iter().flat_map(|cell| cell.changes).collect();
+    let spots = cells.iter().flat_map(|cell| cell.changes.iter().map(|change| Spot::of(&cell.keys, &change.path)));
+    let spots: Vec<Spot> = spots.collect();
     // Whether a request was sent and not answered, so it may have been carried out.
     let open = AtomicBool::new(false);
-    let outcome = timeout(access.sessions.timeout(), try_apply(access, keys, changes, &open)).await;
-    outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer))).map_err(|error| {
+    let deadline = Instant::now() + access.sessions.timeout();
+    let outcome = timeout_at(deadline, try_apply(access, &changes, &spots, &open)).await;
+    let outcome = outcome.unwrap_or_else(|_| Err(access.explain(&CallError::NoAnswer)));
+    if outcome.is_ok() {
+        let collected = async {
+            for CellChanges { keys, changes } in cells {
+                collect_parents(access, keys, changes).await;
+            }
+        };
+        // An empty directory that stays behind is shown nowhere.
+        let _ = timeout_at(deadline, collected).await;
+    }
+    outcome.map_err(|error| {
         let certain =
             matches!(error.failure, Failure::Denied | Failure::TooLarge | Failure::NoSpace | Failure::LockLost);
         error.uncertain_if(open.load(Ordering::Relaxed) && !certain)
@@ -58,15 +80,14 @@ pub(super) async fn apply(access: &Access<'_>, keys: &KeySpace, changes: &[Chang
 
 async fn try_apply(
     access: &Access<'_>,
-    keys: &KeySpace,
-    changes: &[Change],
+    changes: &[&Change],
+    spots: &[Spot],
     open: &AtomicBool,
 ) -> Result<Applied, BackendError> {
-    let paths: Vec<String> = changes.iter().map(|change| znode_path(keys, &change.path)).collect();
     // A request whose answer was lost may have been carried out.
     let mut lost = None;
     for _ in 0..ATTEMPTS {
-        let seen = look(access, keys, &paths).await.map_err(|error| access.explain(&error))?;
+        let seen = look(access, spots).await.map_err(|error| access.explain(&error))?;
         let looked = Instant::now();
         if lost.is_some()
             && let Some(applied) = already(changes, &seen)
@@ -74,18 +95,17 @@ async fn try_apply(
             return Ok(applied);
         }
         check(changes, &seen)?;
-        let steps = plan(changes, &paths, &seen);
-        let bytes = request_bytes(changes, &paths, &steps);
+        let steps = plan(changes, spots, &seen);
+        let bytes = request_bytes(changes, spots, &steps);
         access.sessions.admit(bytes, lost.is_some()).await.map_err(|error| access.explain(&error))?;
         if looked.elapsed() > FRESH {
             continue;
         }
         open.store(true, Ordering::Relaxed);
-        match commit(access, changes, &paths, &steps).await {
+        match commit(access, changes, spots, &steps).await {
             Ok(results) => {
-                let applied = outcome(access, keys, changes, &paths, &steps, &results).await?;
+                let applied = outcome(access, changes, spots, &steps, &results).await?;
                 open.store(false, Ordering::Relaxed);
-                collect_parents(access, keys, changes, &paths).await;
                 return Ok(applied);
             }
             Err(Refusal::Call(error)) if error.is_uncertain() => {
@@ -113,7 +133,7 @@ fn shown(node: Option<&Found>) -> Option<&Found> {
     node.filter(|node| node.role.is_some())
 }
 
-fn check(changes: &[Change], seen: &Look) -> Result<(), BackendError> {
+fn check(changes: &[&Change], seen: &Look) -> Result<(), BackendError> {
     for (change, node) in changes.iter().zip(&seen.nodes) {
         let node = shown(node.as_ref());
         let found = node.map(|node| version(&node.stat));
@@ -136,30 +156,32 @@ fn check(changes: &[Change], seen: &Look) -> Result<(), BackendError> {
     Ok(())
 }
 
-fn plan(changes: &[Change], paths: &[String], seen: &Look) -> Vec<Step> {
+fn plan(changes: &[&Change], spots: &[Spot], seen: &Look) -> Vec<Step> {
     let mut steps = Vec::new();
-    let mut made: BTreeSet<String> = BTreeSet::new();
-    for (index, ((change, path), node)) in changes.iter().zip(paths).zip(&seen.nodes).enumerate() {
+    // After the steps so far.
+    let mut exist = seen.exist.clone();
+    for (index, ((change, Spot { znode, .. }), node)) in changes.iter().zip(spots).zip(&seen.nodes).enumerate() {
         let guarded = |node: &Found| if change.guard == Guard::Any { -1 } else { node.stat.version };
         match (&change.action, node) {
             (Action::Put(_), Some(node)) => steps.push(Step::Set(index, guarded(node))),
             (Action::Put(_), None) => {
-                let mut missing: Vec<String> = ancestors(path)
-                    .into_iter()
-                    .filter(|path| !seen.exist.contains(path) && !made.contains(path))
-                    .collect();
+                let mut missing = ancestors(znode);
+                missing.retain(|path| !exist.contains(path));
                 missing.reverse();
-                made.extend(missing.iter().cloned());
+                exist.extend(missing.iter().cloned());
                 steps.extend(missing.into_iter().map(Step::Make));
                 steps.push(Step::Create(index));
             }
             // A record that is also a directory still has nodes below it: it is only emptied.
             (Action::Delete, Some(node)) if node.stat.num_children > 0 => steps.push(Step::Set(index, guarded(node))),
-            (Action::Delete, Some(node)) => steps.push(Step::Delete(index, guarded(node))),
+            (Action::Delete, Some(node)) => {
+                exist.remove(znode);
+                steps.push(Step::Delete(index, guarded(node)));
+            }
             (Action::Check, Some(node)) if change.guard != Guard::Any => {
                 steps.push(Step::Check(index, node.stat.version))
             }
-            (Action::Check, None) if parent(path).is_some_and(|parent| seen.exist.contains(parent)) => {
+            (Action::Check, None) if parent(znode).is_some_and(|parent| exist.contains(parent)) => {
                 steps.push(Step::Touch(index));
             }
             (Action::Check | Action::Delete, _) => {}
@@ -169,18 +191,15 @@ fn plan(changes: &[Change], paths: &[String], seen: &Look) -> Vec<Step> {
 }
 
 /// The size of the request for these steps, without the four bytes of its length.
-fn request_bytes(changes: &[Change], paths: &[String], steps: &[Step]) -> usize {
+fn request_bytes(changes: &[&Change], spots: &[Spot], steps: &[Step]) -> usize {
     /// xid and operation; the header that ends a multi.
     const WHOLE: usize = 8 + 9;
     /// The header of an operation, and the lengths of its path and its data, or its version.
     const STEP: usize = 9 + 8;
     /// One access right for everybody, and flags.
     const RIGHTS: usize = 4 + 4 + 4 + "world".len() + 4 + "anyone".len() + 4;
-    let path = |index: &usize| paths.get(*index).map_or(0, String::len);
-    let value = |index: &usize| match changes.get(*index).map(|change| &change.action) {
-        Some(Action::Put(value)) => value.len(),
-        _ => 0,
-    };
+    let path = |index: &usize| spots.get(*index).map_or(0, |spot| spot.znode.len());
+    let value = |index: &usize| changes.get(*index).map_or(0, |change| change.value_len());
     let step = |step: &Step| match step {
         Step::Make(path) => STEP + path.len() + RIGHTS,
         Step::Create(index) => STEP + path(index) + value(index) + RIGHTS,
@@ -199,15 +218,15 @@ enum Refusal {
 
 async fn commit(
     access: &Access<'_>,
-    changes: &[Change],
-    paths: &[String],
+    changes: &[&Change],
+    spots: &[Spot],
     steps: &[Step],
 ) -> Result<Vec<MultiWriteResult>, Refusal> {
     let value = |index: usize| match changes.get(index).map(|change| &change.action) {
         Some(Action::Put(value)) => value.clone(),
         _ => bytes::Bytes::new(),
     };
-    let path = |index: usize| paths.get(index).map_or("", String::as_str);
+    let path = |index: usize| spots.get(index).map_or("", |spot| spot.znode.as_str());
     let directory = CreateMode::Persistent.with_acls(Acls::anyone_all());
     let file = CreateMode::Persistent.with_acls(Acls::new(&*FILE_ACL));
     let answer = access
@@ -249,9 +268,8 @@ async fn commit(
 /// creation, and no server does for a deletion: another look shows it.
 async fn outcome(
     access: &Access<'_>,
-    keys: &KeySpace,
-    changes: &[Change],
-    paths: &[String],
+    changes: &[&Change],
+    spots: &[Spot],
     steps: &[Step],
     results: &[MultiWriteResult],
 ) -> Result<Applied, BackendError> {
@@ -270,7 +288,7 @@ async fn outcome(
     let changed = steps.iter().any(|step| !matches!(step, Step::Check(..) | Step::Touch(_)));
     let seen = match (known, changed) {
         (Some(_), _) | (None, false) => None,
-        (None, true) => Some(look(access, keys, paths).await.map_err(|error| access.explain(&error))?),
+        (None, true) => Some(look(access, spots).await.map_err(|error| access.explain(&error))?),
     };
     let at = known.or_else(|| seen.as_ref().and_then(|seen| when(steps, seen))).unwrap_or_default();
     let versions = changes.iter().enumerate().map(|(index, change)| match (&change.action, set.get(&index)) {
@@ -301,8 +319,9 @@ fn when(steps: &[Step], seen: &Look) -> Option<Revision> {
 
 /// Whether a change was carried out although its answer was lost, as far as we can tell. This never assumes that a
 /// creation is ours: creation is exclusive, and another process may have made the node.
-fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
-    let holds = |(change, node): (&Change, &Option<Found>)| match (&change.action, change.guard, shown(node.as_ref())) {
+fn already(changes: &[&Change], seen: &Look) -> Option<Applied> {
+    let holds = |(change, node): (&&Change, &Option<Found>)| match (&change.action, change.guard, shown(node.as_ref()))
+    {
         (Action::Put(value), Guard::Version(old), Some(node)) => {
             node.data == value[..]
                 && version(&node.stat).created == old.created
@@ -319,9 +338,9 @@ fn already(changes: &[Change], seen: &Look) -> Option<Applied> {
 }
 
 /// Removes empty directories, as Vitess does, but never the root of the cell, and never a record.
-async fn collect_parents(access: &Access<'_>, keys: &KeySpace, changes: &[Change], paths: &[String]) {
-    for (_, path) in changes.iter().zip(paths).filter(|(change, _)| change.action == Action::Delete) {
-        collect_above(access, keys, path).await;
+async fn collect_parents(access: &Access<'_>, keys: &KeySpace, changes: &[Change]) {
+    for change in changes.iter().filter(|change| change.action == Action::Delete) {
+        collect_above(access, keys, &znode_path(keys, &change.path)).await;
     }
 }
 

@@ -21,6 +21,20 @@ impl Znode {
     }
 }
 
+/// Where a node is: its znode, and its path below the root of its cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Spot {
+    pub znode: String,
+    pub path: TopoPath,
+}
+
+impl Spot {
+    /// The spot of a path.
+    pub fn of(keys: &KeySpace, path: &TopoPath) -> Self {
+        Self { znode: znode_path(keys, path), path: path.clone() }
+    }
+}
+
 /// The znode of a path.
 pub(super) fn znode_path(keys: &KeySpace, path: &TopoPath) -> String {
     let key = keys.key(path);

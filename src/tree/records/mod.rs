@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) mod attrs;
-pub(crate) mod counts;
+pub(crate) mod change_set;
+mod counts;
 pub(crate) mod draft;
 pub(crate) mod exclusive;
 pub(crate) mod flush;
@@ -52,8 +53,8 @@ pub(crate) struct RecordFiles {
     pub stores: Arc<dyn Stores>,
     /// Whether directories have locks. A snapshot has none, and nobody else sees a stage.
     has_locks: bool,
-    codec: Arc<Records>,
-    control: Arc<Control>,
+    pub codec: Arc<Records>,
+    pub control: Arc<Control>,
     pub options: TreeOptions,
     pub defaults: Defaults,
     pub kernel: SpaceKernel,

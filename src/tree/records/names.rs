@@ -333,9 +333,5 @@ pub(crate) fn ancestors(path: &TopoPath) -> impl Iterator<Item = TopoPath> {
 
 /// The directory and the name under which a form of a record is shown.
 pub(crate) fn name_of(snapshot: &Snapshot, path: &TopoPath, form: Form) -> (Option<TopoPath>, String) {
-    let suffix = form.suffix();
-    match snapshot.has_children(path) {
-        true => (Some(path.clone()), format!("{DATA_FILE}{suffix}")),
-        false => (path.parent(), format!("{}{suffix}", path.name())),
-    }
+    form.place(path, snapshot.has_children(path))
 }

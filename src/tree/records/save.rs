@@ -1,5 +1,6 @@
 //! Saving: one compare-and-swap per save, on the version that was there when the file was opened.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -208,7 +209,7 @@ impl RecordFiles {
         cell: &CellName,
         changes: &[Change],
     ) -> Result<Applied> {
-        self.store(cell)?.commit(saver, changes, &Heard { files: self, saver, form }).await
+        self.store(cell)?.commit(saver, changes, &Heard { files: self, saver, form: Some(form), set: None }).await
     }
 
     /// Whether saving a record would be refused because of a lock.
@@ -260,11 +261,14 @@ impl RecordFiles {
     }
 }
 
-/// Listens to a commit for the files of a mount. Knows who makes it, and through which form.
-struct Heard<'a> {
-    files: &'a RecordFiles,
-    saver: Actor,
-    form: Form,
+/// Listens to a commit for the files of a mount. Knows who makes it, and how.
+pub(super) struct Heard<'a> {
+    pub files: &'a RecordFiles,
+    pub saver: Actor,
+    /// The form that it goes through, if it is the save of a file.
+    pub form: Option<Form>,
+    /// The change set that it makes.
+    pub set: Option<Arc<str>>,
 }
 
 #[async_trait]
@@ -285,7 +289,8 @@ impl Commits for Heard<'_> {
             self.files.scratch.made_real(&at.cell, &at.path);
         }
         let command = crate::process::name(self.saver.process);
-        self.files.own.note(at, OwnCommit { revision, form: self.form, saver: self.saver, command });
+        let (form, set, saver) = (self.form, self.set.clone(), self.saver);
+        self.files.own.note(at, OwnCommit { revision, form, set, saver, command });
     }
 }
 

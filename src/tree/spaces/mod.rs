@@ -15,22 +15,24 @@ use super::file::{Attr, Defaults, DirEntry, FileId, OpenMode, SpaceId, SpaceKind
 use super::namespace::{Inode, Keep, Name, Namespace, Open, Part};
 use super::records::RecordFiles;
 use crate::cells::Cells;
-use crate::control::{Control, SpaceCount};
+use crate::control::SpaceCount;
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Op, Refusal};
 use crate::mirror::Snapshot;
 use crate::name::CellName;
 use crate::process::Actor;
-use crate::store::{FrozenCells, Plain, PlainCells, Stores};
+use crate::store::{FrozenCells, LiveCells, Stores};
 
 mod about;
 mod inside;
 mod moments;
+mod stages;
 
-use about::Missing;
+use about::{Missing, Tells};
 use inside::Inside;
 pub(super) use inside::Space;
 use moments::{MomentSpaces, refuse_claim};
+use stages::{OfStage, Shared};
 
 /// How many trees of each kind there may be, and how many one user may have: each keeps records in memory that are gone
 /// elsewhere.
@@ -54,9 +56,10 @@ struct Present {
 pub(crate) struct Spaces {
     records: Arc<RecordFiles>,
     cells: Arc<Cells>,
+    /// What all stages share.
+    stages: Arc<Shared>,
     table: Mutex<Table>,
     moments: MomentSpaces,
-    journal: Arc<Control>,
 }
 
 #[derive(Debug, Default)]
@@ -86,9 +89,10 @@ impl Table {
 
 impl Spaces {
     /// No trees yet beside the live one.
-    pub fn new(records: Arc<RecordFiles>, cells: Arc<Cells>, journal: Arc<Control>) -> Arc<Self> {
+    pub fn new(records: Arc<RecordFiles>, cells: Arc<Cells>, live: Arc<LiveCells>) -> Arc<Self> {
         let moments = MomentSpaces::new(cells.clone());
-        Arc::new(Self { records, cells, table: Mutex::default(), moments, journal })
+        let stages = Shared { cells: cells.clone(), live, records: records.clone(), checked: Default::default() };
+        Arc::new(Self { records, cells, stages: Arc::new(stages), table: Mutex::default(), moments })
     }
 
     /// The tree of a file; `None` if it has been removed.
@@ -154,9 +158,12 @@ impl Spaces {
         table.refuse((kind, name), caller.uid)?;
         table.made += 1;
         let id = SpaceId { kind, name: name.into(), serial: table.made };
-        let stores: Arc<dyn Stores> = match kind {
-            SpaceKind::At => Arc::new(FrozenCells::new(cells)),
-            SpaceKind::Stage => Arc::new(self.stage(cells)),
+        let (stores, tells): (Arc<dyn Stores>, Arc<dyn Tells>) = match kind {
+            SpaceKind::At => (Arc::new(FrozenCells::new(cells)), Arc::new(about::OfSnapshot::new(missing))),
+            SpaceKind::Stage => {
+                let stage = OfStage::new(id.clone(), caller.uid, (cells, about::missing(missing)), self.stages.clone());
+                (stage.stage().clone(), Arc::new(stage))
+            }
         };
         let defaults = match kind {
             SpaceKind::At => Defaults { umask: live.umask | WRITE_MODE, mounted: SystemTime::now(), ..live },
@@ -168,7 +175,6 @@ impl Spaces {
             },
         };
         let files = self.records.beside(id.clone(), stores, defaults);
-        let tells = Arc::new(about::OfSnapshot::new(missing));
         let space = Arc::new(Inside::new((id, caller.uid), files, tells));
         table.spaces.insert((kind, name.into()), space.clone());
         Ok(space)
@@ -178,15 +184,7 @@ impl Spaces {
     fn explain(&self, caller: &Caller, at: Name<'_>, error: &Error) {
         let Actor { uid, process: pid } = caller.into();
         let path = format!("{}/{}", at.dir, at.name);
-        self.journal.errors.record(&Refusal { op: Op::Mkdir, handle: None, path: &path, uid, pid, error });
-    }
-
-    fn stage(&self, cells: BTreeMap<CellName, Arc<Snapshot>>) -> PlainCells {
-        let limits = |cell: &CellName| self.records.store(cell).map(|store| store.limits());
-        let plain = |(cell, records): (CellName, Arc<Snapshot>)| {
-            Some((cell.clone(), Arc::new(Plain::new(cell.clone(), limits(&cell).ok()?, Snapshot::clone(&records)))))
-        };
-        PlainCells::new(cells.into_iter().filter_map(plain).collect())
+        self.records.control.errors.record(&Refusal { op: Op::Mkdir, handle: None, path: &path, uid, pid, error });
     }
 }
 

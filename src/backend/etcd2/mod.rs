@@ -1,8 +1,8 @@
 //! etcd, through its version 3 protocol.
 //!
 //! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
-//! credentials, `errors` the meaning of failures, `watch` the watch stream, `pages` long lists. This file translates the contract into
-//! range reads and transactions.
+//! credentials, `errors` the meaning of failures, `watch` the watch stream, `pages` long lists. This file translates
+//! the contract into range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -116,7 +116,7 @@ impl Tree {
             (SpaceKernel::live(kernel.clone()), handles.clone(), locks.clone()),
             background.clone(),
         );
-        let spaces = Spaces::new(records.clone(), cells.clone(), live);
+        let spaces = Spaces::new(records.clone(), (cells.clone(), live), journal.clone());
         let counted = (records.clone(), spaces.clone());
         let control = ControlFiles::new(
             (journal.clone(), cells.clone(), locks, records.own.clone()),

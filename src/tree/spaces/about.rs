@@ -70,18 +70,18 @@ pub(super) struct OfSnapshot {
 impl OfSnapshot {
     /// A snapshot that lacks these cells.
     pub fn new(missing: Vec<Missing>) -> Self {
-        Self { missing: self::missing(missing) }
+        Self { missing: lines(missing) }
     }
 }
 
-/// A line for each cell that is missing.
-pub(super) fn missing(mut missing: Vec<Missing>) -> Bytes {
+/// A line for each cell that is missing, whatever a record or a service says.
+pub(super) fn lines(mut missing: Vec<Missing>) -> Bytes {
     missing.sort_by(|one, other| one.cell.cmp(&other.cell));
     let mut text = String::new();
     for Missing { cell, since, why } in missing {
         let since =
             since.map_or_else(String::new, |since| format!("since {}: ", humantime::format_rfc3339_seconds(since)));
-        // A line each, whatever a record or a service says. Writing to a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{}: {since}{}", cell.escape_debug(), why.escape_debug());
     }
     text.into()

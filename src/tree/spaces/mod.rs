@@ -15,7 +15,7 @@ use super::file::{Attr, Defaults, DirEntry, FileId, OpenMode, SpaceId, SpaceKind
 use super::namespace::{Inode, Keep, Name, Namespace, Open, Part};
 use super::records::RecordFiles;
 use crate::cells::Cells;
-use crate::control::SpaceCount;
+use crate::control::{Control, SpaceCount};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Op, Refusal};
 use crate::mirror::Snapshot;
@@ -60,6 +60,7 @@ pub(crate) struct Spaces {
     stages: Arc<Shared>,
     table: Mutex<Table>,
     moments: MomentSpaces,
+    journal: Arc<Control>,
 }
 
 #[derive(Debug, Default)]
@@ -89,10 +90,14 @@ impl Table {
 
 impl Spaces {
     /// No trees yet beside the live one.
-    pub fn new(records: Arc<RecordFiles>, cells: Arc<Cells>, live: Arc<LiveCells>) -> Arc<Self> {
-        let moments = MomentSpaces::new(cells.clone());
+    pub fn new(
+        records: Arc<RecordFiles>,
+        (cells, live): (Arc<Cells>, Arc<LiveCells>),
+        journal: Arc<Control>,
+    ) -> Arc<Self> {
         let stages = Shared { cells: cells.clone(), live, records: records.clone(), checked: Default::default() };
-        Arc::new(Self { records, cells, stages: Arc::new(stages), table: Mutex::default(), moments })
+        let moments = MomentSpaces::new(cells.clone());
+        Arc::new(Self { records, cells, stages: Arc::new(stages), table: Mutex::default(), moments, journal })
     }
 
     /// The tree of a file; `None` if it has been removed.
@@ -161,7 +166,7 @@ impl Spaces {
         let (stores, tells): (Arc<dyn Stores>, Arc<dyn Tells>) = match kind {
             SpaceKind::At => (Arc::new(FrozenCells::new(cells)), Arc::new(about::OfSnapshot::new(missing))),
             SpaceKind::Stage => {
-                let stage = OfStage::new(id.clone(), caller.uid, (cells, about::missing(missing)), self.stages.clone());
+                let stage = OfStage::new(id.clone(), caller.uid, (cells, missing), self.stages.clone());
                 (stage.stage().clone(), Arc::new(stage))
             }
         };
@@ -184,7 +189,7 @@ impl Spaces {
     fn explain(&self, caller: &Caller, at: Name<'_>, error: &Error) {
         let Actor { uid, process: pid } = caller.into();
         let path = format!("{}/{}", at.dir, at.name);
-        self.records.control.errors.record(&Refusal { op: Op::Mkdir, handle: None, path: &path, uid, pid, error });
+        self.journal.errors.record(&Refusal { op: Op::Mkdir, handle: None, path: &path, uid, pid, error });
     }
 }
 

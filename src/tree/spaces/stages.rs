@@ -10,7 +10,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use tokio::sync::Mutex;
 
-use super::about::Tells;
+use super::about::{self, Missing, Tells};
 use crate::alive;
 use crate::cells::Cells;
 use crate::control::Problems;
@@ -102,7 +102,7 @@ impl OfStage {
     pub fn new(
         id: SpaceId,
         uid: u32,
-        (cells, missing): (BTreeMap<CellName, Arc<Snapshot>>, Bytes),
+        (cells, missing): (BTreeMap<CellName, Arc<Snapshot>>, Vec<Missing>),
         shared: Arc<Shared>,
     ) -> Self {
         let seen = |(cell, records): (CellName, Arc<Snapshot>)| {
@@ -112,7 +112,7 @@ impl OfStage {
         let seen: Vec<Seen> = cells.into_iter().filter_map(seen).collect();
         let RecordFiles { codec, quota, .. } = &*shared.records;
         let stage = Arc::new(Stage::new(&id.name, codec.clone(), &seen, (quota.clone(), uid)));
-        Self { id, stage, missing, shared, patches: Arc::default() }
+        Self { id, stage, missing: about::lines(missing), shared, patches: Arc::default() }
     }
 
     /// The records of the stage.

@@ -371,8 +371,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// One node, as the service has it now (linearizable if the service offers that).
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError>;
 
-    /// All states of a record that the service still has, also of earlier lives, the oldest first; `None` if the service
-    /// keeps only the present one. Bounded in number, bytes and time.
+    /// All states of a record that the service still has, also of earlier lives, the oldest first; `None` if the
+    /// service keeps only the present one. Bounded in number, bytes and time.
     async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>, BackendError> {
         let _ = path;
         Ok(None)

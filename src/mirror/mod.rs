@@ -270,8 +270,8 @@ impl Mirror {
         });
     }
 
-    /// Waits until the watch has told of everything up to a time; not longer than a watch that delivers needs for a sign
-    /// of life, and not for what has not come yet.
+    /// Waits until the watch has told of everything up to a time; not longer than a watch that delivers needs for a
+    /// sign of life, and not for what has not come yet.
     pub async fn has_told(&self, time: SystemTime) {
         /// How often to look.
         const STEP: Duration = Duration::from_millis(50);

@@ -1,5 +1,5 @@
-//! What changed between two versions of a record, in words, on one line. Records may be hostile: nothing that is printed
-//! commands a terminal, and the length and the work are bounded.
+//! What changed between two versions of a record, in words, on one line. Records may be hostile: nothing that is
+//! printed commands a terminal, and the length and the work are bounded.
 
 use bytes::Bytes;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage, Value};
@@ -332,7 +332,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_words_are_one_short_line_whatever_is_stored(old in prop::option::of(any::<Vec<u8>>()), new: Vec<u8>, text: String) {
+        fn the_words_are_one_short_line_whatever_is_stored(
+            old in prop::option::of(any::<Vec<u8>>()), new: Vec<u8>, text: String
+        ) {
             let (records, cell) = (records(), CellName::global());
             for path in ["keyspaces/ks/Keyspace", "keyspaces/ks/shards/0/Shard", "metadata/a"] {
                 let path = TopoPath::parse(path).unwrap();

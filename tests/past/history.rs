@@ -128,7 +128,8 @@ on_each_service! {
         // What is shown fits what is read, by every tool that walks.
         let script = format!(
             "cat {dir}/*; grep -r one {dir} > /dev/null; find {dir} -type f -size +0 | grep -q . ; \
-             cp -rp {dir} ../copy; diff -r {dir} ../copy; tar -C {dir} -cf - . | tar -C ../copy -xf - ; diff -r {dir} ../copy"
+             cp -rp {dir} ../copy; diff -r {dir} ../copy; \
+             tar -C {dir} -cf - . | tar -C ../copy -xf - ; diff -r {dir} ../copy"
         );
         mount.sh(&script);
         for script in ["echo x > $F", "rm $F", "mkdir $D/x", "mv $F $D/x", "touch $F", "ln -s a $D/x"] {

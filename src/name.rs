@@ -19,6 +19,8 @@ pub const DEPTH_MAX: usize = 64;
 /// The name of the control directory in the root of a mount. It can be opened by name, but is not listed, so that
 /// `grep -r`, `tar` and `cp -a` of a mount see only the topology.
 pub const CONTROL_DIR: &str = ".topofs";
+/// The name of the directory with the past of records, in the control directory.
+pub const HISTORY_DIR: &str = "history";
 /// The name of a directory's lock. A key of this name is not shown.
 pub const LOCK_FILE: &str = ".lock";
 /// The name that a record has inside the directory of the same name (ZooKeeper nodes with data and children).

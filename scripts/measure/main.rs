@@ -5,6 +5,7 @@ mod copying;
 mod latency;
 mod reading;
 mod service;
+mod snapshot;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,9 +17,14 @@ use service::{Mount, Topology};
 const REPEAT: usize = 5;
 
 fn main() -> Result<()> {
-    if std::env::args().nth(1).is_some_and(|what| what == "topo2topo") {
+    let only = match std::env::args().nth(1).as_deref() {
+        Some("topo2topo") => Some(copying::measure as fn() -> Result<()>),
+        Some("snapshot") => Some(snapshot::measure as fn() -> Result<()>),
+        _ => None,
+    };
+    if let Some(measure) = only {
         println!("{}\n", machine()?);
-        return copying::measure();
+        return measure();
     }
     let sizes: Vec<usize> =
         std::env::args().skip(1).map(|size| size.parse()).collect::<Result<_, _>>().context("bench TABLETS...")?;
@@ -44,6 +50,7 @@ fn main() -> Result<()> {
         }
         println!();
     }
+    snapshot::measure()?;
     consulfs::measure()?;
     copying::measure()
 }

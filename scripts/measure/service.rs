@@ -144,6 +144,13 @@ impl Topology {
     }
 }
 
+/// The program beside this one: of the same build.
+fn topofs() -> String {
+    let own = std::env::current_exe().ok();
+    let built = own.as_deref().and_then(Path::parent).and_then(Path::parent).map(|dir| dir.join("topofs"));
+    built.map_or_else(|| "target/release/topofs".to_owned(), |path| path.display().to_string())
+}
+
 /// A mount.
 pub struct Mount {
     dir: TempDir,
@@ -153,7 +160,7 @@ impl Mount {
     pub fn start(implementation: &str, server: &str, root: &str, flags: &[&str], cpu: Option<&str>) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut command = Command::new("taskset");
-        command.args(["-c", cpu.unwrap_or("0-63"), "target/release/topofs", "mount"]);
+        command.args(["-c", cpu.unwrap_or("0-63"), &topofs(), "mount"]);
         command.args(["--topo-implementation", implementation, "--topo-global-server-address", server]);
         command.args(["--topo-global-root", root, "--log-file", "/dev/null"]).args(flags).arg(dir.path());
         ensure!(command.status()?.success(), "topofs does not mount");

@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use imbl::OrdMap;
 
 use crate::error::UNCERTAIN;
 use crate::name::TopoPath;
@@ -91,6 +92,24 @@ pub struct Fetched {
     pub node: Option<Node>,
     /// When this was true.
     pub at: Revision,
+}
+
+/// One earlier state of a record.
+#[derive(Debug, Clone)]
+pub struct EarlierState {
+    /// When the record came to be so.
+    pub at: Revision,
+    /// The record; `None` if it was deleted.
+    pub node: Option<Node>,
+}
+
+/// The states of a record that a service still has.
+#[derive(Debug, Clone, Default)]
+pub struct Earlier {
+    /// The states, the oldest first; the last is the present one.
+    pub states: Vec<EarlierState>,
+    /// False if there may be more of them, which were not read: there are too many.
+    pub is_whole: bool,
 }
 
 /// The condition of a change.
@@ -351,6 +370,18 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// One node, as the service has it now (linearizable if the service offers that).
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError>;
+
+    /// All states of a record that the service still has, also of earlier lives, the oldest first; `None` if the
+    /// service keeps only the present one. Bounded in number, bytes and time.
+    async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>, BackendError> {
+        let _ = path;
+        Ok(None)
+    }
+
+    /// When records were deleted, as far as the service still has that; `None` if it does not keep that.
+    async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>, BackendError> {
+        Ok(None)
+    }
 
     /// Why this service cannot hold such a record, as far as it can be known without asking. `holds_others` says
     /// whether there are records below the path.

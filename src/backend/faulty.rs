@@ -12,13 +12,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use imbl::OrdMap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::contract::{
-    Along, Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Listing, Node, Owner, Part, Place,
-    Revision, SharedPlace, Take, WatchBatch, WatchStream,
+    Along, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Part,
+    Place, Revision, SharedPlace, Take, WatchBatch, WatchStream,
 };
 use crate::name::TopoPath;
 
@@ -35,6 +36,10 @@ pub enum Call {
     ListAt,
     /// [`Backend::get`].
     Get,
+    /// [`Backend::earlier`].
+    Earlier,
+    /// [`Backend::deleted`].
+    Deleted,
     /// [`Backend::attribute`].
     Attribute,
     /// [`Backend::apply`], [`Backend::apply_parts`].
@@ -268,6 +273,14 @@ impl Backend for Faulty {
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
         self.pass(Call::Get, self.0.inner.get(path)).await
+    }
+
+    async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>, BackendError> {
+        self.pass(Call::Earlier, self.0.inner.earlier(path)).await
+    }
+
+    async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>, BackendError> {
+        self.pass(Call::Deleted, self.0.inner.deleted()).await
     }
 
     fn cannot_hold(&self, path: &TopoPath, value: &[u8], holds_others: bool) -> Option<String> {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use imbl::OrdMap;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -11,7 +13,9 @@ use super::options::CellOptions;
 use super::second::{Second, SecondPlace};
 use super::turns::Turns;
 use crate::alive;
-use crate::backend::{Applied, Backend, BackendError, Change, Failure, Fetched, Limits, Location, Node, Role};
+use crate::backend::{
+    Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Location, Node, Revision, Role,
+};
 use crate::error::{Error, Kind, Result, UNCERTAIN};
 use crate::mirror::{Health, Histories, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -26,6 +30,9 @@ impl CellOptions {
     }
 }
 
+/// How many may read the past of a record at once: each of them may hold many versions.
+const PAST_READERS: usize = 4;
+
 /// One cell: its location, its backend, its mirror.
 #[derive(Debug)]
 pub struct Cell {
@@ -39,6 +46,8 @@ pub struct Cell {
     pub second: Option<Second>,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) turns: Turns,
+    /// Those who may read the past of a record at once.
+    past_turns: Semaphore,
     timeout: Duration,
     stop: CancellationToken,
     serve_stale: bool,
@@ -87,6 +96,7 @@ impl Cell {
             second,
             backend,
             turns: Turns::default(),
+            past_turns: Semaphore::new(PAST_READERS),
             timeout: options.connect.timeout,
             stop,
             serve_stale: options.mirror.serve_stale,
@@ -174,6 +184,26 @@ impl Cell {
         let fetched = self.call(("get", ""), self.backend.get(path)).await?;
         self.mirror.observe(path, &fetched);
         Ok(fetched)
+    }
+
+    /// All states of a record that the service still has; `None` if it keeps only the present one.
+    pub async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>> {
+        self.refuse_if_down()?;
+        // It takes many calls, and many may want it.
+        let called = async {
+            let _turn = self.past_turns.acquire().await;
+            self.call(("earlier", ""), self.backend.earlier(path)).await
+        };
+        tokio::time::timeout(self.timeout, called).await.unwrap_or_else(|_| {
+            let waited = humantime::format_duration(self.timeout);
+            Err(Error::new(Kind::Unreachable, format!("{self}: the past of {path} is not read within {waited}")))
+        })
+    }
+
+    /// When records were deleted, as far as the service still knows; `None` if it does not keep that.
+    pub async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>> {
+        self.refuse_if_down()?;
+        self.call(("deleted", ""), self.backend.deleted()).await
     }
 
     /// The records below a directory as the service has them now, at one point.
@@ -366,6 +396,7 @@ mod tests {
                 second: None,
                 backend,
                 turns: Turns::default(),
+                past_turns: Semaphore::new(PAST_READERS),
                 timeout: Duration::from_secs(15),
                 stop,
                 serve_stale,

@@ -75,7 +75,10 @@ impl Cells {
 
     /// The topology at a time, as far as this mount has seen it: each cell as its mirror remembers it. Fails with
     /// [`Kind::NotKept`] if no cell is known, and with [`Kind::NoSpace`] as [`Cells::at_revision`] does.
-    pub fn at_time(&self, time: SystemTime, most: usize) -> Result<Earlier> {
+    pub async fn at_time(&self, time: SystemTime, most: usize) -> Result<Earlier> {
+        // A moment ago is known as soon as the watches have told that there was nothing more.
+        let all = self.all();
+        futures::future::join_all(all.iter().map(|cell| cell.mirror.has_told(time))).await;
         let (mut room, mut earlier) = (Room { most, used: 0 }, Earlier::default());
         let global = self.remembered(&self.global, time, &mut room);
         let (known, hidden) = match &global {
@@ -102,8 +105,8 @@ impl Cells {
             }
         }
         if earlier.cells.is_empty() {
-            let reasons: Vec<&str> = earlier.missing.values().map(String::as_str).collect();
-            return Err(Error::new(Kind::NotKept, reasons.join("; ")));
+            let why = earlier.missing.remove(CellName::GLOBAL).unwrap_or_default();
+            return Err(Error::new(Kind::NotKept, format!("no cell is known at that time: {why}")));
         }
         earlier.bytes = room.used;
         Ok(earlier)

@@ -19,7 +19,7 @@ mod status;
 pub use commands::{BreakLock, Command};
 pub use helper::Helper;
 pub use problems::Problems;
-pub use status::{SpaceCount, TreeCounts};
+pub use status::{NAMED_SCRATCH, SpaceCount, TreeCounts};
 
 /// A file in the control directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

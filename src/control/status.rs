@@ -10,6 +10,9 @@ use crate::cells::{Cell, Cells, Second, SecondPlace};
 use crate::journal::timestamp;
 use crate::mirror::{Health, Mirror};
 
+/// The most scratch files that the status names; all of them count.
+pub const NAMED_SCRATCH: usize = 100;
+
 /// What the tree counts.
 #[derive(Debug, Default)]
 pub struct TreeCounts {
@@ -52,6 +55,16 @@ pub struct SpaceCount {
     pub changes: usize,
     /// How many saves and removals there were.
     pub saves: u64,
+}
+
+impl TreeCounts {
+    /// The same with trees beside the live one, and the scratch files in them.
+    pub fn with(mut self, spaces: Vec<SpaceCount>, scratch: Vec<String>) -> Self {
+        self.scratch_files += scratch.len();
+        let room = NAMED_SCRATCH.saturating_sub(self.scratch.len());
+        self.scratch.extend(scratch.into_iter().take(room));
+        Self { spaces, ..self }
+    }
 }
 
 /// The trees of one kind.

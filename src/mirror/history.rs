@@ -1,9 +1,10 @@
 //! What the mirrors of a mount remember of the past: of each record that has changed since its cell was loaded, what it
-//! was before, when the change was seen, and who made it. Must never ask a service, and never hold more than its bounds.
+//! was before, when the change was seen, and who made it. Must never ask a service, and never hold more than its
+//! bounds.
 //!
 //! What is kept are changes, not versions: a change has the record that it replaced, and the next change, or the
-//! snapshot, has the record that it made. So loading a cell costs nothing, and undoing changes leads from the present to
-//! an earlier moment.
+//! snapshot, has the record that it made. So loading a cell costs nothing, and undoing changes leads from the present
+//! to an earlier moment.
 //!
 //! Two bounds hold: a number for each record, and bytes for all cells together. If the bytes do not suffice, the oldest
 //! change goes first, but a record that has more than its share loses its own oldest first: one record that changes all
@@ -288,7 +289,8 @@ impl History {
         self.sight(|sight, now| sight.forget(now, seen), now);
     }
 
-    /// A comparison with a list has begun at a time; `missed` says that it has found changes that the watch should have told of.
+    /// A comparison with a list has begun at a time; `missed` says that it has found changes that the watch should have
+    /// told of.
     pub fn compared(&self, missed: bool, begun: SystemTime, now: SystemTime) {
         self.sight(|sight, now| sight.compared(missed, begun, now), now);
     }
@@ -307,9 +309,8 @@ impl History {
             return Err(Unknown::nothing_is_kept());
         }
         let (undone, at) = {
-            let mut kept = self.all.kept.lock();
-            let now = kept.now(now);
-            kept.since(self.cell, time, now)?
+            let kept = self.all.kept.lock();
+            kept.since(self.cell, time, kept.last.map_or(now, |last| last.max(now)))?
         };
         let mut records = present.records.clone();
         for (path, old) in undone {

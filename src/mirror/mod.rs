@@ -32,7 +32,7 @@ use history::History;
 pub use history::{Histories, HistoryLimits, HistoryUsage, Maker, Past, Unknown};
 use imbl::OrdMap;
 use state::State;
-pub use state::{Batch, Entry, Record, Snapshot, Update};
+pub use state::{Batch, Entry, Record, Snapshot, Update, has_below, names_below};
 
 /// Number of batches that may wait for a slow listener. One more, and the listener loses the oldest: the channel says
 /// so, and the listener compares what it knows with the snapshot.
@@ -270,13 +270,29 @@ impl Mirror {
         });
     }
 
+    /// Waits until the watch has told of everything up to a time; not longer than a watch that delivers needs for a
+    /// sign of life, and not for what has not come yet.
+    pub async fn has_told(&self, time: SystemTime) {
+        /// How often to look.
+        const STEP: Duration = Duration::from_millis(50);
+        let end = Instant::now() + SIGN_OF_LIFE * 2;
+        let has_told = || {
+            let now = SystemTime::now();
+            let heard = now.checked_sub(self.last_heard.lock().elapsed()).unwrap_or(now);
+            time <= heard || time > now || !self.backend.gives_signs_of_life()
+        };
+        while self.is_loaded() && self.health() == Health::Live && !has_told() && Instant::now() < end {
+            tokio::time::sleep(STEP).await;
+        }
+    }
+
     /// The records of an earlier moment, as far as this mirror has seen what has happened since. Only the owner of the
     /// cell knows whether they may still be shown.
     pub fn at(&self, time: SystemTime) -> Result<Snapshot, Unknown> {
         let now = SystemTime::now();
         // Something may have happened of which the watch has not told yet.
         let heard = now.checked_sub(self.last_heard.lock().elapsed()).unwrap_or(now);
-        if self.backend.gives_signs_of_life() && time > heard && time <= now {
+        if self.is_loaded() && self.backend.gives_signs_of_life() && time > heard && time <= now {
             let heard = humantime::format_rfc3339_millis(heard);
             return Err(Unknown(format!("the watch has told everything up to {heard}, and not more yet")));
         }

@@ -80,6 +80,26 @@ impl Snapshot {
     }
 }
 
+/// Whether a map has anything below a directory.
+pub fn has_below<V: Clone>(map: &OrdMap<TopoPath, V>, dir: &TopoPath) -> bool {
+    let next = map.range(dir.clone()..).find(|(path, _)| *path != dir);
+    next.is_some_and(|(path, _)| path.below(dir).is_some())
+}
+
+/// The names in a directory of a map, in order.
+pub fn names_below<V: Clone>(map: &OrdMap<TopoPath, V>, dir: &TopoPath) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    let mut from = dir.clone();
+    // Seeks past the subtree of each name.
+    while let Some((path, _)) = map.range(from.clone()..).find(|(path, _)| *path != dir) {
+        let Some(name) = path.below(dir).and_then(|rest| rest.split('/').next()) else { break };
+        let Ok(child) = dir.join(name) else { break };
+        from = child.after_subtree();
+        names.push(name.to_owned());
+    }
+    names
+}
+
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::name::{CellName, DATA_FILE, TopoPath};
 
 mod cell_info;
+mod changes;
 mod codec;
 mod early;
 mod encode;
@@ -27,6 +28,7 @@ mod unknown;
 mod wire;
 
 pub use cell_info::CellInfo;
+pub use changes::quoted;
 pub use codec::Codec;
 pub use kind::{Kinds, is_editor_file, is_vitess_name};
 
@@ -151,6 +153,14 @@ impl Records {
         let text = self.codec.show(message, form, value)?;
         self.printed.insert(key, Printed { value: value.clone(), text: text.clone() });
         Ok(text)
+    }
+
+    /// The same, for a value that is not shown often: what is printed is not kept.
+    pub fn show_once(&self, cell: &CellName, path: &TopoPath, value: &Bytes, form: Form) -> Result<Bytes> {
+        match self.message(cell, path) {
+            Some(message) => self.codec.show(message, form, value),
+            None => Ok(value.clone()),
+        }
     }
 
     /// The bytes to store for the text of one form; `old` is the stored value. Returns `None` if that is already the

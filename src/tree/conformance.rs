@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::file::PastFile;
 use super::namespace::{At, Inode, Name, Namespace, Part};
 use super::{Caller, FileId, FileKind, OpenMode, RespectLocks, SetAttr, SpaceKind, Tree, TreeOptions, Views};
 use crate::backend::{Action, Backend, Change, ConnectOptions, Guard, Implementation, Location};
@@ -167,6 +168,64 @@ async fn every_namespace_lists_what_can_be_looked_up_and_shows_what_is_read() {
     // Each read of the status is an operation that the status counts.
     let grows = |file: &FileId| matches!(file, FileId::ControlFile(ControlFile::Status | ControlFile::Events));
     assert_eq!(check(&tree.control, FileId::Control, grows).await, 0);
+}
+
+/// Waits until so many states of a record are remembered.
+async fn remembered(tree: &Tree, path: &str, states: usize) {
+    let (cell, path) = (tree.cells.all().remove(0), TopoPath::parse(path).unwrap());
+    let wait = async {
+        while cell.mirror.past(&path).len() != states {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the change is seen");
+}
+
+/// A tree whose records have a past: a changed one, a deleted one, one that is a directory, and one of two lives.
+async fn tree_with_past() -> Arc<Tree> {
+    let (tree, backend) = tree_over(ConnectOptions::default(), false).await;
+    let change = async |path: &str, action: Action| {
+        let path = TopoPath::parse(path).unwrap();
+        backend.apply(&[Change { path, guard: Guard::Any, action }]).await.unwrap();
+    };
+    for path in ["keyspaces/commerce/Keyspace", "metadata/both"] {
+        change(path, Action::Put("\x42\x01a".into())).await;
+    }
+    change("metadata/note", Action::Delete).await;
+    change("metadata/both/below", Action::Delete).await;
+    change("metadata/both/below", Action::Put("again\n".into())).await;
+    remembered(&tree, "metadata/both/below", 3).await;
+    tree
+}
+
+#[tokio::test]
+async fn the_past_lists_what_can_be_looked_up_and_shows_what_is_read() {
+    let tree = tree_with_past().await;
+    assert_eq!(check(&tree.past, FileId::Past(PastFile::Top), |_| false).await, 0);
+    let space: &dyn Namespace = &tree.past;
+    let at = |path: &str| CellPath { cell: CellName::global(), path: TopoPath::parse(path).unwrap() };
+    let names = async |path: &str| {
+        let entries = space.list(&caller(), &FileId::Past(PastFile::Dir(at(path)))).await.unwrap();
+        entries.into_iter().map(|entry| entry.name).collect::<Vec<_>>()
+    };
+    let both = names("metadata/both").await;
+    assert!(both.len() == 4 && both[0] == "below" && both[3] == ".log", "{both:?}");
+    let note = names("metadata/note").await;
+    assert!(note.len() == 3 && note[1].ends_with(".deleted"), "{note:?}");
+    assert_eq!(names("keyspaces/commerce/Keyspace").await.len(), 7, "two states in three forms");
+    assert_eq!(names("metadata").await, ["both", "note"], "a deleted record is listed");
+}
+
+#[tokio::test]
+async fn nothing_can_be_changed_in_the_past() {
+    let tree = tree_with_past().await;
+    let caller = caller();
+    let mut dir = super::ROOT;
+    for name in [".topofs", "history", "global", "metadata", "note"] {
+        dir = tree.lookup(&caller, dir, OsStr::new(name)).await.unwrap().ino;
+    }
+    let existing = tree.lookup(&caller, dir, OsStr::new(".log")).await.unwrap().ino;
+    assert_eq!(changes(&tree, dir, existing, ".log").await, [Kind::ReadOnly; 7]);
 }
 
 /// Makes a tree beside the live one.

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::control::ControlFile;
 use crate::mirror::Record;
-use crate::name::{CONTROL_DIR, CellName, CellPath, LOCK_FILE};
+use crate::name::{CONTROL_DIR, CellName, CellPath, HISTORY_DIR, LOCK_FILE};
 use crate::record::Form;
 use crate::topology::links::{Link, View};
 
@@ -31,12 +31,43 @@ pub enum FileId {
     Link(Link),
     /// A file that exists in this mount only.
     Scratch(ScratchId),
+    /// A file of `.topofs/history`.
+    Past(PastFile),
     /// A directory of trees beside the live one.
     Spaces(SpaceKind),
     /// A file of such a tree.
     Inside(SpaceId, Arc<FileId>),
     /// A file in the root of such a tree that tells of the tree.
     About(About),
+}
+
+/// A file of `.topofs/history`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PastFile {
+    /// The directory itself: the cells.
+    Top,
+    /// What was at a path, and below it.
+    Dir(CellPath),
+    /// One form of a state of a record, which has a name.
+    State(CellPath, Arc<str>, Form),
+    /// A deletion of a record; its name.
+    Deleted(CellPath, Arc<str>),
+    /// What happened to a record.
+    Log(CellPath),
+}
+
+impl fmt::Display for PastFile {
+    /// The path below the mount.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{CONTROL_DIR}/{HISTORY_DIR}")?;
+        match self {
+            PastFile::Top => Ok(()),
+            PastFile::Dir(at) => write!(f, "/{at}"),
+            PastFile::State(at, name, form) => write!(f, "/{at}/{name}{}", form.suffix()),
+            PastFile::Deleted(at, name) => write!(f, "/{at}/{name}"),
+            PastFile::Log(at) => write!(f, "/{at}/.log"),
+        }
+    }
 }
 
 /// What kind of tree stands beside the live one.
@@ -125,6 +156,7 @@ impl FileId {
         match self {
             FileId::Root | FileId::Control | FileId::Dir(..) | FileId::Links(..) | FileId::Spaces(_) => true,
             FileId::Inside(_, file) => file.is_dir(),
+            FileId::Past(file) => matches!(file, PastFile::Top | PastFile::Dir(_)),
             _ => false,
         }
     }
@@ -160,7 +192,7 @@ impl FileId {
             FileId::Dir(at) | FileId::Record(at, _) | FileId::Lock(at) | FileId::Links(at, _) => Some(&at.cell),
             FileId::Link(link) => Some(&link.of.cell),
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => None,
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => None,
         }
     }
 }
@@ -187,6 +219,7 @@ impl fmt::Display for FileId {
                 }
             }
             FileId::About(file) => f.write_str(file.name()),
+            FileId::Past(file) => file.fmt(f),
         }
     }
 }

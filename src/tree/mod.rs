@@ -14,10 +14,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use crate::cells::Cells;
-use crate::control::{Control, TreeCounts};
+use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::locks::{Locks, Patience};
-use crate::name::{CONTROL_DIR, CellName};
+use crate::name::{CONTROL_DIR, CellName, HISTORY_DIR};
 use crate::record::Records;
 use crate::store::{CellRules, LiveCells};
 
@@ -31,6 +31,7 @@ pub(crate) mod kernel;
 pub(crate) mod namespace;
 mod opened;
 pub(crate) mod options;
+mod past;
 pub(crate) mod records;
 pub(crate) mod room;
 mod spaces;
@@ -48,13 +49,14 @@ pub use options::{TreeOptions, Views};
 pub use records::lockfile::LockCall;
 
 use control::ControlFiles;
-use file::Defaults;
+use file::{Defaults, PastFile};
 use handles::Handles;
 use kernel::Kernel;
 use kernel::listings::Listings;
 use kernel::space::SpaceKernel;
 use namespace::{Inode, Name, Namespace, Open};
 use options::Background;
+use past::PastFiles;
 use records::RecordFiles;
 use spaces::{Space, Spaces};
 
@@ -87,6 +89,7 @@ pub struct Tree {
     cells: Arc<Cells>,
     records: Arc<RecordFiles>,
     control: Arc<ControlFiles>,
+    past: Arc<PastFiles>,
     spaces: Arc<Spaces>,
     helper: OnceLock<Arc<dyn Helper>>,
     kernel: Arc<Kernel>,
@@ -110,22 +113,24 @@ impl Tree {
         let rules =
             CellRules { cells: cells.clone(), control: journal.clone(), force_removal: options.force_cell_removal };
         let live = Arc::new(LiveCells::new(locks.clone(), options.respect_locks, rules));
+        let forms = (options.forms.clone(), options.list.clone());
         let records = RecordFiles::new(
-            (live.clone(), codec, journal.clone()),
+            (live.clone(), codec.clone(), journal.clone()),
             (options, defaults),
             (SpaceKernel::live(kernel.clone()), handles.clone(), locks.clone()),
             background.clone(),
         );
+        let past = PastFiles::new((cells.clone(), codec), forms, defaults, records.room.clone());
         let spaces = Spaces::new(records.clone(), (cells.clone(), live), journal.clone());
         let counted = (records.clone(), spaces.clone());
         let control = ControlFiles::new(
             (journal.clone(), cells.clone(), locks, records.own.clone()),
             (kernel.clone(), defaults),
             records.room.clone(),
-            Box::new(move || TreeCounts { spaces: counted.1.counts(), ..counted.0.counts() }),
+            Box::new(move || counted.0.counts().with(counted.1.counts(), counted.1.scratch_files())),
         );
         let (helper, listings) = (OnceLock::new(), Listings::default());
-        Arc::new(Self { cells, records, control, spaces, helper, kernel, handles, listings, journal, background })
+        Arc::new(Self { cells, records, control, past, spaces, helper, kernel, handles, listings, journal, background })
     }
 
     /// Ends all background work and waits for it.
@@ -186,7 +191,7 @@ impl Tree {
     /// Whether an inode, or a name in it, is `.topofs` or in it.
     pub fn is_control(&self, ino: u64, name: Option<&OsStr>) -> bool {
         let file = self.kernel.inodes.file(ino);
-        matches!(file, Some(FileId::Control | FileId::ControlFile(_)))
+        matches!(file, Some(FileId::Control | FileId::ControlFile(_) | FileId::Past(_)))
             || (ino == ROOT && name == Some(OsStr::new(CONTROL_DIR)))
     }
 
@@ -240,6 +245,7 @@ impl Tree {
     fn space_of(&self, file: &FileId) -> Space<'_> {
         Space::Lasting(match file {
             FileId::Control | FileId::ControlFile(_) => &self.control,
+            FileId::Past(_) => &self.past,
             FileId::Spaces(_) => &self.spaces,
             FileId::Inside(id, _) => return self.spaces.get(id).map_or(Space::Gone, Space::Inside),
             FileId::Root
@@ -350,6 +356,7 @@ impl Tree {
         if dir == FileId::Control {
             let entry = |kind: SpaceKind| DirEntry { name: kind.name().to_owned(), file: FileId::Spaces(kind) };
             entries.extend(SpaceKind::ALL.map(entry));
+            entries.push(DirEntry { name: HISTORY_DIR.to_owned(), file: FileId::Past(PastFile::Top) });
         }
         let entries = Arc::new(entries);
         // If an offset belongs to no listing (any more), it is a position in this one.
@@ -495,6 +502,7 @@ impl Tree {
 fn joint(dir: &FileId, name: &str) -> Option<FileId> {
     match dir {
         FileId::Root => (name == CONTROL_DIR).then_some(FileId::Control),
+        FileId::Control if name == HISTORY_DIR => Some(FileId::Past(PastFile::Top)),
         FileId::Control => SpaceKind::ALL.into_iter().find(|kind| kind.name() == name).map(FileId::Spaces),
         _ => None,
     }

@@ -6,5 +6,7 @@
 mod common;
 
 mod backup;
+mod changes;
+mod page;
 mod recovery;
 mod topo2topo;

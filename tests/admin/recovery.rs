@@ -1,110 +1,13 @@
 //! The procedures of docs/recovery.md, from beginning to end, on real etcd servers.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use tempfile::TempDir;
-use topofs::name::TopoPath;
-use topofs::record::{Codec, Form};
-use topofs::sample::Cluster;
+use crate::common::{bound_command, spawn_bound};
+use crate::page::Page;
 
-use crate::common::etcd::Etcd;
-use crate::common::mount::TOPOFS;
-use crate::common::world::{etcd_cell, put, runtime};
-use crate::common::{bound_command, spawn_bound, text};
-
-/// The scripts of the page, with the servers and directories of a test.
-struct Page {
-    work: TempDir,
-    servers: BTreeMap<&'static str, Etcd>,
-}
-
-impl Page {
-    /// `global.example:2379` of the page is the server `global`.
-    fn with(servers: &[&'static str]) -> Self {
-        let work = tempfile::tempdir().unwrap();
-        std::fs::create_dir(work.path().join("topo")).unwrap();
-        Self { work, servers: servers.iter().map(|name| (*name, Etcd::start())).collect() }
-    }
-
-    fn mounted(&self) -> PathBuf {
-        self.work.path().join("topo")
-    }
-
-    /// All blocks of one name, as one script.
-    fn block(&self, wanted: &str) -> String {
-        let page = include_str!("../../docs/recovery.md");
-        let blocks = page.split("\n```sh ").skip(1).filter_map(|rest| rest.split_once('\n'));
-        let named = blocks.filter(|(name, _)| *name == wanted).map(|(_, rest)| rest.split("\n```").next().unwrap());
-        let script = named.collect::<Vec<_>>().join("\n");
-        assert!(!script.is_empty(), "the page has no block {wanted}");
-        self.here(&script)
-    }
-
-    fn here(&self, script: &str) -> String {
-        let mut script = script.replace("/mnt/topo", self.mounted().to_str().unwrap());
-        script = script.replace("/backup/", &format!("{}/", self.work.path().display()));
-        for (name, server) in &self.servers {
-            script = script.replace(&format!("{name}.example:2379"), &server.endpoint());
-        }
-        assert!(!script.contains(".example:"), "{script}");
-        script
-    }
-
-    /// Runs scripts in one shell, as a reader does. Returns what they print.
-    fn run(&self, scripts: &[&str]) -> String {
-        let path = format!("{}:{}", Path::new(TOPOFS).parent().unwrap().display(), std::env::var("PATH").unwrap());
-        let script = format!("set -euo pipefail\n{}", scripts.join("\n"));
-        let mut command = Command::new("timeout");
-        command.args(["120", "bash", "-c", &script]).env("PATH", path).stdin(Stdio::null());
-        let output = command.output().unwrap();
-        let status = || std::fs::read_to_string(self.mounted().join(".topofs/errors")).unwrap_or_default();
-        assert!(output.status.success(), "{script}\n{}\n{}", text(&output), status());
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The variables of the page, for a shell that needs no mount.
-    fn variables(&self) -> String {
-        let setup = self.block("setup");
-        setup.lines().filter(|line| line.starts_with("export")).collect::<Vec<_>>().join("\n")
-    }
-
-    /// Stores the sample: each cell on the server of its name, or on the global one.
-    fn load(&self, cells: &[&str]) {
-        let codec = Codec::builtin().unwrap();
-        let cluster =
-            Cluster { cells: cells.iter().map(ToString::to_string).collect(), ..Cluster::demo("global.example:2379") };
-        for (cell, path, value) in cluster.records(&codec).unwrap() {
-            let value = match path.as_str().strip_prefix("cells/").and_then(|rest| rest.strip_suffix("/CellInfo")) {
-                Some(named) => {
-                    let text = format!("server_address: \"{}\" root: \"/vitess/{named}\"", self.server(named));
-                    codec.store("topodata.CellInfo", Form::Text, &text.into(), None).unwrap().unwrap()
-                }
-                None => value,
-            };
-            let backend = etcd_cell(&self.server(cell.as_str()), &format!("/vitess/{cell}"));
-            runtime().block_on(backend.apply(&[put(path.as_str(), value)])).unwrap();
-        }
-    }
-
-    fn server(&self, cell: &str) -> String {
-        self.servers.get(cell).unwrap_or_else(|| &self.servers["global"]).endpoint()
-    }
-
-    /// All records of a cell on a server.
-    fn stored(&self, server: &str, cell: &str) -> BTreeMap<String, Vec<u8>> {
-        let backend = etcd_cell(&self.servers[server].endpoint(), &format!("/vitess/{cell}"));
-        let listing = runtime().block_on(backend.list(&TopoPath::root())).unwrap();
-        listing.nodes.into_iter().map(|node| (node.path.to_string(), node.value.to_vec())).collect()
-    }
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        // Its daemon ends with it.
-        let _ = nix::mount::umount2(&self.mounted(), nix::mount::MntFlags::MNT_DETACH);
-    }
+fn page(servers: &[&'static str]) -> Page {
+    Page::of(include_str!("../../docs/recovery.md"), servers)
 }
 
 /// What two cells do not have alike.
@@ -115,7 +18,7 @@ fn different(one: &BTreeMap<String, Vec<u8>>, other: &BTreeMap<String, Vec<u8>>)
 
 #[test]
 fn a_cell_that_is_lost_comes_back() {
-    let mut page = Page::with(&["global", "zone1", "zone2", "zone2-new"]);
+    let mut page = page(&["global", "zone1", "zone2", "zone2-new"]);
     page.load(&["zone1", "zone2"]);
     let before = page.stored("zone2", "zone2");
     page.run(&[&page.block("setup"), &page.block("backup")]);
@@ -131,7 +34,7 @@ fn a_cell_that_is_lost_comes_back() {
 
 #[test]
 fn a_global_topology_that_is_lost_comes_back() {
-    let mut page = Page::with(&["global", "zone1", "zone2", "global-new"]);
+    let mut page = page(&["global", "zone1", "zone2", "global-new"]);
     page.load(&["zone1", "zone2"]);
     let before = page.stored("global", "global");
     page.run(&[&page.block("setup"), &page.block("backup")]);
@@ -142,7 +45,7 @@ fn a_global_topology_that_is_lost_comes_back() {
 
 #[test]
 fn the_cells_know_most_of_a_global_topology_that_is_lost() {
-    let mut page = Page::with(&["global", "zone1", "zone2", "global-new"]);
+    let mut page = page(&["global", "zone1", "zone2", "global-new"]);
     page.load(&["zone1", "zone2"]);
     let before = page.stored("global", "global");
     page.run(&[&page.block("setup")]);
@@ -190,7 +93,7 @@ done
 
 #[test]
 fn one_etcd_is_split_while_it_is_written_to() {
-    let page = Page::with(&["global", "zone1", "zone2"]);
+    let page = page(&["global", "zone1", "zone2"]);
     page.load(&["local"]);
     page.run(&[&page.block("setup"), &page.here("echo 0 > /mnt/topo/global/metadata/counter")]);
     let mut command = bound_command("bash");

@@ -72,7 +72,8 @@ impl Mount {
     }
 
     pub fn root(&self) -> PathBuf {
-        self.point().join(&self.inside)
+        // Without a slash at the end, if it is the mount itself.
+        self.point().join(&self.inside).components().collect()
     }
 
     /// The content of a file of `.topofs`.

@@ -269,15 +269,11 @@ impl Real {
             let path = TopoPath::parse(&format!("{DIR}/{}", entry.name)).unwrap();
             let content = match self.backend.get(&path).await.unwrap().node {
                 Some(node) => node.value.to_vec(),
-                None => self
-                    .read(
-                        SCRATCH
-                            .iter()
-                            .find(|name| **name == entry.name)
-                            .unwrap_or_else(|| panic!("{entry:?} is not stored")),
-                    )
-                    .await
-                    .unwrap(),
+                // A scratch file, or a record of a stage.
+                None => {
+                    let name = SCRATCH.iter().chain(RECORDS).find(|name| **name == entry.name);
+                    self.read(name.unwrap_or_else(|| panic!("{entry:?} is not stored"))).await.unwrap()
+                }
             };
             assert!(all.insert(entry.name, content).is_none(), "listed twice");
         }

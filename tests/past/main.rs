@@ -6,6 +6,7 @@
 mod common;
 
 mod commits;
+mod history;
 mod moments;
 mod reads;
 mod stages;

@@ -191,7 +191,10 @@ on_each_backend! {
         let future = reasons(mount, "2999-01-01T00:00:00Z");
         assert!(future[0].contains("has not come yet"), "{future:?}");
         // A watch tells within seconds that nothing has happened.
-        let there = |time: &str| eventually("the time is known", || mount.path(&format!(".topofs/at/{time}/global")).exists().then_some(()));
+        let there = |time: &str| {
+            let shown = mount.path(&format!(".topofs/at/{time}/global"));
+            eventually("the time is known", || shown.exists().then_some(()));
+        };
         there(&before);
         let first = mount.read(OWNER);
         write_knowingly(mount.path(OWNER), "changed");
@@ -217,12 +220,12 @@ on_each_service! {
     /// A writer that always changes two records in one transaction.
     fn no_snapshot_shows_half_of_a_transaction(service) {
         const SNAPSHOTS: usize = 300;
-        let mount = service.mount(&[]);
+        let mount = service.mount(&["--record=*/**"]);
         mount.sh("ls zone1 > /dev/null");
         let stop = Arc::new(AtomicBool::new(false));
         let (cell, ends) = (service.cell(), stop.clone());
         let write = move |number: u64| {
-            let changes = ["zone1/rules/one", "zone1/rules/two"].map(|path| world::put(path, number.to_string()));
+            let changes = ["zone1/rules/one", "zone1/metadata/two"].map(|path| world::put(path, number.to_string()));
             runtime().block_on(cell.apply(&changes)).unwrap().at.0
         };
         write(0);
@@ -236,12 +239,13 @@ on_each_service! {
             }
             unreachable!()
         });
-        eventually("the records are there", || mount.path("zone1/rules/two").exists().then_some(()));
+        eventually("the records are there", || mount.path("zone1/metadata/two").exists().then_some(()));
+        let both = |at: &str| ["rules/one", "metadata/two"].map(|name| mount.read(&format!("{at}/zone1/{name}")));
         let mut seen = BTreeSet::new();
         for number in 0..SNAPSHOTS {
-            let at = format!(".topofs/at/{}{number}", "s");
+            let at = format!(".topofs/at/s{number}");
             std::fs::create_dir(mount.path(&at)).unwrap();
-            let both = ["one", "two"].map(|name| mount.read(&format!("{at}/zone1/rules/{name}")));
+            let both = both(&at);
             assert_eq!(both[0], both[1], "snapshot {number}");
             seen.insert(both[0].clone());
             std::fs::remove_dir(mount.path(&at)).unwrap();
@@ -251,7 +255,7 @@ on_each_service! {
         assert!(seen.len() > 20, "the writer was running: {} of {}", seen.len(), revisions.len());
         if service.implementation == Implementation::Etcd2 {
             for (revision, number) in revisions.iter().step_by(revisions.len() / 10) {
-                let both = ["one", "two"].map(|name| mount.read(&format!(".topofs/at/{revision}/zone1/rules/{name}")));
+                let both = both(&format!(".topofs/at/{revision}"));
                 assert_eq!(both, [number.to_string(), number.to_string()], "revision {revision}");
             }
         }

@@ -32,7 +32,7 @@ fn last_reason(mount: &Mount) -> String {
 const EDITS: &str = r#"
     mkdir .topofs/stage/mine; cd .topofs/stage/mine
     sed -i s/semi_sync/none/ global/keyspaces/commerce/Keyspace.txt
-    sed -i 's/type: REPLICA/type: RDONLY/' zone1/tablets/zone1-0000000101/Tablet.txt
+    sed -i s/example.com/example.org/ zone1/tablets/zone1-0000000100/Tablet.txt
     mkdir -p 'global/keyspaces/new/shards/0' global/keyspaces/empty
     echo 'durability_policy: "none"' > global/keyspaces/new/Keyspace.txt
     echo 'is_primary_serving: true' > global/keyspaces/new/shards/0/Shard.txt
@@ -138,10 +138,9 @@ fn what_cannot_be_merged_is_left_to_a_person() {
     refused(&mine, "mine", "commit");
     let said = refused(&mine, "mine", "drop global/keyspaces/nobody/Keyspace");
     assert!(said.contains("No such file") && last_reason(&mine).contains("not staged"), "{said}");
-    mine.sh(
-        "cd .topofs/stage/mine; echo 'keep global/keyspaces/commerce/Keyspace.txt' > .control; \
-         printf '%s\\n' 'drop global/keyspaces/customer/Keyspace' 'keep global/keyspaces/archive/VSchema' commit > .control",
-    );
+    mine.sh("cd .topofs/stage/mine; echo 'keep global/keyspaces/commerce/Keyspace.txt' > .control; \
+         printf '%s\\n' 'drop global/keyspaces/customer/Keyspace' 'keep global/keyspaces/archive/VSchema' commit \
+         > .control");
     let policy = |keyspace: &str| mine.sh(&format!("grep -o none global/keyspaces/{keyspace}/Keyspace.txt || true"));
     assert_eq!((policy("commerce").as_str(), policy("customer").as_str()), ("none\n", ""));
     assert!(!mine.path("global/keyspaces/archive/VSchema").exists());

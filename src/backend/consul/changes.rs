@@ -17,6 +17,7 @@ use super::pair::{Pair, node};
 use super::rights::Rights;
 use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent};
 use crate::backend::keys::KeySpace;
+use crate::name::TopoPath;
 
 /// Up to so many keys are read with their values instead of searched further.
 const FEW: usize = 16;
@@ -27,6 +28,10 @@ const PIPELINE: usize = 8;
 const LOOKS: usize = 10_000;
 /// The part of the poll duration before which the end of a wait is not a timeout.
 const EARLY: f64 = 0.9;
+/// Number of keys that can be read at one instant.
+const TOGETHER: usize = 64;
+/// How often to search again before reporting changes of keys that never rest as they were found.
+const SEARCHES: usize = 16;
 /// How long to trust a silent server.
 const SILENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
 
@@ -41,6 +46,8 @@ pub(super) struct Changes {
     known: BTreeMap<String, u64>,
     /// The root's own index at the last wait; lower than the index of everything.
     waited: u64,
+    /// What was found beyond the last report.
+    ahead: Option<Found>,
     /// The blocking query, and its start time. It goes on during a probe.
     waiting: Option<(tokio::task::JoinHandle<Result<u64, BackendError>>, Instant)>,
 }
@@ -56,11 +63,14 @@ impl Drop for Changes {
 impl Changes {
     pub fn new(client: Arc<Client>, rights: Arc<Rights>, keys: KeySpace, told: u64, pairs: &[Pair]) -> Self {
         let known = pairs.iter().map(|pair| (pair.key.clone(), pair.modify_index)).collect();
-        Self { client, rights, keys, told, known, waited: 0, waiting: None }
+        Self { client, rights, keys, told, known, waited: 0, ahead: None, waiting: None }
     }
 
     /// The next changes, or a sign of life.
     pub async fn next(&mut self) -> Result<WatchBatch, BackendError> {
+        if let Some(found) = self.ahead.take() {
+            return self.whole(found).await;
+        }
         let (mut waiting, since) = match self.waiting.take() {
             Some(waiting) => waiting,
             None => {
@@ -91,12 +101,43 @@ impl Changes {
         if index <= self.told {
             return Ok(WatchBatch::default());
         }
-        self.search(index).await
+        let found = self.search(index).await?;
+        self.whole(found).await
+    }
+
+    /// Completes what a search has found. Its keys were read one after the other: if something has changed meanwhile,
+    /// they may show a part of a transaction. Then they are read again at one instant, together with whatever else has
+    /// changed up to then.
+    async fn whole(&mut self, mut found: Found) -> Result<WatchBatch, BackendError> {
+        for _ in 0..SEARCHES {
+            let (there, gone) = found.keys(&self.keys);
+            if found.is_of_one_moment() || there.len() + gone.len() > TOGETHER {
+                break;
+            }
+            // Too large for one answer, for example.
+            let Ok(together) = self.client.together(&there, &gone).await else { break };
+            let next = self.search(self.told).await?;
+            let is_complete = next.batch.events.iter().all(|event| found.has(event));
+            if let Some(pairs) = together.filter(|_| is_complete) {
+                for pair in pairs {
+                    if let Some(node) = node(&self.keys, &pair)? {
+                        let at = node.version.written;
+                        found.batch.events.push(WatchEvent { path: node.path.clone(), node: Some(node), at });
+                    }
+                }
+                found.batch.at = found.batch.events.iter().map(|event| event.at).fold(found.batch.at, Revision::max);
+                self.ahead = (!next.batch.events.is_empty()).then_some(next);
+                break;
+            }
+            found.add(next);
+        }
+        Ok(found.batch)
     }
 
     /// Finds the changes up to at least the given index.
-    async fn search(&mut self, index: u64) -> Result<WatchBatch, BackendError> {
+    async fn search(&mut self, index: u64) -> Result<Found, BackendError> {
         let mut batch = WatchBatch::default();
+        let mut begun = None;
         let mut level = vec![Scope::Below(self.keys.prefix().to_owned())];
         let mut looked = 0;
         while !level.is_empty() {
@@ -110,9 +151,11 @@ impl Changes {
             });
             let looks: Vec<Look> = futures::stream::iter(looks).buffered(PIPELINE).try_collect().await?;
             for look in looks {
+                // The first look is at everything.
+                begun = begun.or(look.index());
                 match look {
                     Look::Same => {}
-                    Look::Many { prefix, mut keys } => {
+                    Look::Many { prefix, mut keys, .. } => {
                         keys.retain(|key| key.starts_with(&prefix));
                         level.extend(self.branches(&prefix, keys));
                     }
@@ -123,7 +166,7 @@ impl Changes {
         self.told = index;
         batch.events.sort_by_key(|event| event.at);
         batch.at = Revision(index);
-        Ok(batch)
+        Ok(Found { batch, begun: Revision(begun.unwrap_or(index)) })
     }
 
     fn in_scope(&self, scope: &Scope) -> impl Iterator<Item = &String> + use<'_> {
@@ -205,9 +248,51 @@ enum Look {
     /// Nothing has changed since.
     Same,
     /// Too much to read.
-    Many { prefix: String, keys: Vec<String> },
+    Many { prefix: String, keys: Vec<String>, index: u64 },
     /// All its keys.
     Few { scope: Scope, pairs: Vec<Pair>, index: u64 },
+}
+
+impl Look {
+    fn index(&self) -> Option<u64> {
+        match self {
+            Look::Same => None,
+            Look::Many { index, .. } | Look::Few { index, .. } => Some(*index),
+        }
+    }
+}
+
+/// What a search has found.
+struct Found {
+    batch: WatchBatch,
+    /// The index of everything when the search began.
+    begun: Revision,
+}
+
+impl Found {
+    /// Whether nothing that was found has happened during the search.
+    fn is_of_one_moment(&self) -> bool {
+        self.batch.events.iter().all(|event| event.at <= self.begun)
+    }
+
+    fn has(&self, event: &WatchEvent) -> bool {
+        self.batch.events.iter().any(|known| known.path == event.path)
+    }
+
+    /// The keys that exist, and those that do not, as they were found last.
+    fn keys(&self, keys: &KeySpace) -> (Vec<String>, Vec<String>) {
+        let last: BTreeMap<_, _> = self.batch.events.iter().map(|event| (&event.path, event.node.is_some())).collect();
+        let (there, gone): (Vec<_>, Vec<_>) = last.into_iter().partition(|(_, is_there)| *is_there);
+        let named = |paths: Vec<(&TopoPath, bool)>| paths.into_iter().map(|(path, _)| keys.key(path)).collect();
+        (named(there), named(gone))
+    }
+
+    fn add(&mut self, next: Found) {
+        self.batch.events.extend(next.batch.events);
+        self.batch.skipped += next.batch.skipped;
+        self.batch.at = self.batch.at.max(next.batch.at);
+        self.begun = next.begun;
+    }
 }
 
 async fn look(client: Arc<Client>, scope: Scope, known_to_be_many: bool, told: u64) -> Result<Look, BackendError> {
@@ -228,7 +313,7 @@ async fn look(client: Arc<Client>, scope: Scope, known_to_be_many: bool, told: u
         return Ok(Look::Same);
     }
     if known_to_be_many || found.value.len() > FEW {
-        return Ok(Look::Many { prefix, keys: found.value });
+        return Ok(Look::Many { prefix, keys: found.value, index: found.index });
     }
     let pairs = client.pairs(&prefix, MEDIUM).await?;
     Ok(Look::Few { scope: Scope::Below(prefix), pairs: pairs.value, index: pairs.index })

@@ -303,6 +303,22 @@ impl Client {
         }
     }
 
+    /// Keys at one instant. `None` if one that must not exist does, or the other way round.
+    pub async fn together(&self, there: &[String], gone: &[String]) -> Result<Option<Vec<Pair>>, BackendError> {
+        let operation = |verb: &'static str, key: &String| Operation {
+            kv: KvOperation { verb, key: key.clone(), value: None, index: None, session: None },
+        };
+        let gets = there.iter().map(|key| operation("get", key));
+        let checks = gone.iter().map(|key| operation("check-not-exists", key));
+        match self.transact_with(&gets.chain(checks).collect::<Vec<_>>(), false).await? {
+            Transacted::Done(mut pairs) => {
+                pairs.retain(|pair| there.contains(&pair.key));
+                Ok(Some(pairs))
+            }
+            Transacted::Refused(_) => Ok(None),
+        }
+    }
+
     pub async fn transact(&self, operations: &[Operation]) -> Result<Transacted, BackendError> {
         self.transact_with(operations, true).await
     }

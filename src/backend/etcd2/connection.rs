@@ -66,6 +66,11 @@ impl Connection {
         Ok(Self { servers, preferred: AtomicUsize::new(0), timeout, secrets })
     }
 
+    /// The time for one operation.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Reloads the secrets. Returns whether they differ from those of the given generation.
     pub async fn secrets_have_changed_since(&self, generation: u64) -> bool {
         self.secrets.have_changed_since(generation).await

@@ -1,8 +1,8 @@
 //! etcd, through its version 3 protocol.
 //!
 //! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
-//! credentials, `errors` the meaning of failures, `watch` the watch stream, `pages` long lists. This file translates the contract into
-//! range reads and transactions.
+//! credentials, `errors` the meaning of failures, `watch` the watch stream, `past` the past of a record, `pages` long
+//! lists. This file translates the contract into range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
+use imbl::OrdMap;
+
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Owner, Part,
-    Revision, SharedPlace, Take, Version, WatchStream, check_limits, check_most, check_values, too_large,
+    Action, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Guard, Limits, Listing, Node, Owner,
+    Part, Revision, SharedPlace, Take, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
@@ -27,6 +29,7 @@ mod errors;
 mod key;
 mod lock;
 mod pages;
+mod past;
 mod secrets;
 mod watch;
 
@@ -52,6 +55,7 @@ pub struct Etcd {
     keys: KeySpace,
     lease_ttl: Duration,
     limits: Limits,
+    deletions: Arc<past::Deletions>,
     /// Largest request.
     request_bytes: usize,
 }
@@ -64,7 +68,8 @@ impl Etcd {
         let value = options.max_request_bytes.saturating_sub(BESIDE_VALUE);
         let limits = Limits { value, changes: CHANGE_LIMIT };
         let (connection, request_bytes) = (Arc::new(connection), options.max_request_bytes);
-        Ok(Self { connection, keys: KeySpace::new(&location.root), lease_ttl, limits, request_bytes })
+        let keys = KeySpace::new(&location.root);
+        Ok(Self { connection, keys, lease_ttl, limits, deletions: Arc::default(), request_bytes })
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
@@ -281,6 +286,14 @@ impl Backend for Etcd {
         Ok(Fetched { node, at })
     }
 
+    async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>, BackendError> {
+        self.earlier_states(path).await.map(Some)
+    }
+
+    async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>, BackendError> {
+        self.deletions().await.map(Some)
+    }
+
     async fn apply(&self, changes: &[Change]) -> Result<Applied, BackendError> {
         check_limits(changes, self.limits())?;
         self.apply_keyed(&keyed(&self.keys, changes)).await
@@ -306,7 +319,8 @@ impl Backend for Etcd {
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let listing = self.list(&TopoPath::root()).await?;
-        let stream = watch::start(self.connection.clone(), self.keys.clone(), listing.at).await?;
+        let told = past::Told::new(&self.deletions, listing.at);
+        let stream = watch::start(self.connection.clone(), self.keys.clone(), (listing.at, told)).await?;
         Ok((listing, stream))
     }
 

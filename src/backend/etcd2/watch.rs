@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::connection::{self, Connection, watch_client};
 use super::errors::classify;
 use super::key::node;
+use super::past::Told;
 use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
 use crate::backend::keys::KeySpace;
 
@@ -36,12 +37,13 @@ struct Watch {
     /// Servers before 3.4 do not answer on the watch; with them, the read alone is the sign of life.
     answers_probes: bool,
     ended: bool,
+    told: Told,
 }
 
 pub(super) async fn start(
     connection: Arc<Connection>,
     keys: KeySpace,
-    after: Revision,
+    (after, told): (Revision, Told),
 ) -> Result<WatchStream, BackendError> {
     let prefix = keys.prefix().to_owned();
     let first = after.0.saturating_add(1).cast_signed();
@@ -72,6 +74,7 @@ pub(super) async fn start(
         answered: None,
         answers_probes: false,
         ended: false,
+        told,
     };
     Ok(futures::stream::unfold(watch, |mut watch| async move {
         if watch.ended {
@@ -179,13 +182,14 @@ impl Watch {
                 EventType::Put => node(&self.keys, kv.clone()),
                 EventType::Delete => None,
             };
+            self.told.tells(node.is_none().then(|| path.clone()).into_iter(), at);
             batch.events.push(WatchEvent { path, node, at });
         }
         Ok(batch)
     }
 }
 
-fn cancelled(response: &WatchResponse) -> BackendError {
+pub(super) fn cancelled(response: &WatchResponse) -> BackendError {
     if response.compact_revision() > 0 {
         let message = format!("history before revision {} is compacted", response.compact_revision());
         return BackendError::new(Failure::Compacted, message);

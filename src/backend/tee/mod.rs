@@ -11,11 +11,12 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use imbl::OrdMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::contract::{
-    Action, Along, Applied, Backend, BackendError, Change, Fetched, Guard, Limits, Listing, Node, Owner, Part,
+    Action, Along, Applied, Backend, BackendError, Change, Earlier, Fetched, Guard, Limits, Listing, Node, Owner, Part,
     Revision, Role, SharedPlace, Take, Version, WatchStream, check_limits,
 };
 use super::lock::guard;
@@ -286,6 +287,14 @@ impl Backend for Tee {
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
         self.0.primary.get(path).await
+    }
+
+    async fn earlier(&self, path: &TopoPath) -> Result<Option<Earlier>, BackendError> {
+        self.0.primary.earlier(path).await
+    }
+
+    async fn deleted(&self) -> Result<Option<OrdMap<TopoPath, Vec<Revision>>>, BackendError> {
+        self.0.primary.deleted().await
     }
 
     fn cannot_hold(&self, path: &TopoPath, value: &[u8], holds_others: bool) -> Option<String> {

@@ -267,7 +267,7 @@ impl Backend for Zk {
             let (mut view, sessions) = state?;
             let next = match tokio::time::timeout(SIGN_OF_LIFE, view.changed()).await {
                 Err(_) => view.probe(&sessions).await,
-                Ok(Ok(changed)) => view.read_again(&sessions, changed).await,
+                Ok(Ok(changed)) => view.read_whole(&sessions, changed).await,
                 Ok(Err(ended)) => Err(ended),
             };
             let next = next.map_err(|ended| Self::ended(&sessions, ended));

@@ -25,8 +25,8 @@ const PIPELINE: usize = 8;
 /// Maximum number of changed paths to read again. A watch that is further behind ends with [`Failure::Compacted`], and
 /// its mirror begins again with a list.
 const PENDING: usize = 100_000;
-/// How often to read changes again before showing a tree that never rests as it is. Later changes arrive as events
-/// anyway.
+/// How often to read changes again before showing a tree in which ever more nodes change as it is. Later changes arrive
+/// as events anyway.
 const SETTLE_ROUNDS: usize = 50;
 
 /// A subtree, as one session sees it.
@@ -99,14 +99,9 @@ impl View {
             before,
         };
         let mut listing = view.read_all(sessions, dir).await?;
-        for _ in 0..SETTLE_ROUNDS {
-            let changed = view.arrived()?;
-            if changed.is_empty() {
-                break;
-            }
-            let batch = view.read_again(sessions, changed).await?;
-            merge(&mut listing, batch);
-        }
+        let changed = view.arrived()?;
+        let batch = view.read_whole(sessions, changed).await?;
+        merge(&mut listing, batch);
         Ok((listing, view))
     }
 
@@ -262,8 +257,36 @@ impl View {
         Ok(found.into_iter().flatten().collect())
     }
 
+    /// Reads the changed nodes, and whatever has changed meanwhile, until all of it was read at one instant: then no
+    /// transaction is shown in part. The events of later changes stay for later.
+    pub async fn read_whole(
+        &mut self,
+        sessions: &Sessions,
+        mut changed: BTreeSet<String>,
+    ) -> Result<WatchBatch, Ended> {
+        let mut all = WatchBatch::default();
+        for _ in 0..SETTLE_ROUNDS {
+            if changed.is_empty() {
+                break;
+            }
+            let is_one_instant = changed.len() <= BATCH;
+            let batch = self.read_again(sessions, changed.clone()).await?;
+            all.events.extend(batch.events);
+            all.skipped += batch.skipped;
+            all.at = all.at.max(batch.at);
+            self.collect()?;
+            // Events of changes up to that instant came before the answer.
+            let more = &self.pending.0;
+            if more.is_empty() || (is_one_instant && more.is_subset(&changed)) {
+                break;
+            }
+            changed.append(&mut std::mem::take(&mut self.pending.0));
+        }
+        Ok(all)
+    }
+
     /// Reads the changed nodes, at one instant if one request is enough, and returns the differences.
-    pub async fn read_again(&mut self, sessions: &Sessions, changed: BTreeSet<String>) -> Result<WatchBatch, Ended> {
+    async fn read_again(&mut self, sessions: &Sessions, changed: BTreeSet<String>) -> Result<WatchBatch, Ended> {
         let mut batch = WatchBatch::default();
         let (changed, skipped): (Vec<String>, Vec<String>) =
             changed.into_iter().filter(|path| *path != self.root).partition(|path| self.may_show(path));

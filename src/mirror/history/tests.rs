@@ -207,6 +207,9 @@ fn a_clock_that_goes_back_does_not_change_the_order() {
     assert_eq!(at(10).len(), 1);
 }
 
+/// All states of each record.
+type Plain = HashMap<String, Vec<(u64, Option<String>)>>;
+
 /// A change of one of a few records, in one of two cells.
 fn change() -> impl Strategy<Value = (usize, usize, Option<String>)> {
     (0..2usize, 0..4usize, prop::option::weighted(0.8, "[a-z]{0,400}"))
@@ -221,7 +224,7 @@ proptest! {
     ) {
         let all = limits(versions, bytes);
         let mut cells = [Cell::new(&all), Cell::new(&all)];
-        let mut plain: [HashMap<String, Vec<(u64, Option<String>)>>; 2] = Default::default();
+        let mut plain: [Plain; 2] = Default::default();
         for (cell, name, value) in changes {
             let name = format!("record{name}");
             // Deleting nothing is no change.
@@ -230,6 +233,9 @@ proptest! {
             }
             plain[cell].entry(name.clone()).or_default().push((cells[cell].time(), value.clone()));
             cells[cell].change(&name, value.as_deref());
+            // Time passes in the other cell, too.
+            let still = cells[1 - cell].now.clone();
+            cells[1 - cell].shown.push(still);
             prop_assert!(all.usage().bytes <= bytes);
         }
         let mut kept = 0;

@@ -57,8 +57,8 @@ impl Sight {
         }
     }
 
-    /// A comparison with a list that was begun at a time. If it shows that changes were missed, nothing is certain since
-    /// the one before.
+    /// A comparison with a list that was begun at a time. If it shows that changes were missed, nothing is certain
+    /// since the one before.
     pub fn compared(&mut self, missed: bool, begun: SystemTime, now: SystemTime) {
         if let Some(certain) = self.certain.replace(begun).filter(|_| missed) {
             self.add((certain, Some(now)));

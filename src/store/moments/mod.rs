@@ -131,7 +131,7 @@ impl Moments {
         let read = async {
             match moment {
                 Moment::Revision(revision) => self.cells.at_revision(revision, shelf::PER_USER).await,
-                Moment::Time(time) => self.cells.at_time(time, shelf::PER_USER),
+                Moment::Time(time) => self.cells.at_time(time, shelf::PER_USER).await,
             }
         };
         match tokio::time::timeout(LONGEST_READ, read).await {

@@ -188,9 +188,9 @@ impl StagedCell {
         }
         let versions = changes.iter().map(|change| self.make_one(&mut next, change)).collect();
         self.ledger.resize(state.cost, next.cost)?;
-        let (at, made) = (next.shown.at, changes.iter().filter(|change| change.action != Action::Check).count());
+        let (at, saves) = (next.shown.at, next.saves - state.saves);
         *state = next;
-        self.ledger.saved(made);
+        self.ledger.saved(saves);
         Ok(Applied { at, versions })
     }
 

@@ -72,9 +72,9 @@ impl Ledger {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Records were saved or removed.
-    pub fn saved(&self, records: usize) {
-        self.saves.fetch_add(records as u64, Ordering::AcqRel);
+    /// Something was saved or removed, so many times.
+    pub fn saved(&self, saves: u64) {
+        self.saves.fetch_add(saves, Ordering::AcqRel);
         self.changed();
     }
 

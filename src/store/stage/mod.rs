@@ -1,9 +1,9 @@
 //! A change set in the making: the records of all cells, each over a snapshot, with private changes. Only compares and
 //! computes. Must never ask a service, or change anything but itself.
 //!
-//! `cell` is one cell as a [`Store`], and `ledger` what all cells of a stage have in common. `meet` decides what becomes
-//! of a staged record that others have changed, and `conflict` tells it. `diff` shows changes of records as changes of
-//! files, in the format of `git`.
+//! `cell` is one cell as a [`Store`], and `ledger` what all cells of a stage have in common. `meet` decides what
+//! becomes of a staged record that others have changed, and `conflict` tells it. `diff` shows changes of records as
+//! changes of files, in the format of `git`.
 
 use std::sync::Arc;
 

@@ -58,7 +58,7 @@ impl Kernel {
             // No reply about these lasts.
             FileId::Links(..) | FileId::Link(_) => None,
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => None,
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => None,
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => None,
         };
         let any_pending = self.caches.get().is_some_and(|caches| caches.invalidations.any_pending());
         any_pending && parent.and_then(|parent| self.inodes.known(&parent)).is_some_and(|ino| self.is_held(ino))

@@ -32,7 +32,7 @@ impl RecordFiles {
             FileId::Links(CellPath { cell, path }, _) => self.require_dir(cell, path).await?,
             FileId::Root | FileId::Link(_) | FileId::Scratch(_) => {}
             FileId::Control | FileId::ControlFile(_) => {}
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => {}
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => {}
         }
         self.attr_now(&inode.file)
     }
@@ -55,7 +55,7 @@ impl RecordFiles {
                 Ok(self.scratch_attr(&state))
             }
             FileId::Control | FileId::ControlFile(_) => Err(Error::not_found()),
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => Err(Error::not_found()),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
@@ -162,7 +162,7 @@ impl RecordFiles {
             FileId::Lock(at) => is_stored(at),
             FileId::Links(..) | FileId::Link(_) => false,
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => true,
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => false,
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => false,
         }
     }
 

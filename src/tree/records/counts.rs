@@ -7,13 +7,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::RecordFiles;
-use crate::control::TreeCounts;
+use crate::control::{NAMED_SCRATCH, TreeCounts};
 use crate::mirror::Snapshot;
 use crate::name::CellName;
 use crate::store::Store;
 
-/// The most scratch files that the status names; all of them count.
-const NAMED_SCRATCH: usize = 100;
 /// Counting all records takes at most one part in so many of the time, however often somebody looks: a count is used
 /// for so many times as long as the counting took.
 const SHARE: u32 = 20;

@@ -183,7 +183,7 @@ impl RecordFiles {
             FileId::Record(..) | FileId::Scratch(_) | FileId::Lock(..) | FileId::Link(_) => {
                 Err(Error::new(Kind::NotDirectory, "not a directory"))
             }
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => Err(Error::not_found()),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
@@ -246,7 +246,7 @@ impl Namespace for Arc<RecordFiles> {
             }
             FileId::Links(..) | FileId::Link(_) => Keep::Never,
             FileId::Control | FileId::ControlFile(_) | FileId::Scratch(_) => Keep::Never,
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => Keep::Never,
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Keep::Never,
         }
     }
 

@@ -38,7 +38,7 @@ impl RecordFiles {
             | FileId::Scratch(_)
             | FileId::Lock(..)
             | FileId::Link(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => Err(Error::not_found()),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 
@@ -249,7 +249,7 @@ impl RecordFiles {
             | FileId::Scratch(_)
             | FileId::Lock(..)
             | FileId::Link(_) => Err(Error::new(Kind::NotDirectory, "not a directory")),
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => Err(Error::not_found()),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 

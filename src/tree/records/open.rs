@@ -37,7 +37,7 @@ impl RecordFiles {
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) | FileId::Links(..) => {
                 Err(Error::new(Kind::IsDirectory, "is a directory"))
             }
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => Err(Error::not_found()),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Err(Error::not_found()),
         }
     }
 

@@ -184,7 +184,12 @@ impl RecordFiles {
             }
             FileId::Scratch(_) => return Err(Error::new(Kind::ReadOnly, "the mount is read-only")),
             FileId::Link(_) => return Err(Error::new(Kind::Invalid, "a symbolic link cannot be opened")),
-            FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Dir(..) | FileId::Links(..) => {
+            FileId::Root
+            | FileId::Control
+            | FileId::ControlFile(_)
+            | FileId::Dir(..)
+            | FileId::Links(..)
+            | FileId::Past(_) => {
                 return Err(Error::new(Kind::IsDirectory, "is a directory"));
             }
             FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => return Err(Error::not_found()),

@@ -45,7 +45,7 @@ impl RecordFiles {
     async fn xattrs(&self, file: &FileId) -> Result<Vec<(&'static str, String)>> {
         Ok(match file {
             FileId::Root | FileId::Control | FileId::ControlFile(_) | FileId::Links(..) | FileId::Link(_) => Vec::new(),
-            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) => Vec::new(),
+            FileId::Spaces(_) | FileId::Inside(..) | FileId::About(_) | FileId::Past(_) => Vec::new(),
             FileId::Dir(CellPath { cell, path }) | FileId::Lock(CellPath { cell, path }) => {
                 vec![(CELL, cell.to_string()), (PATH, path.to_string())]
             }

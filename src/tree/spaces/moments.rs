@@ -1,5 +1,5 @@
-//! Earlier moments in `.topofs/at`, by their names: nobody makes or removes them. Owns which of them have files that the
-//! kernel may know. Must never keep records: `store::moments` does, and reads them again.
+//! Earlier moments in `.topofs/at`, by their names: nobody makes or removes them. Owns which of them have files that
+//! the kernel may know. Must never keep records: `store::moments` does, and reads them again.
 
 use std::collections::HashMap;
 use std::sync::Arc;

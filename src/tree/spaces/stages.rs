@@ -1,5 +1,5 @@
-//! What tells of a stage, and takes its commands: `.diff`, `.conflicts`, `.check`, `.control`, `.undo`. Must never compute
-//! on the thread that answers the kernel, nor for all readers at once.
+//! What tells of a stage, and takes its commands: `.diff`, `.conflicts`, `.check`, `.control`, `.undo`. Must never
+//! compute on the thread that answers the kernel, nor for all readers at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -175,8 +175,8 @@ impl OfStage {
     }
 
     async fn conflicts(&self) -> Result<Vec<Conflict>> {
-        let _readers = self.patches.lock().await;
         let seen = self.seen().await;
+        let _readers = self.patches.lock().await;
         self.compute(move |stage| stage.conflicts(&seen)).await
     }
 

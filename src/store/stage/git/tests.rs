@@ -82,7 +82,8 @@ fn a_patch_is_as_git_writes_it() {
         FileChange { name: "global/a.txt", before: Some(b"1\n2\n3\n4\n5\nx"), after: Some(b"1\n2\n3\n4\n6\nx\n") };
     let expected = "diff --git a/global/a.txt b/global/a.txt\n\
                     index d5abd4aabb66c0e9e4c0a83a7e1a92aa4ba0ed42..73a0a04b02ce0ae5d44f5bd0a1fb2ea5bc2c0d0d 100644\n\
-                    --- a/global/a.txt\n+++ b/global/a.txt\n@@ -2,5 +2,5 @@\n 2\n 3\n 4\n-5\n-x\n\\ No newline at end of file\n+6\n+x\n";
+                    --- a/global/a.txt\n+++ b/global/a.txt\n\
+                    @@ -2,5 +2,5 @@\n 2\n 3\n 4\n-5\n-x\n\\ No newline at end of file\n+6\n+x\n";
     let without_ids =
         |patch: &str| patch.lines().filter(|line| !line.starts_with("index ")).collect::<Vec<_>>().join("\n");
     assert_eq!(without_ids(&change.patch(soon())), without_ids(expected));

@@ -88,8 +88,7 @@ conformance! {
 
     async fn a_lock_of_any_cell_guards_a_change_of_all(factory) {
         let cells = two(&factory);
-        for number in 0..2 {
-            let cell = &cells[number].1;
+        for (number, (_, cell)) in cells.iter().enumerate() {
             store(&**cell, "dir/f", "1").await;
             let place = cell.enter(&path("dir"), &"x".into()).await.unwrap();
             let node = place.try_hold().await.unwrap().expect("it is free");

@@ -355,7 +355,9 @@ fn a_cell_that_cannot_be_looked_at_is_never_without_conflict() {
     }
     let [conflict] = &stage.conflicts(&seen)[..] else { panic!("{:?}", stage.conflicts(&seen)) };
     assert_eq!((conflict.at.to_string().as_str(), conflict.is_clash()), ("zone1", true));
-    assert!(lines(&[conflict.clone()]).contains(r#"{"path":"zone1","what":"unknown","reason":"no answer"}"#));
+    assert!(
+        lines(std::slice::from_ref(conflict)).contains(r#"{"path":"zone1","what":"unknown","reason":"no answer"}"#)
+    );
     assert_eq!(stage.rebase(&seen).unwrap().left.len(), 3);
     // A cell without CellInfo record: it stays in the stage for as long as something is staged there.
     seen.pop();

@@ -85,6 +85,9 @@ pub(super) struct Shared {
     pub checked: Mutex<Option<(SpaceId, Problems)>>,
 }
 
+/// `.diff` and `.undo`, each with the generation of the stage that it is of.
+type Patches = [Option<(u64, Bytes)>; 2];
+
 /// What tells of one stage.
 #[derive(Debug, Clone)]
 pub(super) struct OfStage {
@@ -94,7 +97,7 @@ pub(super) struct OfStage {
     shared: Arc<Shared>,
     /// Held while something is computed for this stage, so that its readers wait for each other before they wait with
     /// those of others. Keeps the last patches, and of which generation they are.
-    patches: Arc<Mutex<[Option<(u64, Bytes)>; 2]>>,
+    patches: Arc<Mutex<Patches>>,
 }
 
 impl OfStage {

@@ -136,7 +136,7 @@ fn git_and_patch_take_every_kind_of_change() {
 
 #[test]
 fn git_takes_bytes_and_both_ways() {
-    let bytes = |seed: usize, length: usize| (0..length).map(|n| (n * n * seed >> 3) as u8).collect::<Vec<u8>>();
+    let bytes = |seed: usize, length: usize| (0..length).map(|n| ((n * n * seed) >> 3) as u8).collect::<Vec<u8>>();
     let all = |seed: usize| [0, 1, 3, 26, 27, 52, 53, 1000, 70_000].map(|length| bytes(seed, length + seed % 2));
     let before: Files = all(3).into_iter().enumerate().map(|(n, content)| (format!("f{n}"), content)).collect();
     let mut after: Files = all(12).into_iter().enumerate().map(|(n, content)| (format!("f{n}"), content)).collect();

@@ -106,9 +106,9 @@ impl Reference {
     fn check(&self, world: &World, stage: &Stage) {
         let bytes = |place: usize, known: Option<u8>| known.map(|known| value(world, place, known));
         let global = cell(stage, "global");
-        for place in 0..PLACES.len() {
-            let shown = shown(&*global, PLACES[place]).map(|record| record.value);
-            assert_eq!(shown, bytes(place, self.ours.get(&place).copied()), "{}", PLACES[place]);
+        for (place, name) in PLACES.iter().enumerate() {
+            let shown = shown(&*global, name).map(|record| record.value);
+            assert_eq!(shown, bytes(place, self.ours.get(&place).copied()), "{name}");
         }
         let is_change = |(place, base): &(&usize, &Option<u8>)| **base != self.ours.get(*place).copied();
         let mut expected: Vec<_> = (self.base.iter().filter(is_change))

@@ -151,7 +151,7 @@ impl World {
             ("?acquire=", -1),
             ("/Lock\"}}", -1),
             // Refused.
-            ("HTTP/1.1 409", -1),
+            ("index is stale", -1),
         ];
         let proxy = Proxy::counting(consul::shared().port, &changes);
         let service = Service::at(Implementation::Consul, consul::shared().endpoint(), &proxy.endpoint());

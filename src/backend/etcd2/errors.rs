@@ -1,5 +1,7 @@
 //! The errors of etcd and its client, and their meaning.
 
+use etcd_client::WatchResponse;
+
 use crate::backend::contract::{BackendError, Failure};
 
 // tonic's numbers: https://grpc.io/docs/guides/status-codes
@@ -127,6 +129,16 @@ fn status_text(error: &(dyn std::error::Error + 'static)) -> String {
         Some((_, rest)) => rest.split_once('"').map_or(text.clone(), |(message, _)| message.to_owned()),
         None => text,
     }
+}
+
+/// The error of a watch that etcd has cancelled.
+pub(super) fn cancelled(response: &WatchResponse) -> BackendError {
+    if response.compact_revision() > 0 {
+        let message = format!("history before revision {} is compacted", response.compact_revision());
+        return BackendError::new(Failure::Compacted, message);
+    }
+    let failure = if response.cancel_reason().contains("permission") { Failure::Denied } else { Failure::Other };
+    BackendError::new(failure, format!("etcd cancelled the watch: {}", response.cancel_reason()))
 }
 
 #[cfg(test)]

@@ -15,9 +15,8 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{Connection, watch_client};
-use super::errors::classify;
+use super::errors::{cancelled, classify};
 use super::key::{blocks_as_copied, header_revision, locked_dir, node};
-use super::watch::cancelled;
 use super::{Etcd, connection};
 use crate::backend::contract::{BackendError, Earlier, EarlierState, Failure, Revision, Role};
 use crate::backend::keys::KeySpace;

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{self, Connection, watch_client};
-use super::errors::classify;
+use super::errors::{cancelled, classify};
 use super::key::node;
 use super::past::Told;
 use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
@@ -187,13 +187,4 @@ impl Watch {
         }
         Ok(batch)
     }
-}
-
-pub(super) fn cancelled(response: &WatchResponse) -> BackendError {
-    if response.compact_revision() > 0 {
-        let message = format!("history before revision {} is compacted", response.compact_revision());
-        return BackendError::new(Failure::Compacted, message);
-    }
-    let failure = if response.cancel_reason().contains("permission") { Failure::Denied } else { Failure::Other };
-    BackendError::new(failure, format!("etcd cancelled the watch: {}", response.cancel_reason()))
 }

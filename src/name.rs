@@ -35,6 +35,9 @@ pub const CELLS_LINKS: &str = ".cells";
 /// All names of links.
 pub const LINKS: [&str; 3] = [TABLETS_LINKS, PRIMARY_LINK, CELLS_LINKS];
 
+/// The names of the files that tell of a snapshot or of a stage, in its root: no cell has such a name.
+pub const ABOUT_FILES: [&str; 6] = [".missing", ".diff", ".conflicts", ".check", ".control", ".undo"];
+
 /// Why a name cannot be shown as a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -71,10 +74,10 @@ impl CellName {
     /// The cell that holds the global topology.
     pub const GLOBAL: &'static str = "global";
 
-    /// Checks a name. Names that collide with the tree's own (`.topofs`) are refused.
+    /// Checks a name. Names that collide with the tree's own (`.topofs`, [`ABOUT_FILES`]) are refused.
     pub fn new(name: &str) -> Result<Self, NameError> {
         check_component(name)?;
-        if name == CONTROL_DIR {
+        if name == CONTROL_DIR || ABOUT_FILES.contains(&name) {
             return Err(NameError::Invalid);
         }
         Ok(Self(name.into()))

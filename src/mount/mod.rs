@@ -113,6 +113,9 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     for path in tree.scratch_files() {
         tracing::warn!(path, "a scratch file is gone with the mount; it was never stored");
     }
+    for (stage, changes) in tree.uncommitted() {
+        tracing::warn!(?stage, changes, "a stage is gone with the mount; its changes were not committed");
+    }
     tree.shutdown().await;
     tree.locks().shutdown(timeout).await;
     cells.shutdown().await;

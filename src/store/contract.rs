@@ -60,6 +60,12 @@ pub trait Store: Send + Sync + Debug {
     /// The records as far as they are known, even if nobody may be shown them.
     fn known(&self) -> Arc<Snapshot>;
 
+    /// Whether a record was stored here, as far as is known, though it may be gone.
+    fn was_record(&self, path: &TopoPath) -> bool {
+        let _ = path;
+        false
+    }
+
     /// The cell that these are the records of, with its watch and its locks; `None` if they are a copy.
     fn connected(&self) -> Option<&Arc<Cell>> {
         None

@@ -177,6 +177,11 @@ impl Store for Live {
         self.at.cell.mirror.snapshot()
     }
 
+    fn was_record(&self, path: &TopoPath) -> bool {
+        let mirror = &self.at.cell.mirror;
+        mirror.snapshot().records.contains_key(path) || mirror.gone().contains_key(path)
+    }
+
     fn connected(&self) -> Option<&Arc<Cell>> {
         Some(&self.at.cell)
     }

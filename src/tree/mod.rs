@@ -217,6 +217,11 @@ impl Tree {
         live.chain(self.spaces.scratch_files()).collect()
     }
 
+    /// Stages with changes that are not committed: name, and how many.
+    pub fn uncommitted(&self) -> Vec<(String, usize)> {
+        self.spaces.uncommitted()
+    }
+
     /// What statfs shows.
     pub fn usage(&self) -> Usage {
         let (quota, used) = self.records.scratch.usage();
@@ -466,6 +471,13 @@ impl Tree {
     ) -> Result<()> {
         let (from_dir, to_dir) = (self.inode(from_dir)?.file, self.inode(to_dir)?.file);
         let space = self.space_to_change(caller, &from_dir)?;
+        let tree = |dir: &FileId| match dir {
+            FileId::Inside(id, _) => Some(id.clone()),
+            _ => None,
+        };
+        if tree(&from_dir) != tree(&to_dir) {
+            return Err(Error::new(Kind::CrossDevice, "these are different trees: only a copy can cross"));
+        }
         let from = Name { dir: &from_dir, name: known_name(from_name)? };
         space.rename(caller, from, Name { dir: &to_dir, name: new_name(to_name)? }, no_replace).await
     }

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod carried;
 mod commits;
 mod history;
 mod moments;

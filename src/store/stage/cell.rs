@@ -161,6 +161,12 @@ impl StagedCell {
         Self { cell, limits, records, ledger, state: Mutex::new(state) }
     }
 
+    /// Whether it was made in the stage: nothing was there.
+    pub(super) fn is_made(&self) -> bool {
+        let state = self.state.lock();
+        state.base.records.is_empty() && state.base.at == Revision::default()
+    }
+
     fn make(&self, changes: &[Change]) -> Result<Applied> {
         check_limits(changes, self.limits).map_err(Error::from)?;
         // Held until the end: nothing is saved any more when a commit begins.
@@ -394,6 +400,10 @@ impl Store for StagedCell {
 
     fn known(&self) -> Arc<Snapshot> {
         self.state.lock().shown.clone()
+    }
+
+    fn was_record(&self, path: &TopoPath) -> bool {
+        self.state.lock().base_of(path).is_some()
     }
 
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {

@@ -42,6 +42,9 @@ pub struct Seen {
     pub limits: Limits,
 }
 
+/// How many cells of a stage may be there before they exist: each costs memory that is charged to nobody.
+const MADE_CELLS: usize = 100;
+
 /// What a rebase has done.
 #[derive(Debug, Default)]
 pub struct Rebased {
@@ -79,6 +82,36 @@ impl Stage {
         cells.push(Arc::new(cell));
         self.ledger.changed();
         cells.sort_by_key(|cell| (!cell.cell().is_global(), cell.cell().clone()));
+    }
+
+    /// Adds a cell that does not exist yet: its records can be prepared before its CellInfo record is committed. Fails
+    /// if the stage has the cell, or too many that do not exist.
+    pub fn make_cell(&self, cell: CellName, limits: Limits) -> Result<()> {
+        self.refuse_change()?;
+        if self.staged_cell(&cell).is_some() {
+            return Err(Error::new(Kind::Exists, "exists already"));
+        }
+        if self.staged_cells().iter().filter(|cell| cell.is_made()).count() >= MADE_CELLS {
+            let reason = format!("a stage holds at most {MADE_CELLS} cells that do not exist");
+            return Err(Error::new(Kind::NoSpace, reason));
+        }
+        self.add(&Seen { cell, records: Ok(Arc::default()), limits });
+        Ok(())
+    }
+
+    /// Removes such a cell, if nothing is staged in it. Fails for every other.
+    pub fn remove_cell(&self, cell: &CellName) -> Result<()> {
+        self.refuse_change()?;
+        let found = self.staged_cell(cell).ok_or_else(Error::not_found)?;
+        if !found.is_made() {
+            return Err(Error::new(Kind::NotPermitted, "a cell goes with its CellInfo record"));
+        }
+        if found.count() > 0 {
+            return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
+        }
+        self.cells.write().retain(|known| !Arc::ptr_eq(known, &found));
+        self.ledger.changed();
+        Ok(())
     }
 
     /// Its name.

@@ -85,7 +85,8 @@ impl RecordFiles {
         let Ok(Some(value)) = self.codec.store(cell, path, *form, &Bytes::copy_from_slice(content), None) else {
             return Ok(());
         };
-        let holds_global = shown.connected().map_or(cell.is_global(), |connected| connected.holds_global());
+        // In a stage, the whole set counts, at its commit.
+        let holds_global = shown.connected().is_some_and(|connected| connected.holds_global());
         match holds_global && !value.is_empty() {
             true => refuse_overlap(&shown.known(), alias, &value),
             false => Ok(()),

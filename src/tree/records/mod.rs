@@ -51,6 +51,8 @@ use scratch::ScratchSpace;
 #[derive(Debug)]
 pub(crate) struct RecordFiles {
     pub stores: Arc<dyn Stores>,
+    /// The live records, if these are of a tree beside them.
+    live: Option<Arc<dyn Stores>>,
     /// Whether directories have locks. A snapshot has none, and nobody else sees a stage.
     has_locks: bool,
     pub codec: Arc<Records>,
@@ -89,6 +91,7 @@ impl RecordFiles {
         let quota = Quota::new(options.scratch_quota);
         Arc::new(Self {
             stores,
+            live: None,
             has_locks: true,
             codec,
             control,
@@ -117,6 +120,7 @@ impl RecordFiles {
     pub fn beside(&self, space: SpaceId, stores: Arc<dyn Stores>, defaults: Defaults) -> Arc<Self> {
         Arc::new(Self {
             stores,
+            live: Some(self.live.clone().unwrap_or_else(|| self.stores.clone())),
             has_locks: false,
             codec: self.codec.clone(),
             control: self.control.clone(),

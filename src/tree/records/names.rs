@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, CellPath, DATA_FILE, LINKS, LOCK_FILE, TopoPath};
 use crate::record::Form;
-use crate::store::Store;
+use crate::store::{Store, Stores};
 use crate::tree::caller::Caller;
 use crate::tree::file::{DirEntry, FileId};
 use crate::tree::namespace::Inode;
@@ -142,7 +142,7 @@ impl RecordFiles {
         self.refuse_link_name(name)?;
         let Some((base, form)) = Form::of_name(name) else { return Ok(()) };
         let base = dir.join(base)?;
-        let is_record = snapshot.records.contains_key(&base) || self.codec.kinds.is_record(cell, &base);
+        let is_record = snapshot.records.contains_key(&base) || self.is_record(cell, &base);
         if !is_record || !snapshot.has_children(&base) || !self.forms(cell, &base).any(|known| known == form) {
             return Ok(());
         }
@@ -176,15 +176,23 @@ impl RecordFiles {
         }
         if let Some((base, form)) = Form::of_name(name) {
             let base = dir.join(base)?;
-            let known = stored(&base) || self.codec.kinds.is_record(cell, &base);
+            let known = stored(&base) || self.is_record(cell, &base);
             if known && !snapshot.has_children(&base) && self.forms(cell, &base).any(|known| known == form) {
                 return Ok(FileId::Record(CellPath { cell: cell.clone(), path: base }, form));
             }
         }
-        if self.codec.kinds.is_record(cell, &child) && self.forms(cell, &child).any(|form| form == Form::Raw) {
+        if self.is_record(cell, &child) && self.forms(cell, &child).any(|form| form == Form::Raw) {
             return Ok(FileId::Record(CellPath { cell: cell.clone(), path: child }, Form::Raw));
         }
         Err(Error::not_found())
+    }
+
+    /// Whether a path is a record's, stored or not. Beside the live tree, so is what is or was a record there: a patch or
+    /// a copy may bring it, and it must not be lost because nobody knows its kind.
+    fn is_record(&self, cell: &CellName, path: &TopoPath) -> bool {
+        let was_record = |stores: &dyn Stores| stores.get(cell).is_some_and(|store| store.was_record(path));
+        let was_known = || self.live.as_ref().is_some_and(|live| was_record(&*self.stores) || was_record(&**live));
+        self.codec.kinds.is_record(cell, path) || was_known()
     }
 
     /// Whether a stored record is shown under its own name: raw files are shown, or the name would be a form of another

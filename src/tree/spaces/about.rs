@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::{Error, Kind, Result};
+use crate::name::CellName;
 use crate::process::Actor;
 use crate::tree::caller::Caller;
 use crate::tree::file::{About, Attr, Caching, Defaults, OpenMode};
@@ -39,6 +40,18 @@ pub(crate) trait Tells: Send + Sync + Debug {
     /// Fails if the tree cannot be changed any more.
     fn refuse_change(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Makes a cell that does not exist yet.
+    fn make_cell(&self, cell: CellName) -> Result<()> {
+        let _ = cell;
+        Err(Error::read_only())
+    }
+
+    /// Removes such a cell.
+    fn remove_cell(&self, cell: &CellName) -> Result<()> {
+        let _ = cell;
+        Err(Error::read_only())
     }
 
     /// How many records of the tree are changed.

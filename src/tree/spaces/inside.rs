@@ -11,6 +11,7 @@ use super::about::{self, Tells};
 use crate::control::SpaceCount;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Record;
+use crate::name::{CellName, CellPath, TopoPath};
 use crate::tree::caller::Caller;
 use crate::tree::file::{About, Attr, DirEntry, FileId, OpenMode, SetAttr, SpaceId, SpaceKind};
 use crate::tree::namespace::{Created, Inode, Keep, Name, Namespace, Open, OpenFile, Part};
@@ -47,6 +48,11 @@ impl Inside {
             changes: self.tells.changes(),
             saves: self.tells.saves(),
         }
+    }
+
+    /// How many changes are lost if it goes now.
+    pub fn uncommitted(&self) -> usize {
+        if self.tells.refuse_change().is_err() { 0 } else { self.tells.changes() }
     }
 
     /// Paths of its scratch files.
@@ -228,12 +234,27 @@ impl Namespace for Inside {
 
     async fn mkdir(&self, caller: &Caller, at: Name<'_>) -> Result<(FileId, Attr)> {
         self.admit_change(caller)?;
+        if *inner(at.dir) == FileId::Root {
+            // Tools that bring the records of a new cell make its directory, and some do not say if they cannot.
+            let cell = CellName::new(at.name)?;
+            if at.name.starts_with('.') {
+                let reason = "the root holds the cells, and programs keep other things under such a name";
+                return Err(Error::new(Kind::NotPermitted, reason));
+            }
+            self.tells.make_cell(cell.clone())?;
+            let dir = FileId::Dir(CellPath { cell, path: TopoPath::root() });
+            let attr = self.files.attr_of_entry(&dir)?;
+            return Ok((self.wrap(dir), attr));
+        }
         let (file, attr) = self.files.mkdir(caller, inner_name(at)).await?;
         Ok((self.wrap(file), attr))
     }
 
     async fn rmdir(&self, caller: &Caller, at: Name<'_>) -> Result<()> {
         self.admit_change(caller)?;
+        if *inner(at.dir) == FileId::Root {
+            return self.tells.remove_cell(&CellName::new(at.name).map_err(|_| Error::not_found())?);
+        }
         self.files.rmdir(caller, inner_name(at)).await
     }
 
@@ -249,12 +270,7 @@ impl Namespace for Inside {
 
     async fn rename(&self, caller: &Caller, from: Name<'_>, to: Name<'_>, no_replace: bool) -> Result<()> {
         self.admit_change(caller)?;
-        match to.dir {
-            FileId::Inside(id, _) if *id == self.id => {
-                self.files.rename(caller, inner_name(from), inner_name(to), no_replace).await
-            }
-            _ => Err(Error::new(Kind::CrossDevice, "these are different trees: only a copy can cross")),
-        }
+        self.files.rename(caller, inner_name(from), inner_name(to), no_replace).await
     }
 
     async fn xattr(&self, file: &FileId, name: &str) -> Result<Vec<u8>> {

@@ -120,6 +120,13 @@ impl Spaces {
         all.iter().flat_map(|space| space.scratch_files()).collect()
     }
 
+    /// Stages with changes that are not committed: name, and how many.
+    pub fn uncommitted(&self) -> Vec<(String, usize)> {
+        let stages = self.of_kind(SpaceKind::Stage);
+        let changed = stages.iter().map(|stage| (stage.id.name.to_string(), stage.uncommitted()));
+        changed.filter(|(_, changes)| *changes > 0).collect()
+    }
+
     /// What the status shows of them.
     pub fn counts(&self) -> Vec<SpaceCount> {
         let all: Vec<Arc<Inside>> = self.table.lock().spaces.values().cloned().collect();

@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::about::{self, Missing, Tells};
 use crate::alive;
+use crate::backend::Limits;
 use crate::cells::Cells;
 use crate::control::Problems;
 use crate::error::{Error, Kind, Result};
@@ -116,6 +117,12 @@ impl OfStage {
         let RecordFiles { codec, quota, .. } = &*shared.records;
         let stage = Arc::new(Stage::new(&id.name, codec.clone(), &seen, (quota.clone(), uid)));
         Self { id, stage, missing: about::lines(missing), shared, patches: Arc::default() }
+    }
+
+    /// What a cell takes that does not exist yet: as much as the global topology.
+    fn limits_of_new(&self) -> Result<Limits> {
+        let global = self.shared.live.live(&CellName::global());
+        Ok(global.ok_or_else(Error::not_found)?.limits())
     }
 
     /// The records of the stage.
@@ -319,6 +326,14 @@ impl Tells for OfStage {
             About::Check => self.problems().await,
             About::Control => Ok(Bytes::from_static(HELP.as_bytes())),
         }
+    }
+
+    fn make_cell(&self, cell: CellName) -> Result<()> {
+        self.stage.make_cell(cell, self.limits_of_new()?)
+    }
+
+    fn remove_cell(&self, cell: &CellName) -> Result<()> {
+        self.stage.remove_cell(cell)
     }
 
     fn command(&self, actor: Actor, text: &[u8]) -> Result<Rest> {

@@ -1,5 +1,6 @@
 //! The guide and the recipes of docs/changes.md, on real etcd servers.
 
+use crate::common::world::Service;
 use crate::page::Page;
 
 fn page() -> Page {
@@ -61,6 +62,82 @@ fn the_last_change_to_a_record_is_undone() {
     let log = page.run(&[&page.block("undo")]);
     assert!(log.contains("durability_policy") && log.lines().count() == 1, "{log}");
     assert_eq!(read(&page, path), before);
+}
+
+/// The function of the recipe, for a mount at a place.
+fn undo_at(page: &Page, root: &str) -> String {
+    let block = page.block("undo");
+    let (function, _) = block.rsplit_once("undo ").unwrap();
+    function.replace(page.mounted().to_str().unwrap(), root)
+}
+
+#[test]
+fn a_deletion_and_a_creation_are_undone_too() {
+    let page = page();
+    let undo = undo_at(&page, page.mounted().to_str().unwrap());
+    let path = "global/keyspaces/archive/Keyspace.txt";
+    let edit = "sed -i 's/^durability_policy: .*/durability_policy: \"'$policy'\"/' archive/Keyspace.txt";
+    let edits = format!("cd /mnt/topo/global/keyspaces; for policy in none cross_cell; do {edit}; done");
+    page.run(&[&page.here(&edits)]);
+    let last = read(&page, path);
+    assert!(last.contains("cross_cell"), "{last}");
+    let log = page.run(&[&page.here("rm -r /mnt/topo/global/keyspaces/archive"), &undo, &format!("undo {path}")]);
+    assert!(log.ends_with(": deleted\n"), "{log}");
+    assert_eq!(read(&page, path), last);
+    // It was made again by that: undone, it is deleted.
+    page.run(&[&undo, &format!("undo {path}")]);
+    assert!(!page.mounted().join(path).exists());
+    // Records that never were before, with and without text form.
+    let made = ["global/keyspaces/fresh/Keyspace.txt", "global/metadata/fresh"];
+    page.run(&[
+        &page.here("cd /mnt/topo; mkdir global/keyspaces/fresh"),
+        &page.here(&format!("echo 'durability_policy: \"none\"' > {}; echo x > {}", made[0], made[1])),
+    ]);
+    for path in made {
+        assert!(page.mounted().join(path).exists(), "{path}");
+        page.run(&[&undo, &format!("undo {path}")]);
+        assert!(!page.mounted().join(path).exists(), "{path}");
+    }
+    page.run(&[
+        &page.here("cd /mnt/topo; echo one > global/metadata/fresh; echo two > global/metadata/fresh"),
+        &undo,
+        "undo global/metadata/fresh",
+    ]);
+    assert_eq!(read(&page, "global/metadata/fresh"), "one\n");
+}
+
+#[test]
+fn the_last_change_to_a_record_that_was_made_again_is_undone_on_zookeeper() {
+    let page = Page::of(include_str!("../../docs/changes.md"), &[]);
+    let service = Service::zk2();
+    let path = "global/keyspaces/commerce/Keyspace.txt";
+    service.put("global/keyspaces/commerce/Keyspace", b"\x42\x04none");
+    let mount = service.mount(&["--list", "txt"]);
+    let undo = undo_at(&page, mount.root().to_str().unwrap());
+    // Only the present version is known, and it is not the first: nothing is done.
+    let before = mount.read(path);
+    assert!(!mount.bash(&format!("set -euo pipefail; {undo} undo {path}")).status.success());
+    assert_eq!(mount.read(path), before);
+    let say = |policy: &str| format!("echo 'durability_policy: \"{policy}\"' > {path};");
+    mount.sh(&format!("rm {path}; {} {} {}", say("none"), say("semi_sync"), say("cross_cell")));
+    let listed = mount.sh(&format!("ls -v .topofs/history/{}", path.trim_end_matches(".txt")));
+    assert!(listed.lines().last().unwrap().ends_with("-2.txt"), "{listed}");
+    mount.sh(&format!("set -uo pipefail; {undo} undo {path}"));
+    assert!(mount.read(path).contains("semi_sync"), "{listed}");
+    // Twice undone is done again.
+    mount.sh(&format!("set -uo pipefail; {undo} undo {path}; rm {path}; undo {path}"));
+    assert!(mount.read(path).contains("cross_cell"));
+}
+
+#[test]
+fn a_repository_elsewhere_keeps_what_a_stage_holds() {
+    let page = page();
+    let known = "export GIT_AUTHOR_NAME=me GIT_AUTHOR_EMAIL=me GIT_COMMITTER_NAME=me GIT_COMMITTER_EMAIL=me";
+    let diff = page.run(&[known, &page.block("git"), "cat .diff; ! git init --quiet . 2> /dev/null; ls -A"]);
+    assert!(diff.contains("+durability_policy: \"none\"\n"), "{diff}");
+    // Taken back: the stage has no changes, and nothing but records.
+    assert_eq!(diff.matches("diff --git").count(), 1, "{diff}");
+    assert!(diff.ends_with("\nglobal\nzone1\nzone2\n"), "{diff}");
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn whole_trees_are_copied_into_a_stage() {
     let output = mount.bash("mv global/metadata/owner .topofs/stage/s/global/metadata/moved");
     // It is copied, and removed where it was.
     assert!(output.status.success(), "{}", text(&output));
-    assert_eq!(mount.read(".topofs/stage/s/global/metadata/moved"), "the shop team\n");
+    assert_eq!(mount.read(".topofs/stage/s/global/metadata/moved"), "the shop team");
     let log = mount.stop();
     assert!(log.contains("a stage is gone with the mount") && log.contains("changes="), "{log}");
 }

@@ -10,9 +10,9 @@ use topofs::record::{Codec, Form};
 use topofs::sample::Cluster;
 
 use crate::common::etcd::Etcd;
-use crate::common::{DEADLINE, eventually};
 use crate::common::mount::{Mount, write_knowingly};
 use crate::common::world::{self, Service, runtime};
+use crate::common::{DEADLINE, eventually};
 use crate::{on_each_backend, on_each_service};
 
 const OWNER: &str = "global/metadata/owner";

@@ -29,7 +29,7 @@ pub use live::{CellRules, Live, LiveCells};
 pub(crate) use plain::Plain;
 pub use quota::Quota;
 pub use stage::{Committing, Conflict, Outcome, Rebased, Seen, Stage, StagedCell, What, lines as conflict_lines};
-pub use together::{Committed, CommittedCell, FindLive, commit};
+pub use together::{Committed, CommittedCell, FindLive, Stored, commit, find_out};
 
 #[cfg(test)]
 mod tests;

@@ -164,3 +164,25 @@ fn a_check_tells_what_the_changes_would_break() {
     mount.sh("cp global/keyspaces/customer/shards/-80/Shard .topofs/stage/mine/global/keyspaces/customer/shards/-80/");
     mount.sh("cd .topofs/stage/mine; ! test -s .diff; echo check > .control; grep -q 'check' .control");
 }
+
+#[test]
+fn a_commit_leaves_no_file_out_and_a_removed_stage_takes_no_command() {
+    let service = Service::etcd2();
+    let mount = service.mount(&[]);
+    mount.sh("mkdir .topofs/stage/mine; cd .topofs/stage/mine; echo 1 > global/metadata/a
+         mkdir -p global/keyspaces/new; echo '{}' > global/keyspaces/new/keyspace.txt");
+    let said = refused(&mount, "mine", "commit");
+    assert!(said.contains("Invalid argument"), "{said}");
+    let reason = last_reason(&mount);
+    assert!(reason.starts_with("global/keyspaces/new/keyspace.txt are no records"), "{reason}");
+    assert!(!mount.path("global/metadata/a").exists(), "nothing is stored");
+    // Whoever has opened `.control` before.
+    let output = mount.bash("exec 3> .topofs/stage/mine/.control; rmdir .topofs/stage/mine || exit 9; echo commit >&3");
+    assert!(text(&output).contains("No such file"), "{}", text(&output));
+    assert!(last_reason(&mount).contains("the stage was removed"), "{}", last_reason(&mount));
+    assert!(!mount.path("global/metadata/a").exists(), "nothing is stored");
+    assert!(mount.log().contains("stage mine: 1 uncommitted changes are given up"), "{}", mount.log());
+    mount.sh("mkdir .topofs/stage/mine; rmdir .topofs/stage/mine; mkdir .topofs/stage/mine
+         cd .topofs/stage/mine; echo 1 > global/metadata/a; echo commit > .control; cd /; rmdir $OLDPWD");
+    assert_eq!(mount.log().matches("given up").count(), 1, "{}", mount.log());
+}

@@ -159,6 +159,11 @@ impl Stage {
         *self.ledger.phase.read() == Phase::Committed
     }
 
+    /// Whether a commit of it is under way.
+    pub fn is_committing(&self) -> bool {
+        *self.ledger.phase.read() == Phase::Committing
+    }
+
     /// What is to be committed.
     pub fn change_set(&self) -> ChangeSet {
         // Nobody saves meanwhile: this is one moment of all cells.

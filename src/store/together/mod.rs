@@ -4,7 +4,7 @@
 //! This file says in which order things are refused, and makes the attempts; `plan` is what is to be made,
 //! `after` looks at what a failed attempt has left.
 
-use super::change_set::ChangeSet;
+use super::change_set::{ChangeSet, Staged};
 use super::commits::{Commits, heard};
 use super::live::{LOCK_CHANGES, Live};
 use super::moment::{Moment, Part, unless_let_go, with_guards, without_guards};
@@ -16,10 +16,12 @@ use crate::mirror::Maker;
 use crate::name::CellName;
 use crate::process::Actor;
 use crate::record::Records;
+use crate::record::layout::Key;
 
 mod after;
 mod plan;
 
+pub use after::{Stored, find_out};
 use plan::Plan;
 
 /// What a commit has done to one cell.
@@ -45,7 +47,8 @@ pub type FindLive<'a> = &'a (dyn Fn(&CellName) -> Option<Live> + Send + Sync);
 
 /// Makes all changes of a set or none, in one transaction, guarded by what each record was when it was staged.
 ///
-/// Before anything is sent: [`Kind::BadMessage`] if a record does not decode, [`Kind::CrossDevice`] if the cells are
+/// Before anything is sent: [`Kind::BadMessage`] if a record does not decode, [`Kind::NotFound`] if a cell is not
+/// connected, [`Kind::Invalid`] if a cell moves and its records change, [`Kind::CrossDevice`] if the cells are
 /// not known to be in one service, [`Kind::TooMany`] if they are more than one transaction takes, [`Kind::Busy`] if a
 /// rule or somebody's lock forbids a change. [`Kind::Conflict`] if records have changed since; the reason names them,
 /// and nothing is stored. [`Error::is_uncertain`]: nobody knows. A set without changes sends nothing, and succeeds.
@@ -66,6 +69,14 @@ pub async fn commit(
     committed.await.map_err(|error| Error { reason: format!("change set {}: {}", set.name, error.reason), ..error })
 }
 
+/// The cell that a record says the place of.
+fn cell_of(staged: &Staged) -> Option<&str> {
+    match Key::in_global(&staged.at.path).filter(|_| staged.at.cell.is_global())? {
+        Key::CellInfo(cell) => Some(cell),
+        _ => None,
+    }
+}
+
 impl Plan<'_> {
     async fn commit(self, actor: Actor, commits: &dyn Commits) -> Result<Committed> {
         let together = Together::new(self.lives.iter().map(|live| live.at.cell.clone()).collect())?;
@@ -77,13 +88,11 @@ impl Plan<'_> {
             part.at.cell.snapshot().await?;
             doubts.push(live.refuse_by_rules(part.changes, &parts).await?);
         }
+        self.refuse_overtaken().await?;
         for _ in 0..LOCK_CHANGES {
             let Some(applied) = self.attempt(&together, &parts, actor, commits).await? else { continue };
             self.lives.iter().zip(&doubts).for_each(|(live, doubts)| live.warn(doubts, actor));
-            let maker = Maker { change_set: Some(self.name.clone()), ..actor.into() };
-            for ((live, changes), applied) in self.lives.iter().zip(&self.changes).zip(&applied) {
-                live.at.cell.mirror.made(changes, applied, &maker);
-            }
+            self.note(&applied, actor);
             let cells = self.lives.iter().zip(self.changes.iter().cloned()).zip(applied);
             let cells = cells.map(|((live, changes), applied)| CommittedCell {
                 cell: live.at.cell.name.clone(),
@@ -93,6 +102,14 @@ impl Plan<'_> {
             return Ok(Committed { cells: cells.collect() });
         }
         Err(Error::new(Kind::Busy, "the locks above its records change too often"))
+    }
+
+    /// Notes in the history who has made the changes.
+    fn note(&self, applied: &[Applied], actor: Actor) {
+        let maker = Maker { change_set: Some(self.name.clone()), ..actor.into() };
+        for ((live, changes), applied) in self.lives.iter().zip(&self.changes).zip(applied) {
+            live.at.cell.mirror.made(changes, applied, &maker);
+        }
     }
 
     /// One attempt; `None` if a lock that guarded it was released meanwhile, and nothing has changed.

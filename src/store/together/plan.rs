@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use super::FindLive;
+use bytes::Bytes;
+use prost::Message;
+
+use super::{FindLive, cell_of};
 use crate::backend::{Action, Change};
 use crate::error::{Error, Kind, Result};
+use crate::name::CellName;
 use crate::record::Records;
+use crate::record::messages::topodata::CellInfo;
 use crate::store::change_set::{ChangeSet, Staged};
 use crate::store::live::Live;
 use crate::store::moment::Part;
@@ -22,7 +27,8 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Fails with EBADMSG if a record does not decode, and if a cell is not shown any more.
+    /// Fails with EBADMSG if a record does not decode, with ENOENT if a cell is not connected, and with EINVAL if a cell
+    /// moves and its records change, too: they would be changed where it was.
     pub fn new(live: FindLive<'_>, records: &Records, set: &'a ChangeSet) -> Result<Self> {
         let mut all: Vec<(&Staged, Change)> =
             set.changes.iter().filter_map(|staged| Some((staged, staged.change()?))).filter(is_change).collect();
@@ -35,15 +41,25 @@ impl<'a> Plan<'a> {
                 records.check(&at.cell, &at.path, value).map_err(named)?;
             }
             if plan.lives.last().is_none_or(|live| live.at.cell.name != at.cell) {
-                let gone = || Error::new(Kind::NotFound, format!("{at}: there is no such cell any more"));
-                plan.lives.push(live(&at.cell).ok_or_else(gone)?);
+                plan.lives.push(live(&at.cell).ok_or_else(|| not_connected(staged))?);
                 plan.staged.push(Vec::new());
                 plan.changes.push(Vec::new());
             }
             plan.staged.last_mut().into_iter().for_each(|cell| cell.push(staged));
             plan.changes.last_mut().into_iter().for_each(|cell| cell.push(change.clone()));
         }
-        Ok(plan)
+        match plan.staged.iter().flatten().filter_map(|staged| moved(staged)).find(|cell| plan.concerns(cell)) {
+            Some(cell) => {
+                let reason = format!("{cell} moves with its CellInfo record: commit that by itself first");
+                Err(Error::new(Kind::Invalid, reason))
+            }
+            None => Ok(plan),
+        }
+    }
+
+    /// Whether records of a cell change.
+    fn concerns(&self, cell: &str) -> bool {
+        self.lives.iter().any(|live| live.at.cell.name.as_str() == cell)
     }
 
     pub fn parts(&self) -> Vec<Part<'_>> {
@@ -58,4 +74,21 @@ fn is_change((staged, _): &(&Staged, Change)) -> bool {
 
 fn order(staged: &Staged) -> (bool, &crate::name::CellPath) {
     (!staged.at.cell.is_global(), &staged.at)
+}
+
+/// The cell that another place is staged for.
+fn moved(staged: &Staged) -> Option<&str> {
+    let cell = cell_of(staged)?;
+    let place = |value: &Bytes| CellInfo::decode(value.clone()).ok().map(|info| (info.server_address, info.root));
+    let (base, now) = (staged.base.as_ref()?, staged.now.as_ref()?);
+    (place(&base.value) != place(now)).then_some(cell)
+}
+
+fn not_connected(staged: &Staged) -> Error {
+    let Staged { at, .. } = staged;
+    let cell: &CellName = &at.cell;
+    let reason = format!(
+        "{at}: the cell {cell} is not connected: its record global/cells/{cell}/CellInfo must be committed first"
+    );
+    Error::new(Kind::NotFound, reason)
 }

@@ -485,3 +485,79 @@ async fn the_second_places_of_all_cells_are_brought_along_and_must_be_in_one_ser
         .await
         .unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_whose_answer_was_lost_is_found_out_later() {
+    let world = World::new().await;
+    world.store("zone1/metadata/a", "1").await;
+    world.store("zone2/metadata/b", "1").await;
+    let set = world
+        .set(&[("global/metadata/a", Some(b"1")), ("zone1/metadata/a", Some(b"2")), ("zone2/metadata/b", None)])
+        .await;
+    let found = async |set: &ChangeSet| {
+        let live = world.live();
+        find_out(&|cell| live.live(cell), world.cells.records(), set, ACTOR).await
+    };
+    assert_eq!(found(&set).await.unwrap(), Stored::Nothing);
+    // Somebody else has made a part of it.
+    world.store("global/metadata/a", "1").await;
+    assert_eq!(found(&set).await.unwrap(), Stored::Part(vec![at("global/metadata/a")]));
+    let before = world.applied();
+    world.store("zone1/metadata/a", "2").await;
+    let gone = Change { path: at("zone2/metadata/b").path, guard: Guard::Any, action: Action::Delete };
+    world.others(&at("zone2/x").cell).apply(&[gone]).await.unwrap();
+    assert_eq!(found(&set).await.unwrap(), Stored::All);
+    assert_eq!(world.applied(), before, "nothing is sent again");
+    for place in ["global/metadata/a", "zone1/metadata/a"] {
+        let at = at(place);
+        let mirror = &world.cells.get(&at.cell).unwrap().mirror;
+        let last = mirror.past(&at.path).pop().unwrap();
+        assert_eq!(last.by.unwrap().change_set.as_deref(), Some("test"), "{place}");
+    }
+    // One cell does not answer: nobody knows.
+    world.faulty.lock()["zone1"].next(Call::Get, Fault::Hang);
+    assert_eq!(found(&set).await.unwrap_err().kind, Kind::Unreachable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_record_of_the_same_version_is_not_overwritten() {
+    let world = World::new().await;
+    world.store("zone1/metadata/a", "theirs").await;
+    world.store("zone1/metadata/b", "1").await;
+    let mut set = world.set(&[("zone1/metadata/a", Some(b"2")), ("zone1/metadata/b", Some(b"2"))]).await;
+    // It was another one when it was staged, in a service that is no more.
+    set.changes[0].base.as_mut().unwrap().value = "mine".into();
+    let (kind, reason) = world.refused(&set).await;
+    assert_eq!(kind, Kind::Conflict, "{reason}");
+    assert!(reason.contains("1 of 2 records") && reason.contains("zone1/metadata/a (another value"), "{reason}");
+    assert_eq!(world.value("zone1/metadata/a").await.unwrap(), "theirs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cell_does_not_move_together_with_its_records_and_must_be_connected() {
+    let world = World::new().await;
+    let info = |server: &str, root: &str| {
+        topodata::CellInfo { server_address: server.to_owned(), root: root.to_owned() }.encode_to_vec()
+    };
+    const INFO: &str = "global/cells/zone1/CellInfo";
+    for moved in [info("one", "/t/elsewhere"), info("other", "/t/zone1")] {
+        let set = world.set(&[(INFO, Some(&moved)), ("zone1/metadata/a", Some(b"1"))]).await;
+        let (kind, reason) = world.refused(&set).await;
+        assert_eq!(kind, Kind::Invalid, "{reason}");
+        assert!(reason.ends_with("zone1 moves with its CellInfo record: commit that by itself first"), "{reason}");
+    }
+    // What does not move it, and what goes with it, is no reason.
+    let more = [info("one", "/t/zone1"), b"\x9a\x06\x01x".to_vec()].concat();
+    world.commit(&world.set(&[(INFO, Some(&more)), ("zone1/metadata/a", Some(b"1"))]).await).await.unwrap();
+    let moved = info("one", "/t/elsewhere");
+    let set = world.set(&[(INFO, Some(&moved)), ("zone2/metadata/a", Some(b"1"))]).await;
+    let mut new = set.clone();
+    new.changes.push(Staged { at: at("zone9/metadata/a"), base: None, now: Some("1".into()) });
+    let (kind, reason) = world.refused(&new).await;
+    assert_eq!(kind, Kind::NotFound);
+    for words in ["zone9/metadata/a: the cell zone9 is not connected", "global/cells/zone9/CellInfo must be"] {
+        assert!(reason.contains(words), "{words}: {reason}");
+    }
+    world.commit(&set).await.unwrap();
+    world.commit(&world.set(&[("global/cells/zone2/CellInfo", None), ("zone2/metadata/a", None)]).await).await.unwrap();
+}

@@ -14,6 +14,7 @@ use crate::process::Actor;
 use crate::tree::caller::Caller;
 use crate::tree::file::{About, Attr, Caching, Defaults, OpenMode};
 use crate::tree::namespace::{At, Open, OpenFile, Part, Rest};
+use crate::tree::records::RecordFiles;
 use crate::tree::room::{Charge, Room};
 
 /// What tells of a tree.
@@ -53,6 +54,14 @@ pub(crate) trait Tells: Send + Sync + Debug {
         let _ = cell;
         Err(Error::read_only())
     }
+
+    /// The tree is shown by these files from now on.
+    fn shown_by(&self, files: &Arc<RecordFiles>) {
+        let _ = files;
+    }
+
+    /// The tree has been removed: its commands fail from now on.
+    fn removed(&self) {}
 
     /// How many records of the tree are changed.
     fn changes(&self) -> usize {

@@ -38,6 +38,11 @@ impl Inside {
         self.id.file(FileId::Root)
     }
 
+    /// It has been removed.
+    pub fn removed(&self) {
+        self.tells.removed();
+    }
+
     /// What the status shows of it.
     pub fn count(&self) -> SpaceCount {
         SpaceCount {

@@ -24,6 +24,7 @@ use crate::process::Actor;
 use crate::store::{FrozenCells, LiveCells, Stores};
 
 mod about;
+mod commands;
 mod inside;
 mod moments;
 mod stages;
@@ -187,6 +188,7 @@ impl Spaces {
             },
         };
         let files = self.records.beside(id.clone(), stores, defaults);
+        tells.shown_by(&files);
         let space = Arc::new(Inside::new((id, caller.uid), files, tells));
         table.spaces.insert((kind, name.into()), space.clone());
         Ok(space)
@@ -276,6 +278,7 @@ impl Namespace for Arc<Spaces> {
             table.spaces.remove(&key);
         }
         drop(table);
+        space.removed();
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 //! compute on the thread that answers the kernel, nor for all readers at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use futures::future::join_all;
 use tokio::sync::Mutex;
 
 use super::about::{self, Missing, Tells};
+use super::commands::{self, Command, HELP, parse};
 use crate::alive;
 use crate::backend::Limits;
 use crate::cells::Cells;
@@ -18,10 +20,9 @@ use crate::control::Problems;
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Op, Refusal};
 use crate::mirror::Snapshot;
-use crate::name::{CellName, CellPath, TopoPath};
+use crate::name::{CellName, CellPath};
 use crate::process::Actor;
-use crate::record::Form;
-use crate::store::{Conflict, LiveCells, Seen, Stage, Store, conflict_lines};
+use crate::store::{ChangeSet, Conflict, LiveCells, Seen, Stage, Store, Stored, conflict_lines, find_out};
 use crate::topology::validate::Sight;
 use crate::tree::file::{About, FileId, SpaceId};
 use crate::tree::namespace::Rest;
@@ -33,46 +34,10 @@ const READ: usize = 1_000;
 const AT_ONCE: usize = 16;
 /// How many records an error names.
 const NAMED: usize = 20;
+/// How many scratch files an error names.
+const SCRATCH_NAMED: usize = 10;
 /// The largest patch that is kept for the next reader, in bytes. Others are made anew.
 const KEPT: usize = 1 << 20;
-
-/// The content of `.control`.
-const HELP: &str = "\
-# Write one of these commands to this file:
-#   commit      store all changes in one transaction, or none of them
-#   rebase      take in what others have changed meanwhile; .conflicts has what is left to you
-#   check       fail if the changes bring errors into the topology; .check has them
-#   keep PATH   keep what is staged, whatever others have made of this record
-#   drop PATH   give up what is staged of this record
-";
-
-/// A command for a stage.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Command {
-    Commit,
-    Rebase,
-    Check,
-    /// Decide about a record: keep what is staged, or give it up.
-    Settle(String, bool),
-}
-
-/// The commands in a text, without empty lines and comments.
-fn parse(text: &[u8]) -> Result<Vec<Command>> {
-    let invalid = |reason: String| Error::new(Kind::Invalid, reason);
-    let text = std::str::from_utf8(text).map_err(|_| invalid("a command must be UTF-8 text".to_owned()))?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let command = |line: &str| match line
-        .split_once(char::is_whitespace)
-        .map_or((line, ""), |(word, rest)| (word, rest.trim()))
-    {
-        ("commit", "") => Ok(Command::Commit),
-        ("rebase", "") => Ok(Command::Rebase),
-        ("check", "") => Ok(Command::Check),
-        (word @ ("keep" | "drop"), path) if !path.is_empty() => Ok(Command::Settle(path.to_owned(), word == "keep")),
-        _ => Err(invalid(format!("unknown command {line:?}: commit, rebase, check, keep PATH or drop PATH"))),
-    };
-    lines.map(command).collect()
-}
 
 /// What all stages share.
 #[derive(Debug)]
@@ -89,13 +54,73 @@ pub(super) struct Shared {
 /// `.diff` and `.undo`, each with the generation of the stage that it is of.
 type Patches = [Option<(u64, Bytes)>; 2];
 
+/// What becomes of a stage besides its records.
+#[derive(Debug, Default)]
+struct Life {
+    /// The files of the stage, as soon as there are any.
+    files: OnceLock<Arc<RecordFiles>>,
+    is_removed: AtomicBool,
+    /// Whether the log has what was given up.
+    is_given_up: AtomicBool,
+    /// A commit of which nobody has heard the outcome, and who has made it.
+    doubt: parking_lot::Mutex<Option<(Actor, ChangeSet)>>,
+}
+
+impl Life {
+    fn refuse_removed(&self) -> Result<()> {
+        match self.is_removed.load(Ordering::SeqCst) {
+            true => Err(Error::new(Kind::NotFound, "the stage was removed")),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails if files stand in the stage that a commit would silently not store.
+    fn refuse_scratch(&self) -> Result<()> {
+        let (scratch, _) = self.files.get().map(|files| files.scratch.survey()).unwrap_or_default();
+        match scratch.is_empty() {
+            true => Ok(()),
+            false => Err(no_records(&scratch)),
+        }
+    }
+
+    /// The doubt about this set; `None` if other changes are staged by now.
+    fn doubt_about(&self, set: &ChangeSet) -> Option<Actor> {
+        let doubt = self.doubt.lock();
+        let (actor, lost) = doubt.as_ref()?;
+        let now = |set: &ChangeSet| -> Vec<_> {
+            set.changes.iter().map(|staged| (staged.at.clone(), staged.now.clone())).collect()
+        };
+        (now(lost) == now(set)).then_some(*actor)
+    }
+}
+
+/// The error of a commit that would leave out files.
+fn no_records(scratch: &[CellPath]) -> Error {
+    let named = named(scratch, SCRATCH_NAMED);
+    let reason = format!("{named} are no records and would not be stored: remove them, or mount with --record");
+    Error::new(Kind::Invalid, reason)
+}
+
+/// Some paths, for an error.
+fn named(paths: &[CellPath], most: usize) -> String {
+    let named: Vec<String> = paths.iter().take(most).map(ToString::to_string).collect();
+    let more = match paths.len().saturating_sub(most) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    named.join(", ") + &more
+}
+
 /// What tells of one stage.
 #[derive(Debug, Clone)]
 pub(super) struct OfStage {
     id: SpaceId,
     stage: Arc<Stage>,
+    /// Its user.
+    uid: u32,
     missing: Bytes,
     shared: Arc<Shared>,
+    life: Arc<Life>,
     /// Held while something is computed for this stage, so that its readers wait for each other before they wait with
     /// those of others. Keeps the last patches, and of which generation they are.
     patches: Arc<Mutex<Patches>>,
@@ -116,7 +141,8 @@ impl OfStage {
         let seen: Vec<Seen> = cells.into_iter().filter_map(seen).collect();
         let RecordFiles { codec, quota, .. } = &*shared.records;
         let stage = Arc::new(Stage::new(&id.name, codec.clone(), &seen, (quota.clone(), uid)));
-        Self { id, stage, missing: about::lines(missing), shared, patches: Arc::default() }
+        let missing = about::lines(missing);
+        Self { id, stage, uid, missing, shared, life: Arc::default(), patches: Arc::default() }
     }
 
     /// What a cell takes that does not exist yet: as much as the global topology.
@@ -217,8 +243,16 @@ impl OfStage {
     }
 
     async fn run(&self, actor: Actor, command: Command) -> Result<()> {
+        self.life.refuse_removed()?;
         match command {
-            Command::Commit => self.commit(actor).await,
+            Command::Commit => {
+                let committed = self.commit(actor).await;
+                // The stage was removed meanwhile.
+                if self.life.refuse_removed().is_err() {
+                    self.give_up();
+                }
+                committed
+            }
             Command::Rebase => self.rebase().await,
             Command::Check => self.check().await,
             Command::Settle(path, keep) => {
@@ -231,17 +265,69 @@ impl OfStage {
 
     async fn commit(&self, actor: Actor) -> Result<()> {
         let committing = self.stage.begin_commit()?;
+        // If it is removed from now on, this goes on.
+        self.life.refuse_removed()?;
         let set = committing.change_set();
+        match self.outcome(&set).await? {
+            Stored::All => {
+                committing.committed();
+                return Ok(());
+            }
+            Stored::Part(paths) => {
+                let reason = format!(
+                    "the answer to the last commit was lost, and only a part is stored as staged: {}; see .conflicts",
+                    named(&paths, NAMED)
+                );
+                return Err(Error::new(Kind::Conflict, reason));
+            }
+            Stored::Nothing => {}
+        }
+        self.life.refuse_scratch()?;
         if set.changes.is_empty() {
             return Ok(());
         }
-        self.shared.records.commit_set(&self.shared.live, actor, &set).await?;
-        committing.committed();
-        Ok(())
+        let made = self.shared.records.commit_set(&self.shared.live, actor, &set).await;
+        match &made {
+            Err(error) if error.is_uncertain() => *self.life.doubt.lock() = Some((actor, set)),
+            Err(_) => {}
+            Ok(_) => {
+                *self.life.doubt.lock() = None;
+                committing.committed();
+            }
+        }
+        made.map(drop)
+    }
+
+    /// What a commit of the same set has stored, if its answer was lost.
+    async fn outcome(&self, set: &ChangeSet) -> Result<Stored> {
+        let Some(actor) = self.life.doubt_about(set) else { return Ok(Stored::Nothing) };
+        let live = |cell: &CellName| self.shared.live.live(cell);
+        let stored = find_out(&live, &self.shared.records.codec, set, actor).await?;
+        if stored == Stored::All {
+            tracing::warn!(stage = %self.id.name.escape_debug(), "the answer to a commit was lost, but it was carried out");
+            *self.life.doubt.lock() = None;
+        }
+        Ok(stored)
+    }
+
+    /// Says once in the log what is lost with the stage.
+    fn give_up(&self) {
+        let changes = if self.stage.is_committed() { 0 } else { self.stage.count() };
+        if changes > 0 && !self.life.is_given_up.swap(true, Ordering::SeqCst) {
+            let name = self.id.name.escape_debug();
+            tracing::warn!(uid = self.uid, "stage {name}: {changes} uncommitted changes are given up");
+        }
     }
 
     async fn rebase(&self) -> Result<()> {
         self.stage.refuse_change()?;
+        if self.life.doubt.lock().is_some() {
+            let committing = self.stage.begin_commit()?;
+            if self.outcome(&committing.change_set()).await? == Stored::All {
+                committing.committed();
+                return Ok(());
+            }
+        }
         self.read_staged().await;
         let seen = self.seen().await;
         let left = self.compute(move |stage| stage.rebase(&seen)).await??.left;
@@ -250,12 +336,8 @@ impl OfStage {
         }
         // A cell without anything staged only keeps its old records.
         let kind = if left.iter().any(Conflict::is_known) { Kind::Conflict } else { Kind::Unreachable };
-        let named: Vec<String> = left.iter().take(NAMED).map(|conflict| conflict.at.to_string()).collect();
-        let more = match left.len().saturating_sub(NAMED) {
-            0 => String::new(),
-            more => format!(", and {more} more"),
-        };
-        let reason = format!("not taken in, see .conflicts: {}{more}", named.join(", "));
+        let paths: Vec<CellPath> = left.into_iter().map(|conflict| conflict.at).collect();
+        let reason = format!("not taken in, see .conflicts: {}", named(&paths, NAMED));
         Err(Error::new(kind, reason))
     }
 
@@ -274,13 +356,8 @@ impl OfStage {
 
     /// The staged record of a path in the stage, with or without a form.
     fn staged(&self, path: &str) -> Result<CellPath> {
-        let (cell, rest) = path.split_once('/').ok_or_else(Error::not_found)?;
-        let cell = CellName::new(cell)?;
-        let rest = rest.trim_end_matches('/');
-        let plain = Form::of_name(rest).map_or(rest, |(plain, _)| plain);
         let staged: BTreeSet<CellPath> = self.stage.change_set().changes.into_iter().map(|staged| staged.at).collect();
-        let paths = [rest, plain].into_iter().filter_map(|path| TopoPath::parse(path).ok());
-        let mut all = paths.map(|path| CellPath { cell: cell.clone(), path });
+        let mut all = commands::meant(path)?.into_iter();
         let found = all.find(|at| staged.contains(at));
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("{path} is not staged")))
     }
@@ -356,6 +433,19 @@ impl Tells for OfStage {
         self.stage.refuse_change()
     }
 
+    fn shown_by(&self, files: &Arc<RecordFiles>) {
+        // A stage has one tree.
+        let _ = self.life.files.set(files.clone());
+    }
+
+    fn removed(&self) {
+        self.life.is_removed.store(true, Ordering::SeqCst);
+        // A commit that is under way says itself what has become of the changes.
+        if !self.stage.is_committing() {
+            self.give_up();
+        }
+    }
+
     fn changes(&self) -> usize {
         self.stage.count()
     }
@@ -368,20 +458,7 @@ impl Tells for OfStage {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_line_is_a_command_and_nothing_is_done_if_one_is_none() {
-        let all = parse(b"# first\n rebase \n\ncommit\nkeep global/a b/Keyspace.txt\ndrop  zone1/x\n").unwrap();
-        let settle = |path: &str, keep| Command::Settle(path.to_owned(), keep);
-        let expected =
-            [Command::Rebase, Command::Commit, settle("global/a b/Keyspace.txt", true), settle("zone1/x", false)];
-        assert_eq!(all, expected);
-        for text in ["commit now", "Commit", "keep", "undo", "commit\nfrobnicate", "\u{0}"] {
-            let error = parse(text.as_bytes()).unwrap_err();
-            assert!(error.kind == Kind::Invalid && error.reason.contains("unknown command"), "{text}: {error}");
-        }
-        assert_eq!(parse(b"\xff").unwrap_err().kind, Kind::Invalid);
-    }
+    use crate::name::TopoPath;
 
     #[test]
     fn errors_are_compared_by_record_and_kind() {
@@ -390,5 +467,32 @@ mod tests {
 {"kind":"shard-gap","severity":"error","more":3}
 "#;
         assert_eq!(errors(problems.as_bytes()), ["shard-gap of global/a"]);
+    }
+
+    #[test]
+    fn what_a_commit_would_leave_out_is_named_within_bounds() {
+        let path =
+            |n: usize| CellPath { cell: CellName::global(), path: TopoPath::parse(&format!("f{n:02}")).unwrap() };
+        let all: Vec<CellPath> = (0..12).map(path).collect();
+        let error = no_records(&all);
+        assert_eq!(error.kind, Kind::Invalid);
+        assert!(error.reason.starts_with("global/f00, global/f01, "), "{error}");
+        assert!(error.reason.contains("global/f09, and 2 more are no records and would not be stored"), "{error}");
+        assert!(no_records(&all[..2]).reason.starts_with("global/f00, global/f01 are no records"));
+    }
+
+    #[test]
+    fn a_doubt_is_about_the_changes_that_were_sent() {
+        let staged = |value: &'static str| crate::store::Staged {
+            at: CellPath { cell: CellName::global(), path: TopoPath::parse("a").unwrap() },
+            base: None,
+            now: Some(Bytes::from_static(value.as_bytes())),
+        };
+        let set = |value| ChangeSet { name: "test".into(), changes: vec![staged(value)] };
+        let (life, actor) = (Life::default(), Actor { uid: 7, process: 1 });
+        assert_eq!(life.doubt_about(&set("1")), None);
+        *life.doubt.lock() = Some((actor, set("1")));
+        assert_eq!(life.doubt_about(&set("1")), Some(actor));
+        assert_eq!(life.doubt_about(&set("2")), None, "it was edited since");
     }
 }

@@ -20,8 +20,8 @@ const MODE: &str = "100644";
 const NOTHING: &str = "/dev/null";
 /// The object that does not exist.
 const NO_OBJECT: &str = "0000000000000000000000000000000000000000";
-/// Most steps of a difference that are moved together where that is possible: it knows no deadline, and its effort grows
-/// with the square of their number.
+/// Most steps of a difference that are moved together where that is possible: that knows no deadline, and its effort
+/// grows with the square of their number.
 const MERGED: usize = 2_000;
 /// Bytes in one line of a binary patch.
 const ROW: usize = 52;

@@ -17,8 +17,8 @@ use crate::record::{Form, Records};
 
 /// How many calls of one user are worked on at a time; the next ones wait. Other users do not wait for them.
 const PER_USER: usize = 2;
-/// How many sizes, and how many words of changes, are kept: those of some hundred records, in a few megabytes. One more,
-/// and all are forgotten and found out again.
+/// How many sizes, and how many words of changes, are kept: those of some hundred records, in a few megabytes. One
+/// more, and all are forgotten and found out again.
 const KNOWN: usize = 4_096;
 
 /// Whose turn it is.

@@ -173,7 +173,7 @@ fn the_effort_ends_with_the_deadline_however_much_there_is_to_compare() {
     let [old, new] = [&old, &new].map(|lines| lines.iter().map(String::as_str).collect::<Vec<_>>());
     let ops = operations(&old, &new, Instant::now());
     assert!(ops.len() <= 5, "what is left is replaced as a whole: {}", ops.len());
-    // The other way round: many steps are found in time, and are not merged with an effort that grows with their square.
+    // The other way round: many steps are found in time, and are not merged: that takes the square of their number.
     let changed: Vec<&str> = (0..60_000).map(|n| if n % 2 == 0 { "a" } else { "b" }).collect();
     let equal: Vec<&str> = (0..60_000).map(|n| if n % 20 == 0 { "c" } else { changed[n] }).collect();
     let ops = operations(&changed, &equal, Instant::now() + Duration::from_secs(60));

@@ -367,6 +367,10 @@ impl Location {
 
     /// A hint about the port that is tried for an address without one.
     pub fn untold_port(&self, options: &ConnectOptions) -> Option<String> {
+        // It has names, and no addresses.
+        if self.implementation == Implementation::Memory {
+            return None;
+        }
         let tls = options.wants_tls(self.implementation);
         self.addresses().find_map(|address| {
             let (scheme, named) = parts(address)?;
@@ -389,6 +393,16 @@ mod tests {
         options.consul.auth_file = secret.then(|| "tokens".into());
         options.consul.ca = ca.then(|| "ca".into());
         options
+    }
+
+    #[test]
+    fn only_what_has_a_port_gets_a_hint_about_it() {
+        let hint = |implementation| {
+            let location = Location { implementation, server: "name".to_owned(), root: "/v".to_owned() };
+            location.untold_port(&ConnectOptions::default())
+        };
+        assert!(hint(Implementation::Consul).is_some_and(|hint| hint.contains("name has no port")));
+        assert_eq!(hint(Implementation::Memory), None);
     }
 
     #[test]

@@ -89,6 +89,8 @@ pub struct Past {
     pub follows: bool,
     /// Who made it, if that was this mount.
     pub by: Option<Maker>,
+    /// Whether the watch told of the change, and what it told is still known: without a maker, it was made elsewhere.
+    pub is_watched: bool,
 }
 
 /// What is remembered, in numbers.
@@ -140,7 +142,7 @@ struct CellPast {
 struct Line {
     changes: VecDeque<PastChange>,
     bytes: usize,
-    /// Of what the first change replaced: who made it, and whether its time is known.
+    /// Of what the first change replaced: who made it, and whether the watch told of it.
     first: (Option<Maker>, bool),
 }
 
@@ -242,10 +244,10 @@ impl History {
         let kept = self.all.kept.lock();
         let line = kept.cells.get(&self.cell).and_then(|cell| cell.lines.get(path));
         let Some((line, first)) = line.and_then(|line| Some((line, line.changes.front()?))) else {
-            return now.map(|record| stored(record, keeps_times, None)).into_iter().collect();
+            return now.map(|record| stored(record, keeps_times, (None, false))).into_iter().collect();
         };
         let mut past: Vec<Past> = Vec::new();
-        past.extend(first.old.as_ref().map(|old| stored(old, keeps_times || line.first.1, line.first.0.clone())));
+        past.extend(first.old.as_ref().map(|old| stored(old, keeps_times || line.first.1, line.first.clone())));
         for (index, change) in line.changes.iter().enumerate() {
             let next = line.changes.get(index + 1).map_or(now, |next| next.old.as_ref());
             let is_exact = change.is_exact || keeps_times;
@@ -257,10 +259,11 @@ impl History {
                     is_exact: change.is_exact,
                     follows: true,
                     by: change.by.clone(),
+                    is_watched: change.is_exact,
                 }),
                 (Some(_), Some(record)) => {
                     let follows = change.is_exact;
-                    Some(Past { follows, ..stored(record, is_exact, change.by.clone()) })
+                    Some(Past { follows, ..stored(record, is_exact, (change.by.clone(), change.is_exact)) })
                 }
                 // It was replaced by something that is no record.
                 (Some(_), None) => None,
@@ -324,9 +327,9 @@ impl History {
 }
 
 /// A state that is, or was, stored.
-fn stored(record: &Record, is_exact: bool, by: Option<Maker>) -> Past {
-    let record = record.clone();
-    Past { at: record.version.written, time: record.modified, is_exact, follows: false, by, record: Some(record) }
+fn stored(record: &Record, is_exact: bool, (by, is_watched): (Option<Maker>, bool)) -> Past {
+    let (at, time, record) = (record.version.written, record.modified, Some(record.clone()));
+    Past { at, time, is_exact, follows: false, by, is_watched, record }
 }
 
 impl Kept {

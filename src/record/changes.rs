@@ -46,7 +46,9 @@ fn of_bytes(old: Option<&Bytes>, new: &Bytes) -> String {
     };
     match old {
         None => shown(new),
-        Some(old) if old.len() == new.len() && shown(old) == shown(new) => format!("{} bytes, others", new.len()),
+        Some(old) if old.len() == new.len() && shown(old) == shown(new) => {
+            format!("{} bytes -> {} other bytes", old.len(), new.len())
+        }
         Some(old) => format!("{} -> {}", shown(old), shown(new)),
     }
 }
@@ -321,7 +323,7 @@ mod tests {
         };
         assert_eq!(said("metadata/a", Some(b"one\n"), b"two\n"), "\"one\\n\" -> \"two\\n\"");
         assert_eq!(said("metadata/a", None, b"\x1b[2J\xe2\x80\xae"), "\"\\u{1b}[2J\\u{202e}\"");
-        assert_eq!(said("metadata/a", Some(&[0xff; 9]), &[0xfe; 9]), "9 bytes, others");
+        assert_eq!(said("metadata/a", Some(&[0xff; 9]), &[0xfe; 9]), "9 bytes -> 9 other bytes");
         assert_eq!(said("metadata/a", Some(b"x"), &[b'y'; 100]), "\"x\" -> 100 bytes");
         let broken = said("keyspaces/ks/Keyspace", Some(b""), b"\xff\xff");
         assert!(broken.starts_with("cannot be decoded: "), "{broken}");

@@ -110,6 +110,30 @@ fn who_made_a_change_is_said_of_that_change() {
 }
 
 #[test]
+fn of_what_was_forgotten_nobody_says_that_it_was_made_elsewhere() {
+    let mut cell = Cell::new(&limits(1, 1 << 20));
+    let watched = |cell: &Cell| -> Vec<bool> {
+        let past = cell.history.past(&path("x"), cell.now.records.get(&path("x")), false);
+        past.iter().map(|past| past.is_watched).collect()
+    };
+    // Loaded with the cell: it was made before.
+    cell.now.records.insert(path("x"), record("old", 0));
+    assert_eq!(watched(&cell), [false]);
+    cell.change("x", Some("a"));
+    assert_eq!(watched(&cell), [false, true]);
+    cell.change("x", Some("b"));
+    assert_eq!(watched(&cell), [true, true]);
+    // Its only change is pushed out by others.
+    let mut cell = Cell::new(&limits(10, 1_000));
+    cell.change("x", Some("a"));
+    cell.history.made(&path("x"), Revision(1), false, &Maker::from(Actor { uid: 1, process: 0 }));
+    for _ in 0..10 {
+        cell.change("y", Some("b"));
+    }
+    assert_eq!(watched(&cell), [false]);
+}
+
+#[test]
 fn a_hot_record_does_not_push_out_the_past_of_the_others() {
     let all = limits(10_000, 64 << 10);
     let mut cell = Cell::new(&all);

@@ -11,7 +11,7 @@ use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::{Form, Records};
 
 /// Longest time for all differences together. After it, a difference is still right, but longer than it had to be.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What happens to one record.
 #[derive(Debug, Clone)]

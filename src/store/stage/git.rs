@@ -9,7 +9,8 @@ use std::time::Instant;
 use aws_lc_rs::digest;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
-use similar::{Algorithm, DiffOp, capture_diff_slices_deadline, group_diff_ops};
+use similar::algorithms::{Capture, Compact, DiffHook as _, Replace, diff_slices_deadline};
+use similar::{Algorithm, DiffOp, group_diff_ops};
 
 /// Equal lines around a difference, as in git diff.
 const AROUND: usize = 3;
@@ -19,6 +20,9 @@ const MODE: &str = "100644";
 const NOTHING: &str = "/dev/null";
 /// The object that does not exist.
 const NO_OBJECT: &str = "0000000000000000000000000000000000000000";
+/// Most steps of a difference that are moved together where that is possible: that knows no deadline, and its effort
+/// grows with the square of their number.
+const MERGED: usize = 2_000;
 /// Bytes in one line of a binary patch.
 const ROW: usize = 52;
 /// Git's digits for base 85.
@@ -75,7 +79,7 @@ fn as_text(content: &[u8]) -> Option<&str> {
 pub(super) fn hunks(before: &str, after: &str, deadline: Instant) -> String {
     // Only a line feed ends a line: for git, a carriage return is a character of the line.
     let [old, new] = [before, after].map(|text| text.split_inclusive('\n').collect::<Vec<&str>>());
-    let ops = capture_diff_slices_deadline(Algorithm::Myers, &old, &new, Some(deadline));
+    let ops = operations(&old, &new, deadline);
     let mut out = String::new();
     for group in group_diff_ops(ops, AROUND) {
         // If it does not begin with equal lines, it begins with the file. (The library's ranges are right for equal
@@ -98,6 +102,23 @@ pub(super) fn hunks(before: &str, after: &str, deadline: Instant) -> String {
         }
     }
     out
+}
+
+/// What leads from some lines to others. After the deadline, what is left is replaced as a whole.
+fn operations(old: &[&str], new: &[&str], deadline: Instant) -> Vec<DiffOp> {
+    let mut found = Replace::new(Capture::new());
+    // A capture takes everything.
+    let Ok(()) = diff_slices_deadline(Algorithm::Myers, &mut found, old, new, Some(deadline));
+    let ops = found.into_inner().into_ops();
+    if ops.len() > MERGED || Instant::now() >= deadline {
+        return ops;
+    }
+    let mut merged = Compact::new(Replace::new(Capture::new()), old, new);
+    for op in &ops {
+        let Ok(()) = op.apply_to_hook(&mut merged);
+    }
+    let Ok(()) = merged.finish();
+    merged.into_inner().into_inner().into_ops()
 }
 
 /// First line and number of lines, as the head of a hunk tells them.

@@ -3,31 +3,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::states::{State, States};
-use crate::alive;
-use crate::error::{Error, Kind, Result};
 use crate::mirror::Maker;
-use crate::name::CellPath;
-use crate::record::{Records, quoted};
+use crate::record::quoted;
 
-/// The lines. Finding words costs time, so it never happens on the thread that answers the kernel.
-pub(super) async fn render(codec: Arc<Records>, at: CellPath, states: States) -> Result<Bytes> {
-    let mut makers: BTreeMap<usize, String> = BTreeMap::new();
+/// Who made the states, by their numbers.
+pub(super) async fn makers(states: &States) -> BTreeMap<usize, String> {
+    let mut makers = BTreeMap::new();
     for (index, state) in states.all.iter().enumerate() {
         if let Some(by) = &state.by {
             makers.insert(index, who(by).await);
         }
     }
-    let runtime = tokio::runtime::Handle::current();
-    let lines = tokio::task::spawn_blocking(move || {
-        runtime.block_on(alive::guarded("the log of a record", async move { lines(&codec, &at, &states, &makers) }))
-    });
-    let lines = lines.await.map_err(|error| Error::new(Kind::Io, error.to_string()))?;
-    Ok(lines?.into())
+    makers
 }
 
 /// Who made a change: user, number, process, program.
@@ -48,12 +39,16 @@ pub(super) async fn who(by: &Maker) -> String {
 }
 
 /// A word as it is, or in quotes if it is not plain.
-fn plain(word: &str) -> String {
+pub(super) fn plain(word: &str) -> String {
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.+/@".contains(letter);
     if !word.is_empty() && word.chars().all(is_plain) { word.to_owned() } else { quoted(word) }
 }
 
-fn lines(codec: &Records, at: &CellPath, states: &States, makers: &BTreeMap<usize, String>) -> String {
+/// Says what changed from one value to the next; `None`: there was none.
+type Changes<'a> = dyn Fn(Option<&Bytes>, &Bytes) -> String + 'a;
+
+/// The lines. `changes` may take its time.
+pub(super) fn lines(changes: &Changes<'_>, states: &States, makers: &BTreeMap<usize, String>) -> String {
     let mut lines = String::new();
     if !states.is_whole {
         lines.push_str("# there are older versions: too many, or the service has not told them in time\n");
@@ -68,19 +63,20 @@ fn lines(codec: &Records, at: &CellPath, states: &States, makers: &BTreeMap<usiz
             },
         );
         let name = state.name.strip_suffix(super::DELETED).unwrap_or(&state.name);
-        let who = makers.get(&index).map_or("elsewhere", String::as_str);
+        let nobody = if state.is_watched { "elsewhere" } else { "unknown" };
+        let who = makers.get(&index).map_or(nobody, String::as_str);
         let set = state.by.as_ref().and_then(|by| by.change_set.as_ref());
         let set = set.map_or_else(String::new, |set| format!(" in {}", plain(set)));
-        let _ = writeln!(lines, "{time} {name} {who}{set}: {}", what(codec, at, before, state));
+        let _ = writeln!(lines, "{time} {name} {who}{set}: {}", what(changes, before, state));
         before = Some(state);
     }
     lines
 }
 
 /// What happened, in words.
-fn what(codec: &Records, at: &CellPath, before: Option<&State>, state: &State) -> String {
+fn what(changes: &Changes<'_>, before: Option<&State>, state: &State) -> String {
     let Some((value, version)) = &state.record else { return "deleted".to_owned() };
-    let changes = |old: Option<&Bytes>| codec.changes(&at.cell, &at.path, old, value);
+    let changes = |old: Option<&Bytes>| changes(old, value);
     match before.map(|before| &before.record) {
         _ if before.is_none_or(|before| before.record.is_none()) && version.written == version.created => {
             format!("created: {}", changes(None))

@@ -2,7 +2,7 @@
 //! denies now, and never answer for a cell that cannot be read now.
 //!
 //! `states` finds out which states of a record are known and what their files are called, `log` says in words what
-//! happened. A name leads to a directory if a record is, or was, at it or below it.
+//! happened, `effort` bounds what that costs. A name leads to a directory if a record is, or was, at it or below it.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -22,9 +22,12 @@ use crate::mirror::{Snapshot, has_below, names_below};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::{Form, Records};
 
+mod effort;
 mod log;
+mod names;
 mod states;
 
+use effort::{Found, Turns};
 use states::{DELETED, Recent, State, States};
 
 /// The name of the file that says what happened to a record.
@@ -47,6 +50,8 @@ pub(crate) struct PastFiles {
     defaults: Defaults,
     room: Room,
     recent: Recent,
+    turns: Turns,
+    found: Arc<Found>,
 }
 
 /// What is known of the records of a cell, by their paths: those that are stored, those that this mount has seen going,
@@ -95,7 +100,16 @@ impl PastFiles {
         defaults: Defaults,
         room: Room,
     ) -> Arc<Self> {
-        Arc::new(Self { cells, codec, forms, defaults, room, recent: Recent::default() })
+        Arc::new(Self {
+            cells,
+            codec,
+            forms,
+            defaults,
+            room,
+            recent: Recent::default(),
+            turns: Turns::default(),
+            found: Arc::default(),
+        })
     }
 
     /// What is known of a cell without asking the service about deletions.
@@ -135,7 +149,8 @@ impl PastFiles {
     }
 
     async fn state(&self, at: &CellPath, name: &str) -> Result<State> {
-        self.states_of(at).await?.find(name).cloned().ok_or_else(Error::not_found)
+        let states = self.states_of(at).await?;
+        states.find(name).cloned().ok_or_else(|| names::unknown(at, &states, name))
     }
 
     /// The forms in which the states of a record exist.
@@ -154,9 +169,6 @@ impl PastFiles {
 
     /// What a name of a record's directory stands for, among its states.
     fn named(&self, at: &CellPath, states: &States, name: &str) -> Option<PastFile> {
-        if name == LOG {
-            return Some(PastFile::Log(at.clone()));
-        }
         if name.ends_with(DELETED) {
             states.find(name).filter(|state| state.record.is_none())?;
             return Some(PastFile::Deleted(at.clone(), name.into()));
@@ -179,6 +191,20 @@ impl PastFiles {
         let mut known = self.known(&at.cell).await?;
         let child = at.path.join(name)?;
         let inside = |path: TopoPath| PastFile::Dir(CellPath { cell: at.cell.clone(), path });
+        // The files of the record itself win; a key of that name has another one.
+        if name.starts_with(LOG) {
+            if name != LOG || !known.is_record(&at.path) {
+                known = self.known_deleted(known).await?;
+            }
+            if known.is_record(&at.path) {
+                if name == LOG {
+                    return Ok(PastFile::Log(at.clone()));
+                }
+                if names::beside_log(&known.names(&at.path)).as_deref() == Some(name) {
+                    return Ok(inside(at.path.join(LOG)?));
+                }
+            }
+        }
         if known.is_dir(&child) {
             return Ok(inside(child));
         }
@@ -195,6 +221,9 @@ impl PastFiles {
             && let Some(file) = self.named(at, &self.states(&known, at).await?, name)
         {
             return Ok(file);
+        }
+        if known.is_record(&at.path) && names::is_of_state(name) {
+            return Err(names::unknown(at, &self.states(&known, at).await?, name));
         }
         Err(Error::not_found())
     }
@@ -216,8 +245,11 @@ impl PastFiles {
             return Err(Error::not_found());
         }
         let mut entries = Vec::new();
-        for name in known.names(&at.path) {
+        let children = known.names(&at.path);
+        let beside_log = names::beside_log(&children).filter(|_| known.is_record(&at.path));
+        for name in children {
             if let Ok(path) = at.path.join(&name) {
+                let name = beside_log.clone().filter(|_| name == LOG).unwrap_or(name);
                 entries.push((name, PastFile::Dir(CellPath { cell: at.cell.clone(), path })));
             }
         }
@@ -233,9 +265,7 @@ impl PastFiles {
                     })),
                 }
             }
-            if !entries.iter().any(|(name, _)| name == LOG) {
-                entries.push((LOG.to_owned(), PastFile::Log(at.clone())));
-            }
+            entries.push((LOG.to_owned(), PastFile::Log(at.clone())));
         }
         Ok(entries)
     }
@@ -247,18 +277,26 @@ impl PastFiles {
     }
 
     /// The content of a file, and its time.
-    async fn content(&self, file: &PastFile) -> Result<(Bytes, SystemTime)> {
+    async fn content(&self, caller: &Caller, file: &PastFile) -> Result<(Bytes, SystemTime)> {
         match file {
             PastFile::State(at, name, form) => {
                 let State { record, time, .. } = self.state(at, name).await?;
                 let (value, _) = record.ok_or_else(Error::not_found)?;
-                Ok((self.codec.show_once(&at.cell, &at.path, &value, *form)?, time))
+                let (codec, at, form) = (self.codec.clone(), at.clone(), *form);
+                let show = move || codec.show_once(&at.cell, &at.path, &value, form);
+                Ok((self.turns.work(caller.uid, "an old version", show).await??, time))
             }
             PastFile::Deleted(at, name) => Ok((Bytes::new(), self.state(at, name).await?.time)),
             PastFile::Log(at) => {
                 let states = self.states_of(at).await?;
                 let time = states.all.last().map_or(self.defaults.mounted, |state| state.time);
-                Ok((log::render(self.codec.clone(), at.clone(), states).await?, time))
+                let makers = log::makers(&states).await;
+                let (codec, found, at) = (self.codec.clone(), self.found.clone(), at.clone());
+                let lines = move || {
+                    let words = |old: Option<&Bytes>, new: &Bytes| found.words(&codec, &at, old, new);
+                    log::lines(&words, &states, &makers)
+                };
+                Ok((self.turns.work(caller.uid, "the log of a record", lines).await?.into(), time))
             }
             PastFile::Top | PastFile::Dir(_) => Err(Error::new(Kind::IsDirectory, "is a directory")),
         }
@@ -282,7 +320,7 @@ impl Namespace for Arc<PastFiles> {
         self.find(past(dir)?, name).await.map(FileId::Past)
     }
 
-    async fn attr(&self, _: &Caller, inode: &Inode) -> Result<Attr> {
+    async fn attr(&self, caller: &Caller, inode: &Inode) -> Result<Attr> {
         let file = past(&inode.file)?;
         match file {
             PastFile::Top => Ok(self.dir()),
@@ -294,12 +332,13 @@ impl Namespace for Arc<PastFiles> {
             PastFile::State(at, name, form) => {
                 let state = self.state(at, name).await?;
                 let (value, _) = state.record.ok_or_else(Error::not_found)?;
-                // Like a record that cannot be decoded: it has no size, and cannot be opened in this form.
-                let shown = self.codec.show_once(&at.cell, &at.path, &value, *form);
-                Ok(self.defaults.read_only_file(shown.map_or(0, |shown| shown.len()), state.time))
+                let (codec, found, at, form) = (self.codec.clone(), self.found.clone(), at.clone(), *form);
+                let size = move || found.size(&codec, &at, &value, form);
+                let size = self.turns.work(caller.uid, "the size of an old version", size).await?;
+                Ok(self.defaults.read_only_file(size, state.time))
             }
             PastFile::Deleted(..) | PastFile::Log(_) => {
-                let (content, time) = self.content(file).await?;
+                let (content, time) = self.content(caller, file).await?;
                 Ok(self.defaults.read_only_file(content.len(), time))
             }
         }
@@ -331,14 +370,14 @@ impl Namespace for Arc<PastFiles> {
         if mode.write && !inode.file.is_dir() {
             return Err(unchangeable());
         }
-        let (content, _) = self.content(file).await?;
+        let (content, _) = self.content(caller, file).await?;
         let mut charge = self.room.charge(caller.uid);
         charge.resize(content.len())?;
         Ok(Open { file: Some(Arc::new(OpenPast { content, _charge: charge })), caching: Caching::DIRECT })
     }
 
-    async fn read_unopened(&self, _: &Caller, inode: &Inode, part: Part, _: bool) -> Result<Bytes> {
-        Ok(part.of(&self.content(past(&inode.file)?).await?.0))
+    async fn read_unopened(&self, caller: &Caller, inode: &Inode, part: Part, _: bool) -> Result<Bytes> {
+        Ok(part.of(&self.content(caller, past(&inode.file)?).await?.0))
     }
 
     async fn create(&self, _: &Caller, _: Name<'_>, _: u32, _: OpenMode) -> Result<Created> {
@@ -390,7 +429,7 @@ impl PastFiles {
             all.extend(self.codec.message(&at.cell, &at.path).map(|message| (TYPE, message.to_owned())));
             if let Some(by) = state.by {
                 all.push((BY, log::who(&by).await));
-                all.extend(by.change_set.map(|set| (CHANGE_SET, set.to_string())));
+                all.extend(by.change_set.map(|set| (CHANGE_SET, log::plain(&set))));
             }
         }
         Ok(all)

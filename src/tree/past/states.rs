@@ -32,6 +32,8 @@ pub(super) struct State {
     /// Whether nothing was between it and the one before.
     pub follows: bool,
     pub by: Option<Maker>,
+    /// Whether this mount would know if it had made the change.
+    pub is_watched: bool,
 }
 
 /// All known states of a record, the oldest first.
@@ -60,6 +62,7 @@ impl States {
                         known: None,
                         follows: index > 0,
                         by: None,
+                        is_watched: false,
                     }),
                 }
             }
@@ -85,9 +88,9 @@ impl States {
 }
 
 fn remembered(past: Past) -> State {
-    let Past { at, record, time, is_exact, follows, by } = past;
+    let Past { at, record, time, is_exact, follows, by, is_watched } = past;
     let record = record.map(|record| (record.value, record.version));
-    State { name: "".into(), at, record, time, known: Some((time, is_exact)), follows, by }
+    State { name: "".into(), at, record, time, known: Some((time, is_exact)), follows, by, is_watched }
 }
 
 /// Each has a later time than the one before; what is known of the time of one also bounds those before.

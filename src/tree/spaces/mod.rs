@@ -202,6 +202,26 @@ impl Spaces {
     }
 }
 
+/// Refuses a name that a terminal would obey, or that would be read as another name.
+fn refuse_unprintable(name: &str) -> Result<()> {
+    let is_bad = |letter: char| {
+        // Marks that turn the direction of a text, separators of lines, and the mark of byte order, which nobody sees.
+        let turns =
+            matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        letter.is_control() || turns || matches!(letter, '\u{2028}' | '\u{2029}' | '\u{feff}')
+    };
+    match name.chars().find(|letter| is_bad(*letter)) {
+        None => Ok(()),
+        Some(letter) => {
+            let letter = letter.escape_unicode();
+            Err(Error::new(
+                Kind::Invalid,
+                format!("the name has the character {letter}, which nobody sees: leave it out"),
+            ))
+        }
+    }
+}
+
 /// The kind of tree that a directory holds.
 fn kind_of(dir: &FileId) -> Result<SpaceKind> {
     match dir {
@@ -252,6 +272,7 @@ impl Namespace for Arc<Spaces> {
 
     async fn mkdir(&self, caller: &Caller, at: Name<'_>) -> Result<(FileId, Attr)> {
         let kind = kind_of(at.dir)?;
+        refuse_unprintable(at.name).inspect_err(|error| self.explain(caller, at, error))?;
         if kind == SpaceKind::At {
             refuse_claim(at.name).inspect_err(|error| self.explain(caller, at, error))?;
         }
@@ -280,5 +301,22 @@ impl Namespace for Arc<Spaces> {
         drop(table);
         space.removed();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_would_be_read_as_another_is_refused() {
+        for name in ["a\nb", "\u{1b}[2J", "a\u{7f}", "\u{9b}2J", "a\u{202e}b", "\u{2066}a", "a\u{2028}", "\u{feff}a"] {
+            let error = refuse_unprintable(name).unwrap_err();
+            assert_eq!(error.kind, Kind::Invalid, "{name:?}");
+            assert!(error.reason.is_ascii() && !error.reason.contains(char::is_control), "{error}");
+        }
+        for name in ["before move", "\u{fc}ber", "\u{5d0}\u{5d1}", "\u{6f22}", "a~2", "\u{1f600}"] {
+            refuse_unprintable(name).unwrap();
+        }
     }
 }

@@ -157,6 +157,33 @@ fn what_takes_too_long_to_compare_is_still_right() {
     assert_eq!(applied(&GIT, &before, &patch), after);
 }
 
+#[test]
+fn the_effort_ends_with_the_deadline_however_much_there_is_to_compare() {
+    // Neither the search nor what follows it goes on: lines of two kinds, without order, on both sides.
+    let text = |mut state: u64| {
+        let mut line = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            if state >> 40 & 1 == 0 { "a\n" } else { "b\n" }
+        };
+        (0..20_000).map(|_| line()).collect::<String>()
+    };
+    let (before, after) = (text(1), text(2));
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let (old, new) = (lines(&before), lines(&after));
+    let [old, new] = [&old, &new].map(|lines| lines.iter().map(String::as_str).collect::<Vec<_>>());
+    let ops = operations(&old, &new, Instant::now());
+    assert!(ops.len() <= 5, "what is left is replaced as a whole: {}", ops.len());
+    // The other way round: many steps are found in time, and are not merged: that takes the square of their number.
+    let changed: Vec<&str> = (0..60_000).map(|n| if n % 2 == 0 { "a" } else { "b" }).collect();
+    let equal: Vec<&str> = (0..60_000).map(|n| if n % 20 == 0 { "c" } else { changed[n] }).collect();
+    let ops = operations(&changed, &equal, Instant::now() + Duration::from_secs(60));
+    assert!(ops.len() > MERGED, "{}", ops.len());
+    let patch = FileChange { name: "a", before: Some(before.as_bytes()), after: Some(after.as_bytes()) }
+        .patch(Instant::now() + Duration::from_millis(200));
+    let (before, after) = (files(&[("a", before.as_bytes())]), files(&[("a", after.as_bytes())]));
+    assert_eq!(applied(&GIT, &before, &patch), after);
+}
+
 fn some_files() -> impl Strategy<Value = Files> {
     let name = prop::sample::select(vec!["a", "b/c", "b/d e", "f/g/h\u{fc}", "i\"", "j"]);
     let line = prop::sample::select(vec!["x\n", "y\n", "\n", "z\r\n", "\u{fc}\n", "no end", "\r"]);

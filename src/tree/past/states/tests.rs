@@ -15,7 +15,7 @@ fn past(at: u64, version: Option<(u64, u64)>) -> Past {
         version: Version { number, written: Revision(at), created: Revision(created) },
         modified: moment(at),
     });
-    Past { at: Revision(at), record, time: moment(at), is_exact: true, follows: true, by: None }
+    Past { at: Revision(at), record, time: moment(at), is_exact: true, follows: true, by: None, is_watched: true }
 }
 
 fn etcd(states: &[(u64, Option<u64>)]) -> Earlier {

@@ -124,11 +124,11 @@ fn of_what_was_forgotten_nobody_says_that_it_was_made_elsewhere() {
     cell.change("x", Some("b"));
     assert_eq!(watched(&cell), [true, true]);
     // Its only change is pushed out by others.
-    let mut cell = Cell::new(&limits(10, 1_000));
+    let mut cell = Cell::new(&limits(10, 10_000));
     cell.change("x", Some("a"));
     cell.history.made(&path("x"), Revision(1), false, &Maker::from(Actor { uid: 1, process: 0 }));
-    for _ in 0..10 {
-        cell.change("y", Some("b"));
+    for number in 0..40 {
+        cell.change(&format!("y{number}"), Some("b"));
     }
     assert_eq!(watched(&cell), [false]);
 }

@@ -20,8 +20,12 @@ pub(super) fn is_of_state(name: &str) -> bool {
         && base.chars().all(|letter| letter.is_ascii_digit() || letter == '-')
 }
 
-/// Why there is no file for a state.
+/// Why there is no file for a state. That a known one has no such form needs no words.
 pub(super) fn unknown(at: &CellPath, states: &States, name: &str) -> Error {
+    let base = Form::of_name(name).map_or(name, |(base, _)| base);
+    if states.find(base).is_some() {
+        return Error::not_found();
+    }
     let known = match (states.all.first(), states.all.last()) {
         (Some(first), Some(last)) => format!("{} to {} are known, with gaps or without", first.name, last.name),
         _ => "none is known".to_owned(),

@@ -59,10 +59,12 @@ fn the_records_of_a_cell_that_does_not_exist_are_staged_and_not_committed() {
     // One after the other.
     mount.sh("mkdir .topofs/stage/d; cd .topofs/stage/d; git apply < ../b/.undo; echo commit > .control");
     crate::common::eventually("the cell is back", || mount.path("zone2").exists().then_some(()));
-    mount.sh("ls zone2 > /dev/null; mkdir .topofs/stage/e; cd .topofs/stage/e; git apply < ../a/.undo; echo commit > .control");
+    mount.sh("ls zone2 > /dev/null; mkdir .topofs/stage/e; cd .topofs/stage/e; \
+         git apply < ../a/.undo; echo commit > .control");
     assert_eq!(service.keys(), before);
     // A cell that was made in a stage by mistake can be removed there.
-    mount.sh("cd .topofs/stage; mkdir f f/zone7 f/zone7/tablets; rm -r f/zone7; ! rmdir f/zone1 2>/dev/null; ls f | grep -qv zone7");
+    mount.sh("cd .topofs/stage; mkdir f f/zone7 f/zone7/tablets; rm -r f/zone7; \
+         ! rmdir f/zone1 2>/dev/null; ls f | grep -qv zone7");
 }
 
 #[test]

@@ -27,8 +27,8 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Fails with EBADMSG if a record does not decode, with ENOENT if a cell is not connected, and with EINVAL if a cell
-    /// moves and its records change, too: they would be changed where it was.
+    /// Fails with EBADMSG if a record does not decode, with ENOENT if a cell is not connected, and with EINVAL if a
+    /// cell moves and its records change, too: they would be changed where it was.
     pub fn new(live: FindLive<'_>, records: &Records, set: &'a ChangeSet) -> Result<Self> {
         let mut all: Vec<(&Staged, Change)> =
             set.changes.iter().filter_map(|staged| Some((staged, staged.change()?))).filter(is_change).collect();

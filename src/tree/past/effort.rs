@@ -57,8 +57,11 @@ impl Turns {
 pub(super) struct Found {
     hasher: RandomState,
     sizes: Mutex<HashMap<(CellPath, Form, u64), usize>>,
-    words: Mutex<HashMap<(CellPath, Option<u64>, u64), String>>,
+    words: Mutex<HashMap<Step, String>>,
 }
+
+/// A change of a record: the hashes of the value before, if there was one, and after.
+type Step = (CellPath, Option<u64>, u64);
 
 impl Found {
     /// The size of a form; 0 if there is none.

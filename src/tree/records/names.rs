@@ -187,8 +187,8 @@ impl RecordFiles {
         Err(Error::not_found())
     }
 
-    /// Whether a path is a record's, stored or not. Beside the live tree, so is what is or was a record there: a patch or
-    /// a copy may bring it, and it must not be lost because nobody knows its kind.
+    /// Whether a path is a record's, stored or not. Beside the live tree, so is what is or was a record there: a patch
+    /// or a copy may bring it, and it must not be lost because nobody knows its kind.
     fn is_record(&self, cell: &CellName, path: &TopoPath) -> bool {
         let was_record = |stores: &dyn Stores| stores.get(cell).is_some_and(|store| store.was_record(path));
         let was_known = || self.live.as_ref().is_some_and(|live| was_record(&*self.stores) || was_record(&**live));

@@ -304,7 +304,8 @@ impl OfStage {
         let live = |cell: &CellName| self.shared.live.live(cell);
         let stored = find_out(&live, &self.shared.records.codec, set, actor).await?;
         if stored == Stored::All {
-            tracing::warn!(stage = %self.id.name.escape_debug(), "the answer to a commit was lost, but it was carried out");
+            let stage = self.id.name.escape_debug();
+            tracing::warn!(%stage, "the answer to a commit was lost, but it was carried out");
             *self.life.doubt.lock() = None;
         }
         Ok(stored)

@@ -155,7 +155,8 @@ impl RecordFiles {
 
     /// The directories above a path in which nothing is stored, the nearest first.
     pub(crate) async fn emptied_dirs(&self, cell: &CellName, path: &TopoPath) -> Result<Vec<TopoPath>> {
-        let snapshot = self.store(cell)?.snapshot().await?;
+        // What was removed is removed, also if the cell is out of reach by now.
+        let snapshot = self.store(cell)?.known();
         Ok(ancestors(path).take_while(|dir| !snapshot.has_children(dir)).collect())
     }
 

@@ -72,7 +72,10 @@ fn ctrl_c_ends_the_copy_and_a_second_run_goes_on() {
     let child = command.spawn().unwrap();
     eventually("something is stored", || (!to.records().is_empty()).then_some(()));
     // Not timeout(1): it passes a signal on twice.
-    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let children = eventually("the program runs", || {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+        (!children.trim().is_empty()).then_some(children)
+    });
     signal(children.trim().parse().unwrap(), Signal::SIGINT);
     let (status, said) = ended(&child.wait_with_output().unwrap());
     assert!(status == 130 && said.contains("Run the same command again to go on"), "{status}: {said}");

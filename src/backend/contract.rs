@@ -148,6 +148,17 @@ pub struct Change {
 }
 
 impl Change {
+    /// Fails if the guard is not met by the version of the record that is there, or of the lock.
+    pub(crate) fn require(&self, record: Option<Version>, lock: Option<Version>) -> Result<(), BackendError> {
+        let is_met = match self.guard {
+            Guard::Any => self.action != Action::Delete || record.is_some(),
+            Guard::Absent => record.is_none(),
+            Guard::Version(version) => record == Some(version),
+            Guard::Held(holding) => lock == Some(holding.version),
+        };
+        if is_met { Ok(()) } else { Err(BackendError::unmet(self.guard, &self.path, record)) }
+    }
+
     /// The size of the new value, in bytes.
     pub(crate) fn value_len(&self) -> usize {
         match &self.action {

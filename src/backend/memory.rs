@@ -122,13 +122,7 @@ fn node(path: TopoPath, stored: &Stored) -> Node {
 impl State {
     fn check(&self, Keyed { key, change }: &Keyed<'_>) -> Result<(), BackendError> {
         let found = self.keys.get(key).map(|s| s.version);
-        let met = match change.guard {
-            Guard::Any => change.action != Action::Delete || found.is_some(),
-            Guard::Absent => found.is_none(),
-            Guard::Version(version) => found == Some(version),
-            Guard::Held(holding) => found == Some(holding.version),
-        };
-        if met { Ok(()) } else { Err(BackendError::unmet(change.guard, &change.path, found)) }
+        change.require(found, found)
     }
 
     fn change(&mut self, key: String, action: &Action, role: Role, at: Revision) -> Option<KeyEvent> {

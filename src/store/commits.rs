@@ -5,7 +5,7 @@ use std::any::Any;
 use async_trait::async_trait;
 
 use crate::backend::{Action, Applied, Change, Guard, Revision};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, CellPath};
 
 /// A mark that lasts as long as a change is in flight.
@@ -84,6 +84,28 @@ pub(super) async fn heard(
         }
     }
     outcome
+}
+
+/// The same for changes of one cell.
+pub(super) async fn heard_alone(
+    cell: &CellName,
+    changes: &[Change],
+    commits: &dyn Commits,
+    make: impl Future<Output = Result<Option<Applied>>> + Send,
+) -> Result<Option<Applied>> {
+    let make = async { Ok(make.await?.map(|applied| vec![applied])) };
+    Ok(heard(&[(cell, changes)], commits, make).await?.and_then(|applied| applied.into_iter().next()))
+}
+
+/// The same for changes that are made in memory, which waits for nothing.
+pub(super) async fn heard_at_once(
+    cell: &CellName,
+    changes: &[Change],
+    commits: &dyn Commits,
+    make: impl FnOnce() -> Result<Applied> + Send,
+) -> Result<Applied> {
+    let made = heard_alone(cell, changes, commits, async { make().map(Some) }).await?;
+    made.ok_or_else(|| Error::new(Kind::Io, "no answer"))
 }
 
 /// The outcome of a change. A deletion without a guard may have deleted any version.

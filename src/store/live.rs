@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::commits::{Commits, heard};
+use super::commits::{Commits, heard_alone};
 use super::contract::{RespectLocks, Store, Stores};
 use super::moment::{Guarded, Moment, Part, unless_let_go, with_guards, without_guards};
 use crate::backend::{Action, Applied, Change, Fetched, Guard, Limits};
@@ -120,11 +120,11 @@ impl Live {
             if let Some(applied) = &applied {
                 self.at.cell.mirror.made(changes, applied, &actor.into());
             }
-            Ok(applied.map(|applied| vec![applied]))
+            Ok(applied)
         };
-        let outcome = heard(&[(&self.at.cell.name, changes)], commits, apply).await;
+        let outcome = heard_alone(&self.at.cell.name, changes, commits, apply).await;
         moment.end().await;
-        Ok(outcome?.and_then(|applied| applied.into_iter().next()))
+        outcome
     }
 }
 

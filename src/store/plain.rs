@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::commits::{Commits, heard};
+use super::commits::{Commits, heard_at_once};
 use super::contract::Store;
 use super::frozen::fetched;
-use crate::backend::{Action, Applied, BackendError, Change, Fetched, Guard, Limits, Revision, Version, check_limits};
+use crate::backend::{Action, Applied, Change, Fetched, Limits, Revision, Version, check_limits};
 use crate::error::{Error, Result};
 use crate::mirror::{Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -35,16 +35,8 @@ impl Plain {
         let mut now = self.now.lock();
         for change in changes {
             let found = now.records.get(&change.path).map(|record| record.version);
-            let is_met = match change.guard {
-                Guard::Any => change.action != Action::Delete || found.is_some(),
-                Guard::Absent => found.is_none(),
-                Guard::Version(version) => found == Some(version),
-                // There are no locks here.
-                Guard::Held(_) => false,
-            };
-            if !is_met {
-                return Err(BackendError::unmet(change.guard, &change.path, found).into());
-            }
+            // There are no locks here.
+            change.require(found, None)?;
         }
         // A commit that only checks makes no revision.
         let is_change = changes.iter().any(|change| change.action != Action::Check);
@@ -96,9 +88,7 @@ impl Store for Plain {
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let made = async { Ok(Some(vec![self.make(changes)?])) };
-        let made = heard(&[(&self.cell, changes)], commits, made).await?;
-        made.and_then(|made| made.into_iter().next()).ok_or_else(|| Error::new(crate::error::Kind::Io, "no answer"))
+        heard_at_once(&self.cell, changes, commits, || self.make(changes)).await
     }
 
     async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {

@@ -13,14 +13,14 @@ use parking_lot::Mutex;
 use super::diff::{CellChange, RecordChange};
 use super::ledger::{Ledger, Phase};
 use super::meet::{Meeting, meet};
-use crate::backend::{Action, Applied, BackendError, Change, Fetched, Guard, Limits, Revision, Version, check_limits};
+use crate::backend::{Action, Applied, Change, Fetched, Limits, Revision, Version, check_limits};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Record, Snapshot, Update};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::process::Actor;
 use crate::record::Records;
 use crate::store::change_set::Staged;
-use crate::store::commits::{Commits, heard};
+use crate::store::commits::{Commits, heard_at_once};
 use crate::store::contract::Store;
 use crate::store::frozen::fetched;
 
@@ -175,16 +175,8 @@ impl StagedCell {
         let mut state = self.state.lock();
         for change in changes {
             let found = state.shown.records.get(&change.path).map(|record| record.version);
-            let is_met = match change.guard {
-                Guard::Any => change.action != Action::Delete || found.is_some(),
-                Guard::Absent => found.is_none(),
-                Guard::Version(version) => found == Some(version),
-                // There are no locks here.
-                Guard::Held(_) => false,
-            };
-            if !is_met {
-                return Err(BackendError::unmet(change.guard, &change.path, found).into());
-            }
+            // There are no locks here.
+            change.require(found, None)?;
         }
         let mut next = state.clone();
         // A commit that only checks makes no revision.
@@ -411,9 +403,7 @@ impl Store for StagedCell {
     }
 
     async fn commit(&self, _: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
-        let make = async { self.make(changes).map(|applied| Some(vec![applied])) };
-        let made = heard(&[(&self.cell, changes)], commits, make).await?;
-        made.and_then(|made| made.into_iter().next()).ok_or_else(|| Error::new(Kind::Io, "no answer"))
+        heard_at_once(&self.cell, changes, commits, || self.make(changes)).await
     }
 
     async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The contract of every store.
 
+use std::cmp::Ordering;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use async_trait::async_trait;
 use super::commits::Commits;
 use crate::backend::{Applied, Change, Fetched, Limits};
 use crate::cells::Cell;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
 use crate::process::Actor;
@@ -46,6 +47,8 @@ impl RespectLocks {
 /// - After a commit, the next snapshot and the next fetch contain it.
 /// - Each version of a record has a greater revision than the one before; a recreated record has another creation.
 /// - A snapshot never changes. All its records existed at the same time.
+///
+/// By default nothing can be changed.
 #[async_trait]
 pub trait Store: Send + Sync + Debug {
     /// The cell.
@@ -80,10 +83,16 @@ pub trait Store: Send + Sync + Debug {
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched>;
 
     /// Makes all changes or none, for an actor, and informs a listener.
-    async fn commit(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied>;
+    async fn commit(&self, actor: Actor, changes: &[Change], commits: &dyn Commits) -> Result<Applied> {
+        let _ = (actor, changes, commits);
+        Err(Error::read_only())
+    }
 
     /// Fails if a change of this record would be refused now, whatever its content. Success promises nothing.
-    async fn refuse_early(&self, actor: Actor, path: &TopoPath) -> Result<()>;
+    async fn refuse_early(&self, actor: Actor, path: &TopoPath) -> Result<()> {
+        let _ = (actor, path);
+        Err(Error::read_only())
+    }
 
     /// Fails if a removal of this record would be refused now.
     async fn refuse_removal(&self, actor: Actor, path: &TopoPath) -> Result<()> {
@@ -91,7 +100,9 @@ pub trait Store: Send + Sync + Debug {
     }
 
     /// The limits of the store.
-    fn limits(&self) -> Limits;
+    fn limits(&self) -> Limits {
+        Limits { value: 0, changes: 0 }
+    }
 
     /// Names of what the store knows about a record beside its version.
     fn attributes(&self) -> &'static [&'static str] {
@@ -108,6 +119,11 @@ pub trait Store: Send + Sync + Debug {
     fn is_fresh(&self) -> bool {
         true
     }
+}
+
+/// The order of cells in a tree.
+pub(super) fn global_first(one: &CellName, other: &CellName) -> Ordering {
+    other.is_global().cmp(&one.is_global()).then_with(|| one.cmp(other))
 }
 
 /// The records of all cells of one tree.

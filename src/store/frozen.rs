@@ -5,13 +5,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::commits::Commits;
-use super::contract::{Store, Stores};
-use crate::backend::{Applied, Change, Fetched, Limits, Node, Role};
-use crate::error::{Error, Result};
+use super::contract::{Store, Stores, global_first};
+use crate::backend::{Fetched, Node, Role};
+use crate::error::Result;
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
-use crate::process::Actor;
 
 /// The records of one cell at one moment.
 #[derive(Debug, Clone)]
@@ -64,22 +62,10 @@ impl Store for Frozen {
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
         Ok(fetched(&self.records, path))
     }
-
-    async fn commit(&self, _: Actor, _: &[Change], _: &dyn Commits) -> Result<Applied> {
-        Err(Error::read_only())
-    }
-
-    async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn limits(&self) -> Limits {
-        Limits { value: 0, changes: 0 }
-    }
 }
 
 /// All cells at one moment each.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct FrozenCells(BTreeMap<CellName, Arc<Snapshot>>);
 
 impl FrozenCells {
@@ -92,7 +78,7 @@ impl FrozenCells {
 impl Stores for FrozenCells {
     fn cells(&self) -> Vec<CellName> {
         let mut cells: Vec<CellName> = self.0.keys().cloned().collect();
-        cells.sort_by_key(|cell| !cell.is_global());
+        cells.sort_by(global_first);
         cells
     }
 

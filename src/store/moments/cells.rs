@@ -5,13 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Moment, Moments};
-use crate::backend::{Applied, Change, Fetched, Limits};
+use crate::backend::Fetched;
 use crate::cells::Earlier;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Snapshot;
 use crate::name::{CellName, TopoPath};
-use crate::process::Actor;
-use crate::store::{Commits, Store, Stores};
+use crate::store::contract::global_first;
+use crate::store::{Store, Stores};
 
 /// All cells of a moment.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl MomentCells {
     /// The cells of a moment that was read for a user.
     pub fn new(moments: Arc<Moments>, moment: Moment, uid: u32, read: &Earlier) -> Self {
         let mut cells: Vec<CellName> = read.cells.keys().cloned().collect();
-        cells.sort_by_key(|cell| !cell.is_global());
+        cells.sort_by(global_first);
         Self { of: Arc::new(Of { moments, moment, uid }), cells }
     }
 }
@@ -94,17 +94,5 @@ impl Store for MomentCell {
 
     async fn fetch(&self, path: &TopoPath) -> Result<Fetched> {
         Ok(crate::store::frozen::fetched(&*self.snapshot().await?, path))
-    }
-
-    async fn commit(&self, _: Actor, _: &[Change], _: &dyn Commits) -> Result<Applied> {
-        Err(Error::read_only())
-    }
-
-    async fn refuse_early(&self, _: Actor, _: &TopoPath) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn limits(&self) -> Limits {
-        Limits { value: 0, changes: 0 }
     }
 }

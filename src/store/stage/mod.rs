@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::change_set::ChangeSet;
-use super::contract::{Store, Stores};
+use super::contract::{Store, Stores, global_first};
 use super::quota::Quota;
 use crate::backend::Limits;
 use crate::error::{Error, Kind, Result};
@@ -81,7 +81,7 @@ impl Stage {
         let mut cells = self.cells.write();
         cells.push(Arc::new(cell));
         self.ledger.changed();
-        cells.sort_by_key(|cell| (!cell.cell().is_global(), cell.cell().clone()));
+        cells.sort_by(|one, other| global_first(one.cell(), other.cell()));
     }
 
     /// Adds a cell that does not exist yet: its records can be prepared before its CellInfo record is committed. Fails

@@ -1,5 +1,6 @@
 //! What a change set means for the cells that it concerns. Sends nothing.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,10 +9,11 @@ use prost::Message;
 use super::{FindLive, cell_of};
 use crate::backend::{Action, Change};
 use crate::error::{Error, Kind, Result};
-use crate::name::CellName;
+use crate::name::{CellName, CellPath};
 use crate::record::Records;
 use crate::record::messages::topodata::CellInfo;
 use crate::store::change_set::{ChangeSet, Staged};
+use crate::store::contract::global_first;
 use crate::store::live::Live;
 use crate::store::moment::Part;
 
@@ -32,7 +34,7 @@ impl<'a> Plan<'a> {
     pub fn new(live: FindLive<'_>, records: &Records, set: &'a ChangeSet) -> Result<Self> {
         let mut all: Vec<(&Staged, Change)> =
             set.changes.iter().filter_map(|staged| Some((staged, staged.change()?))).filter(is_change).collect();
-        all.sort_by(|(one, _), (other, _)| order(one).cmp(&order(other)));
+        all.sort_by(|(one, _), (other, _)| order(&one.at, &other.at));
         let mut plan = Self { name: set.name.clone(), lives: Vec::new(), staged: Vec::new(), changes: Vec::new() };
         for (staged, change) in all {
             let at = &staged.at;
@@ -72,8 +74,8 @@ fn is_change((staged, _): &(&Staged, Change)) -> bool {
     staged.base.as_ref().map(|base| &base.value) != staged.now.as_ref()
 }
 
-fn order(staged: &Staged) -> (bool, &crate::name::CellPath) {
-    (!staged.at.cell.is_global(), &staged.at)
+fn order(one: &CellPath, other: &CellPath) -> Ordering {
+    global_first(&one.cell, &other.cell).then_with(|| one.path.cmp(&other.path))
 }
 
 /// The cell that another place is staged for.

@@ -175,6 +175,16 @@ pub async fn guarded<F: Future>(task: impl Into<TaskName>, future: F) -> Result<
     .await
 }
 
+/// Runs work on a thread that nobody else waits for. It goes on if the caller gives up.
+pub async fn blocking<T: Send + 'static>(
+    task: impl Into<TaskName>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let task = task.into();
+    let done = tokio::task::spawn_blocking(move || run(task, work)).await;
+    Ok(done.map_err(|error| Error::new(Kind::Io, error.to_string()))??)
+}
+
 /// Runs a task that lasts as long as the mount. After a panic, the task starts again after a pause.
 pub async fn restarted<F: Future<Output = ()>>(task: impl Into<TaskName>, mut begin: impl FnMut() -> F) {
     let task = task.into();

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::alive;
 use crate::cells::Cells;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::topology::validate::{self, Fingerprint, Sight, Within};
 
 /// The problems of a mount.
@@ -90,15 +90,12 @@ async fn find(
     (sight, of): (Sight, Fingerprint),
     (looked, now): (Instant, SystemTime),
 ) -> Result<(Bytes, usize)> {
-    let runtime = tokio::runtime::Handle::current();
-    let finding = tokio::task::spawn_blocking(move || {
-        runtime.block_on(alive::guarded("problems of the topology", async move {
-            let report = validate::problems(&sight, Within::default(), now);
-            let (content, weight) = (Bytes::from(report.lines()), report.weight());
-            *found = Some(Found { content: content.clone(), weight, of, looked, until: report.until });
-            (content, weight)
-        }))
-    });
-    // Nothing was found then, which does not mean that there is nothing.
-    Ok(finding.await.map_err(|error| Error::new(Kind::Io, error.to_string()))??)
+    // If it panics, nothing was found, which does not mean that there is nothing.
+    alive::blocking("problems of the topology", move || {
+        let report = validate::problems(&sight, Within::default(), now);
+        let (content, weight) = (Bytes::from(report.lines()), report.weight());
+        *found = Some(Found { content: content.clone(), weight, of, looked, until: report.until });
+        (content, weight)
+    })
+    .await
 }

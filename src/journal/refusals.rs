@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{Op, timestamp};
 use crate::error::{Error, Kind};
+use crate::process::Actor;
 
 /// Number of errors to keep. One more error pushes out the oldest; the daemon's log has all of them.
 const KEPT: usize = 1_000;
@@ -103,6 +104,14 @@ impl RefusalLog {
         kept.size += line.len();
         let (path, error) = ((*path).to_owned(), (*error).clone());
         kept.entries.push_back(Entry { line, handle: *handle, path, uid: *uid, error });
+    }
+
+    /// Adds a refusal that is not explained otherwise: its errno is an everyday answer, but what is wrong is not to be
+    /// guessed.
+    pub fn explain(&self, op: Op, path: &str, by: Actor, error: &Error) {
+        if !error.kind.needs_explaining() {
+            self.record(&Refusal { op, handle: None, path, uid: by.uid, pid: by.process, error });
+        }
     }
 
     /// All lines.

@@ -17,7 +17,7 @@ use super::room::{Charge, Room};
 use crate::cells::Cells;
 use crate::control::{Control, ControlFile, Order, TreeCounts};
 use crate::error::{Error, Kind, Result};
-use crate::journal::{Op, Reader, Refusal};
+use crate::journal::{Op, Reader};
 use crate::locks::Locks;
 use crate::process::Actor;
 use crate::store::own::OwnCommits;
@@ -213,7 +213,10 @@ impl OpenFile for OpenControl {
     /// Carries out the commands. What waits for a service is returned as the rest.
     fn write(&self, _: At, _: usize, data: &[u8]) -> Result<Rest> {
         let ControlFiles { control, cells, locks, .. } = &*self.files;
-        let orders = control.command(data, cells).inspect_err(|error| self.explain(error))?;
+        let orders = control.command(data, cells).inspect_err(|error| {
+            let path = FileId::ControlFile(self.file).to_string();
+            control.errors.explain(Op::Write, &path, self.opener, error);
+        })?;
         if orders.is_empty() {
             return Ok(None);
         }
@@ -227,19 +230,6 @@ impl OpenFile for OpenControl {
             }
             Ok(())
         })))
-    }
-}
-
-impl OpenControl {
-    /// EINVAL is an everyday answer, but what is wrong with a command is not to be guessed.
-    fn explain(&self, error: &Error) {
-        if error.kind.needs_explaining() {
-            return;
-        }
-        let path = FileId::ControlFile(self.file).to_string();
-        let Actor { uid, process } = self.opener;
-        let refusal = Refusal { op: Op::Write, handle: None, path: &path, uid, pid: process, error };
-        self.files.control.errors.record(&refusal);
     }
 }
 

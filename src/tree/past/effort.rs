@@ -40,15 +40,12 @@ impl Turns {
         what: &'static str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        let failed = |error: &dyn std::fmt::Display| Error::new(Kind::Io, error.to_string());
-        let turn = self.of(uid).acquire_owned().await.map_err(|error| failed(&error))?;
-        let runtime = tokio::runtime::Handle::current();
-        let done = tokio::task::spawn_blocking(move || {
-            let done = runtime.block_on(alive::guarded(what, async move { work() }));
-            drop(turn);
-            done
-        });
-        Ok(done.await.map_err(|error| failed(&error))??)
+        let turn = self.of(uid).acquire_owned().await.map_err(|error| Error::new(Kind::Io, error.to_string()))?;
+        alive::blocking(what, move || {
+            let _turn = turn;
+            work()
+        })
+        .await
     }
 }
 

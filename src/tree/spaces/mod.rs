@@ -17,10 +17,9 @@ use super::records::RecordFiles;
 use crate::cells::Cells;
 use crate::control::{Control, SpaceCount};
 use crate::error::{Error, Kind, Result};
-use crate::journal::{Op, Refusal};
+use crate::journal::Op;
 use crate::mirror::Snapshot;
 use crate::name::CellName;
-use crate::process::Actor;
 use crate::store::{FrozenCells, LiveCells, Stores};
 
 mod about;
@@ -194,11 +193,8 @@ impl Spaces {
         Ok(space)
     }
 
-    /// EINVAL is an everyday answer, but nobody could guess what is wrong with the name.
     fn explain(&self, caller: &Caller, at: Name<'_>, error: &Error) {
-        let Actor { uid, process: pid } = caller.into();
-        let path = format!("{}/{}", at.dir, at.name);
-        self.journal.errors.record(&Refusal { op: Op::Mkdir, handle: None, path: &path, uid, pid, error });
+        self.journal.errors.explain(Op::Mkdir, &format!("{}/{}", at.dir, at.name), caller.into(), error);
     }
 }
 

@@ -18,7 +18,7 @@ use crate::backend::Limits;
 use crate::cells::Cells;
 use crate::control::Problems;
 use crate::error::{Error, Kind, Result};
-use crate::journal::{Op, Refusal};
+use crate::journal::Op;
 use crate::mirror::Snapshot;
 use crate::name::{CellName, CellPath};
 use crate::process::Actor;
@@ -186,10 +186,7 @@ impl OfStage {
     async fn compute<T: Send + 'static>(&self, work: impl FnOnce(&Stage) -> T + Send + 'static) -> Result<T> {
         let _turn = self.shared.checked.lock().await;
         let stage = self.stage.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            futures::executor::block_on(alive::guarded("a stage", async move { work(&stage) }))
-        });
-        Ok(done.await.map_err(|error| Error::new(Kind::Io, error.to_string()))??)
+        alive::blocking("a stage", move || work(&stage)).await
     }
 
     /// The patch, or the one that takes it back.
@@ -363,14 +360,9 @@ impl OfStage {
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("{path} is not staged")))
     }
 
-    /// What is wrong with a command is not to be guessed, also if the errno is an everyday one.
     fn explain(&self, actor: Actor, error: &Error) {
-        if error.kind.needs_explaining() {
-            return;
-        }
         let path = self.id.file(FileId::About(About::Control)).to_string();
-        let refusal = Refusal { op: Op::Write, handle: None, path: &path, uid: actor.uid, pid: actor.process, error };
-        self.shared.records.control.errors.record(&refusal);
+        self.shared.records.control.errors.explain(Op::Write, &path, actor, error);
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use crate::backend::{Listing, Node, Revision, Role, Version};
 use crate::name::TopoPath;
@@ -53,6 +54,20 @@ impl Snapshot {
                 move |(path, _)| **path == dir
             })
             .take_while(move |(path, _)| end.as_ref().is_none_or(|end| *path < end))
+    }
+
+    /// What must happen to these records so that they become others, in the order of the paths.
+    pub fn differences(&self, new: &Snapshot) -> Vec<Update> {
+        let update = |item: DiffItem<'_, '_, TopoPath, Record>| {
+            let (path, old, record) = match item {
+                DiffItem::Add(path, record) => (path, None, Some(record)),
+                DiffItem::Update { old: (path, old), new: (_, record) } => (path, Some(old), Some(record)),
+                DiffItem::Remove(path, record) => (path, Some(record), None),
+            };
+            let at = record.map_or(new.at, |record| record.version.written);
+            Update { path: path.clone(), old: old.cloned(), new: record.cloned(), at }
+        };
+        self.records.diff(&new.records).map(update).collect()
     }
 
     /// The entries of a directory. A name can be both a record and a directory.

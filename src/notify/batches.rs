@@ -24,24 +24,7 @@ pub(super) async fn next(cell: &Cell, updates: &mut Updates, known: &Snapshot) -
 
 /// The differences: deletions first, then the others in the order in which they were written.
 pub(super) fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    use imbl::ordmap::DiffItem;
-    let mut updates: Vec<Update> = old
-        .records
-        .diff(&new.records)
-        .map(|item| match item {
-            DiffItem::Add(path, record) => {
-                let at = record.version.written;
-                Update { path: path.clone(), old: None, new: Some(record.clone()), at }
-            }
-            DiffItem::Update { old: (path, old), new: (_, new) } => {
-                let at = new.version.written;
-                Update { path: path.clone(), old: Some(old.clone()), new: Some(new.clone()), at }
-            }
-            DiffItem::Remove(path, record) => {
-                Update { path: path.clone(), old: Some(record.clone()), new: None, at: new.at }
-            }
-        })
-        .collect();
+    let mut updates = old.differences(new);
     updates.sort_by_key(|update| update.new.as_ref().map(|record| record.version.written));
     updates
 }

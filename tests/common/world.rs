@@ -38,20 +38,7 @@ pub fn tree_options() -> TreeOptions {
 #[macro_export]
 macro_rules! on_each_backend {
     ($($(#[$meta:meta])* fn $name:ident($world:ident) $body:block)*) => {$(
-        $(#[$meta])*
-        mod $name {
-            #[allow(unused_imports)]
-            use super::*;
-            fn test($world: $crate::common::world::World) $body
-            #[test]
-            fn memory() { test($crate::common::world::World::memory()) }
-            #[test]
-            fn etcd2() { test($crate::common::world::World::etcd2()) }
-            #[test]
-            fn zk2() { test($crate::common::world::World::zk2()) }
-            #[test]
-            fn consul() { test($crate::common::world::World::consul()) }
-        }
+        $crate::in_worlds! { [memory etcd2 zk2 consul] $(#[$meta])* fn $name($world) $body }
     )*};
 }
 
@@ -59,23 +46,25 @@ macro_rules! on_each_backend {
 #[macro_export]
 macro_rules! in_every_tree {
     ($($(#[$meta:meta])* fn $name:ident($world:ident) $body:block)*) => {$(
+        $crate::in_worlds! { [memory etcd2 zk2 consul stage] $(#[$meta])* fn $name($world) $body }
+    )*};
+}
+
+/// Runs a test once in each of these worlds.
+#[macro_export]
+macro_rules! in_worlds {
+    ([$($of:ident)*] $(#[$meta:meta])* fn $name:ident($world:ident) $body:block) => {
         $(#[$meta])*
         mod $name {
             #[allow(unused_imports)]
             use super::*;
             fn test($world: $crate::common::world::World) $body
-            #[test]
-            fn memory() { test($crate::common::world::World::memory()) }
-            #[test]
-            fn etcd2() { test($crate::common::world::World::etcd2()) }
-            #[test]
-            fn zk2() { test($crate::common::world::World::zk2()) }
-            #[test]
-            fn consul() { test($crate::common::world::World::consul()) }
-            #[test]
-            fn stage() { test($crate::common::world::World::staged()) }
+            $(
+                #[test]
+                fn $of() { test($crate::common::world::World::$of()) }
+            )*
         }
-    )*};
+    };
 }
 
 /// Runs a test once on each service that several mounts can share: `on_each_service!(fn name(service) { ... })`.
@@ -159,7 +148,7 @@ impl World {
     }
 
     /// A stage of a mount: nobody else can reach it, and it reaches nothing.
-    pub fn staged() -> Self {
+    pub fn stage() -> Self {
         let service = Service::etcd2();
         let history = History { root: service.root.clone() };
         let begin = history.events().len();

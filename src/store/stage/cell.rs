@@ -319,7 +319,7 @@ impl StagedCell {
         }
         let shown = Arc::make_mut(&mut next.shown);
         shown.at = Revision(PRIVATE + next.saves);
-        let updates = differences(&seen.shown, &next.shown);
+        let updates = seen.shown.differences(&next.shown);
         (next, updates, clashes)
     }
 
@@ -360,20 +360,6 @@ impl StagedCell {
         self.ledger.changed();
         Ok(())
     }
-}
-
-/// The differences of two snapshots.
-fn differences(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    let update = |item: DiffItem<'_, '_, TopoPath, Record>| {
-        let (path, old, record) = match item {
-            DiffItem::Add(path, record) => (path, None, Some(record)),
-            DiffItem::Update { old: (path, old), new: (_, record) } => (path, Some(old), Some(record)),
-            DiffItem::Remove(path, record) => (path, Some(record), None),
-        };
-        let at = record.map_or(new.at, |record| record.version.written);
-        Update { path: path.clone(), old: old.cloned(), new: record.cloned(), at }
-    };
-    old.records.diff(&new.records).map(update).collect()
 }
 
 #[async_trait]

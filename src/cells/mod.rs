@@ -459,14 +459,7 @@ mod tests {
         };
         let connect = ConnectOptions::default();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-        let options = CellOptions {
-            global,
-            connect,
-            servers: Default::default(),
-            mirror,
-            only: None,
-            history: Default::default(),
-        };
+        let options = CellOptions::new(global, connect, mirror);
         Cells::start(options, records).await.unwrap()
     }
 
@@ -518,14 +511,7 @@ mod tests {
             serve_stale: false,
         };
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-        let options = CellOptions {
-            global: location("/g"),
-            connect,
-            servers: Default::default(),
-            mirror,
-            only: None,
-            history: Default::default(),
-        };
+        let options = CellOptions::new(location("/g"), connect, mirror);
         let cells = Cells::start(options, records).await.unwrap();
         let twins = cells.twins();
         assert_eq!(twins.len() as u64, MANY);

@@ -20,3 +20,11 @@ pub struct CellOptions {
     /// What the mirrors of all cells remember of the past.
     pub history: HistoryLimits,
 }
+
+impl CellOptions {
+    /// All cells, with the defaults for everything else.
+    pub fn new(global: Location, connect: ConnectOptions, mirror: MirrorOptions) -> Self {
+        let (servers, history) = (CellServers::default(), HistoryLimits::default());
+        Self { global, connect, servers, mirror, only: None, history }
+    }
+}

@@ -13,7 +13,7 @@ use super::flags::topo::TopoArgs;
 use super::flags::view::ViewArgs;
 use crate::backend::faulty::Faulty;
 use crate::backend::memory::MemoryServers;
-use crate::backend::{CellServers, ConnectOptions, Implementation, Location, Wrap};
+use crate::backend::{ConnectOptions, Implementation, Location, Wrap};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
 use crate::mirror::{HistoryLimits, MirrorOptions};
@@ -49,18 +49,13 @@ impl CommonArgs {
         for (cell, path, value) in cluster.records(&Codec::builtin()?)? {
             memory.put(&location(&format!("{}/{cell}", cluster.root)), &path, value)?;
         }
-        let mut cells = CellOptions {
-            global: location(&format!("{}/{}", cluster.root, CellName::GLOBAL)),
-            connect: ConnectOptions { memory, ..ConnectOptions::default() },
-            servers: CellServers::default(),
-            mirror: MirrorOptions {
-                resync_interval: Duration::from_secs(300),
-                stale_after: Duration::from_secs(10),
-                serve_stale: false,
-            },
-            only: None,
-            history: Default::default(),
+        let mirror = MirrorOptions {
+            resync_interval: Duration::from_secs(300),
+            stale_after: Duration::from_secs(10),
+            serve_stale: false,
         };
+        let global = location(&format!("{}/{}", cluster.root, CellName::GLOBAL));
+        let mut cells = CellOptions::new(global, ConnectOptions { memory, ..ConnectOptions::default() }, mirror);
         put_faults_in(&mut cells)?;
         self.view.settings(&self.mountpoint, cells, Duration::ZERO, set_log_level)
     }

@@ -236,14 +236,7 @@ impl Service {
             stale_after: Duration::from_secs(10),
             serve_stale: false,
         };
-        let options = CellOptions {
-            global,
-            connect,
-            servers: Default::default(),
-            mirror,
-            only: None,
-            history: Default::default(),
-        };
+        let options = CellOptions::new(global, connect, mirror);
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
         let cells = Cells::start(options, records).await.unwrap();
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));

@@ -234,8 +234,7 @@ async fn in_memory(server: &str) -> (Arc<Cells>, Codec) {
         serve_stale: false,
     };
     let (global, connect) = (location("/g"), ConnectOptions::default());
-    let options =
-        CellOptions { global, connect, servers: Default::default(), mirror, only: None, history: Default::default() };
+    let options = CellOptions::new(global, connect, mirror);
     let cells = Cells::start(options, Records::new(codec(), Kinds::default())).await.unwrap();
     store(&cells, "cells/zone1/CellInfo", &format!("server_address: \"{server}\" root: \"/zone1\"")).await;
     (cells, codec())

@@ -56,14 +56,7 @@ pub(crate) async fn tree_over(connect: ConnectOptions, read_only: bool) -> (Arc<
         serve_stale: false,
     };
     let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-    let cells = CellOptions {
-        global: location,
-        connect,
-        servers: Default::default(),
-        mirror,
-        only: None,
-        history: Default::default(),
-    };
+    let cells = CellOptions::new(location, connect, mirror);
     let cells = Cells::start(cells, records.clone()).await.unwrap();
     let options = TreeOptions {
         read_only,

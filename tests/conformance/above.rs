@@ -52,14 +52,7 @@ impl World {
             stale_after: Duration::from_secs(10),
             serve_stale: false,
         };
-        let options = CellOptions {
-            global: location,
-            connect,
-            servers: Default::default(),
-            mirror,
-            only: None,
-            history: Default::default(),
-        };
+        let options = CellOptions::new(location, connect, mirror);
         let cells = Cells::start(options, Records::new(Codec::builtin().unwrap(), Kinds::default())).await.unwrap();
         let faulty = made.lock().take().unwrap();
         Self { cells, plain, faulty }

@@ -47,19 +47,7 @@ impl Within {
             serve_stale: false,
         };
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());
-        let cells = Cells::start(
-            CellOptions {
-                global,
-                connect,
-                servers: Default::default(),
-                mirror,
-                only: None,
-                history: Default::default(),
-            },
-            records.clone(),
-        )
-        .await
-        .unwrap();
+        let cells = Cells::start(CellOptions::new(global, connect, mirror), records.clone()).await.unwrap();
         let options = TreeOptions { allow_unseen_writers: true, ..tree_options() };
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         let tree = Tree::new(cells, records, control, options);

@@ -40,18 +40,12 @@ impl Real {
     pub async fn new() -> Self {
         let location =
             Location { implementation: Implementation::Memory, server: SERVER.to_owned(), root: "/g".to_owned() };
-        let options = CellOptions {
-            global: location.clone(),
-            connect: connect_options(),
-            servers: Default::default(),
-            mirror: MirrorOptions {
-                resync_interval: std::time::Duration::from_secs(3600),
-                stale_after: std::time::Duration::from_secs(10),
-                serve_stale: false,
-            },
-            only: None,
-            history: Default::default(),
+        let mirror = MirrorOptions {
+            resync_interval: std::time::Duration::from_secs(3600),
+            stale_after: std::time::Duration::from_secs(10),
+            serve_stale: false,
         };
+        let options = CellOptions::new(location.clone(), connect_options(), mirror);
         let servers = options.connect.memory.clone();
         let backend = topofs::backend::open(&CellName::global(), &location, &options.connect).unwrap();
         let records = Records::new(Codec::builtin().unwrap(), Kinds::default());

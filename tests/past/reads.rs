@@ -46,14 +46,7 @@ impl World {
             root: format!("{}/global", service.root),
         };
         let mirror = MirrorOptions { resync_interval: LONG, stale_after: LONG, serve_stale: false };
-        let options = CellOptions {
-            global,
-            connect,
-            servers: Default::default(),
-            mirror,
-            only: None,
-            history: Default::default(),
-        };
+        let options = CellOptions::new(global, connect, mirror);
         let cells = Cells::start(options, Records::new(Codec::builtin().unwrap(), Kinds::default())).await.unwrap();
         let faulty = made.lock()[&CellName::global()].clone();
         Self { service, moments: Moments::new(cells.clone()), cells, faulty, all_faulty: made }

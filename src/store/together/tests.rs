@@ -78,14 +78,7 @@ impl World {
         let hour = Duration::from_secs(3600);
         let mirror = MirrorOptions { resync_interval: hour, stale_after: hour, serve_stale: false };
         let global = location("one", "/t/global");
-        let options = CellOptions {
-            global,
-            connect: connect.clone(),
-            servers: Default::default(),
-            mirror,
-            history: Default::default(),
-            only: None,
-        };
+        let options = CellOptions::new(global, connect.clone(), mirror);
         let cells = Cells::start(options, Records::new(Codec::builtin().unwrap(), Kinds::default())).await.unwrap();
         let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));
         Self { connect, locks: Locks::new(control.clone(), Patience::new(None)), control, cells, faulty }

@@ -1,6 +1,6 @@
 //! Saving: one compare-and-swap per save, on the version that was there when the file was opened.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -209,7 +209,13 @@ impl RecordFiles {
         cell: &CellName,
         changes: &[Change],
     ) -> Result<Applied> {
-        self.store(cell)?.commit(saver, changes, &Heard { files: self, saver, form: Some(form), set: None }).await
+        self.store(cell)?
+            .commit(
+                saver,
+                changes,
+                &Heard { files: self, saver, form: Some(form), set: None, command: OnceLock::new() },
+            )
+            .await
     }
 
     /// Whether saving a record would be refused because of a lock.
@@ -269,6 +275,8 @@ pub(super) struct Heard<'a> {
     pub form: Option<Form>,
     /// The change set that it makes.
     pub set: Option<Arc<str>>,
+    /// The program, once it is looked up: a set has many records.
+    pub command: OnceLock<Option<String>>,
 }
 
 #[async_trait]
@@ -288,7 +296,7 @@ impl Commits for Heard<'_> {
             // The directory is a stored one now: it goes with its last record.
             self.files.scratch.made_real(&at.cell, &at.path);
         }
-        let command = crate::process::name(self.saver.process);
+        let command = self.command.get_or_init(|| crate::process::name(self.saver.process)).clone();
         let (form, set, saver) = (self.form, self.set.clone(), self.saver);
         self.files.own.note(at, OwnCommit { revision, form, set, saver, command });
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use tokio::sync::oneshot;
 
-use super::notes::{WAITING, Work};
+use super::notes::{Moment, WAITING, Work};
 use super::{Tee, record};
 use crate::alive;
 use crate::backend::contract::{Action, BackendError, Change, Failure, Guard, Node, Role};
@@ -49,11 +49,11 @@ impl Tee {
         Some(told)
     }
 
-    fn note(&self, paths: &[TopoPath], outcome: Result<(), BackendError>) {
+    fn note(&self, paths: &[TopoPath], outcome: Result<Moment, BackendError>) {
         let notes = &self.0.notes;
         match outcome {
-            Ok(()) => {
-                notes.forget(paths);
+            Ok(at) => {
+                notes.forget(paths, at);
                 notes.back();
             }
             Err(error) => {
@@ -66,19 +66,21 @@ impl Tee {
         }
     }
 
-    /// Brings the records to the secondary: all in one transaction, or, if it does not take that, one by one.
+    /// Brings the records to the secondary: all in one transaction, or, if it does not take that, one by one. Returns
+    /// the moment of which they are.
     pub(super) async fn bring(
         &self,
         paths: &[TopoPath],
         known: Option<Vec<Option<Node>>>,
         fences: &[Change],
-    ) -> Result<(), BackendError> {
+    ) -> Result<Moment, BackendError> {
+        let begun = self.0.notes.now();
         match self.bring_together(paths, known, fences).await {
             Err(error) if paths.len() > 1 && matches!(error.failure, Failure::TooLarge | Failure::TooMany) => {
                 for path in paths {
                     self.bring_together(std::slice::from_ref(path), None, fences).await?;
                 }
-                Ok(())
+                Ok(begun)
             }
             outcome => outcome,
         }
@@ -89,7 +91,7 @@ impl Tee {
         paths: &[TopoPath],
         mut known: Option<Vec<Option<Node>>>,
         fences: &[Change],
-    ) -> Result<(), BackendError> {
+    ) -> Result<Moment, BackendError> {
         for round in 0..ROUNDS {
             let there = self.at_secondary(paths).await?;
             let here = match known.take() {
@@ -116,9 +118,10 @@ impl Tee {
                     Err(error) => return Err(self.explain(error)),
                 }
             }
+            let at = self.0.notes.now();
             let now = self.at_primary(paths).await?;
             if now.iter().map(version).eq(here.iter().map(version)) {
-                return Ok(());
+                return Ok(at);
             }
             // The next round reads the secondary again, and then the primary.
         }

@@ -124,7 +124,7 @@ impl Tee {
 
     /// The record is the same at both, whatever has failed before.
     pub fn note_same(&self, path: &TopoPath) {
-        self.0.notes.forget(std::slice::from_ref(path));
+        self.0.notes.forget(std::slice::from_ref(path), self.0.notes.now());
     }
 
     /// Waits until the updates that are under way have reached the secondary, or failed.

@@ -1,7 +1,7 @@
 //! What a tee knows of its secondary without asking it: which updates are under way, and which have failed. Must never
 //! be taken for all that differs: others write, too, and whoever was killed has left no note.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -48,10 +48,22 @@ pub struct Failures {
     pub away: Option<(SystemTime, Arc<str>)>,
 }
 
+/// A moment in the order of failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(u64);
+
+/// Failures, each with its number in the order in which they came.
+#[derive(Debug, Default)]
+struct Numbered {
+    all: Failures,
+    numbers: HashMap<TopoPath, u64>,
+    count: u64,
+}
+
 /// What is known.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
-    failures: Mutex<Failures>,
+    failures: Mutex<Numbered>,
     under_way: InFlight<TopoPath>,
     pub tasks: TaskTracker,
 }
@@ -66,41 +78,52 @@ impl Notes {
         self.under_way.contains(path)
     }
 
-    /// The records at the secondary are what the primary has.
-    pub fn forget(&self, paths: &[TopoPath]) {
+    /// Now: what is read from the primary after this shows every change whose update has failed before.
+    pub fn now(&self) -> Moment {
+        Moment(self.failures.lock().count)
+    }
+
+    /// The records at the secondary are what the primary had at this moment. A failure since then is of a later change.
+    pub fn forget(&self, paths: &[TopoPath], at: Moment) {
         let mut failures = self.failures.lock();
-        paths.iter().for_each(|path| drop(failures.known.remove(path)));
+        for path in paths {
+            if failures.numbers.get(path).is_some_and(|number| *number <= at.0) {
+                failures.numbers.remove(path);
+                failures.all.known.remove(path);
+            }
+        }
     }
 
     /// The secondary has answered.
     pub fn back(&self) {
-        self.failures.lock().away = None;
+        self.failures.lock().all.away = None;
     }
 
     /// The secondary keeps a caller waiting.
     pub fn away(&self) {
         let cause = || (SystemTime::now(), "no answer".into());
-        self.failures.lock().away.get_or_insert_with(cause);
+        self.failures.lock().all.away.get_or_insert_with(cause);
     }
 
     /// Whether the secondary does not answer, so that nobody should wait for it.
     pub fn is_away(&self) -> bool {
-        self.failures.lock().away.is_some()
+        self.failures.lock().all.away.is_some()
     }
 
     /// Since when it does not answer, and the last reason.
     pub fn away_since(&self) -> Option<(SystemTime, Arc<str>)> {
-        self.failures.lock().away.clone()
+        self.failures.lock().all.away.clone()
     }
 
     pub fn has_failures(&self) -> bool {
-        !self.failures.lock().known.is_empty()
+        !self.failures.lock().all.known.is_empty()
     }
 
     /// The records at the secondary may differ now.
     pub fn failed(&self, paths: &[TopoPath], error: &BackendError) {
         let (cause, since): (Arc<str>, _) = (error.message.as_str().into(), SystemTime::now());
-        let mut failures = self.failures.lock();
+        let mut noted = self.failures.lock();
+        let Numbered { all: failures, numbers, count } = &mut *noted;
         if error.failure == Failure::Unreachable {
             let since = failures.away.as_ref().map_or(since, |(since, _)| *since);
             failures.away = Some((since, cause.clone()));
@@ -109,6 +132,8 @@ impl Notes {
             let since = failures.known.get(path).map_or(since, |known| known.since);
             if failures.known.len() < REMEMBERED || failures.known.contains_key(path) {
                 failures.known.insert(path.clone(), Failed { cause: cause.clone(), since });
+                *count += 1;
+                numbers.insert(path.clone(), *count);
             } else {
                 failures.more = true;
             }
@@ -117,11 +142,11 @@ impl Notes {
 
     /// Everything was compared: only these still differ.
     pub fn compared(&self) {
-        self.failures.lock().more = false;
+        self.failures.lock().all.more = false;
     }
 
     pub fn failures(&self) -> Failures {
-        self.failures.lock().clone()
+        self.failures.lock().all.clone()
     }
 
     /// Waits for the updates that are under way.
@@ -152,9 +177,21 @@ mod tests {
         assert!(notes.is_away());
         notes.failed(&[path(REMEMBERED)], &denied);
         assert!(notes.failures().more);
-        notes.forget(&[path(0)]);
+        notes.forget(&[path(0)], notes.now());
         notes.back();
         assert_eq!(notes.failures().known.len(), REMEMBERED - 1);
         assert!(!notes.is_away());
+    }
+
+    #[test]
+    fn an_update_that_succeeds_does_not_hide_the_failure_of_a_later_one() {
+        let (notes, path) = (Notes::default(), TopoPath::parse("a").unwrap());
+        let denied = BackendError::new(Failure::Denied, "no");
+        let read = notes.now();
+        notes.failed(std::slice::from_ref(&path), &denied);
+        notes.forget(std::slice::from_ref(&path), read);
+        assert!(notes.has_failures(), "what was read before does not show the later change");
+        notes.forget(std::slice::from_ref(&path), notes.now());
+        assert!(!notes.has_failures());
     }
 }

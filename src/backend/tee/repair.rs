@@ -39,6 +39,7 @@ impl Tee {
         // The secondary first: what the primary has is then newer.
         let there = self.while_it_answers(self.0.secondary.list(&root), None).await.unwrap_or_else(Err);
         let there = there.map_err(|error| self.explain(error))?;
+        let listed = self.0.notes.now();
         let here = self.0.primary.list(&root).await?;
         let records = |nodes: Vec<Node>| nodes.into_iter().filter_map(|node| record(Some(node)));
         let mut there: BTreeMap<TopoPath, Node> = records(there.nodes).map(|node| (node.path.clone(), node)).collect();
@@ -47,7 +48,7 @@ impl Tee {
             match there.remove(&node.path) {
                 Some(there) if there.value == node.value || !is_mirrored(&node.path) => {
                     same += usize::from(is_mirrored(&node.path));
-                    self.note_same(&node.path);
+                    self.0.notes.forget(std::slice::from_ref(&node.path), listed);
                 }
                 _ => differing.push((node.path.clone(), Some(node))),
             }
@@ -99,8 +100,8 @@ impl Tee {
             let outcome = self.bring(&paths, Some(vec![here]), &[]).await;
             let [path] = &paths;
             match outcome {
-                Ok(()) => {
-                    self.0.notes.forget(&paths);
+                Ok(at) => {
+                    self.0.notes.forget(&paths, at);
                     self.0.notes.back();
                     None
                 }

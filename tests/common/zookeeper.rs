@@ -64,16 +64,27 @@ impl Zookeeper {
 
     /// Makes a node as other tools do, with all rights for everybody, and the nodes above it.
     pub fn create(&self, path: &str, data: &str) {
+        use zookeeper_client::Error;
         let options = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        let above = path.rsplit_once('/').map(|(above, _)| above).filter(|above| !above.is_empty());
         runtime().block_on(async {
             let client = self.client().await;
-            if let Some((above, _)) = path.rsplit_once('/').filter(|(above, _)| !above.is_empty()) {
-                match client.mkdir(above, &options).await {
-                    Ok(()) | Err(zookeeper_client::Error::NodeExists) => {}
-                    Err(error) => panic!("{above}: {error}"),
+            loop {
+                if let Some(above) = above {
+                    match client.mkdir(above, &options).await {
+                        // A mount may be taking an empty directory of locks away meanwhile.
+                        Ok(()) | Err(Error::NodeExists | Error::NoNode) => {}
+                        Err(error) => panic!("{above}: {error}"),
+                    }
+                }
+                match client.create(path, data.as_bytes(), &options).await {
+                    Err(Error::NoNode) if above.is_some() => {}
+                    created => {
+                        created.unwrap();
+                        break;
+                    }
                 }
             }
-            client.create(path, data.as_bytes(), &options).await.unwrap();
         });
     }
 

@@ -70,13 +70,19 @@ fn ctrl_c_ends_the_copy_and_a_second_run_goes_on() {
     let mut command = command(&from, &to, &[&moved[0], &moved[1]]);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let child = command.spawn().unwrap();
-    eventually("something is stored", || (!to.records().is_empty()).then_some(()));
     // Not timeout(1): it passes a signal on twice.
     let children = eventually("the program runs", || {
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
         (!children.trim().is_empty()).then_some(children)
     });
-    signal(children.trim().parse().unwrap(), Signal::SIGINT);
+    let program = children.trim().parse().unwrap();
+    // It runs in slices, and stands still while it is looked at: the copy can be quicker than a look.
+    eventually("something is stored", || {
+        signal(program, Signal::SIGSTOP);
+        let stored = (!to.records().is_empty()).then(|| signal(program, Signal::SIGINT));
+        signal(program, Signal::SIGCONT);
+        stored
+    });
     let (status, said) = ended(&child.wait_with_output().unwrap());
     assert!(status == 130 && said.contains("Run the same command again to go on"), "{status}: {said}");
     let left = to.records().len();

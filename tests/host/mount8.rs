@@ -1,0 +1,1 @@
+//! `mount -t topofs`, mount.topofs and fstab.

@@ -1,0 +1,1 @@
+//! The Debian package, and the image that is made from it.

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::notify::helper;
 
@@ -12,14 +13,17 @@ mod connection;
 mod flags;
 mod interrupt;
 mod log;
+mod mount8;
 mod mounted;
 mod one_line;
 mod options;
 mod settings;
+mod source;
 
 use commands::completions::CompletionsArgs;
+use commands::demo::DemoArgs;
 use commands::man;
-use commands::mount::{CommonArgs, MountArgs};
+use commands::mount::{Fake, MountArgs};
 use commands::notifier::NotifierArgs;
 use commands::rebuild_keyspace_graph::RebuildKeyspaceGraphArgs;
 use commands::rebuild_vschema_graph::RebuildVschemaGraphArgs;
@@ -29,7 +33,9 @@ use commands::unlock::UnlockArgs;
 use commands::validate::{NOT_CHECKED, ValidateArgs};
 use commands::{USAGE, complain};
 
-pub use options::{OptionError, normalize};
+use options::{Caller, Line};
+
+pub use options::OptionError;
 
 /// Mount a Vitess Topology Service as a file system.
 #[derive(Debug, Parser)]
@@ -44,9 +50,10 @@ enum Command {
     /// Mount a topology on a directory
     ///
     /// Exit status: 0 if the mount answers, 1 for wrong usage, 32 if the mount failed.
+    #[command(override_usage = "topofs mount [OPTIONS] [SOURCE] MOUNTPOINT")]
     Mount(Box<MountArgs>),
     /// Mount a sample cluster in memory, to try topofs
-    Demo(Box<CommonArgs>),
+    Demo(Box<DemoArgs>),
     /// Show who holds a lock in a mounted topology, and take it away
     ///
     /// Works for the locks of any tool, and for locks that a dead process has left. Exit status: 0 if the lock is free,
@@ -99,22 +106,29 @@ enum Command {
 /// Runs the command line.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    if mount8::is_called(&args) {
+        return mount8::main(args);
+    }
     let usage = usage_status(&args);
-    let parsed = match normalize(args) {
-        Ok(args) => Cli::try_parse_from(args),
-        Err(error) => Err(Cli::command().error(clap::error::ErrorKind::InvalidValue, error)),
+    let program = Cli::command();
+    let line = match Line::read(args, &program, Caller::Shell) {
+        Ok(line) => line,
+        Err(error) => {
+            complain(&error.to_string());
+            return usage.into();
+        }
     };
-    let cli = match parsed {
+    let cli = match parse(program, &line) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are not errors. If the pipe is closed, nobody reads them.
-            let _ = error.print();
+            let _ = line.complaint(&error).map_or_else(|| error.print(), |reason| Ok(complain(&reason)));
             return if error.use_stderr() { usage.into() } else { ExitCode::SUCCESS };
         }
     };
     let ended = match &cli.command {
-        Command::Mount(args) => args.run(),
-        Command::Demo(args) => args.run_demo(),
+        Command::Mount(args) => args.run(Fake::No),
+        Command::Demo(args) => args.run(),
         Command::Unlock(args) => args.run(),
         Command::RebuildKeyspaceGraph(args) => args.run(),
         Command::RebuildVschemaGraph(args) => args.run(),
@@ -129,6 +143,39 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         complain(&format!("{error:#}"));
         usage.into()
     })
+}
+
+/// Rewrites a command line: `-o a,b=c` becomes `--a --b=c`, `--a_b=c` becomes `--a-b=c`.
+pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, OptionError> {
+    static PROGRAM: std::sync::LazyLock<clap::Command> = std::sync::LazyLock::new(Cli::command);
+    Ok(Line::read(args, &PROGRAM, Caller::Shell)?.words)
+}
+
+/// Understands a command line.
+fn parse(mut program: clap::Command, line: &Line) -> Result<Cli, clap::Error> {
+    /// Flags that say which topology, as a source does.
+    const PLACES: [&str; 5] =
+        ["topo_implementation", "topo_global_server_address", "topo_global_root", "tee_primary", "tee_secondary"];
+    let matches = program.try_get_matches_from_mut(&line.words)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    if let (Command::Mount(args), Some((_, matches))) = (&cli.command, matches.subcommand())
+        && args.source().is_some()
+        && let Some(place) = PLACES.iter().find(|flag| matches.value_source(flag) == Some(ValueSource::CommandLine))
+    {
+        let flag = place.replace('_', "-");
+        let flag = line.option(&flag).map_or_else(|| format!("--{flag}"), str::to_owned);
+        let reason = format!("the source says which topology is mounted: leave out {flag}");
+        return Err(program.error(clap::error::ErrorKind::ArgumentConflict, reason));
+    }
+    Ok(cli)
+}
+
+/// What is wrong with a command line, in one line.
+fn words(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    // Advice and usage follow after an empty line.
+    let reason = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
+    reason.trim_start_matches("error: ").to_owned()
 }
 
 /// The exit status of a wrong command line. For a command that answers a question, 1 would be an answer.

@@ -24,7 +24,7 @@ mod point;
 mod spec;
 mod table;
 
-pub use daemon::{Readiness, Side, detach};
+pub use daemon::{Failed, Readiness, Side, detach};
 use kernel::KernelMount;
 pub use point::MountPoint;
 use spec::MountSpec;
@@ -40,6 +40,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 pub struct Settings {
     /// Where to mount.
     pub mountpoint: MountPoint,
+    /// What the mount table shows as the source: no secrets.
+    pub source: String,
     /// The cells.
     pub cells: CellOptions,
     /// How records are shown.
@@ -69,13 +71,16 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     let timeout = settings.cells.connect.timeout;
     let spec = MountSpec {
         mountpoint: settings.mountpoint.path().to_owned(),
-        source: settings.cells.source(),
+        source: settings.source.clone(),
         allow_other: settings.allow_other,
         read_only: settings.tree.read_only,
         threads: std::thread::available_parallelism()
             .map_or(*THREADS.start(), usize::from)
             .clamp(*THREADS.start(), *THREADS.end()),
     };
+    let cannot_mount =
+        |error| Error::new(Kind::Io, format!("cannot mount {}: {error}", settings.mountpoint.path().display()));
+    settings.mountpoint.look().map_err(cannot_mount)?;
     // Signals are caught before the mount exists, so that none can leave it behind.
     let mut signals = Signals::listen().map_err(io_error)?;
     let cells = tokio::select! {

@@ -26,6 +26,8 @@ pub(super) struct Entry {
     pub mountpoint: PathBuf,
     /// Such as `fuse.topofs`.
     pub kind: OsString,
+    /// What is mounted; whoever has mounted it has said so.
+    pub source: OsString,
 }
 
 impl Table {
@@ -80,11 +82,13 @@ fn entry(line: &[u8]) -> Option<Entry> {
     let device = std::str::from_utf8(fields.nth(2)?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let mountpoint = unescape(fields.nth(1)?);
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let (kind, source) = (rest.next()?, unescape(rest.next()?));
     Some(Entry {
         device: (major.parse().ok()?, minor.parse().ok()?),
         mountpoint: OsString::from_vec(mountpoint).into(),
         kind: OsStr::from_bytes(kind).to_owned(),
+        source: OsString::from_vec(source),
     })
 }
 
@@ -121,6 +125,7 @@ mod tests {
             entries.iter().map(|entry| (entry.device, entry.mountpoint.as_os_str().as_bytes())).collect();
         assert_eq!(shown, [((0, 21), &b"/proc"[..]), ((0, 55), b"/tmp/\xff \\a"), ((259, 3), b"/")]);
         assert_eq!(entries[1].kind, "fuse.topofs");
+        assert_eq!(entries[1].source, "memory:a b");
     }
 
     #[test]

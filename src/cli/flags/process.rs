@@ -23,8 +23,9 @@ pub(in crate::cli) struct ProcessArgs {
     /// Mount options as mount(8) takes them
     ///
     /// Every long flag is also an option (`-o ro,allow_other,retry=2m`), with `_` or `-` in its name. Write a comma in
-    /// a value as `\,`. topofs ignores options that only mount(8) needs: auto, noauto, user, nouser, _netdev, nofail,
-    /// defaults, dev, suid, exec, the atime family, and x-*.
+    /// a value as `\,`, or put the value in double quotes. If an option is given twice, the last one counts. topofs
+    /// ignores options that only mount(8) and systemd need: auto, noauto, user, nouser, _netdev, nofail, defaults, dev,
+    /// suid, exec, the atime family, async, sync, x-*, X-* and comment.
     #[arg(short, value_name = "OPTION,...", action = clap::ArgAction::Append)]
     pub options: Vec<String>,
 }

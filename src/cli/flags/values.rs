@@ -144,6 +144,29 @@ pub(super) fn octal(text: &str) -> Result<u32, String> {
     }
 }
 
+/// A user, by name or by number.
+pub(super) fn user(text: &str) -> Result<u32, String> {
+    id(text, "user", |name| Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw())))
+}
+
+/// A group, by name or by number.
+pub(super) fn group(text: &str) -> Result<u32, String> {
+    id(text, "group", |name| Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw())))
+}
+
+fn id(text: &str, what: &str, find: impl FnOnce(&str) -> nix::Result<Option<u32>>) -> Result<u32, String> {
+    match text.parse() {
+        // For the kernel, this is nobody.
+        Ok(u32::MAX) => Err(format!("not a {what}")),
+        Ok(number) => Ok(number),
+        Err(_) => match find(text) {
+            Ok(Some(number)) => Ok(number),
+            Ok(None) => Err(format!("there is no such {what}")),
+            Err(error) => Err(format!("the {what} cannot be looked up: {error}")),
+        },
+    }
+}
+
 pub(super) fn size(text: &str) -> Result<u64, String> {
     text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
 }
@@ -201,6 +224,13 @@ mod tests {
             assert_eq!(<Form as ValueEnum>::from_str(form.name(), false), Ok(form));
             assert_eq!(serde_json::json!(form), form.name());
         }
+    }
+
+    #[test]
+    fn users_and_groups_have_names_and_numbers() {
+        assert_eq!((user("root"), group("root"), user("1234")), (Ok(0), Ok(0), Ok(1234)));
+        assert_eq!(user("no such user"), Err("there is no such user".to_owned()));
+        assert!(user("-1").is_err() && group("4294967295").is_err() && user("").is_err());
     }
 
     #[test]

@@ -29,10 +29,7 @@ const DEMO_SERVER: &str = "demo";
 impl MountArgs {
     /// The settings of a mount of the given topology.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
-        let CommonArgs { view, mountpoint, .. } = &self.common;
-        let mut cells = self.topo.cell_options()?;
-        put_faults_in(&mut cells)?;
-        view.settings(mountpoint, cells, self.topo.retry, set_log_level)
+        self.common.settings(self.topo.cell_options()?, self.topo.retry, set_log_level)
     }
 }
 
@@ -55,9 +52,23 @@ impl CommonArgs {
             serve_stale: false,
         };
         let global = location(&format!("{}/{}", cluster.root, CellName::GLOBAL));
-        let mut cells = CellOptions::new(global, ConnectOptions { memory, ..ConnectOptions::default() }, mirror);
+        let cells = CellOptions::new(global, ConnectOptions { memory, ..ConnectOptions::default() }, mirror);
+        self.settings(cells, Duration::ZERO, set_log_level)
+    }
+
+    fn settings(
+        &self,
+        mut cells: CellOptions,
+        retry: Duration,
+        set_log_level: SetLogLevel,
+    ) -> anyhow::Result<Settings> {
         put_faults_in(&mut cells)?;
-        self.view.settings(&self.mountpoint, cells, Duration::ZERO, set_log_level)
+        let mut settings = self.view.settings(&self.mountpoint, cells, retry, set_log_level)?;
+        settings.metrics = self.process.metrics_address;
+        if let Some(config) = settings.config.as_object_mut() {
+            config.insert("metrics-address".to_owned(), json!(settings.metrics.map(|address| address.to_string())));
+        }
+        Ok(settings)
     }
 }
 
@@ -119,6 +130,7 @@ impl ViewArgs {
             allow_other: self.allow_other,
             retry,
             set_log_level,
+            metrics: None,
         })
     }
 

@@ -22,8 +22,8 @@ use super::lock_text::{in_words, says_save};
 use super::options::CellOptions;
 use crate::backend::tee::{Answers, Failures, Hears, Tee, TeeSettings, is_mirrored};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Places,
-    Role, SharedPlace, TeeOptions, WatchStream,
+    Applied, Backend, BackendError, Change, Errors, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner,
+    Places, Role, SharedPlace, TeeOptions, WatchStream,
 };
 use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -100,6 +100,8 @@ pub struct Second {
     pub place: SecondPlace,
     /// What is there; `None` without a place.
     pub mirror: Option<Arc<Mirror>>,
+    /// What has gone wrong in calls of its service.
+    pub errors: Errors,
     tee: Tee,
     backend: Option<Arc<dyn Backend>>,
     /// The last comparison.
@@ -136,8 +138,7 @@ impl Second {
                 Err(SecondPlace::Nowhere(format!("it is the same place as the primary: {location}")))
             }
             SecondPlace::At(location) => {
-                let allowed = options.servers.check(location, &tee.secondary, &options.connect);
-                let opened = allowed.and_then(|()| crate::backend::open(name, location, &options.connect));
+                let opened = options.open(name, (location, &tee.secondary));
                 opened.map_err(|error| SecondPlace::Unknown(format!("{location}: {error}")))
             }
             missing => Err(missing.clone()),
@@ -152,18 +153,20 @@ impl Second {
         };
         let found = place.clone();
         match (opened, &place) {
-            (Ok(backend), SecondPlace::At(location)) => {
+            (Ok((backend, errors)), SecondPlace::At(location)) => {
                 let mirror = Mirror::new(backend.clone(), options.mirror);
                 settings.secondary = location.to_string();
                 settings.hears = Some(mirror.clone());
                 let tee = Tee::new(primary.clone(), backend.clone(), settings);
-                Self { found, place, mirror: Some(mirror), tee, backend: Some(backend), compared: Mutex::default() }
+                let backend = Some(backend);
+                Self { found, place, mirror: Some(mirror), errors, tee, backend, compared: Mutex::default() }
             }
             (opened, _) => {
                 let place = opened.err().unwrap_or(place);
                 settings.secondary = tee.secondary.to_string();
                 let tee = Tee::new(primary.clone(), Arc::new(Missing(place.clone())), settings);
-                Self { found, place, mirror: None, tee, backend: None, compared: Mutex::default() }
+                let (mirror, errors, backend) = (None, Errors::default(), None);
+                Self { found, place, mirror, errors, tee, backend, compared: Mutex::default() }
             }
         }
     }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::commands::demo::DemoArgs;
-use super::commands::mount::MountArgs;
+use super::commands::mount::{CommonArgs, MountArgs};
 use super::flags::Fault;
 use super::flags::topo::TopoArgs;
 use super::flags::view::ViewArgs;
@@ -32,13 +32,12 @@ impl MountArgs {
     /// The settings of a mount of the given topology.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
         let source = self.source().map(|source| source.to_str().context("the source must be UTF-8")).transpose()?;
-        let mut cells = match source.map(Source::read).transpose()? {
+        let cells = match source.map(Source::read).transpose()? {
             None => self.topo.cell_options(self.topo.global.places()?)?,
             Some(Source::Demo) => demo_cells()?,
             Some(source) => self.topo.cell_options(self.topo.global.places_of(source)?)?,
         };
-        put_faults_in(&mut cells)?;
-        let settings = self.common.view.settings(self.mountpoint(), cells, self.topo.retry, set_log_level)?;
+        let settings = self.common.settings(self.mountpoint(), cells, self.topo.retry, set_log_level)?;
         // mount(8) knows a mount that it has made by what it was told.
         Ok(Settings { source: source.map_or(settings.source, str::to_owned), ..settings })
     }
@@ -47,9 +46,25 @@ impl MountArgs {
 impl DemoArgs {
     /// The settings of a mount of the sample cluster.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
-        let mut cells = demo_cells()?;
+        self.common.settings(&self.mountpoint, demo_cells()?, Duration::ZERO, set_log_level)
+    }
+}
+
+impl CommonArgs {
+    fn settings(
+        &self,
+        mountpoint: &Path,
+        mut cells: CellOptions,
+        retry: Duration,
+        set_log_level: SetLogLevel,
+    ) -> anyhow::Result<Settings> {
         put_faults_in(&mut cells)?;
-        self.common.view.settings(&self.mountpoint, cells, Duration::ZERO, set_log_level)
+        let mut settings = self.view.settings(mountpoint, cells, retry, set_log_level)?;
+        settings.metrics = self.process.metrics_address;
+        if let Some(config) = settings.config.as_object_mut() {
+            config.insert("metrics-address".to_owned(), json!(settings.metrics.map(|address| address.to_string())));
+        }
+        Ok(settings)
     }
 }
 
@@ -132,6 +147,7 @@ impl ViewArgs {
             allow_other: self.allow_other,
             retry,
             set_log_level,
+            metrics: None,
         })
     }
 

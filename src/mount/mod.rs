@@ -8,12 +8,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::backend::Implementation;
 use crate::cells::{CellOptions, Cells};
-use crate::control::{Control, SetLogLevel};
+use crate::control::{CONTENT_TYPE, Control, SetLogLevel};
 use crate::error::{Error, Kind, Result};
 use crate::fuse::Adapter;
 use crate::name::CellName;
 use crate::notify;
 use crate::record::Records;
+use crate::scrape::{Listening, MetricsAddress, Page};
 use crate::tree::{Tree, TreeOptions};
 
 mod attach;
@@ -56,6 +57,8 @@ pub struct Settings {
     pub config: serde_json::Value,
     /// Changes the level of the log.
     pub set_log_level: SetLogLevel,
+    /// Where the metrics are served over HTTP.
+    pub metrics: Option<MetricsAddress>,
 }
 
 /// Serves a mount until it is unmounted or a signal ends the process. Returns when nothing is in flight any more.
@@ -83,6 +86,8 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     settings.mountpoint.look().map_err(cannot_mount)?;
     // Signals are caught before the mount exists, so that none can leave it behind.
     let mut signals = Signals::listen().map_err(io_error)?;
+    // What cannot be had is known before there is a mount.
+    let endpoint = settings.metrics.map(Listening::at).transpose().map_err(io_error)?;
     let cells = tokio::select! {
         cells = connect(&settings) => cells?,
         () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),
@@ -99,6 +104,8 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     let control = Arc::new(Control::new(settings.config, settings.set_log_level));
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
     notify::follow(&tree);
+    let serve = |endpoint: Listening| endpoint.serve(metrics_of(&tree), CONTENT_TYPE);
+    let _serving = endpoint.map(serve).transpose().map_err(io_error)?;
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
     let in_flight = adapter.in_flight();
     let mut mount = KernelMount::start(adapter, &spec, settings.mountpoint, &tree)
@@ -153,6 +160,20 @@ async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells
             }
         }
     }
+}
+
+/// The metrics of a tree, for as long as it exists.
+fn metrics_of(tree: &Arc<Tree>) -> Page {
+    let tree = Arc::downgrade(tree);
+    Arc::new(move || {
+        let tree = tree.upgrade();
+        Box::pin(async move {
+            match tree {
+                Some(tree) => tree.metrics().await,
+                None => Err(Error::new(Kind::Io, "the mount is ending")),
+            }
+        })
+    })
 }
 
 /// How long the kernel lets a request take before it gives up a mount; `None` if for ever. Anything that takes longer,

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::scrape::MetricsAddress;
+
 /// How the daemon runs.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Process")]
@@ -20,6 +22,12 @@ pub(in crate::cli) struct ProcessArgs {
     /// Append the log to this file [default: standard error in the foreground, syslog in the background]
     #[arg(long, value_name = "FILE", env = "TOPOFS_LOG_FILE")]
     pub log_file: Option<PathBuf>,
+    /// Serve the metrics over HTTP, at /metrics of this address: PORT, ADDRESS:PORT or [IPV6-ADDRESS]:PORT
+    ///
+    /// A port alone is one that only this host reaches. Whoever reaches the address may read the metrics: they contain
+    /// names of cells and numbers, but no records. The same is in .topofs/metrics.
+    #[arg(long, value_name = "ADDRESS", env = "TOPOFS_METRICS_ADDRESS")]
+    pub metrics_address: Option<MetricsAddress>,
     /// Mount options as mount(8) takes them
     ///
     /// Every long flag is also an option (`-o ro,allow_other,retry=2m`), with `_` or `-` in its name. Write a comma in

@@ -7,16 +7,23 @@ use clap::{CommandFactory, Parser};
 
 use crate::notify::helper;
 
+mod ask;
+mod clock;
 mod commands;
 mod connection;
 mod flags;
+mod health;
+mod holders;
+mod host;
 mod interrupt;
 mod log;
 mod mounted;
 mod one_line;
 mod options;
+mod paint;
 mod settings;
 
+use commands::ask::AskArgs;
 use commands::completions::CompletionsArgs;
 use commands::man;
 use commands::mount::{CommonArgs, MountArgs};
@@ -24,7 +31,9 @@ use commands::notifier::NotifierArgs;
 use commands::rebuild_keyspace_graph::RebuildKeyspaceGraphArgs;
 use commands::rebuild_vschema_graph::RebuildVschemaGraphArgs;
 use commands::remove_keyspace_cell::RemoveKeyspaceCellArgs;
+use commands::status::{StatusArgs, UNKNOWN};
 use commands::topo2topo::{self, TROUBLE, Topo2topoArgs};
+use commands::umount::UmountArgs;
 use commands::unlock::UnlockArgs;
 use commands::validate::{NOT_CHECKED, ValidateArgs};
 use commands::{USAGE, complain};
@@ -47,6 +56,27 @@ enum Command {
     Mount(Box<MountArgs>),
     /// Mount a sample cluster in memory, to try topofs
     Demo(Box<CommonArgs>),
+    /// Show how the mounts of this host are
+    ///
+    /// A mount is not healthy if its daemon is gone ("Transport endpoint is not connected") or does not answer in time;
+    /// if a cell is reconnecting, down, stale or denied, or cannot be shown; if a lock is lost and its holder does not
+    /// know; if topofs itself has panicked; or, with two services, if the second one is out of reach or differs. Idle
+    /// cells are healthy. Changes that the watch has missed, and inotify events that were lost, are notes: they are
+    /// made good, or over. A mount that stands still cannot delay the answer for longer than --timeout.
+    ///
+    /// Exit status: 0 if all mounts are healthy; 1 if one is not; 2 if that is unknown: there is no such mount, it is
+    /// not readable by this user (not even root reads a mount that another user has made without --allow-other), or
+    /// something else is mounted over it.
+    Status(StatusArgs),
+    /// Unmount a topology
+    ///
+    /// Unmounts mounts of topofs, dead ones too, and nothing else. Symbolic links in place of the mount point are not
+    /// followed. If the mount is busy, says who uses it. Returns when the daemon has ended, so that all saves are
+    /// finished. root unmounts by itself; everybody else needs fusermount3.
+    ///
+    /// Exit status: 0 if all is unmounted, 1 if something is not, or if the daemon has not ended in time.
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArgs),
     /// Show who holds a lock in a mounted topology, and take it away
     ///
     /// Works for the locks of any tool, and for locks that a dead process has left. Exit status: 0 if the lock is free,
@@ -87,6 +117,9 @@ enum Command {
     /// Reads all records, and changes nothing. Each problem comes with its record, the fault in words, and the command
     /// that mends it. Exit status: 0 if there are no problems, 1 if there are some, 2 if it could not find out.
     Validate(Box<ValidateArgs>),
+    /// Reads a file of a mount for another process, which may give up waiting
+    #[command(hide = true, name = ask::ASK)]
+    Ask(AskArgs),
     /// The helper process of a mount: raises inotify events
     #[command(hide = true, name = helper::HELPER)]
     Notifier(NotifierArgs),
@@ -115,12 +148,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let ended = match &cli.command {
         Command::Mount(args) => args.run(),
         Command::Demo(args) => args.run_demo(),
+        Command::Status(args) => args.run(),
+        Command::Umount(args) => args.run(),
         Command::Unlock(args) => args.run(),
         Command::RebuildKeyspaceGraph(args) => args.run(),
         Command::RebuildVschemaGraph(args) => args.run(),
         Command::RemoveKeyspaceCell(args) => args.run(),
         Command::Topo2topo(args) => args.run(),
         Command::Validate(args) => args.run(),
+        Command::Ask(args) => args.run(),
         Command::Notifier(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Man => man::run(Cli::command()),
@@ -136,6 +172,7 @@ fn usage_status(args: &[OsString]) -> u8 {
     match args.get(1) {
         Some(command) if command == "validate" => NOT_CHECKED,
         Some(command) if command == "topo2topo" => TROUBLE,
+        Some(command) if command == "status" => UNKNOWN,
         _ => USAGE,
     }
 }

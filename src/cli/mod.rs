@@ -16,15 +16,19 @@ mod health;
 mod holders;
 mod host;
 mod interrupt;
+mod listen;
 mod log;
 mod mounted;
 mod one_line;
 mod options;
 mod paint;
 mod settings;
+mod told;
 
 use commands::ask::AskArgs;
 use commands::completions::CompletionsArgs;
+use commands::errors::ErrorsArgs;
+use commands::events::EventsArgs;
 use commands::man;
 use commands::mount::{CommonArgs, MountArgs};
 use commands::notifier::NotifierArgs;
@@ -68,6 +72,25 @@ enum Command {
     /// not readable by this user (not even root reads a mount that another user has made without --allow-other), or
     /// something else is mounted over it.
     Status(StatusArgs),
+    /// Show what happens in a mounted topology, one line for each event
+    ///
+    /// Records that are created, changed and deleted, with their versions; locks that are taken, given back, lost and
+    /// broken; and by whom: a user and program of this host, or a client elsewhere. Shows what .topofs/events has: the
+    /// last 10,000 events since the mount. Without PATH, the mount is the one that the current directory is in, or else
+    /// the only mount of this host.
+    ///
+    /// Exit status: 0 at the end, also if the mount ends while it is followed; 2 if the mount cannot be read; 130 after
+    /// Ctrl-C.
+    Events(EventsArgs),
+    /// Show which operations a mount has refused, and why, one line each
+    ///
+    /// Shows what .topofs/errors has, the last 1,000 refusals: path, line and column in the written text, errno,
+    /// reason, user and process. Without PATH, the mount is the one that the current directory is in, or else the only
+    /// mount of this host.
+    ///
+    /// Exit status: 0 at the end, also if the mount ends while it is followed; 2 if the mount cannot be read; 130 after
+    /// Ctrl-C.
+    Errors(ErrorsArgs),
     /// Unmount a topology
     ///
     /// Unmounts mounts of topofs, dead ones too, and nothing else. Symbolic links in place of the mount point are not
@@ -149,6 +172,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(args) => args.run(),
         Command::Demo(args) => args.run_demo(),
         Command::Status(args) => args.run(),
+        Command::Events(args) => args.run(),
+        Command::Errors(args) => args.run(),
         Command::Umount(args) => args.run(),
         Command::Unlock(args) => args.run(),
         Command::RebuildKeyspaceGraph(args) => args.run(),
@@ -172,7 +197,7 @@ fn usage_status(args: &[OsString]) -> u8 {
     match args.get(1) {
         Some(command) if command == "validate" => NOT_CHECKED,
         Some(command) if command == "topo2topo" => TROUBLE,
-        Some(command) if command == "status" => UNKNOWN,
+        Some(command) if command == "status" || command == "events" || command == "errors" => UNKNOWN,
         _ => USAGE,
     }
 }

@@ -3,6 +3,8 @@
 pub(super) mod ask;
 pub(super) mod completions;
 pub(super) mod demo;
+pub(super) mod errors;
+pub(super) mod events;
 pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod notifier;

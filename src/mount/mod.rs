@@ -24,11 +24,16 @@ mod kernel;
 mod point;
 mod spec;
 mod table;
+mod umount;
 
 pub use daemon::{Failed, Readiness, Side, detach};
 use kernel::KernelMount;
 pub use point::MountPoint;
 use spec::MountSpec;
+#[cfg(test)]
+pub(crate) use table::parse;
+pub(crate) use table::{Entry, Table};
+pub(crate) use umount::{Refused, unmount};
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);

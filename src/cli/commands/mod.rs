@@ -1,14 +1,19 @@
 //! The commands. Each file has the arguments of one command, and what it does.
 
+pub(super) mod ask;
 pub(super) mod completions;
 pub(super) mod demo;
+pub(super) mod errors;
+pub(super) mod events;
 pub(super) mod man;
 pub(super) mod mount;
 pub(super) mod notifier;
 pub(super) mod rebuild_keyspace_graph;
 pub(super) mod rebuild_vschema_graph;
 pub(super) mod remove_keyspace_cell;
+pub(super) mod status;
 pub(super) mod topo2topo;
+pub(super) mod umount;
 pub(super) mod unlock;
 pub(super) mod validate;
 

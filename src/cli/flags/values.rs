@@ -101,12 +101,12 @@ impl ValueEnum for Views {
     }
 }
 
-pub(super) fn any_duration(text: &str) -> Result<Duration, humantime::DurationError> {
+pub(in crate::cli) fn any_duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }
 
 /// A time that must not be zero: with zero, nothing would ever work.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(in crate::cli) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
         parsed => parsed.map_err(|error| error.to_string()),

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 pub use super::drift::Drift;
 use super::drift::{Comparison, changed, is_young};
+use super::ending::Ending;
 use super::lock_text::{in_words, says_save};
 use super::options::CellOptions;
 use crate::backend::tee::{Answers, Failures, Hears, Tee, TeeSettings, is_mirrored};
@@ -102,6 +103,7 @@ pub struct Second {
     pub mirror: Option<Arc<Mirror>>,
     tee: Tee,
     backend: Option<Arc<dyn Backend>>,
+    ending: Ending,
     /// The last comparison.
     compared: Mutex<Option<Comparison>>,
 }
@@ -157,13 +159,29 @@ impl Second {
                 settings.secondary = location.to_string();
                 settings.hears = Some(mirror.clone());
                 let tee = Tee::new(primary.clone(), backend.clone(), settings);
-                Self { found, place, mirror: Some(mirror), tee, backend: Some(backend), compared: Mutex::default() }
+                Self {
+                    found,
+                    place,
+                    mirror: Some(mirror),
+                    tee,
+                    backend: Some(backend),
+                    ending: Ending::default(),
+                    compared: Mutex::default(),
+                }
             }
             (opened, _) => {
                 let place = opened.err().unwrap_or(place);
                 settings.secondary = tee.secondary.to_string();
                 let tee = Tee::new(primary.clone(), Arc::new(Missing(place.clone())), settings);
-                Self { found, place, mirror: None, tee, backend: None, compared: Mutex::default() }
+                Self {
+                    found,
+                    place,
+                    mirror: None,
+                    tee,
+                    backend: None,
+                    ending: Ending::default(),
+                    compared: Mutex::default(),
+                }
             }
         }
     }
@@ -210,7 +228,19 @@ impl Second {
 
     /// Waits for the updates that are under way.
     pub(super) async fn settle(&self, patience: Duration) {
-        self.tee.settle(patience).await;
+        tokio::select! {
+            () = self.tee.settle(patience) => {}
+            () = self.ending.given_up() => {
+                tracing::warn!("the secondary gives no sign of life: the last updates may not have reached it");
+            }
+        }
+    }
+
+    /// The mount is ending: updates that are under way are no longer waited for if the second place is silent.
+    pub(super) async fn give_up_if_silent(&self) {
+        if let (Some(backend), Some(mirror)) = (&self.backend, &self.mirror) {
+            self.ending.give_up_if_silent(&**backend, mirror).await;
+        }
     }
 
     /// What differs at the second place, as far as known now. Asks no service.

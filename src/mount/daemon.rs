@@ -11,8 +11,8 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
 /// Which process returned from [`detach`].
 #[derive(Debug)]
 pub enum Side {
-    /// The caller's process. The child is ready, or has ended with this exit status.
-    Parent(Result<(), u8>),
+    /// The caller's process. The child of this pid is ready, or has ended with this exit status.
+    Parent(Result<Pid, u8>),
     /// The daemon, which must say when it is ready.
     Child(Readiness),
 }
@@ -61,10 +61,10 @@ pub fn detach(failure: u8) -> std::io::Result<Side> {
     }
 }
 
-fn wait_for(child: Pid, pipe: OwnedFd, failure: u8) -> Result<(), u8> {
+fn wait_for(child: Pid, pipe: OwnedFd, failure: u8) -> Result<Pid, u8> {
     let mut byte = [0];
     if std::fs::File::from(pipe).read(&mut byte).is_ok_and(|count| count == 1) {
-        return Ok(());
+        return Ok(child);
     }
     // The child has printed its reason on the terminal that it shares with us.
     match waitpid(child, None) {

@@ -14,7 +14,7 @@ use crate::cli::flags::view::ViewArgs;
 use crate::cli::log;
 use crate::confine;
 use crate::control::SetLogLevel;
-use crate::mount::{self, Readiness, Settings, Side};
+use crate::mount::{self, Manager, Readiness, Settings, Side};
 
 /// Exit status of a failed mount, as in mount(8).
 const FAILURE: u8 = 32;
@@ -51,6 +51,7 @@ impl MountArgs {
 /// here or in the child, has its own exit status.
 pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> anyhow::Result<Settings>) -> Ended {
     let inherited = confine::Inherited::note();
+    let manager = Manager::of_environment(args.stays());
     confine::daemon().context("cannot keep passwords out of core dumps")?;
     // From here on, every panic in the daemon is recorded.
     alive::note_panics();
@@ -61,12 +62,16 @@ pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> an
         Readiness::nobody_waits()
     } else {
         match mount::detach(FAILURE).context("cannot go to the background")? {
-            Side::Parent(Ok(())) => return Ok(ExitCode::SUCCESS),
+            Side::Parent(Ok(daemon)) => {
+                manager.handed_over(daemon.as_raw().cast_unsigned());
+                return Ok(ExitCode::SUCCESS);
+            }
             Side::Parent(Err(failed)) => return Ok(failed.into()),
             Side::Child(ready) => ready,
         }
     };
-    let Err(error) = mount::serve(settings, ready) else { return Ok(ExitCode::SUCCESS) };
+    let Err(error) = mount::serve(settings, ready, &manager) else { return Ok(ExitCode::SUCCESS) };
+    manager.say(&format!("failed: {error}"));
     tracing::error!("{error}");
     complain(&error.to_string());
     Ok(FAILURE.into())

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 pub use super::drift::Drift;
 use super::drift::{Comparison, changed, is_young};
+use super::ending::Ending;
 use super::lock_text::{in_words, says_save};
 use super::options::CellOptions;
 use crate::backend::tee::{Answers, Failures, Hears, Tee, TeeSettings, is_mirrored};
@@ -104,6 +105,7 @@ pub struct Second {
     pub errors: Errors,
     tee: Tee,
     backend: Option<Arc<dyn Backend>>,
+    ending: Ending,
     /// The last comparison.
     compared: Mutex<Option<Comparison>>,
 }
@@ -158,15 +160,32 @@ impl Second {
                 settings.secondary = location.to_string();
                 settings.hears = Some(mirror.clone());
                 let tee = Tee::new(primary.clone(), backend.clone(), settings);
-                let backend = Some(backend);
-                Self { found, place, mirror: Some(mirror), errors, tee, backend, compared: Mutex::default() }
+                let (mirror, backend) = (Some(mirror), Some(backend));
+                Self {
+                    found,
+                    place,
+                    mirror,
+                    errors,
+                    tee,
+                    backend,
+                    ending: Ending::default(),
+                    compared: Mutex::default(),
+                }
             }
             (opened, _) => {
                 let place = opened.err().unwrap_or(place);
                 settings.secondary = tee.secondary.to_string();
                 let tee = Tee::new(primary.clone(), Arc::new(Missing(place.clone())), settings);
-                let (mirror, errors, backend) = (None, Errors::default(), None);
-                Self { found, place, mirror, errors, tee, backend, compared: Mutex::default() }
+                Self {
+                    found,
+                    place,
+                    mirror: None,
+                    errors: Errors::default(),
+                    tee,
+                    backend: None,
+                    ending: Ending::default(),
+                    compared: Mutex::default(),
+                }
             }
         }
     }
@@ -213,7 +232,19 @@ impl Second {
 
     /// Waits for the updates that are under way.
     pub(super) async fn settle(&self, patience: Duration) {
-        self.tee.settle(patience).await;
+        tokio::select! {
+            () = self.tee.settle(patience) => {}
+            () = self.ending.given_up() => {
+                tracing::warn!("the secondary gives no sign of life: the last updates may not have reached it");
+            }
+        }
+    }
+
+    /// The mount is ending: updates that are under way are no longer waited for if the second place is silent.
+    pub(super) async fn give_up_if_silent(&self) {
+        if let (Some(backend), Some(mirror)) = (&self.backend, &self.mirror) {
+            self.ending.give_up_if_silent(&**backend, mirror).await;
+        }
     }
 
     /// What differs at the second place, as far as known now. Asks no service.

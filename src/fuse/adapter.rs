@@ -1,6 +1,6 @@
 //! Runs and answers requests, and wakes readers when there is more to read. Must never let a session thread wait.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use fuser::{Errno, FileHandle, INodeNo, PollNotifier, Request};
 use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
 
 use super::UNOPENED;
 use super::pollers::{Poller, Pollers};
+use super::waiting::{Call, Waiting};
 use crate::alive;
 use crate::error::{Error, Result};
 use crate::journal::{Op, Refusal};
@@ -22,21 +22,9 @@ use crate::tree::{Caller, Tree};
 pub struct Adapter {
     pub(super) tree: Arc<Tree>,
     runtime: tokio::runtime::Handle,
-    in_flight: TaskTracker,
+    waiting: Waiting,
     /// The open files that wait for more to read.
     pollers: Arc<Pollers>,
-}
-
-/// One request, as the log of errors describes it.
-struct Call {
-    op: Op,
-    ino: u64,
-    name: Option<OsString>,
-    handle: Option<u64>,
-    uid: u32,
-    pid: u32,
-    /// When it came; `None` if it does not count.
-    came: Option<Instant>,
 }
 
 impl Adapter {
@@ -46,12 +34,12 @@ impl Adapter {
         // After a panic it wakes nobody until it begins again; then everybody who still waits looks again.
         let (growth, waiting) = (tree.control().events.growth(), Arc::downgrade(&pollers));
         runtime.spawn(alive::restarted("the waking of readers", move || wake(growth.clone(), waiting.clone())));
-        Self { tree, runtime, in_flight: TaskTracker::new(), pollers }
+        Self { tree, runtime, waiting: Waiting::default(), pollers }
     }
 
-    /// The requests that wait for a backend. When the last request has come, wait for these.
-    pub fn in_flight(&self) -> TaskTracker {
-        self.in_flight.clone()
+    /// The requests that wait for a service. When the last request has come, wait for these.
+    pub fn waiting(&self) -> Waiting {
+        self.waiting.clone()
     }
 
     /// Counts a request, and returns when it came. Requests about `.topofs` itself do not count, so that a look at the
@@ -140,12 +128,14 @@ impl Adapter {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let Call { op, uid, pid, came, .. } = call;
+        let (op, uid, pid, came) = (call.op, call.uid, call.pid, call.came);
+        let call = Arc::new(call);
         let caller = Caller::new(uid, request.gid(), pid);
         let tree = self.tree.clone();
         // A panic in a request is answered with EIO, with a reason in `.topofs/errors`. It neither ends a session
         // thread nor leaves the caller waiting.
         let operation = self.at_once(op, || operation(tree.clone(), caller));
+        let known = call.clone();
         let mut task = Box::pin(async move {
             let outcome = match operation {
                 Ok(operation) => alive::guarded(op.task(), operation).await,
@@ -170,12 +160,12 @@ impl Adapter {
         match self.at_once(op, || task.as_mut().poll(&mut context)) {
             Ok(Poll::Ready(())) | Err(_) => {}
             Ok(Poll::Pending) => {
-                let waiting = came.map(|_| self.tree.control().requests.wait());
+                let counted = came.map(|_| self.tree.control().requests.wait());
                 let rest = async move {
                     task.await;
-                    drop(waiting);
+                    drop(counted);
                 };
-                drop(self.in_flight.spawn_on(rest, &self.runtime));
+                self.waiting.spawn(known, rest, &self.runtime);
             }
         }
     }

@@ -23,9 +23,11 @@ mod adapter;
 mod caches;
 mod convert;
 mod pollers;
+mod waiting;
 
 pub use adapter::Adapter;
 pub use caches::Caches;
+pub use waiting::Waiting;
 
 use convert::{
     file_attr, kind, open_flags, open_mode, reply_attr, reply_empty, reply_entry, reply_found, reply_xattr, time,

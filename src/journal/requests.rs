@@ -26,6 +26,16 @@ macro_rules! operations {
                 match self { $(Op::$variant => $name,)* }
             }
 
+            /// Whether it may change what is stored.
+            pub fn changes(self) -> bool {
+                use Op::*;
+                matches!(
+                    self,
+                    Setattr | Mknod | Mkdir | Symlink | Unlink | Rmdir | Rename | Open | Create | Write | Flush
+                        | Fsync | Release | Setxattr | Removexattr
+                )
+            }
+
             /// The name of the request's task.
             pub fn task(self) -> &'static str {
                 match self { $(Op::$variant => concat!("request ", $name),)* }

@@ -237,6 +237,11 @@ impl Mirror {
         *self.last_event.lock()
     }
 
+    /// When the watch last gave a sign of life.
+    pub fn last_heard(&self) -> Instant {
+        *self.last_heard.lock()
+    }
+
     /// The records now, even if the mirror is not healthy.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 /// Which process returned from [`detach`].
 #[derive(Debug)]
 pub enum Side {
-    /// The caller's process. The child is ready, or has ended.
-    Parent(Result<(), Failed>),
+    /// The caller's process. The child of this pid is ready, or has ended.
+    Parent(Result<Pid, Failed>),
     /// The daemon, which must say when it is ready.
     Child(Readiness),
 }
@@ -95,11 +95,11 @@ pub fn detach(failure: u8) -> std::io::Result<Side> {
     }
 }
 
-fn wait_for(child: Pid, pipe: OwnedFd, failure: u8) -> Result<(), Failed> {
+fn wait_for(child: Pid, pipe: OwnedFd, failure: u8) -> Result<Pid, Failed> {
     let mut pipe = File::from(pipe);
     let (mut kind, mut reason) = ([0], Vec::new());
     match pipe.read(&mut kind) {
-        Ok(1) if kind == [READY] => return Ok(()),
+        Ok(1) if kind == [READY] => return Ok(child),
         // What cannot be read is not known.
         Ok(1) => drop(pipe.take(LONGEST as u64).read_to_end(&mut reason)),
         _ => {}

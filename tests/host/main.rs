@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod log;
 mod mount8;
 mod package;
 mod systemd;

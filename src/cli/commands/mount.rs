@@ -15,7 +15,7 @@ use crate::cli::flags::view::ViewArgs;
 use crate::cli::log;
 use crate::confine;
 use crate::control::SetLogLevel;
-use crate::mount::{self, Readiness, Settings, Side};
+use crate::mount::{self, Manager, Readiness, Settings, Side};
 
 /// Exit status of a failed mount, as in mount(8).
 const FAILURE: u8 = 32;
@@ -82,6 +82,7 @@ pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> an
         anyhow::bail!("-o must be a word of its own, or be followed by its list at once");
     }
     let inherited = confine::Inherited::note();
+    let manager = Manager::of_environment(args.stays());
     confine::daemon().context("cannot keep passwords out of core dumps")?;
     // From here on, every panic in the daemon is recorded.
     alive::note_panics();
@@ -92,7 +93,10 @@ pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> an
         Readiness::nobody_waits()
     } else {
         match mount::detach(FAILURE).context("cannot go to the background")? {
-            Side::Parent(Ok(())) => return Ok(ExitCode::SUCCESS),
+            Side::Parent(Ok(daemon)) => {
+                manager.handed_over(daemon.as_raw().cast_unsigned());
+                return Ok(ExitCode::SUCCESS);
+            }
             Side::Parent(Err(failed)) => {
                 complain(&failed.reason);
                 return Ok(failed.status.into());
@@ -100,7 +104,8 @@ pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> an
             Side::Child(ready) => ready,
         }
     };
-    let Err(error) = mount::serve(settings, ready.clone()) else { return Ok(ExitCode::SUCCESS) };
+    let Err(error) = mount::serve(settings, ready.clone(), &manager) else { return Ok(ExitCode::SUCCESS) };
+    manager.say(&format!("failed: {error}"));
     tracing::error!("{error}");
     // If somebody waits for the mount, they say why there is none.
     if !ready.fail(&error.to_string()) {

@@ -12,13 +12,14 @@ mod connection;
 mod flags;
 mod interrupt;
 mod log;
+mod manual;
 mod mounted;
 mod one_line;
 mod options;
 mod settings;
 
 use commands::completions::CompletionsArgs;
-use commands::man;
+use commands::man::ManArgs;
 use commands::mount::{CommonArgs, MountArgs};
 use commands::notifier::NotifierArgs;
 use commands::rebuild_keyspace_graph::RebuildKeyspaceGraphArgs;
@@ -46,6 +47,9 @@ enum Command {
     /// Exit status: 0 if the mount answers, 1 for wrong usage, 32 if the mount failed.
     Mount(Box<MountArgs>),
     /// Mount a sample cluster in memory, to try topofs
+    ///
+    /// Two cells, three keyspaces, twenty tablets. It touches nothing else, and ends with the mount. Exit status: as of
+    /// topofs mount.
     Demo(Box<CommonArgs>),
     /// Show who holds a lock in a mounted topology, and take it away
     ///
@@ -91,9 +95,14 @@ enum Command {
     #[command(hide = true, name = helper::HELPER)]
     Notifier(NotifierArgs),
     /// Print a completion script for a shell
+    ///
+    /// For this shell alone: `source <(topofs completions bash)`; `topofs completions fish | source`. The Debian package
+    /// brings those of bash, zsh and fish. Exit status: 0 if all is written, 1 if not.
     Completions(CompletionsArgs),
-    /// Print the manual page
-    Man,
+    /// Print a page of the manual, or write all of them
+    ///
+    /// Exit status: 0 if all is written, 1 if not.
+    Man(ManArgs),
 }
 
 /// Runs the command line.
@@ -123,7 +132,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Validate(args) => args.run(),
         Command::Notifier(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
-        Command::Man => man::run(Cli::command()),
+        Command::Man(args) => args.run(Cli::command()),
     };
     ended.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));

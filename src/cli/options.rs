@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 
 /// Options for mount(8), which mean nothing to topofs.
-const IGNORED: &[&str] = &[
+pub(super) const IGNORED: &[&str] = &[
     "auto",
     "noauto",
     "user",

@@ -16,7 +16,7 @@ mod helper;
 mod problems;
 mod status;
 
-pub use commands::{BreakLock, Command};
+pub use commands::{BreakLock, Command, HELP as COMMANDS};
 pub use helper::Helper;
 pub use problems::Problems;
 pub use status::{NAMED_SCRATCH, SpaceCount, TreeCounts};

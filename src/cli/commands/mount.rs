@@ -36,7 +36,7 @@ pub(in crate::cli) struct CommonArgs {
     #[command(flatten)]
     pub process: ProcessArgs,
     /// Where to mount: a directory
-    #[arg(value_name = "MOUNTPOINT")]
+    #[arg(value_name = "MOUNTPOINT", value_hint = clap::ValueHint::DirPath)]
     pub mountpoint: PathBuf,
 }
 

@@ -20,7 +20,7 @@ mod metrics;
 mod problems;
 mod status;
 
-pub use commands::{BreakLock, Command};
+pub use commands::{BreakLock, Command, HELP as COMMANDS};
 pub use helper::Helper;
 pub use metrics::CONTENT_TYPE;
 pub use problems::Problems;

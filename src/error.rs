@@ -66,6 +66,39 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them, in this order.
+    pub const ALL: [Kind; 29] = [
+        Kind::NotFound,
+        Kind::NotKept,
+        Kind::Exists,
+        Kind::Conflict,
+        Kind::BadMessage,
+        Kind::WouldBlock,
+        Kind::Busy,
+        Kind::LockLost,
+        Kind::Deadlock,
+        Kind::Interrupted,
+        Kind::TooLarge,
+        Kind::NotEmpty,
+        Kind::Unreachable,
+        Kind::Denied,
+        Kind::ReadOnly,
+        Kind::NotPermitted,
+        Kind::IsDirectory,
+        Kind::NotDirectory,
+        Kind::Invalid,
+        Kind::NameTooLong,
+        Kind::CrossDevice,
+        Kind::TooMany,
+        Kind::NoSpace,
+        Kind::NoLocks,
+        Kind::TooManyOpen,
+        Kind::NoAttribute,
+        Kind::Unsupported,
+        Kind::BadDescriptor,
+        Kind::Io,
+    ];
+
     /// The errno that the caller gets.
     pub fn errno(self) -> i32 {
         match self {
@@ -234,6 +267,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_has_its_place_among_all() {
+        for (place, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, place, "{kind:?}");
+        }
+        assert_eq!(Kind::ALL.last(), Some(&Kind::Io), "none is left out at the end");
+    }
 
     #[test]
     fn what_people_ask_about_is_explained() {

@@ -15,7 +15,7 @@ use super::second::{Second, SecondPlace};
 use super::turns::Turns;
 use crate::alive;
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Location, Node, Revision, Role,
+    Applied, Backend, BackendError, Change, Earlier, Errors, Failure, Fetched, Limits, Location, Node, Revision, Role,
 };
 use crate::error::{Error, Kind, Result, UNCERTAIN};
 use crate::mirror::{Health, Histories, Mirror, Record, Snapshot};
@@ -45,6 +45,8 @@ pub struct Cell {
     pub mirror: Arc<Mirror>,
     /// Where its updates go, too.
     pub second: Option<Second>,
+    /// What has gone wrong in calls of its service.
+    pub errors: Errors,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) turns: Turns,
     pub(super) ending: Ending,
@@ -69,9 +71,7 @@ impl Cell {
         stop: &CancellationToken,
     ) -> Result<Arc<Self>> {
         let holds_global = location.is_same_place(&options.global);
-        let allowed = options.servers.check(&location, &options.global, &options.connect);
-        let opened = allowed.and_then(|()| crate::backend::open(&name, &location, &options.connect));
-        let primary = opened.map_err(|error| {
+        let (primary, errors) = options.open(&name, (&location, &options.global)).map_err(|error| {
             let mut error = Error::from(error);
             error.reason = format!("cell {name} ({location}): {}", error.reason);
             error
@@ -96,6 +96,7 @@ impl Cell {
             location,
             mirror,
             second,
+            errors,
             backend,
             turns: Turns::default(),
             ending: Ending::default(),
@@ -421,6 +422,7 @@ mod tests {
                 },
                 mirror,
                 second: None,
+                errors: Errors::default(),
                 backend,
                 turns: Turns::default(),
                 ending: Ending::default(),

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alive;
-use crate::backend::{Implementation, Location, TeeOptions};
+use crate::backend::{Implementation, Location, Meter, TeeOptions};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Batch, Health, Histories, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -197,6 +197,11 @@ impl Cells {
     /// What the mirrors remember of the past.
     pub fn histories(&self) -> &Histories {
         &self.histories
+    }
+
+    /// How long the calls of all services took.
+    pub fn meter(&self) -> &Meter {
+        &self.options.connect.meter
     }
 
     /// What records mean here.

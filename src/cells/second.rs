@@ -23,8 +23,8 @@ use super::lock_text::{in_words, says_save};
 use super::options::CellOptions;
 use crate::backend::tee::{Answers, Failures, Hears, Tee, TeeSettings, is_mirrored};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Places,
-    Role, SharedPlace, TeeOptions, WatchStream,
+    Applied, Backend, BackendError, Change, Errors, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner,
+    Places, Role, SharedPlace, TeeOptions, WatchStream,
 };
 use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -101,6 +101,8 @@ pub struct Second {
     pub place: SecondPlace,
     /// What is there; `None` without a place.
     pub mirror: Option<Arc<Mirror>>,
+    /// What has gone wrong in calls of its service.
+    pub errors: Errors,
     tee: Tee,
     backend: Option<Arc<dyn Backend>>,
     ending: Ending,
@@ -138,8 +140,7 @@ impl Second {
                 Err(SecondPlace::Nowhere(format!("it is the same place as the primary: {location}")))
             }
             SecondPlace::At(location) => {
-                let allowed = options.servers.check(location, &tee.secondary, &options.connect);
-                let opened = allowed.and_then(|()| crate::backend::open(name, location, &options.connect));
+                let opened = options.open(name, (location, &tee.secondary));
                 opened.map_err(|error| SecondPlace::Unknown(format!("{location}: {error}")))
             }
             missing => Err(missing.clone()),
@@ -154,7 +155,7 @@ impl Second {
         };
         let found = place.clone();
         match (opened, &place) {
-            (Ok(backend), SecondPlace::At(location)) => {
+            (Ok((backend, errors)), SecondPlace::At(location)) => {
                 let mirror = Mirror::new(backend.clone(), options.mirror);
                 settings.secondary = location.to_string();
                 settings.hears = Some(mirror.clone());
@@ -163,6 +164,7 @@ impl Second {
                     found,
                     place,
                     mirror: Some(mirror),
+                    errors,
                     tee,
                     backend: Some(backend),
                     ending: Ending::default(),
@@ -177,6 +179,7 @@ impl Second {
                     found,
                     place,
                     mirror: None,
+                    errors: Errors::default(),
                     tee,
                     backend: None,
                     ending: Ending::default(),

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use fuser::{Errno, FileHandle, INodeNo, PollNotifier, Request};
 use tokio::sync::watch;
@@ -41,12 +42,14 @@ impl Adapter {
         self.waiting.clone()
     }
 
-    /// Counts a request. Requests about `.topofs` itself do not count, so that a look at the counts does not change
-    /// them.
-    pub(super) fn count(&self, op: Op, ino: INodeNo, name: Option<&OsStr>) {
-        if !self.tree.is_control(ino.0, name) {
-            self.tree.control().requests.count(op);
+    /// Counts a request, and returns when it came. Requests about `.topofs` itself do not count, so that a look at the
+    /// counts does not change them.
+    pub(super) fn count(&self, op: Op, ino: INodeNo, name: Option<&OsStr>) -> Option<Instant> {
+        if self.tree.is_control(ino.0, name) {
+            return None;
         }
+        self.tree.control().requests.count(op);
+        Some(Instant::now())
     }
 
     /// Whether a read returns something now. If not, the user's `notifier` is notified when it does. Fails if too many
@@ -89,9 +92,9 @@ impl Adapter {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.count(op, ino, name);
+        let came = self.count(op, ino, name);
         let (uid, pid) = (request.uid(), request.pid());
-        let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), handle: None, uid, pid };
+        let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), handle: None, uid, pid, came };
         self.run(call, request, operation, reply);
     }
 
@@ -104,9 +107,9 @@ impl Adapter {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.count(op, ino, None);
+        let came = self.count(op, ino, None);
         let handle = Some(handle.0).filter(|handle| *handle != UNOPENED);
-        let call = Call { op, ino: ino.0, name: None, handle, uid: request.uid(), pid: request.pid() };
+        let call = Call { op, ino: ino.0, name: None, handle, uid: request.uid(), pid: request.pid(), came };
         self.run(call, request, operation, reply);
     }
 
@@ -125,7 +128,7 @@ impl Adapter {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let (op, uid, pid) = (call.op, call.uid, call.pid);
+        let (op, uid, pid, came) = (call.op, call.uid, call.pid, call.came);
         let call = Arc::new(call);
         let caller = Caller::new(uid, request.gid(), pid);
         let tree = self.tree.clone();
@@ -138,7 +141,12 @@ impl Adapter {
                 Ok(operation) => alive::guarded(op.task(), operation).await,
                 Err(panic) => Err(panic),
             };
-            reply(outcome.unwrap_or_else(|panic| Err(panic.into())).map_err(|error: Error| {
+            let outcome = outcome.unwrap_or_else(|panic| Err(panic.into()));
+            if let Some(came) = came {
+                let error = outcome.as_ref().err().map(|error: &Error| error.kind);
+                tree.control().requests.answered(op, came.elapsed(), error);
+            }
+            reply(outcome.map_err(|error: Error| {
                 if error.kind.needs_explaining() {
                     let path = tree.describe(call.ino, call.name.as_deref());
                     let handle = call.handle;
@@ -151,7 +159,14 @@ impl Adapter {
         // If the reply itself panics, it is dropped, which answers EIO.
         match self.at_once(op, || task.as_mut().poll(&mut context)) {
             Ok(Poll::Ready(())) | Err(_) => {}
-            Ok(Poll::Pending) => self.waiting.spawn(known, task, &self.runtime),
+            Ok(Poll::Pending) => {
+                let waiting = came.map(|_| self.tree.control().requests.wait());
+                let rest = async move {
+                    task.await;
+                    drop(waiting);
+                };
+                self.waiting.spawn(known, rest, &self.runtime);
+            }
         }
     }
 }

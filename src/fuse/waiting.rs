@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -22,6 +22,8 @@ pub(super) struct Call {
     pub handle: Option<u64>,
     pub uid: u32,
     pub pid: u32,
+    /// When it came; `None` if it does not count.
+    pub came: Option<Instant>,
 }
 
 /// The requests that wait for a service. There are no more of them than requests of the kernel, which bounds those.

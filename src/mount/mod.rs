@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Implementation;
 use crate::cells::{CellOptions, Cells};
-use crate::control::{Control, SetLogLevel};
+use crate::control::{CONTENT_TYPE, Control, SetLogLevel};
 use crate::error::{Error, Kind, Result};
 use crate::fuse::Adapter;
 use crate::name::CellName;
 use crate::notify;
 use crate::record::Records;
+use crate::scrape::{Listening, MetricsAddress, Page};
 use crate::tree::{Tree, TreeOptions};
 
 mod attach;
@@ -24,14 +25,19 @@ mod point;
 mod serving;
 mod spec;
 mod table;
+mod umount;
 mod watchdog;
 
-pub use daemon::{Readiness, Side, detach};
+pub use daemon::{Failed, Readiness, Side, detach};
 use kernel::KernelMount;
 pub use manager::Manager;
 pub use point::MountPoint;
 use serving::{Serving, Signals};
 use spec::MountSpec;
+#[cfg(test)]
+pub(crate) use table::parse;
+pub(crate) use table::{Entry, Table};
+pub(crate) use umount::{Refused, unmount};
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -44,6 +50,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 pub struct Settings {
     /// Where to mount.
     pub mountpoint: MountPoint,
+    /// What the mount table shows as the source: no secrets.
+    pub source: String,
     /// The cells.
     pub cells: CellOptions,
     /// How records are shown.
@@ -58,6 +66,8 @@ pub struct Settings {
     pub config: serde_json::Value,
     /// Changes the level of the log.
     pub set_log_level: SetLogLevel,
+    /// Where the metrics are served over HTTP.
+    pub metrics: Option<MetricsAddress>,
 }
 
 /// Serves a mount until it is unmounted or a signal ends the process. Returns when nothing is in flight any more.
@@ -73,16 +83,21 @@ async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<
     let timeout = settings.cells.connect.timeout;
     let spec = MountSpec {
         mountpoint: settings.mountpoint.path().to_owned(),
-        source: settings.cells.source(),
+        source: settings.source.clone(),
         allow_other: settings.allow_other,
         read_only: settings.tree.read_only,
         threads: std::thread::available_parallelism()
             .map_or(*THREADS.start(), usize::from)
             .clamp(*THREADS.start(), *THREADS.end()),
     };
+    let cannot_mount =
+        |error| Error::new(Kind::Io, format!("cannot mount {}: {error}", settings.mountpoint.path().display()));
+    settings.mountpoint.look().map_err(cannot_mount)?;
     // Signals are caught before the mount exists, so that none can leave it behind.
     let mut signals = Signals::listen().map_err(io_error)?;
     manager.say(&format!("connecting to {}", spec.source));
+    // What cannot be had is known before there is a mount.
+    let endpoint = settings.metrics.map(Listening::at).transpose().map_err(io_error)?;
     let cells = tokio::select! {
         cells = manager.starting(settings.retry + timeout * CALLS_AT_START, connect(&settings, manager)) => cells?,
         () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),
@@ -99,6 +114,8 @@ async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<
     let control = Arc::new(Control::new(settings.config, settings.set_log_level));
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
     notify::follow(&tree);
+    let serve = |endpoint: Listening| endpoint.serve(metrics_of(&tree), CONTENT_TYPE);
+    let _serving = endpoint.map(serve).transpose().map_err(io_error)?;
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
     let waiting = adapter.waiting();
     let mut mount = KernelMount::start(adapter, &spec, settings.mountpoint, &tree)
@@ -112,6 +129,20 @@ async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<
     };
     ending::finish(&tree, &cells, &waiting, timeout).await;
     served.map_err(io_error)
+}
+
+/// The metrics of a tree, for as long as it exists.
+fn metrics_of(tree: &Arc<Tree>) -> Page {
+    let tree = Arc::downgrade(tree);
+    Arc::new(move || {
+        let tree = tree.upgrade();
+        Box::pin(async move {
+            match tree {
+                Some(tree) => tree.metrics().await,
+                None => Err(Error::new(Kind::Io, "the mount is ending")),
+            }
+        })
+    })
 }
 
 /// How long the kernel lets a request take before it gives up a mount; `None` if for ever. Anything that takes longer,

@@ -112,6 +112,11 @@ impl Helpers {
         Ok(notifier)
     }
 
+    /// A helper has made a call.
+    pub fn raised(&self) {
+        self.control.helper.raised.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A helper has died, which is an error while the mount exists. Returns how long to wait before the next start.
     pub fn died(&self, notifier: &Notifier) -> Duration {
         /// A helper that lived so long did not die because of its start.

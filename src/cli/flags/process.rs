@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::log::LogFormat;
+use crate::scrape::MetricsAddress;
 
 /// How the daemon runs.
 #[derive(Debug, Args)]
@@ -31,11 +32,18 @@ pub(in crate::cli) struct ProcessArgs {
     /// `cell`, `op`, `path`, `errno`, `uid` and `pid`.
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t, env = "TOPOFS_LOG_FORMAT")]
     pub log_format: LogFormat,
+    /// Serve the metrics over HTTP, at /metrics of this address: PORT, ADDRESS:PORT or [IPV6-ADDRESS]:PORT
+    ///
+    /// A port alone is one that only this host reaches. Whoever reaches the address may read the metrics: they contain
+    /// names of cells and numbers, but no records. The same is in .topofs/metrics.
+    #[arg(long, value_name = "ADDRESS", env = "TOPOFS_METRICS_ADDRESS")]
+    pub metrics_address: Option<MetricsAddress>,
     /// Mount options as mount(8) takes them
     ///
     /// Every long flag is also an option (`-o ro,allow_other,retry=2m`), with `_` or `-` in its name. Write a comma in
-    /// a value as `\,`. topofs ignores options that only mount(8) needs: auto, noauto, user, nouser, _netdev, nofail,
-    /// defaults, dev, suid, exec, the atime family, and x-*.
+    /// a value as `\,`, or put the value in double quotes. If an option is given twice, the last one counts. topofs
+    /// ignores options that only mount(8) and systemd need: auto, noauto, user, nouser, _netdev, nofail, defaults, dev,
+    /// suid, exec, the atime family, async, sync, x-*, X-* and comment.
     #[arg(short, value_name = "OPTION,...", action = clap::ArgAction::Append)]
     pub options: Vec<String>,
 }

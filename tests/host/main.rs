@@ -9,3 +9,4 @@ mod log;
 mod mount8;
 mod package;
 mod systemd;
+mod upgrade;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::mount::{Mount, TOPOFS};
+use common::page::examples;
 use common::{etcd, text, world, zookeeper};
 use topofs::sample::Cluster;
 
@@ -61,28 +62,6 @@ fn anchors(page: &str) -> BTreeSet<String> {
     let prose = prose(page);
     let headings = prose.lines().filter(|line| line.starts_with('#'));
     headings.map(|line| anchor(line.trim_start_matches('#'))).collect()
-}
-
-/// The commands of a page with what they print.
-fn examples(page: &str) -> Vec<(String, String)> {
-    let mut examples: Vec<(String, String)> = Vec::new();
-    let mut inside = false;
-    for line in page.lines() {
-        match line {
-            "```console" => inside = true,
-            "```" => inside = false,
-            _ if !inside => {}
-            line => match line.strip_prefix("$ ") {
-                Some(command) => examples.push((command.to_owned(), String::new())),
-                None => {
-                    let (_, output) = examples.last_mut().expect("output follows a command");
-                    output.push_str(line);
-                    output.push('\n');
-                }
-            },
-        }
-    }
-    examples
 }
 
 fn run(page: &str) {

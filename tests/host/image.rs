@@ -17,40 +17,54 @@ fn image(target: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A container: its own root, mounts and processes. What is mounted below its root is seen outside (in Kubernetes:
-/// Bidirectional).
-const CONTAINER: &str = r#"
+/// A pod: a container with its own root, mounts and processes, and another container that sees the same volume. In
+/// Kubernetes: Bidirectional here, HostToContainer there.
+const POD: &str = r#"
 set -eu
-mount --bind root root
-mount --make-shared root
+# A volume of the pod: what one container mounts there, the node and the other containers see.
+mkdir volume app
+mount --bind volume volume
+mount --make-shared volume
 mount --rbind /dev root/dev
-cat > inside.sh <<'END'
+cat > app.sh <<'END'
+mount --rbind volume app
+touch ready
+exec sleep 50
+END
+cat > topofs.sh <<'END'
 mount -t proc proc root/proc
+mount --bind volume root/mnt/topo
 exec chroot root /usr/bin/topofs mount --foreground --topo-global-server-address "$1" --topo-global-root /image/global \
   /mnt/topo
 END
-unshare -m --propagation unchanged -p --fork bash inside.sh "$SERVER" > log 2>&1 &
+unshare -m --propagation slave bash app.sh &
+app=$!
+unshare -m --propagation unchanged -p --fork bash topofs.sh "$SERVER" > log 2>&1 &
 container=$!
-trap 'umount -l root/mnt/topo 2> /dev/null; [ -z "${topofs:-}" ] || kill -9 "$topofs"; cat log' EXIT
+trap 'umount -l volume/ 2> /dev/null; kill -9 $app ${topofs:-}; cat log' EXIT
 # It answers when it is there.
 for _ in $(seq 300); do
-  [ -d root/mnt/topo/global ] && break
+  [ -e ready ] && [ -d volume/global ] && break
   [ -d "/proc/$container" ] || { echo "it has ended"; exit 1; }
   sleep 0.1
 done
-topofs=$(cat "/proc/$container/task/$container/children")
-record=mnt/topo/global/keyspaces/commerce/Keyspace.json
-echo "outside: $(head -n 2 root/$record | tail -n 1)"
-echo "inside: $(nsenter -m -p -t $topofs head -n 2 "$PWD/root/$record" | tail -n 1)"
-echo "from outside: $( (echo '{"durability_policy": "none"}' > root/$record) 2>&1 | sed 's/.*: //')"
-tail -n 1 root/mnt/topo/.topofs/errors | grep -o 'mount with --allow-unseen-writers'
-nsenter -m -p -t $topofs bash -c "echo '{\"durability_policy\": \"none\"}' > '$PWD/root/$record'"
-echo "from inside: $(cat root/$record | tr -d '\n')"
-kill -TERM $topofs
+topofs=$(tr -d " " < "/proc/$container/task/$container/children")
+record=global/keyspaces/commerce/Keyspace.json
+within() { nsenter -m -p -t "$topofs" bash -c "$1"; }
+policy() { grep -o '"durability_policy".*"'; }
+echo "node: $(policy < volume/$record)"
+echo "container: $(within "cat $PWD/root/mnt/topo/$record" | policy)"
+echo "other container: $(nsenter -m -t $app cat "$PWD/app/$record" | policy)"
+echo "unseen writer: $( (echo '{"durability_policy": "none"}' > volume/$record) 2>&1 | sed 's/.*: //')"
+tail -n 1 volume/.topofs/errors | grep -o 'mount with --allow-unseen-writers'
+within "echo '{\"durability_policy\": \"none\"}' > '$PWD/root/mnt/topo/$record'"
+echo "seen writer: $(policy < volume/$record)"
+kill -TERM "$topofs"
 wait $container
 topofs=
-echo "after: $(ls root/mnt/topo)"
+echo "after: $(ls volume) $(nsenter -m -t $app ls "$PWD/app")"
 trap - EXIT
+kill $app
 "#;
 
 #[test]
@@ -59,14 +73,15 @@ fn an_image_mounts_an_etcd_in_a_root_of_its_own_and_it_is_seen_outside() {
     image(&work.path().join("root"));
     let server = etcd::shared().endpoint();
     world::load(&*world::etcd_cell(&server, "/image"), &Cluster::demo(&server));
-    let output = bash_apart(work.path(), &format!("SERVER={server}\n{CONTAINER}"));
+    let output = bash_apart(work.path(), &format!("SERVER={server}\n{POD}"));
     let expected = [
-        "outside:   \"durability_policy\": \"semi_sync\",",
-        "inside:   \"durability_policy\": \"semi_sync\",",
-        "from outside: Operation not permitted",
+        "node: \"durability_policy\": \"semi_sync\"",
+        "container: \"durability_policy\": \"semi_sync\"",
+        "other container: \"durability_policy\": \"semi_sync\"",
+        "unseen writer: Operation not permitted",
         "mount with --allow-unseen-writers",
-        "from inside: {  \"durability_policy\": \"none\"}",
-        "after: ",
+        "seen writer: \"durability_policy\": \"none\"",
+        "after:  ",
     ];
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(text(&output).lines().collect::<Vec<_>>(), expected);

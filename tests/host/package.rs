@@ -86,7 +86,7 @@ for tool in cargo rustc topofs; do
   if command -v $tool; then echo "there is a $tool"; fi
 done
 install() { dpkg --path-include='/usr/share/doc/topofs/*' --path-include='/usr/share/man/*' -i /tmp/topofs.deb; }
-install > /tmp/log || { cat /tmp/log; exit 1; }
+install > /tmp/log 2>&1 || { cat /tmp/log; exit 1; }
 dpkg --verify topofs
 echo "new: $(grep -c '^topofs:' /tmp/log || true)"
 echo "helper: $(readlink -f /sbin/mount.topofs) $(readlink -f /sbin/mount.fuse.topofs)"
@@ -101,7 +101,7 @@ bash /tmp/tour.sh > /tmp/tour 2>&1
 topofs demo /tmp/topo
 record=/tmp/topo/global/keyspaces/commerce/Keyspace.txt
 exec 3< $record
-install > /tmp/log
+install > /tmp/log 2>&1
 echo "upgraded: $(grep -A1 '^topofs:.*go on with the version' /tmp/log | tail -n 1 | xargs)"
 echo "open file: $(head -n 1 <&3)"
 dpkg -r topofs > /tmp/log 2>&1

@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::notify::helper;
 
 mod ask;
+mod check;
 mod clock;
 mod commands;
 mod connection;
@@ -26,6 +27,7 @@ mod settings;
 mod told;
 
 use commands::ask::AskArgs;
+use commands::check::CheckArgs;
 use commands::completions::CompletionsArgs;
 use commands::errors::ErrorsArgs;
 use commands::events::EventsArgs;
@@ -60,6 +62,22 @@ enum Command {
     Mount(Box<MountArgs>),
     /// Mount a sample cluster in memory, to try topofs
     Demo(Box<CommonArgs>),
+    /// Try the flags of a mount, and say what is wrong before it is mounted
+    ///
+    /// Takes the flags of `topofs mount`, changes nothing, and prints one line for each step with what to do about it:
+    /// the host (/dev/fuse, fusermount3), the mount point, the files that the flags name, the names and ports of the
+    /// servers, their answer (TLS, user and password), the root (if nothing is there, which other roots look like a
+    /// topology), the schema of all records, and what this user may do. A right to write is tried by a change that the
+    /// service certainly refuses; a right that cannot be found out is never taken for yes. Then the same for each cell.
+    ///
+    /// For a MOUNTPOINT without flags where a topology is mounted, the settings of that mount are tried once more from
+    /// outside, beside what it says of itself. The files that it names are read as the user who checks.
+    ///
+    /// Every step ends within --remote-operation-timeout, and all within four times as long (at least 20 s).
+    ///
+    /// Exit status: 0 if nothing has failed (there may be warnings), 1 if something has, 2 if it could not be found out
+    /// or the command line is wrong.
+    Check(Box<CheckArgs>),
     /// Show how the mounts of this host are
     ///
     /// A mount is not healthy if its daemon is gone ("Transport endpoint is not connected") or does not answer in time;
@@ -157,11 +175,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let usage = usage_status(&args);
     let parsed = match normalize(args) {
-        Ok(args) => Cli::try_parse_from(args),
+        Ok(args) => Cli::command().try_get_matches_from(args),
         Err(error) => Err(Cli::command().error(clap::error::ErrorKind::InvalidValue, error)),
     };
-    let cli = match parsed {
-        Ok(cli) => cli,
+    let understood = parsed.and_then(|given| Ok((Cli::from_arg_matches(&given)?, given)));
+    let (cli, given) = match understood {
+        Ok(understood) => understood,
         Err(error) => {
             // Help and version are not errors. If the pipe is closed, nobody reads them.
             let _ = error.print();
@@ -171,6 +190,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let ended = match &cli.command {
         Command::Mount(args) => args.run(),
         Command::Demo(args) => args.run_demo(),
+        Command::Check(args) => args.run(given.subcommand().map_or(&given, |(_, given)| given)),
         Command::Status(args) => args.run(),
         Command::Events(args) => args.run(),
         Command::Errors(args) => args.run(),
@@ -197,7 +217,7 @@ fn usage_status(args: &[OsString]) -> u8 {
     match args.get(1) {
         Some(command) if command == "validate" => NOT_CHECKED,
         Some(command) if command == "topo2topo" => TROUBLE,
-        Some(command) if command == "status" || command == "events" || command == "errors" => UNKNOWN,
+        Some(command) if ["check", "status", "events", "errors"].iter().any(|name| command == name) => UNKNOWN,
         _ => USAGE,
     }
 }

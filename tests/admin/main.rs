@@ -7,6 +7,11 @@ mod common;
 
 mod backup;
 mod changes;
+mod check;
+mod events;
 mod page;
 mod recovery;
+mod shell;
+mod status;
 mod topo2topo;
+mod umount;

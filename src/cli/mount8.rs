@@ -97,7 +97,7 @@ impl Mount8 {
         let program = Cli::command();
         let caller = Caller::Mount8 { sloppy: self.sloppy };
         let line = Line::read(self.as_command(), &program, caller)?;
-        let cli = super::parse(program, &line).map_err(|error| {
+        let (cli, _) = super::parse(program, &line).map_err(|error| {
             let reason = line.complaint(&error).unwrap_or_else(|| words(&error));
             anyhow::anyhow!(reason)
         })?;

@@ -2,6 +2,7 @@
 
 pub mod alive;
 pub mod backend;
+mod cache;
 pub mod cells;
 pub mod cli;
 pub mod confine;
@@ -19,6 +20,7 @@ pub mod notify;
 mod process;
 pub mod record;
 pub mod sample;
+pub mod scrape;
 pub mod store;
 pub mod topology;
 pub mod tree;

@@ -114,6 +114,13 @@ struct Shared {
     released: watch::Sender<u64>,
 }
 
+/// When a call began.
+struct Since {
+    time: Instant,
+    /// Sees the releases from then on.
+    released: watch::Receiver<u64>,
+}
+
 impl Faulty {
     /// A backend without faults. `timeout` is the operation timeout of the inner backend: a hanging call ends with it.
     pub fn new(inner: Arc<dyn Backend>, timeout: Duration) -> Self {
@@ -157,6 +164,11 @@ impl Faulty {
         self.0.released.send_modify(|releases| *releases += 1);
     }
 
+    /// The beginning of a call that is not counted yet: whoever waits for the call and releases it then, releases it.
+    fn since(&self) -> Since {
+        Since { time: Instant::now(), released: self.0.released.subscribe() }
+    }
+
     /// Counts a call, and returns its fault.
     fn begin(&self, call: Call) -> Option<Fault> {
         let mut script = self.0.script.lock();
@@ -171,18 +183,17 @@ impl Faulty {
         Some(script.remove(at).2)
     }
 
-    /// Waits for a release; fails with the timeout of the call, which began then.
-    async fn hang(&self, call: Call, since: Instant) -> Result<(), BackendError> {
-        let mut released = self.0.released.subscribe();
-        match timeout_at(since + self.0.timeout, released.changed()).await {
+    /// Waits for a release; fails with the timeout of the call.
+    async fn hang(&self, call: Call, mut since: Since) -> Result<(), BackendError> {
+        match timeout_at(since.time + self.0.timeout, since.released.changed()).await {
             Ok(_) => Ok(()),
             Err(_) => Err(self.no_answer(call)),
         }
     }
 
-    /// Waits for a late answer; fails with the timeout of the call, which began then.
-    async fn delay(&self, call: Call, since: Instant, time: Duration) -> Result<(), BackendError> {
-        match timeout_at(since + self.0.timeout, sleep(time)).await {
+    /// Waits for a late answer; fails with the timeout of the call.
+    async fn delay(&self, call: Call, since: Since, time: Duration) -> Result<(), BackendError> {
+        match timeout_at(since.time + self.0.timeout, sleep(time)).await {
             Ok(()) => Ok(()),
             Err(_) => Err(self.no_answer(call)),
         }
@@ -200,7 +211,7 @@ impl Faulty {
         call: Call,
         inner: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, BackendError> {
-        let since = Instant::now();
+        let since = self.since();
         match self.begin(call) {
             None => inner.await,
             Some(Fault::Fail(failure)) => Err(failed(call, failure)),
@@ -226,7 +237,7 @@ impl Faulty {
     async fn next_batch(&self, stream: &mut WatchStream) -> Option<Result<WatchBatch, BackendError>> {
         loop {
             let next = stream.next().await?;
-            let since = Instant::now();
+            let since = self.since();
             let broken = match self.begin(Call::Watch) {
                 None => return Some(next),
                 Some(Fault::Lost) => continue,
@@ -393,5 +404,27 @@ impl Place for FaultyPlace {
 
     async fn leave(&self) -> Result<Revision, BackendError> {
         self.faulty.pass(Call::Leave, self.place.leave()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_counts_for_a_call_that_has_begun_and_does_not_wait_yet() {
+        let timeout = Duration::from_secs(10);
+        let memory = crate::backend::memory::MemoryServers::default().open(&"memory:server/root".parse().unwrap());
+        let slow = Faulty::new(Arc::new(memory.unwrap()), timeout).on(Call::Get, 1, Fault::Hang);
+        let faulty = Faulty::new(Arc::new(slow.clone()), timeout).on(Call::Get, 1, Fault::Lost);
+        let path = TopoPath::parse("metadata/x").unwrap();
+        let call = tokio::spawn({
+            let faulty = faulty.clone();
+            async move { faulty.get(&path).await }
+        });
+        slow.begun(Call::Get, 1).await;
+        faulty.release();
+        slow.release();
+        assert_eq!(call.await.unwrap().unwrap().node, None);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::contract::Backend;
 use super::location::Location;
+use super::metered::Meter;
 use super::{consul::ConsulOptions, etcd2::EtcdOptions, memory::MemoryServers, zk2::ZkOptions};
 use crate::name::CellName;
 
@@ -26,6 +27,8 @@ pub struct ConnectOptions {
     pub memory: MemoryServers,
     /// A wrapper for each backend.
     pub wrap: Wrap,
+    /// Times the calls of all connections.
+    pub meter: Arc<Meter>,
     /// The second service, if every update goes to two.
     pub tee: Option<TeeOptions>,
 }
@@ -74,6 +77,7 @@ impl Default for ConnectOptions {
             consul: ConsulOptions::default(),
             memory: MemoryServers::default(),
             wrap: Wrap::default(),
+            meter: Arc::default(),
             tee: None,
         }
     }

@@ -9,12 +9,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::ending::Ending;
 use super::options::CellOptions;
 use super::second::{Second, SecondPlace};
 use super::turns::Turns;
 use crate::alive;
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Location, Node, Revision, Role,
+    Applied, Backend, BackendError, Change, Earlier, Errors, Failure, Fetched, Limits, Location, Node, Revision, Role,
 };
 use crate::error::{Error, Kind, Result, UNCERTAIN};
 use crate::mirror::{Health, Histories, Mirror, Record, Snapshot};
@@ -44,8 +45,11 @@ pub struct Cell {
     pub mirror: Arc<Mirror>,
     /// Where its updates go, too.
     pub second: Option<Second>,
+    /// What has gone wrong in calls of its service.
+    pub errors: Errors,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) turns: Turns,
+    pub(super) ending: Ending,
     /// Those who may read the past of a record at once.
     past_turns: Semaphore,
     timeout: Duration,
@@ -67,9 +71,7 @@ impl Cell {
         stop: &CancellationToken,
     ) -> Result<Arc<Self>> {
         let holds_global = location.is_same_place(&options.global);
-        let allowed = options.servers.check(&location, &options.global, &options.connect);
-        let opened = allowed.and_then(|()| crate::backend::open(&name, &location, &options.connect));
-        let primary = opened.map_err(|error| {
+        let (primary, errors) = options.open(&name, (&location, &options.global)).map_err(|error| {
             let mut error = Error::from(error);
             error.reason = format!("cell {name} ({location}): {}", error.reason);
             error
@@ -94,8 +96,10 @@ impl Cell {
             location,
             mirror,
             second,
+            errors,
             backend,
             turns: Turns::default(),
+            ending: Ending::default(),
             past_turns: Semaphore::new(PAST_READERS),
             timeout: options.connect.timeout,
             stop,
@@ -111,7 +115,13 @@ impl Cell {
             Health::Idle | Health::Loading => {}
         }
         // A load that takes longer than a call goes on; only this caller stops waiting.
-        if tokio::time::timeout(self.timeout, self.mirror.load()).await.is_err() {
+        let loaded = async {
+            tokio::select! {
+                () = self.mirror.load() => {}
+                () = self.ending.given_up() => {}
+            }
+        };
+        if tokio::time::timeout(self.timeout, loaded).await.is_err() {
             let waited = humantime::format_duration(self.timeout);
             return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
         }
@@ -257,6 +267,23 @@ impl Cell {
         }
     }
 
+    /// The mount is ending: gives up calls to services that are silent.
+    pub(super) async fn give_up_if_silent(&self) {
+        let second = async {
+            match &self.second {
+                Some(second) => second.give_up_if_silent().await,
+                None => {}
+            }
+        };
+        let first = async {
+            // Nobody waits for a cell that was never used.
+            if self.mirror.health() != Health::Idle {
+                self.ending.give_up_if_silent(&*self.backend, &self.mirror).await;
+            }
+        };
+        futures::future::join(first, second).await;
+    }
+
     /// Names of what this kind of service knows about a record beside its version.
     pub fn attributes(&self) -> &'static [&'static str] {
         self.backend.attributes()
@@ -298,7 +325,8 @@ impl Cell {
         (what, after): (&str, &str),
         call: impl Future<Output = std::result::Result<T, BackendError>>,
     ) -> Result<T> {
-        let called = alive::guarded(format!("{what} in cell {}", self.name), call)
+        let answered = self.ending.answer(!after.is_empty(), call);
+        let called = alive::guarded(format!("{what} in cell {}", self.name), answered)
             .await
             .unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, format!("{panic}{after}"))));
         called.map_err(|error| self.explain(error))
@@ -394,8 +422,10 @@ mod tests {
                 },
                 mirror,
                 second: None,
+                errors: Errors::default(),
                 backend,
                 turns: Turns::default(),
+                ending: Ending::default(),
                 past_turns: Semaphore::new(PAST_READERS),
                 timeout: Duration::from_secs(15),
                 stop,

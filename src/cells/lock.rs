@@ -107,7 +107,7 @@ impl Cell {
 
     /// Who holds the lock of a directory, as the service has it now.
     pub async fn holder_now(&self, dir: &TopoPath) -> Result<Option<Node>> {
-        let listing = self.backend.list(dir).await.map_err(|error| self.explain(error))?;
+        let listing = self.ending.answer(false, self.backend.list(dir)).await.map_err(|error| self.explain(error))?;
         Ok(first(&*self.backend, dir, listing.nodes))
     }
 
@@ -141,20 +141,21 @@ impl Cell {
     /// Stands in line for the lock of a directory. Fails with ENOENT if nothing is stored there.
     pub async fn stand_in_line(self: &Arc<Self>, dir: &TopoPath, contents: &Bytes) -> Result<LockPlace> {
         self.refuse_if_down()?;
-        let place = self.backend.enter(dir, contents).await.map_err(|error| self.explain(error))?;
+        let place =
+            self.ending.answer(true, self.backend.enter(dir, contents)).await.map_err(|error| self.explain(error))?;
         let ticket = (!self.backend.has_queue()).then(|| self.turns.take(dir));
         Ok(LockPlace { cell: self.clone(), dir: dir.clone(), place, ticket, held: Mutex::default() })
     }
 
     /// Takes a lock away from its holder, if it is still the same lock.
     pub async fn break_lock(&self, node: &Node) -> Result<()> {
-        self.backend.break_lock(node).await.map_err(|error| self.explain(error))?;
+        self.ending.answer(true, self.backend.break_lock(node)).await.map_err(|error| self.explain(error))?;
         self.fetch(&node.path).await.map(drop)
     }
 
     /// Removes what is left of the locks of a directory while nobody holds or wants one.
     pub async fn sweep_locks(&self, dir: &TopoPath) -> Result<Option<String>> {
-        self.backend.sweep_locks(dir).await.map_err(|error| self.explain(error))
+        self.ending.answer(true, self.backend.sweep_locks(dir)).await.map_err(|error| self.explain(error))
     }
 
     /// How long a lock lasts if nothing keeps it alive; `None` if unknown.
@@ -199,7 +200,8 @@ impl LockPlace {
 
     /// Takes the lock if it is free. Returns whether it is held now.
     pub async fn try_hold(&self) -> Result<bool> {
-        let held = self.place.try_hold().await.map_err(|error| self.cell.explain(error))?;
+        let held =
+            self.cell.ending.answer(true, self.place.try_hold()).await.map_err(|error| self.cell.explain(error))?;
         let Some(node) = held else { return Ok(false) };
         *self.held.lock() = Some(node);
         self.announce();
@@ -273,7 +275,7 @@ impl LockPlace {
 
     /// Leaves the line, or releases the lock. If this fails, the caller must try again until the place is lost.
     pub async fn leave(&self) -> Result<()> {
-        let outcome = self.place.leave().await;
+        let outcome = self.cell.ending.answer(true, self.place.leave()).await;
         let path = self.node().or_else(|| self.place.node()).map(|node| node.path);
         let outcome = match (outcome, path) {
             (Ok(at), Some(path)) => {

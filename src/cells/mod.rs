@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alive;
-use crate::backend::{Implementation, Location, TeeOptions};
+use crate::backend::{Implementation, Location, Meter, TeeOptions};
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Batch, Health, Histories, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -21,6 +21,7 @@ use crate::record::{CellInfo, Records};
 mod cell;
 mod drift;
 mod earlier;
+mod ending;
 mod failure;
 mod joint;
 mod lock;
@@ -198,9 +199,48 @@ impl Cells {
         &self.histories
     }
 
+    /// How long the calls of all services took.
+    pub fn meter(&self) -> &Meter {
+        &self.options.connect.meter
+    }
+
     /// What records mean here.
     pub fn records(&self) -> &Arc<Records> {
         &self.records
+    }
+
+    /// The mount is ending. From now on, calls to a service that gives no sign of life are given up: they fail, and say
+    /// whether they may have been carried out.
+    pub fn give_up_if_silent(&self) {
+        let _runtime = self.runtime.enter();
+        for cell in std::iter::once(&self.global).chain(self.local.load().values()) {
+            let (cell, stop) = (cell.clone(), self.stop.clone());
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = cell.give_up_if_silent() => {}
+                }
+            });
+        }
+    }
+
+    /// Compares all cells with their services, and rereads passwords. Waits until those that answer have been compared,
+    /// up to a time limit.
+    pub async fn resync(&self, longest: Duration) {
+        /// How often to look.
+        const STEP: Duration = Duration::from_millis(50);
+        let compared = self.all().into_iter().map(|cell| {
+            let before = cell.mirror.counters.resyncs.load(Ordering::Relaxed);
+            cell.request_resync();
+            async move {
+                while cell.mirror.health() == Health::Live
+                    && cell.mirror.counters.resyncs.load(Ordering::Relaxed) == before
+                {
+                    tokio::time::sleep(STEP).await;
+                }
+            }
+        });
+        let _ = tokio::time::timeout(longest, futures::future::join_all(compared.collect::<Vec<_>>())).await;
     }
 
     /// Ends all background work and waits for it.

@@ -1,6 +1,8 @@
 //! How cells are connected.
 
-use crate::backend::{CellServers, ConnectOptions, Location};
+use std::sync::Arc;
+
+use crate::backend::{Backend, BackendError, CellServers, ConnectOptions, Errors, Location, Metered};
 use crate::mirror::{HistoryLimits, MirrorOptions};
 use crate::name::CellName;
 
@@ -26,5 +28,17 @@ impl CellOptions {
     pub fn new(global: Location, connect: ConnectOptions, mirror: MirrorOptions) -> Self {
         let (servers, history) = (CellServers::default(), HistoryLimits::default());
         Self { global, connect, servers, mirror, only: None, history }
+    }
+
+    /// Prepares a connection to a place, if its servers are allowed: those of the topology that begins at the other
+    /// place always are. Counts its calls.
+    pub(super) fn open(
+        &self,
+        name: &CellName,
+        (location, global): (&Location, &Location),
+    ) -> Result<(Arc<dyn Backend>, Errors), BackendError> {
+        self.servers.check(location, global, &self.connect)?;
+        let (backend, errors) = (crate::backend::open(name, location, &self.connect)?, Errors::default());
+        Ok((Metered::new(backend, self.connect.meter.clone(), errors.clone()), errors))
     }
 }

@@ -18,12 +18,13 @@ use tokio_util::task::TaskTracker;
 
 pub use super::drift::Drift;
 use super::drift::{Comparison, changed, is_young};
+use super::ending::Ending;
 use super::lock_text::{in_words, says_save};
 use super::options::CellOptions;
 use crate::backend::tee::{Answers, Failures, Hears, Tee, TeeSettings, is_mirrored};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner, Places,
-    Role, SharedPlace, TeeOptions, WatchStream,
+    Applied, Backend, BackendError, Change, Errors, Failure, Fetched, Guard, Limits, Listing, Location, Node, Owner,
+    Places, Role, SharedPlace, TeeOptions, WatchStream,
 };
 use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
@@ -100,8 +101,11 @@ pub struct Second {
     pub place: SecondPlace,
     /// What is there; `None` without a place.
     pub mirror: Option<Arc<Mirror>>,
+    /// What has gone wrong in calls of its service.
+    pub errors: Errors,
     tee: Tee,
     backend: Option<Arc<dyn Backend>>,
+    ending: Ending,
     /// The last comparison.
     compared: Mutex<Option<Comparison>>,
 }
@@ -136,8 +140,7 @@ impl Second {
                 Err(SecondPlace::Nowhere(format!("it is the same place as the primary: {location}")))
             }
             SecondPlace::At(location) => {
-                let allowed = options.servers.check(location, &tee.secondary, &options.connect);
-                let opened = allowed.and_then(|()| crate::backend::open(name, location, &options.connect));
+                let opened = options.open(name, (location, &tee.secondary));
                 opened.map_err(|error| SecondPlace::Unknown(format!("{location}: {error}")))
             }
             missing => Err(missing.clone()),
@@ -152,18 +155,37 @@ impl Second {
         };
         let found = place.clone();
         match (opened, &place) {
-            (Ok(backend), SecondPlace::At(location)) => {
+            (Ok((backend, errors)), SecondPlace::At(location)) => {
                 let mirror = Mirror::new(backend.clone(), options.mirror);
                 settings.secondary = location.to_string();
                 settings.hears = Some(mirror.clone());
                 let tee = Tee::new(primary.clone(), backend.clone(), settings);
-                Self { found, place, mirror: Some(mirror), tee, backend: Some(backend), compared: Mutex::default() }
+                let (mirror, backend) = (Some(mirror), Some(backend));
+                Self {
+                    found,
+                    place,
+                    mirror,
+                    errors,
+                    tee,
+                    backend,
+                    ending: Ending::default(),
+                    compared: Mutex::default(),
+                }
             }
             (opened, _) => {
                 let place = opened.err().unwrap_or(place);
                 settings.secondary = tee.secondary.to_string();
                 let tee = Tee::new(primary.clone(), Arc::new(Missing(place.clone())), settings);
-                Self { found, place, mirror: None, tee, backend: None, compared: Mutex::default() }
+                Self {
+                    found,
+                    place,
+                    mirror: None,
+                    errors: Errors::default(),
+                    tee,
+                    backend: None,
+                    ending: Ending::default(),
+                    compared: Mutex::default(),
+                }
             }
         }
     }
@@ -210,7 +232,19 @@ impl Second {
 
     /// Waits for the updates that are under way.
     pub(super) async fn settle(&self, patience: Duration) {
-        self.tee.settle(patience).await;
+        tokio::select! {
+            () = self.tee.settle(patience) => {}
+            () = self.ending.given_up() => {
+                tracing::warn!("the secondary gives no sign of life: the last updates may not have reached it");
+            }
+        }
+    }
+
+    /// The mount is ending: updates that are under way are no longer waited for if the second place is silent.
+    pub(super) async fn give_up_if_silent(&self) {
+        if let (Some(backend), Some(mirror)) = (&self.backend, &self.mirror) {
+            self.ending.give_up_if_silent(&**backend, mirror).await;
+        }
     }
 
     /// What differs at the second place, as far as known now. Asks no service.

@@ -53,7 +53,8 @@ impl Together {
     pub async fn apply(&self, changes: &[Vec<Change>]) -> Result<Vec<Applied>> {
         self.cells.iter().try_for_each(|cell| cell.refuse_if_down())?;
         let parts = self.parts(changes);
-        let made = alive::guarded("a change of several cells", apply_together(&*self.carrier.backend, &parts)).await;
+        let answered = self.carrier.ending.answer(true, apply_together(&*self.carrier.backend, &parts));
+        let made = alive::guarded("a change of several cells", answered).await;
         let made = made.unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, format!("{panic}{UNCERTAIN}"))));
         let applied = made.map_err(|error| self.explain(error))?;
         for ((cell, changes), applied) in self.cells.iter().zip(changes).zip(&applied) {

@@ -10,6 +10,7 @@ use super::flags::connect::ConnectArgs;
 use super::flags::topo::{GlobalArgs, TopologyArgs};
 use super::flags::values::Service;
 use super::log::{Heard, start_for_command};
+use super::source::{DEFAULT_ROOT, Source, refuse_credentials};
 use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::{EtcdOptions, read_password};
 use crate::backend::zk2::ZkOptions;
@@ -23,12 +24,24 @@ const NEVER: Duration = Duration::from_secs(24 * 3600);
 /// How long the watch of a cell may be broken before a command counts the cell as down.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// The root of the global topology if no flag says another.
-const DEFAULT_ROOT: &str = "/vitess/global";
-
 impl GlobalArgs {
     /// Where the global topology is, and the second service if there are two.
     pub fn places(&self) -> anyhow::Result<(Location, Option<TeeOptions>)> {
+        let (global, tee) = self.named()?;
+        refuse_credentials([&global].into_iter().chain(tee.as_ref().map(|tee| &tee.secondary)))?;
+        Ok((global, tee))
+    }
+
+    /// The place that a source names, with what the flags say about it.
+    pub fn places_of(&self, source: Source) -> anyhow::Result<(Location, Option<TeeOptions>)> {
+        match source {
+            Source::One(location) => Ok((location, None)),
+            Source::Tee(primary, secondary) => self.both(primary, secondary),
+            Source::Demo => bail!("the sample cluster has no place"),
+        }
+    }
+
+    fn named(&self) -> anyhow::Result<(Location, Option<TeeOptions>)> {
         match self.topo_implementation {
             Service::One(implementation) => {
                 if self.tee_primary.is_some() || self.tee_secondary.is_some() || self.tee_reverse_lock_order {
@@ -59,11 +72,14 @@ impl GlobalArgs {
                  IMPLEMENTATION:SERVERS/ROOT: etcd2:localhost:2379{DEFAULT_ROOT}"
             );
         };
-        if primary.is_same_place(secondary) {
+        self.both(primary.clone(), secondary.clone())
+    }
+
+    fn both(&self, primary: Location, secondary: Location) -> anyhow::Result<(Location, Option<TeeOptions>)> {
+        if primary.is_same_place(&secondary) {
             bail!("--tee-primary {primary} and --tee-secondary {secondary} are the same place");
         }
-        let (secondary, reverse_lock_order) = (secondary.clone(), self.tee_reverse_lock_order);
-        Ok((primary.clone(), Some(TeeOptions { secondary, reverse_lock_order })))
+        Ok((primary, Some(TeeOptions { secondary, reverse_lock_order: self.tee_reverse_lock_order })))
     }
 }
 

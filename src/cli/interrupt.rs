@@ -22,3 +22,18 @@ pub(super) fn on_signals() -> anyhow::Result<CancellationToken> {
     }
     Ok(token)
 }
+
+/// Ends the process at Ctrl-C with the status that a shell expects. For a command that has nothing to give back, and
+/// may be waiting for anything.
+pub(super) fn end_on_interrupt() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut signals = {
+        let _inside = runtime.enter();
+        signal(SignalKind::interrupt())?
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(signals.recv());
+        std::process::exit(ENDED_AT_ONCE);
+    });
+    Ok(())
+}

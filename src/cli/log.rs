@@ -6,41 +6,80 @@ use std::sync::Mutex;
 use anyhow::{Context, anyhow};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::{EnvFilter, Layer, reload};
 
 use super::flags::process::ProcessArgs;
 use super::one_line::OneLine;
 use crate::control::SetLogLevel;
 
+mod journal;
+mod json;
+
+use journal::Journal;
+
 /// fuser logs every reply to a caller that was killed meanwhile; the ZooKeeper client logs every session and attempt.
 /// Both also return what matters as an error.
 const QUIET: &str = "fuser=off,zookeeper_client=off";
 
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// What adds time and level to a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frame {
+    /// We do.
+    Own,
+    /// The log that gets the line.
+    Others,
+}
+
 /// Starts logging to the target in the flags; to syslog if nobody would see standard error.
 pub(super) fn start(args: &ProcessArgs) -> anyhow::Result<SetLogLevel> {
     let (filter, handle) = reload::Layer::new(filter(args)?);
-    let format = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false);
     let registry = tracing_subscriber::registry().with(filter);
+    let format = args.log_format;
     if let Some(path) = &args.log_file {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
         let file = file.with_context(|| format!("cannot open the log file {}", path.display()))?;
-        registry.with(format.with_writer(OneLine(Mutex::new(file)))).try_init()?;
+        registry.with(layer(format, Frame::Own, Mutex::new(file))).try_init()?;
+    } else if args.stays() && journal::is_standard_error() {
+        registry.with(layer(format, Frame::Others, Journal)).try_init()?;
     } else if args.stays() {
-        registry.with(format.with_writer(OneLine(std::io::stderr))).try_init()?;
+        registry.with(layer(format, Frame::Own, std::io::stderr)).try_init()?;
     } else {
         let (options, facility) = (syslog_tracing::Options::LOG_PID, syslog_tracing::Facility::Daemon);
         let syslog = syslog_tracing::Syslog::new(c"topofs", options, facility).context("syslog is already in use")?;
-        // Syslog adds time and level itself.
-        registry.with(format.with_writer(OneLine(syslog)).without_time().with_level(false)).try_init()?;
+        registry.with(layer(format, Frame::Others, syslog)).try_init()?;
     }
     Ok(Box::new(move |level| {
         let filter = parse(level).map_err(|error| error.to_string())?;
         handle.reload(filter).map_err(|error| error.to_string())
     }))
+}
+
+fn layer<S, W>(format: LogFormat, frame: Frame, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(OneLine(writer));
+    match (format, frame) {
+        (LogFormat::Text, Frame::Own) => layer.boxed(),
+        (LogFormat::Text, Frame::Others) => layer.without_time().with_level(false).boxed(),
+        // A program that reads the objects need not know which way they came.
+        (LogFormat::Json, _) => layer.fmt_fields(json::Fields).event_format(json::Object).boxed(),
+    }
 }
 
 /// What people hear of a command that needs no mount, beside its result.
@@ -96,5 +135,26 @@ fn parse(level: &str) -> anyhow::Result<EnvFilter> {
     if !is_filter && !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
         return Err(anyhow!("not a log level: use one of {}", LEVELS.join(", ")));
     }
-    Ok(EnvFilter::try_new(if is_filter { level.to_owned() } else { format!("{level},{QUIET}") })?)
+    // What the filter says of the same modules counts: it comes later.
+    Ok(EnvFilter::try_new(format!("{QUIET},{level}"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_names_modules_and_keeps_the_noisy_ones_quiet() {
+        let shown = |level: &str| {
+            let mut parts: Vec<String> = parse(level).unwrap().to_string().split(',').map(str::to_owned).collect();
+            parts.sort();
+            parts.join(" ")
+        };
+        assert_eq!(shown("info"), "fuser=off info zookeeper_client=off");
+        assert_eq!(shown("warn,topofs::backend=debug"), "fuser=off topofs::backend=debug warn zookeeper_client=off");
+        assert_eq!(shown("info,fuser=debug"), "fuser=debug info zookeeper_client=off");
+        for wrong in ["loud", "", "topofs::backend", "topofs=loud"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -3,34 +3,53 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::notify::helper;
 
+mod ask;
+mod clock;
 mod commands;
 mod connection;
 mod flags;
+mod health;
+mod holders;
+mod host;
 mod interrupt;
+mod listen;
 mod log;
 mod manual;
+mod mount8;
 mod mounted;
 mod one_line;
 mod options;
+mod paint;
 mod settings;
+mod source;
+mod told;
 
+use commands::ask::AskArgs;
 use commands::completions::CompletionsArgs;
+use commands::demo::DemoArgs;
+use commands::errors::ErrorsArgs;
+use commands::events::EventsArgs;
 use commands::man::ManArgs;
-use commands::mount::{CommonArgs, MountArgs};
+use commands::mount::{Fake, MountArgs};
 use commands::notifier::NotifierArgs;
 use commands::rebuild_keyspace_graph::RebuildKeyspaceGraphArgs;
 use commands::rebuild_vschema_graph::RebuildVschemaGraphArgs;
 use commands::remove_keyspace_cell::RemoveKeyspaceCellArgs;
+use commands::status::{StatusArgs, UNKNOWN};
 use commands::topo2topo::{self, TROUBLE, Topo2topoArgs};
+use commands::umount::UmountArgs;
 use commands::unlock::UnlockArgs;
 use commands::validate::{NOT_CHECKED, ValidateArgs};
 use commands::{USAGE, complain};
 
-pub use options::{OptionError, normalize};
+use options::{Caller, Line};
+
+pub use options::OptionError;
 
 /// Mount a Vitess Topology Service as a file system.
 #[derive(Debug, Parser)]
@@ -45,12 +64,53 @@ enum Command {
     /// Mount a topology on a directory
     ///
     /// Exit status: 0 if the mount answers, 1 for wrong usage, 32 if the mount failed.
+    #[command(override_usage = "topofs mount [OPTIONS] [SOURCE] MOUNTPOINT")]
     Mount(Box<MountArgs>),
     /// Mount a sample cluster in memory, to try topofs
     ///
     /// Two cells, three keyspaces, twenty tablets. It touches nothing else, and ends with the mount. Exit status: as of
     /// topofs mount.
-    Demo(Box<CommonArgs>),
+    Demo(Box<DemoArgs>),
+    /// Show how the mounts of this host are
+    ///
+    /// A mount is not healthy if its daemon is gone ("Transport endpoint is not connected") or does not answer in time;
+    /// if a cell is reconnecting, down, stale or denied, or cannot be shown; if a lock is lost and its holder does not
+    /// know; if topofs itself has panicked; or, with two services, if the second one is out of reach or differs. Idle
+    /// cells are healthy. Changes that the watch has missed, and inotify events that were lost, are notes: they are
+    /// made good, or over. A mount that stands still cannot delay the answer for longer than --timeout.
+    ///
+    /// Exit status: 0 if all mounts are healthy; 1 if one is not; 2 if that is unknown: there is no such mount, it is
+    /// not readable by this user (not even root reads a mount that another user has made without --allow-other), or
+    /// something else is mounted over it.
+    Status(StatusArgs),
+    /// Show what happens in a mounted topology, one line for each event
+    ///
+    /// Records that are created, changed and deleted, with their versions; locks that are taken, given back, lost and
+    /// broken; and by whom: a user and program of this host, or a client elsewhere. Shows what .topofs/events has: the
+    /// last 10,000 events since the mount. Without PATH, the mount is the one that the current directory is in, or else
+    /// the only mount of this host.
+    ///
+    /// Exit status: 0 at the end, also if the mount ends while it is followed; 2 if the mount cannot be read; 130 after
+    /// Ctrl-C.
+    Events(EventsArgs),
+    /// Show which operations a mount has refused, and why, one line each
+    ///
+    /// Shows what .topofs/errors has, the last 1,000 refusals: path, line and column in the written text, errno,
+    /// reason, user and process. Without PATH, the mount is the one that the current directory is in, or else the only
+    /// mount of this host.
+    ///
+    /// Exit status: 0 at the end, also if the mount ends while it is followed; 2 if the mount cannot be read; 130 after
+    /// Ctrl-C.
+    Errors(ErrorsArgs),
+    /// Unmount a topology
+    ///
+    /// Unmounts mounts of topofs, dead ones too, and nothing else. Symbolic links in place of the mount point are not
+    /// followed. If the mount is busy, says who uses it. Returns when the daemon has ended, so that all saves are
+    /// finished. root unmounts by itself; everybody else needs fusermount3.
+    ///
+    /// Exit status: 0 if all is unmounted, 1 if something is not, or if the daemon has not ended in time.
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArgs),
     /// Show who holds a lock in a mounted topology, and take it away
     ///
     /// Works for the locks of any tool, and for locks that a dead process has left. Exit status: 0 if the lock is free,
@@ -91,6 +151,9 @@ enum Command {
     /// Reads all records, and changes nothing. Each problem comes with its record, the fault in words, and the command
     /// that mends it. Exit status: 0 if there are no problems, 1 if there are some, 2 if it could not find out.
     Validate(Box<ValidateArgs>),
+    /// Reads a file of a mount for another process, which may give up waiting
+    #[command(hide = true, name = ask::ASK)]
+    Ask(AskArgs),
     /// The helper process of a mount: raises inotify events
     #[command(hide = true, name = helper::HELPER)]
     Notifier(NotifierArgs),
@@ -108,28 +171,40 @@ enum Command {
 /// Runs the command line.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    if mount8::is_called(&args) {
+        return mount8::main(args);
+    }
     let usage = usage_status(&args);
-    let parsed = match normalize(args) {
-        Ok(args) => Cli::try_parse_from(args),
-        Err(error) => Err(Cli::command().error(clap::error::ErrorKind::InvalidValue, error)),
+    let program = Cli::command();
+    let line = match Line::read(args, &program, Caller::Shell) {
+        Ok(line) => line,
+        Err(error) => {
+            complain(&error.to_string());
+            return usage.into();
+        }
     };
-    let cli = match parsed {
+    let cli = match parse(program, &line) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are not errors. If the pipe is closed, nobody reads them.
-            let _ = error.print();
+            let _ = line.complaint(&error).map_or_else(|| error.print(), |reason| Ok(complain(&reason)));
             return if error.use_stderr() { usage.into() } else { ExitCode::SUCCESS };
         }
     };
     let ended = match &cli.command {
-        Command::Mount(args) => args.run(),
-        Command::Demo(args) => args.run_demo(),
+        Command::Mount(args) => args.run(Fake::No),
+        Command::Demo(args) => args.run(),
+        Command::Status(args) => args.run(),
+        Command::Events(args) => args.run(),
+        Command::Errors(args) => args.run(),
+        Command::Umount(args) => args.run(),
         Command::Unlock(args) => args.run(),
         Command::RebuildKeyspaceGraph(args) => args.run(),
         Command::RebuildVschemaGraph(args) => args.run(),
         Command::RemoveKeyspaceCell(args) => args.run(),
         Command::Topo2topo(args) => args.run(),
         Command::Validate(args) => args.run(),
+        Command::Ask(args) => args.run(),
         Command::Notifier(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Man(args) => args.run(Cli::command()),
@@ -140,11 +215,45 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     })
 }
 
+/// Rewrites a command line: `-o a,b=c` becomes `--a --b=c`, `--a_b=c` becomes `--a-b=c`.
+pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, OptionError> {
+    static PROGRAM: std::sync::LazyLock<clap::Command> = std::sync::LazyLock::new(Cli::command);
+    Ok(Line::read(args, &PROGRAM, Caller::Shell)?.words)
+}
+
+/// Understands a command line.
+fn parse(mut program: clap::Command, line: &Line) -> Result<Cli, clap::Error> {
+    /// Flags that say which topology, as a source does.
+    const PLACES: [&str; 5] =
+        ["topo_implementation", "topo_global_server_address", "topo_global_root", "tee_primary", "tee_secondary"];
+    let matches = program.try_get_matches_from_mut(&line.words)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    if let (Command::Mount(args), Some((_, matches))) = (&cli.command, matches.subcommand())
+        && args.source().is_some()
+        && let Some(place) = PLACES.iter().find(|flag| matches.value_source(flag) == Some(ValueSource::CommandLine))
+    {
+        let flag = place.replace('_', "-");
+        let flag = line.option(&flag).map_or_else(|| format!("--{flag}"), str::to_owned);
+        let reason = format!("the source says which topology is mounted: leave out {flag}");
+        return Err(program.error(clap::error::ErrorKind::ArgumentConflict, reason));
+    }
+    Ok(cli)
+}
+
+/// What is wrong with a command line, in one line.
+fn words(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    // Advice and usage follow after an empty line.
+    let reason = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
+    reason.trim_start_matches("error: ").to_owned()
+}
+
 /// The exit status of a wrong command line. For a command that answers a question, 1 would be an answer.
 fn usage_status(args: &[OsString]) -> u8 {
     match args.get(1) {
         Some(command) if command == "validate" => NOT_CHECKED,
         Some(command) if command == "topo2topo" => TROUBLE,
+        Some(command) if command == "status" || command == "events" || command == "errors" => UNKNOWN,
         _ => USAGE,
     }
 }

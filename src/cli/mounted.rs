@@ -10,6 +10,8 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, major, minor};
 
 use crate::control::ControlFile;
+use crate::device::Device;
+use crate::mount::Table;
 use crate::name::CONTROL_DIR;
 
 /// The control directory of a mount. Anybody may make a directory that looks like one, so it is kept open, and no path
@@ -17,31 +19,44 @@ use crate::name::CONTROL_DIR;
 pub(super) struct Mount {
     /// Where it is.
     pub root: PathBuf,
+    /// Which file system it is.
+    pub device: Device,
     control: OwnedFd,
 }
 
 /// The kernel's number of the root of any FUSE file system.
 const ROOT_INODE: u64 = 1;
-/// What the kernel calls our mounts.
-const FILE_SYSTEM: &[u8] = b"fuse.topofs";
 
 impl Mount {
     /// The mount that a path is in.
     pub fn of(path: &Path) -> anyhow::Result<Self> {
         for dir in path.ancestors() {
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let Ok(root) = nix::fcntl::open(dir, flags, Mode::empty()) else { continue };
-            let stat = fstat(&root)?;
-            if stat.st_ino != ROOT_INODE || !is_ours(stat.st_dev)? {
-                continue;
+            if let Some(mount) = Self::at(dir)? {
+                return Ok(mount);
             }
-            let control = openat(&root, CONTROL_DIR, flags, Mode::empty())?;
-            if fstat(&control)?.st_dev != stat.st_dev {
-                bail!("something else is mounted at {}", dir.join(CONTROL_DIR).display());
-            }
-            return Ok(Self { root: dir.to_owned(), control });
         }
         bail!("{} is not in a mount of topofs", path.display())
+    }
+
+    /// The mount whose root a directory is, if it is one.
+    pub fn at(dir: &Path) -> anyhow::Result<Option<Self>> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(root) = nix::fcntl::open(dir, flags, Mode::empty()) else { return Ok(None) };
+        let stat = fstat(&root)?;
+        let device = number(stat.st_dev)?;
+        if stat.st_ino != ROOT_INODE || !is_ours(device)? {
+            return Ok(None);
+        }
+        let control = openat(&root, CONTROL_DIR, flags, Mode::empty())?;
+        if fstat(&control)?.st_dev != stat.st_dev {
+            bail!("something else is mounted at {}", dir.join(CONTROL_DIR).display());
+        }
+        Ok(Some(Self { root: dir.to_owned(), device, control }))
+    }
+
+    /// A file in it, for reading.
+    pub fn file(&self, file: ControlFile) -> anyhow::Result<File> {
+        self.open(file, OFlag::O_RDONLY)
     }
 
     fn open(&self, file: ControlFile, how: OFlag) -> anyhow::Result<File> {
@@ -75,16 +90,14 @@ impl Mount {
     }
 }
 
-/// Whether a device is a file system of topofs. Mount points need not be text.
-fn is_ours(device: u64) -> anyhow::Result<bool> {
-    let mounts = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    let number = format!("{}:{}", major(device), minor(device));
-    Ok(mounts.split(|byte| *byte == b'\n').any(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        // The optional fields end with a dash, then comes the type.
-        fields.nth(2) == Some(number.as_bytes())
-            && fields.skip_while(|field| *field != b"-").nth(1) == Some(FILE_SYSTEM)
-    }))
+fn number(device: u64) -> anyhow::Result<Device> {
+    Ok((major(device).try_into()?, minor(device).try_into()?))
+}
+
+/// Whether a device is a file system of topofs.
+fn is_ours(device: Device) -> anyhow::Result<bool> {
+    let mounts = Table::open()?.read().context("/proc/self/mountinfo")?;
+    Ok(mounts.iter().any(|entry| entry.device == device && entry.is_ours()))
 }
 
 /// The path without symbolic links, as far as it exists: a lock may be left in a directory that no longer exists.

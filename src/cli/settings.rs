@@ -7,13 +7,15 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::json;
 
+use super::commands::demo::DemoArgs;
 use super::commands::mount::{CommonArgs, MountArgs};
 use super::flags::Fault;
 use super::flags::topo::TopoArgs;
 use super::flags::view::ViewArgs;
+use super::source::Source;
 use crate::backend::faulty::Faulty;
 use crate::backend::memory::MemoryServers;
-use crate::backend::{ConnectOptions, Implementation, Location, Wrap};
+use crate::backend::{ConnectOptions, Implementation, Location, TeeOptions, Wrap};
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
 use crate::mirror::{HistoryLimits, MirrorOptions};
@@ -24,45 +26,71 @@ use crate::sample::Cluster;
 use crate::tree::TreeOptions;
 
 /// The name of the demo's service.
-const DEMO_SERVER: &str = "demo";
+const DEMO_SERVER: &str = Source::DEMO;
 
 impl MountArgs {
     /// The settings of a mount of the given topology.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
-        let CommonArgs { view, mountpoint, .. } = &self.common;
-        let mut cells = self.topo.cell_options()?;
-        put_faults_in(&mut cells)?;
-        view.settings(mountpoint, cells, self.topo.retry, set_log_level)
+        let source = self.source().map(|source| source.to_str().context("the source must be UTF-8")).transpose()?;
+        let cells = match source.map(Source::read).transpose()? {
+            None => self.topo.cell_options(self.topo.global.places()?)?,
+            Some(Source::Demo) => demo_cells()?,
+            Some(source) => self.topo.cell_options(self.topo.global.places_of(source)?)?,
+        };
+        let settings = self.common.settings(self.mountpoint(), cells, self.topo.retry, set_log_level)?;
+        // mount(8) knows a mount that it has made by what it was told.
+        Ok(Settings { source: source.map_or(settings.source, str::to_owned), ..settings })
+    }
+}
+
+impl DemoArgs {
+    /// The settings of a mount of the sample cluster.
+    pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
+        self.common.settings(&self.mountpoint, demo_cells()?, Duration::ZERO, set_log_level)
     }
 }
 
 impl CommonArgs {
-    /// The settings of a mount of the sample cluster.
-    pub fn demo_settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
-        let location = |root: &str| Location {
-            implementation: Implementation::Memory,
-            server: DEMO_SERVER.to_owned(),
-            root: root.to_owned(),
-        };
-        let memory = MemoryServers::default();
-        let cluster = Cluster::demo(DEMO_SERVER);
-        for (cell, path, value) in cluster.records(&Codec::builtin()?)? {
-            memory.put(&location(&format!("{}/{cell}", cluster.root)), &path, value)?;
-        }
-        let mirror = MirrorOptions {
-            resync_interval: Duration::from_secs(300),
-            stale_after: Duration::from_secs(10),
-            serve_stale: false,
-        };
-        let global = location(&format!("{}/{}", cluster.root, CellName::GLOBAL));
-        let mut cells = CellOptions::new(global, ConnectOptions { memory, ..ConnectOptions::default() }, mirror);
+    fn settings(
+        &self,
+        mountpoint: &Path,
+        mut cells: CellOptions,
+        retry: Duration,
+        set_log_level: SetLogLevel,
+    ) -> anyhow::Result<Settings> {
         put_faults_in(&mut cells)?;
-        self.view.settings(&self.mountpoint, cells, Duration::ZERO, set_log_level)
+        let mut settings = self.view.settings(mountpoint, cells, retry, set_log_level)?;
+        settings.metrics = self.process.metrics_address;
+        if let Some(config) = settings.config.as_object_mut() {
+            config.insert("metrics-address".to_owned(), json!(settings.metrics.map(|address| address.to_string())));
+        }
+        Ok(settings)
     }
 }
 
+/// The sample cluster.
+fn demo_cells() -> anyhow::Result<CellOptions> {
+    let location = |root: &str| Location {
+        implementation: Implementation::Memory,
+        server: DEMO_SERVER.to_owned(),
+        root: root.to_owned(),
+    };
+    let memory = MemoryServers::default();
+    let cluster = Cluster::demo(DEMO_SERVER);
+    for (cell, path, value) in cluster.records(&Codec::builtin()?)? {
+        memory.put(&location(&format!("{}/{cell}", cluster.root)), &path, value)?;
+    }
+    let mirror = MirrorOptions {
+        resync_interval: Duration::from_secs(300),
+        stale_after: Duration::from_secs(10),
+        serve_stale: false,
+    };
+    let global = location(&format!("{}/{}", cluster.root, CellName::GLOBAL));
+    Ok(CellOptions::new(global, ConnectOptions { memory, ..ConnectOptions::default() }, mirror))
+}
+
 impl TopoArgs {
-    fn cell_options(&self) -> anyhow::Result<CellOptions> {
+    fn cell_options(&self, (global, tee): (Location, Option<TeeOptions>)) -> anyhow::Result<CellOptions> {
         let only = self.cells.as_ref().map(|names| {
             let parsed = names
                 .iter()
@@ -70,7 +98,6 @@ impl TopoArgs {
                 .map(|name| CellName::new(name).with_context(|| format!("--cells: {name:?}")));
             parsed.collect::<anyhow::Result<Vec<_>>>()
         });
-        let (global, tee) = self.global.places()?;
         Ok(CellOptions {
             global,
             connect: ConnectOptions { tee, ..self.connect.options()? },
@@ -112,6 +139,7 @@ impl ViewArgs {
         let mountpoint = MountPoint::open(mountpoint).with_context(|| mountpoint.display().to_string())?;
         Ok(Settings {
             config: self.config(mountpoint.path(), &cells),
+            source: cells.source(),
             mountpoint,
             cells,
             records: Records::new(codec, kinds),
@@ -119,6 +147,7 @@ impl ViewArgs {
             allow_other: self.allow_other,
             retry,
             set_log_level,
+            metrics: None,
         })
     }
 

@@ -11,6 +11,8 @@ pub struct Helper {
     pub pid: AtomicU32,
     /// How often it has died while the mount was running.
     pub restarts: AtomicU64,
+    /// How many events it has raised.
+    pub raised: AtomicU64,
 }
 
 impl Helper {

@@ -6,26 +6,33 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::sync::Mutex;
 
+use crate::alive;
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{EventLog, RefusalLog, Requests};
 
 mod commands;
+mod figures;
 mod helper;
+mod metrics;
 mod problems;
 mod status;
 
 pub use commands::{BreakLock, Command, HELP as COMMANDS};
 pub use helper::Helper;
+pub use metrics::CONTENT_TYPE;
 pub use problems::Problems;
-pub use status::{NAMED_SCRATCH, SpaceCount, TreeCounts};
+pub use status::{LockCounts, NAMED_SCRATCH, SpaceCount, TreeCounts};
 
 /// A file in the control directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ControlFile {
     /// The state of the mount as JSON.
     Status,
+    /// The figures of the mount in Prometheus's text format.
+    Metrics,
     /// The last refused operations as JSON lines, newest last.
     Errors,
     /// The events, as JSON lines, newest last.
@@ -44,8 +51,9 @@ pub enum ControlFile {
 
 impl ControlFile {
     /// All of them.
-    pub const ALL: [ControlFile; 8] = [
+    pub const ALL: [ControlFile; 9] = [
         ControlFile::Status,
+        ControlFile::Metrics,
         ControlFile::Errors,
         ControlFile::Events,
         ControlFile::Locks,
@@ -59,6 +67,7 @@ impl ControlFile {
     pub fn name(self) -> &'static str {
         match self {
             ControlFile::Status => "status",
+            ControlFile::Metrics => "metrics",
             ControlFile::Errors => "errors",
             ControlFile::Events => "events",
             ControlFile::Locks => "locks",
@@ -137,6 +146,11 @@ pub struct Control {
     started: std::time::SystemTime,
     /// The size of the status at the last read; 0 before.
     status_size: AtomicUsize,
+    /// The same of the metrics.
+    metrics_size: AtomicUsize,
+    /// Held while the metrics are put together, even if the reader has left: no number of readers takes more than one
+    /// processor.
+    metrics_turn: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Control {
@@ -158,6 +172,8 @@ impl Control {
             set_log_level,
             started: std::time::SystemTime::now(),
             status_size: AtomicUsize::new(0),
+            metrics_size: AtomicUsize::new(0),
+            metrics_turn: Arc::default(),
         }
     }
 
@@ -170,16 +186,34 @@ impl Control {
                 content
             }
             ControlFile::Errors => self.errors.lines(),
-            // A reader of `events` follows the log; `locks` and `problems` are found out when they are opened.
-            ControlFile::Events | ControlFile::Locks | ControlFile::Problems => Bytes::new(),
+            // A reader of `events` follows the log; the others are found out when they are opened.
+            ControlFile::Events | ControlFile::Metrics | ControlFile::Locks | ControlFile::Problems => Bytes::new(),
             ControlFile::Config => pretty(&self.config),
             ControlFile::Version => format!("topofs {}\n", env!("CARGO_PKG_VERSION")).into(),
             ControlFile::Control => Bytes::from_static(commands::HELP.as_bytes()),
         }
     }
 
-    /// The size of a file. Anybody may ask for it at any rate, so the answer counts and prints nothing: the size of the
-    /// status is its size at the last read. A program reads a control file to its end, whatever its size.
+    /// The metrics now. A cell may be so large, and cells so many, that this takes a moment: so it never happens on the
+    /// thread that answers the kernel.
+    pub async fn metrics(
+        self: &Arc<Self>,
+        cells: Arc<Cells>,
+        counts: impl FnOnce() -> TreeCounts + Send + 'static,
+    ) -> Result<Bytes> {
+        let (control, turn) = (self.clone(), self.metrics_turn.clone().lock_owned().await);
+        alive::blocking("the metrics", move || {
+            let _turn = turn;
+            let text = metrics::text(&control, &cells, Some(&counts()))?;
+            control.metrics_size.store(text.len(), Ordering::Relaxed);
+            Ok(text.into())
+        })
+        .await?
+    }
+
+    /// The size of a file. Anybody may ask for it at any rate, so the answer counts and prints nothing: the sizes of
+    /// the status and of the metrics are those at the last read. A program reads a control file to its end, whatever
+    /// its size.
     pub fn size(&self, file: ControlFile, cells: &Cells) -> usize {
         match file {
             ControlFile::Events => self.events.size(),
@@ -187,6 +221,14 @@ impl Control {
             ControlFile::Problems => self.problems.size(),
             ControlFile::Status => match self.status_size.load(Ordering::Relaxed) {
                 0 => self.read(file, cells, TreeCounts::default).len(),
+                size => size,
+            },
+            ControlFile::Metrics => match self.metrics_size.load(Ordering::Relaxed) {
+                0 => {
+                    let size = metrics::text(self, cells, None).map_or(0, |text| text.len());
+                    self.metrics_size.store(size, Ordering::Relaxed);
+                    size
+                }
                 size => size,
             },
             file => self.read(file, cells, TreeCounts::default).len(),

@@ -1,14 +1,14 @@
 //! `.topofs/status`.
 
-use std::sync::atomic::Ordering;
-
 use serde_json::{Map, Value, json};
 
 use super::Control;
-use crate::alive;
-use crate::cells::{Cell, Cells, Second, SecondPlace};
+use super::figures::{CellFigures, Figures, MirrorFigures, SecondFigures};
+use crate::alive::Panics;
+use crate::cache::CacheCount;
+use crate::cells::{Cells, SecondPlace};
 use crate::journal::timestamp;
-use crate::mirror::{Health, Mirror};
+use crate::mirror::{HistoryLimits, HistoryUsage};
 
 /// The most scratch files that the status names; all of them count.
 pub const NAMED_SCRATCH: usize = 100;
@@ -32,12 +32,27 @@ pub struct TreeCounts {
     pub local_directories: usize,
     /// Stored keys whose name is that of a decoded form.
     pub shadowed_forms: usize,
-    /// Locks that this mount holds, places in which it waits, and locks that it has lost.
-    pub locks: (usize, usize, usize),
+    /// Locks of this mount.
+    pub locks: LockCounts,
+    /// Caches, by name.
+    pub caches: Vec<(&'static str, CacheCount)>,
     /// inotify events that could not be raised.
     pub events_lost: u64,
     /// Time limit of the kernel for a request, if there is one.
     pub request_timeout: Option<std::time::Duration>,
+}
+
+/// The locks of the topology that a mount has to do with.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct LockCounts {
+    /// Those that it holds.
+    pub held: usize,
+    /// Places in which it waits.
+    pub waiting: usize,
+    /// Those that it has lost.
+    pub lost: usize,
+    /// For how long it has held the oldest.
+    pub longest: std::time::Duration,
 }
 
 /// A tree beside the live one.
@@ -78,19 +93,20 @@ fn spaces(counts: &TreeCounts, kind: &str) -> Vec<Value> {
 }
 
 pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> Value {
-    let hidden = cells.hidden();
     let twins = cells.twins();
-    let all = cells.all();
-    let described = all.iter().map(|cell| {
+    let figures = Figures::of(cells);
+    let described = figures.cells.iter().map(|cell| {
+        let name = &cell.cell.name;
         let mut status = cell_status(cell);
-        if let (Some(object), Some(twins)) = (status.as_object_mut(), twins.get(&cell.name)) {
+        if let (Some(object), Some(twins)) = (status.as_object_mut(), twins.get(name)) {
             let names: Vec<String> = twins.iter().map(ToString::to_string).collect();
             object.insert("same_place_as".to_owned(), json!(names));
         }
-        (cell.name.to_string(), status)
+        (name.to_string(), status)
     });
     let described: Map<String, Value> = described.collect();
-    let hidden: Map<String, Value> = hidden.iter().map(|(name, reason)| (name.to_string(), json!(reason))).collect();
+    let hidden: Map<String, Value> =
+        figures.hidden.iter().map(|(name, reason)| (name.to_string(), json!(reason))).collect();
     let requests: Map<String, Value> =
         control.requests.counts().map(|(op, count)| (op.name().to_owned(), json!(count))).collect();
     json!({
@@ -109,22 +125,21 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
             "quota": counts.scratch_bytes.1,
             "names": counts.scratch,
         },
-        "history": history(cells),
+        "history": history(figures.history),
         "snapshots": spaces(counts, "at"),
         "stages": spaces(counts, "stage"),
         "local_directories": counts.local_directories,
         "shadowed_forms": counts.shadowed_forms,
-        "locks": { "held": counts.locks.0, "waiting": counts.locks.1, "lost": counts.locks.2 },
+        "locks": { "held": counts.locks.held, "waiting": counts.locks.waiting, "lost": counts.locks.lost },
         "helper": control.helper.status(),
         "events_lost": counts.events_lost,
-        "panics": panics(),
+        "panics": panics(&figures.panics),
         "request_timeout": counts.request_timeout.map(|limit| limit.as_secs()),
     })
 }
 
 /// What is remembered of the past.
-fn history(cells: &Cells) -> Value {
-    let (usage, limits) = (cells.histories().usage(), cells.histories().limits());
+fn history((usage, limits): (HistoryUsage, HistoryLimits)) -> Value {
     json!({
         "records": usage.records,
         "versions": usage.changes,
@@ -136,8 +151,7 @@ fn history(cells: &Cells) -> Value {
 }
 
 /// The tasks that have panicked: their number, and the first and last of them.
-fn panics() -> Value {
-    let panics = alive::panics();
+fn panics(panics: &Panics) -> Value {
     let known: Vec<Value> = panics
         .known()
         .map(|panic| {
@@ -148,24 +162,22 @@ fn panics() -> Value {
 }
 
 /// The second place of a cell, and what differs there.
-fn second_status(cell: &Cell, second: &Second) -> (Value, Value) {
-    let mut status = match &second.place {
+fn second_status(figures: &SecondFigures<'_>) -> (Value, Value) {
+    let SecondFigures { state, drift, failing, .. } = figures;
+    let mut status = match &figures.second.place {
         SecondPlace::At(location) => json!({
             "implementation": location.implementation.to_string(),
             "server": location.server,
             "root": location.root,
         }),
-        SecondPlace::Nowhere(reason) => json!({ "state": "missing", "error": reason }),
-        SecondPlace::Unknown(reason) => json!({ "state": "unknown", "error": reason }),
+        SecondPlace::Nowhere(reason) | SecondPlace::Unknown(reason) => json!({ "state": state, "error": reason }),
     };
-    if let (Some(object), Some(mirror)) = (status.as_object_mut(), &second.mirror) {
-        object.insert("state".to_owned(), json!(state_of(&mirror.health(), false)));
-        object.insert("records".to_owned(), json!(mirror.snapshot().records.len()));
-        object.insert("revision".to_owned(), json!(mirror.revision().0));
+    if let (Some(object), Some(mirror)) = (status.as_object_mut(), &figures.mirror) {
+        object.insert("state".to_owned(), json!(state));
+        object.insert("records".to_owned(), json!(mirror.records));
+        object.insert("revision".to_owned(), json!(mirror.revision));
         insert_trouble(object, mirror);
     }
-    let drift = second.drift(&cell.mirror);
-    let failing = second.away();
     let drift = json!({
         "count": drift.count(),
         "missing": drift.missing,
@@ -180,49 +192,35 @@ fn second_status(cell: &Cell, second: &Second) -> (Value, Value) {
     (status, drift)
 }
 
-fn insert_trouble(object: &mut Map<String, Value>, mirror: &Mirror) {
-    if let Some((cause, since)) = mirror.trouble() {
+fn insert_trouble(object: &mut Map<String, Value>, mirror: &MirrorFigures) {
+    if let Some((cause, since)) = &mirror.trouble {
         object.insert("error".to_owned(), json!(cause));
         object.insert("broken_for_seconds".to_owned(), json!(since.as_secs()));
     }
 }
 
-fn state_of(health: &Health, serves_stale: bool) -> &'static str {
-    match health {
-        Health::Idle => "idle",
-        Health::Loading => "loading",
-        Health::Live => "live",
-        Health::Shaky => "reconnecting",
-        Health::Down if serves_stale => "stale",
-        Health::Down => "down",
-        Health::Denied => "denied",
-    }
-}
-
-fn cell_status(cell: &Cell) -> Value {
-    let mirror = &cell.mirror;
-    let snapshot = mirror.snapshot();
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+fn cell_status(figures: &CellFigures) -> Value {
+    let (location, mirror) = (&figures.cell.location, &figures.mirror);
     let mut status = json!({
-        "implementation": cell.location.implementation.to_string(),
-        "server": cell.location.server,
-        "root": cell.location.root,
-        "state": state_of(&mirror.health(), cell.serves_stale()),
-        "records": snapshot.records.len(),
-        "revision": snapshot.at.0,
-        "last_event": mirror.last_event().map(timestamp),
-        "events": count(&mirror.counters.events),
-        "resyncs": count(&mirror.counters.resyncs),
-        "missed": count(&mirror.counters.missed),
-        "caught_up": count(&mirror.counters.caught_up),
-        "silences": count(&mirror.counters.silences),
-        "reconnects": count(&mirror.counters.reconnects),
-        "skipped_keys": count(&mirror.counters.skipped),
+        "implementation": location.implementation.to_string(),
+        "server": location.server,
+        "root": location.root,
+        "state": mirror.state,
+        "records": mirror.records,
+        "revision": mirror.revision,
+        "last_event": figures.last_event.map(timestamp),
+        "events": figures.events,
+        "resyncs": figures.resyncs,
+        "missed": figures.missed,
+        "caught_up": figures.caught_up,
+        "silences": figures.silences,
+        "reconnects": figures.reconnects,
+        "skipped_keys": figures.skipped_keys,
     });
     if let Some(object) = status.as_object_mut() {
         insert_trouble(object, mirror);
-        if let Some(second) = &cell.second {
-            let (place, drift) = second_status(cell, second);
+        if let Some(second) = figures.second() {
+            let (place, drift) = second_status(&second);
             object.insert("secondary".to_owned(), place);
             object.insert("drift".to_owned(), drift);
         }

@@ -1,16 +1,17 @@
 //! Runs and answers requests, and wakes readers when there is more to read. Must never let a session thread wait.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use fuser::{Errno, FileHandle, INodeNo, PollNotifier, Request};
 use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
 
 use super::UNOPENED;
 use super::pollers::{Poller, Pollers};
+use super::waiting::{Call, Waiting};
 use crate::alive;
 use crate::error::{Error, Result};
 use crate::journal::{Op, Refusal};
@@ -21,19 +22,9 @@ use crate::tree::{Caller, Tree};
 pub struct Adapter {
     pub(super) tree: Arc<Tree>,
     runtime: tokio::runtime::Handle,
-    in_flight: TaskTracker,
+    waiting: Waiting,
     /// The open files that wait for more to read.
     pollers: Arc<Pollers>,
-}
-
-/// One request, as the log of errors describes it.
-struct Call {
-    op: Op,
-    ino: u64,
-    name: Option<OsString>,
-    handle: Option<u64>,
-    uid: u32,
-    pid: u32,
 }
 
 impl Adapter {
@@ -43,20 +34,22 @@ impl Adapter {
         // After a panic it wakes nobody until it begins again; then everybody who still waits looks again.
         let (growth, waiting) = (tree.control().events.growth(), Arc::downgrade(&pollers));
         runtime.spawn(alive::restarted("the waking of readers", move || wake(growth.clone(), waiting.clone())));
-        Self { tree, runtime, in_flight: TaskTracker::new(), pollers }
+        Self { tree, runtime, waiting: Waiting::default(), pollers }
     }
 
-    /// The requests that wait for a backend. When the last request has come, wait for these.
-    pub fn in_flight(&self) -> TaskTracker {
-        self.in_flight.clone()
+    /// The requests that wait for a service. When the last request has come, wait for these.
+    pub fn waiting(&self) -> Waiting {
+        self.waiting.clone()
     }
 
-    /// Counts a request. Requests about `.topofs` itself do not count, so that a look at the counts does not change
-    /// them.
-    pub(super) fn count(&self, op: Op, ino: INodeNo, name: Option<&OsStr>) {
-        if !self.tree.is_control(ino.0, name) {
-            self.tree.control().requests.count(op);
+    /// Counts a request, and returns when it came. Requests about `.topofs` itself do not count, so that a look at the
+    /// counts does not change them.
+    pub(super) fn count(&self, op: Op, ino: INodeNo, name: Option<&OsStr>) -> Option<Instant> {
+        if self.tree.is_control(ino.0, name) {
+            return None;
         }
+        self.tree.control().requests.count(op);
+        Some(Instant::now())
     }
 
     /// Whether a read returns something now. If not, the user's `notifier` is notified when it does. Fails if too many
@@ -99,9 +92,9 @@ impl Adapter {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.count(op, ino, name);
+        let came = self.count(op, ino, name);
         let (uid, pid) = (request.uid(), request.pid());
-        let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), handle: None, uid, pid };
+        let call = Call { op, ino: ino.0, name: name.map(OsStr::to_owned), handle: None, uid, pid, came };
         self.run(call, request, operation, reply);
     }
 
@@ -114,9 +107,9 @@ impl Adapter {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.count(op, ino, None);
+        let came = self.count(op, ino, None);
         let handle = Some(handle.0).filter(|handle| *handle != UNOPENED);
-        let call = Call { op, ino: ino.0, name: None, handle, uid: request.uid(), pid: request.pid() };
+        let call = Call { op, ino: ino.0, name: None, handle, uid: request.uid(), pid: request.pid(), came };
         self.run(call, request, operation, reply);
     }
 
@@ -135,18 +128,25 @@ impl Adapter {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let Call { op, uid, pid, .. } = call;
+        let (op, uid, pid, came) = (call.op, call.uid, call.pid, call.came);
+        let call = Arc::new(call);
         let caller = Caller::new(uid, request.gid(), pid);
         let tree = self.tree.clone();
         // A panic in a request is answered with EIO, with a reason in `.topofs/errors`. It neither ends a session
         // thread nor leaves the caller waiting.
         let operation = self.at_once(op, || operation(tree.clone(), caller));
+        let known = call.clone();
         let mut task = Box::pin(async move {
             let outcome = match operation {
                 Ok(operation) => alive::guarded(op.task(), operation).await,
                 Err(panic) => Err(panic),
             };
-            reply(outcome.unwrap_or_else(|panic| Err(panic.into())).map_err(|error: Error| {
+            let outcome = outcome.unwrap_or_else(|panic| Err(panic.into()));
+            if let Some(came) = came {
+                let error = outcome.as_ref().err().map(|error: &Error| error.kind);
+                tree.control().requests.answered(op, came.elapsed(), error);
+            }
+            reply(outcome.map_err(|error: Error| {
                 if error.kind.needs_explaining() {
                     let path = tree.describe(call.ino, call.name.as_deref());
                     let handle = call.handle;
@@ -159,7 +159,14 @@ impl Adapter {
         // If the reply itself panics, it is dropped, which answers EIO.
         match self.at_once(op, || task.as_mut().poll(&mut context)) {
             Ok(Poll::Ready(())) | Err(_) => {}
-            Ok(Poll::Pending) => drop(self.in_flight.spawn_on(task, &self.runtime)),
+            Ok(Poll::Pending) => {
+                let counted = came.map(|_| self.tree.control().requests.wait());
+                let rest = async move {
+                    task.await;
+                    drop(counted);
+                };
+                self.waiting.spawn(known, rest, &self.runtime);
+            }
         }
     }
 }

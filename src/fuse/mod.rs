@@ -14,6 +14,7 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
+use crate::error::Kind;
 use crate::journal::Op;
 use crate::locks::Range;
 use crate::tree::{LockCall, OpenMode, SetAttr};
@@ -22,9 +23,11 @@ mod adapter;
 mod caches;
 mod convert;
 mod pollers;
+mod waiting;
 
 pub use adapter::Adapter;
 pub use caches::Caches;
+pub use waiting::Waiting;
 
 use convert::{
     file_attr, kind, open_flags, open_mode, reply_attr, reply_empty, reply_entry, reply_found, reply_xattr, time,
@@ -74,7 +77,14 @@ impl fuser::Filesystem for Adapter {
         let none = self.tree.dir_attr();
         self.answer(
             (Op::Lookup, request, parent, Some(name)),
-            |tree, caller| async move { tree.lookup_or_absent(&caller, parent.0, &wanted).await },
+            |tree, caller| async move {
+                let found = tree.lookup_or_absent(&caller, parent.0, &wanted).await?;
+                if found.is_none() {
+                    // No error here, but one for the caller.
+                    tree.control().requests.failed(Op::Lookup, Kind::NotFound);
+                }
+                Ok(found)
+            },
             reply_found(reply, none),
         );
     }

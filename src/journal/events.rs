@@ -102,6 +102,12 @@ impl EventLog {
         usize::try_from(*self.end.borrow()).unwrap_or(usize::MAX)
     }
 
+    /// How many there were since the start.
+    pub fn count(&self) -> u64 {
+        let log = self.log.lock();
+        log.first + log.lines.len() as u64
+    }
+
     /// Changes whenever there is more to read.
     pub fn growth(&self) -> watch::Receiver<u64> {
         self.end.subscribe()

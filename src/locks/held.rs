@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -25,7 +25,7 @@ use crate::alive;
 use crate::backend::Node;
 use crate::cells::lock_text::shown;
 use crate::cells::{Cell, KnownLocks, LockPlace};
-use crate::control::Control;
+use crate::control::{Control, LockCounts};
 use crate::error::{Error, Kind, Result};
 use crate::in_flight::InFlight;
 use crate::name::{CellName, TopoPath};
@@ -102,6 +102,7 @@ pub(super) struct Held {
     /// What the lock looks like.
     pub node: Node,
     pub number: u64,
+    since: Instant,
     /// The `.lock` file; 0 for a lock that is taken for one save.
     ino: u64,
     /// Its owners: several if one process, or one open file, has locked it with both flock(2) and fcntl(2).
@@ -198,6 +199,7 @@ impl Locks {
             place,
             node,
             number: self.number(),
+            since: Instant::now(),
             ino,
             owners: Mutex::new(vec![owner]),
             pid,
@@ -394,13 +396,14 @@ impl Locks {
         }
     }
 
-    /// The numbers of held locks, of places that wait, and of lost locks.
-    pub fn counts(&self) -> (usize, usize, usize) {
+    /// How many locks are held, waited for and lost.
+    pub fn counts(&self) -> LockCounts {
         let places = self.places.lock().len();
-        let held = self.held.lock();
-        let lost = held.iter().filter(|held| held.lost.get().is_some()).count();
-        let holds = held.len() - lost;
-        (holds, places.saturating_sub(holds), lost)
+        let all = self.held.lock();
+        let held = || all.iter().filter(|held| held.lost.get().is_none());
+        let longest = held().map(|held| held.since.elapsed()).max().unwrap_or_default();
+        let count = held().count();
+        LockCounts { held: count, waiting: places.saturating_sub(count), lost: all.len() - count, longest }
     }
 
     pub(super) fn notify(&self) {

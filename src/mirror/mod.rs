@@ -5,7 +5,7 @@
 //! [`Mirror::health`] decides whether its snapshot may still be shown.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -126,6 +126,8 @@ pub struct Mirror {
     updates: broadcast::Sender<Arc<Batch>>,
     /// The number of the last batch that the snapshot contains.
     published: AtomicU64,
+    /// Bytes of the records in the snapshot.
+    bytes: AtomicUsize,
     /// Counts changes of locks.
     locks: watch::Sender<u64>,
     resync: Notify,
@@ -155,6 +157,7 @@ impl Mirror {
             loaded: false.into(),
             updates: broadcast::Sender::new(UPDATE_QUEUE),
             published: AtomicU64::new(0),
+            bytes: AtomicUsize::new(0),
             locks: watch::Sender::new(0),
             resync: Notify::new(),
             wanted: Notify::new(),
@@ -217,9 +220,26 @@ impl Mirror {
         self.loaded.load(Ordering::Acquire)
     }
 
+    /// Bytes of all records, with their paths.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the service gave the last sign of life: what the mirror has was true then. `None` if nothing was
+    /// loaded yet, or the service need not give any.
+    pub fn silent_for(&self) -> Option<Duration> {
+        let gives = self.is_loaded() && self.backend.gives_signs_of_life();
+        gives.then(|| self.last_heard.lock().elapsed())
+    }
+
     /// When the last event was delivered.
     pub fn last_event(&self) -> Option<SystemTime> {
         *self.last_event.lock()
+    }
+
+    /// When the watch last gave a sign of life.
+    pub fn last_heard(&self) -> Instant {
+        *self.last_heard.lock()
     }
 
     /// The records now, even if the mirror is not healthy.
@@ -553,6 +573,7 @@ impl Mirror {
             // Count first: a caller that has seen the snapshot waits for its batch.
             self.published.store(number, Ordering::Release);
             self.snapshot.store(Arc::new(state.snapshot.clone()));
+            self.bytes.store(state.bytes(), Ordering::Relaxed);
             if !updates.is_empty() {
                 // It is not an error if nobody listens.
                 let _ = self.updates.send(Arc::new(Batch { number, updates }));

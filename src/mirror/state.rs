@@ -173,6 +173,13 @@ pub(super) struct State {
     own: Option<HashSet<TopoPath>>,
     /// Whether locks have come, gone or changed since the last reset.
     pub locks_changed: bool,
+    /// Bytes of all records, with their paths.
+    bytes: usize,
+}
+
+/// What a record counts.
+fn size(path: &TopoPath, record: &Record) -> usize {
+    path.as_str().len() + record.value.len()
 }
 
 /// Number of deletions to remember. One more, and all earlier ones are forgotten: a late report may then bring a record
@@ -185,7 +192,26 @@ const OWN: usize = 100_000;
 impl State {
     /// A state that begins with the snapshot.
     pub fn of(shown: Snapshot) -> Self {
-        Self { snapshot: shown, locks_changed: true, ..Self::default() }
+        let bytes = shown.records.iter().map(|(path, record)| size(path, record)).sum();
+        Self { snapshot: shown, locks_changed: true, bytes, ..Self::default() }
+    }
+
+    /// Bytes of all records, with their paths.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn put_record(&mut self, path: &TopoPath, record: Record) {
+        self.bytes += size(path, &record);
+        if let Some(old) = self.snapshot.records.insert(path.clone(), record) {
+            self.bytes = self.bytes.saturating_sub(size(path, &old));
+        }
+    }
+
+    fn take_record(&mut self, path: &TopoPath) -> Option<Record> {
+        let old = self.snapshot.records.remove(path)?;
+        self.bytes = self.bytes.saturating_sub(size(path, &old));
+        Some(old)
     }
 
     /// Merges one node. Returns the change, if the report is newer than the state.
@@ -223,12 +249,12 @@ impl State {
                 let lock = Node { path: path.clone(), value, version, role, modified: Some(seen) };
                 self.snapshot.locks.insert(path.clone(), lock);
                 self.locks_changed = true;
-                let old = self.snapshot.records.remove(&path)?;
+                let old = self.take_record(&path)?;
                 Some(Update { path, old: Some(old), new: None, at: version.written })
             }
             Role::Record => {
                 self.remove_lock(&path);
-                self.snapshot.records.insert(path.clone(), record.clone());
+                self.put_record(&path, record.clone());
                 Some(Update { path, old, new: Some(record), at: version.written })
             }
         }
@@ -248,7 +274,7 @@ impl State {
         }
         self.deleted.insert(path.clone(), at);
         self.remove_lock(path);
-        let old = self.snapshot.records.remove(path)?;
+        let old = self.take_record(path)?;
         Some(Update { path: path.clone(), old: Some(old), new: None, at })
     }
 
@@ -309,7 +335,7 @@ impl State {
         let mut updates = Vec::new();
         for path in vanished {
             self.remove_lock(&path);
-            let old = self.snapshot.records.remove(&path);
+            let old = self.take_record(&path);
             updates.extend(old.map(|old| Update { path, old: Some(old), new: None, at: listing.at }));
         }
         self.deleted.retain(|path, _| own.contains(path));

@@ -11,12 +11,21 @@ use std::process::{Command, Stdio};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 
+use super::manager::VARIABLES;
 use super::point::KIND;
 use super::spec::MountSpec;
 
 const PROGRAM: &str = "fusermount3";
 /// The variable that names the descriptor of the socket for the answer.
 const SOCKET: &str = "_FUSE_COMMFD";
+
+fn program() -> Command {
+    let mut command = Command::new(PROGRAM);
+    for variable in VARIABLES {
+        command.env_remove(variable);
+    }
+    command
+}
 
 /// Mounts on a directory, by its name. The program itself checks whether its caller may.
 pub(super) fn mount(spec: &MountSpec) -> io::Result<OwnedFd> {
@@ -28,7 +37,7 @@ pub(super) fn mount(spec: &MountSpec) -> io::Result<OwnedFd> {
         options.push_str(",allow_other");
     }
     let (ours, theirs) = UnixStream::pair()?;
-    let mut command = Command::new(PROGRAM);
+    let mut command = program();
     command.args(["-o", &options, "--"]).arg(&spec.mountpoint);
     // The socket takes the place of standard input. Nothing else of ours is open for it.
     command.stdin(OwnedFd::from(theirs)).env(SOCKET, "0").stdout(Stdio::null()).stderr(Stdio::piped());
@@ -71,7 +80,7 @@ fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
 
 /// Unmounts. The program itself checks whether the mount is its caller's, and follows no symbolic link.
 pub(super) fn unmount(flags: &[&str], path: &Path) -> io::Result<()> {
-    let mut command = Command::new(PROGRAM);
+    let mut command = program();
     command.arg("-u").args(flags).arg("--").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let mut reason = String::new();

@@ -12,9 +12,11 @@ use tokio::sync::watch;
 
 use super::attach::Attached;
 use super::fusermount;
+use super::manager::Manager;
 use super::point::MountPoint;
 use super::spec::MountSpec;
 use super::table::Table;
+use super::watchdog::Watchdog;
 use crate::device::Device;
 use crate::fuse::{Adapter, Caches};
 use crate::notify;
@@ -133,6 +135,11 @@ impl KernelMount {
             });
         }
         Ok(())
+    }
+
+    /// Tells the service manager that the mount lives, as long as it does, until the returned value is dropped.
+    pub fn watch(&self, manager: &Manager) -> io::Result<Watchdog> {
+        Watchdog::start(manager, &self.helpers, tokio::runtime::Handle::current())
     }
 
     /// Waits until the mount is gone.

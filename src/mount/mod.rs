@@ -4,35 +4,45 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use crate::backend::Implementation;
 use crate::cells::{CellOptions, Cells};
-use crate::control::{Control, SetLogLevel};
+use crate::control::{CONTENT_TYPE, Control, SetLogLevel};
 use crate::error::{Error, Kind, Result};
 use crate::fuse::Adapter;
 use crate::name::CellName;
 use crate::notify;
 use crate::record::Records;
+use crate::scrape::{Listening, MetricsAddress, Page};
 use crate::tree::{Tree, TreeOptions};
 
 mod attach;
 mod daemon;
+mod ending;
 mod fusermount;
 mod kernel;
+mod manager;
 mod point;
+mod serving;
 mod spec;
 mod table;
+mod umount;
+mod watchdog;
 
-pub use daemon::{Readiness, Side, detach};
+pub use daemon::{Failed, Readiness, Side, detach};
 use kernel::KernelMount;
+pub use manager::Manager;
 pub use point::MountPoint;
+use serving::{Serving, Signals};
 use spec::MountSpec;
+#[cfg(test)]
+pub(crate) use table::parse;
+pub(crate) use table::{Entry, Table};
+pub(crate) use umount::{Refused, unmount};
 
 /// Pause between attempts to reach the global topology while `--retry` lasts.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How long open files may keep a session alive after it was asked to end.
-const BUSY_GRACE: Duration = Duration::from_secs(1);
+/// How many calls in a row the start of a mount may need, beside what `--retry` gives: more than it does.
+const CALLS_AT_START: u32 = 4;
 /// Session threads: one for each core, within bounds.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
@@ -40,6 +50,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 pub struct Settings {
     /// Where to mount.
     pub mountpoint: MountPoint,
+    /// What the mount table shows as the source: no secrets.
+    pub source: String,
     /// The cells.
     pub cells: CellOptions,
     /// How records are shown.
@@ -54,32 +66,40 @@ pub struct Settings {
     pub config: serde_json::Value,
     /// Changes the level of the log.
     pub set_log_level: SetLogLevel,
+    /// Where the metrics are served over HTTP.
+    pub metrics: Option<MetricsAddress>,
 }
 
 /// Serves a mount until it is unmounted or a signal ends the process. Returns when nothing is in flight any more.
-pub fn serve(settings: Settings, ready: Readiness) -> Result<()> {
+pub fn serve(settings: Settings, ready: Readiness, manager: &Manager) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error)?;
-    let outcome = runtime.block_on(run(settings, ready));
+    let outcome = runtime.block_on(run(settings, ready, manager));
     // Work that is left waits for backends that do not answer.
     runtime.shutdown_background();
     outcome
 }
 
-async fn run(settings: Settings, ready: Readiness) -> Result<()> {
+async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<()> {
     let timeout = settings.cells.connect.timeout;
     let spec = MountSpec {
         mountpoint: settings.mountpoint.path().to_owned(),
-        source: settings.cells.source(),
+        source: settings.source.clone(),
         allow_other: settings.allow_other,
         read_only: settings.tree.read_only,
         threads: std::thread::available_parallelism()
             .map_or(*THREADS.start(), usize::from)
             .clamp(*THREADS.start(), *THREADS.end()),
     };
+    let cannot_mount =
+        |error| Error::new(Kind::Io, format!("cannot mount {}: {error}", settings.mountpoint.path().display()));
+    settings.mountpoint.look().map_err(cannot_mount)?;
     // Signals are caught before the mount exists, so that none can leave it behind.
     let mut signals = Signals::listen().map_err(io_error)?;
+    // What cannot be had is known before there is a mount.
+    let endpoint = settings.metrics.map(Listening::at).transpose().map_err(io_error)?;
+    manager.say(&format!("connecting to {}", spec.source));
     let cells = tokio::select! {
-        cells = connect(&settings) => cells?,
+        cells = manager.starting(settings.retry + timeout * CALLS_AT_START, connect(&settings, manager)) => cells?,
         () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),
     };
     warn_if_empty(&cells);
@@ -94,60 +114,35 @@ async fn run(settings: Settings, ready: Readiness) -> Result<()> {
     let control = Arc::new(Control::new(settings.config, settings.set_log_level));
     let tree = Tree::new(cells.clone(), settings.records, control, settings.tree);
     notify::follow(&tree);
+    let serve = |endpoint: Listening| endpoint.serve(metrics_of(&tree), CONTENT_TYPE);
+    let _serving = endpoint.map(serve).transpose().map_err(io_error)?;
     let adapter = Adapter::new(tree.clone(), tokio::runtime::Handle::current());
-    let in_flight = adapter.in_flight();
+    let waiting = adapter.waiting();
     let mut mount = KernelMount::start(adapter, &spec, settings.mountpoint, &tree)
         .map_err(|error| Error::new(Kind::Io, format!("cannot mount {}: {error}", spec.mountpoint.display())))?;
     tracing::info!(mountpoint = %spec.mountpoint.display(), source = %spec.source, "mounted");
-    let served = match ready.report() {
-        Ok(()) => until_end(&mut mount, &mut signals, &cells, &tree).await,
-        // Otherwise nobody would ever unmount it.
+    let serving = Serving { cells: &cells, tree: &tree, manager, timeout };
+    // What has been started must have an end, and nobody else would ever unmount it.
+    let served = match mount.watch(manager).and_then(|watchdog| ready.report().map(|()| watchdog)) {
+        Ok(_watchdog) => serving.until_end(&mut mount, &mut signals).await,
         Err(error) => mount.unmount().and(Err(error)),
     };
-    // Saves in flight may need the locks that are held. Whoever waits for a lock does not get it any more.
-    tree.locks().close();
-    in_flight.close();
-    if tokio::time::timeout(timeout, in_flight.wait()).await.is_err() {
-        tracing::error!("the backend has not answered in time: changes in flight may be lost");
-    }
-    for path in tree.scratch_files() {
-        tracing::warn!(path, "a scratch file is gone with the mount; it was never stored");
-    }
-    for (stage, changes) in tree.uncommitted() {
-        tracing::warn!(?stage, changes, "a stage is gone with the mount; its changes were not committed");
-    }
-    tree.shutdown().await;
-    tree.locks().shutdown(timeout).await;
-    cells.shutdown().await;
+    ending::finish(&tree, &cells, &waiting, timeout).await;
     served.map_err(io_error)
 }
 
-async fn until_end(mount: &mut KernelMount, signals: &mut Signals, cells: &Cells, tree: &Tree) -> std::io::Result<()> {
-    loop {
-        tokio::select! {
-            () = mount.ended() => {
-                if let Err(error) = mount.clear() {
-                    tracing::warn!(%error, "it is unknown whether the mount is still there");
-                }
-                tracing::info!("unmounted");
-                return Ok(());
+/// The metrics of a tree, for as long as it exists.
+fn metrics_of(tree: &Arc<Tree>) -> Page {
+    let tree = Arc::downgrade(tree);
+    Arc::new(move || {
+        let tree = tree.upgrade();
+        Box::pin(async move {
+            match tree {
+                Some(tree) => tree.metrics().await,
+                None => Err(Error::new(Kind::Io, "the mount is ending")),
             }
-            signal = signals.next() => {
-                if signal == Signal::Resync {
-                    cells.all().iter().for_each(|cell| cell.request_resync());
-                    continue;
-                }
-                tracing::info!("told to end");
-                // Whoever still has something open must not take the kernel's copy for the present state. Nobody who
-                // holds a page can delay the end.
-                let _ = tokio::time::timeout(BUSY_GRACE, tree.invalidate_all()).await;
-                mount.unmount()?;
-                // Open files keep a busy mount alive; they fail when the process ends.
-                let _ = tokio::time::timeout(BUSY_GRACE, mount.ended()).await;
-                return Ok(());
-            }
-        }
-    }
+        })
+    })
 }
 
 /// How long the kernel lets a request take before it gives up a mount; `None` if for ever. Anything that takes longer,
@@ -166,7 +161,7 @@ pub fn operation_timeout(wanted: Duration, request_timeout: Option<Duration>) ->
     request_timeout.map_or(wanted, |limit| wanted.min((limit / CALLS).max(Duration::from_secs(1))))
 }
 
-async fn connect(settings: &Settings) -> Result<Arc<Cells>> {
+async fn connect(settings: &Settings, manager: &Manager) -> Result<Arc<Cells>> {
     let deadline = Instant::now() + settings.retry;
     loop {
         match Cells::start(settings.cells.clone(), settings.records.clone()).await {
@@ -175,6 +170,7 @@ async fn connect(settings: &Settings) -> Result<Arc<Cells>> {
                     && Instant::now() + RETRY_PAUSE < deadline =>
             {
                 tracing::warn!(%error, "trying again");
+                manager.say(&format!("trying again: {error}"));
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
             outcome => return outcome,
@@ -191,41 +187,6 @@ fn warn_if_empty(cells: &Cells) {
         // The terminal is still there. If it is closed, nothing is lost.
         let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("topofs: {warning}\n").as_bytes());
     }
-}
-
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    hang_up: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.terminate.recv() => Signal::End,
-            _ = self.interrupt.recv() => Signal::End,
-            _ = self.hang_up.recv() => Signal::Resync,
-        }
-    }
-
-    async fn end(&mut self) {
-        while self.next().await != Signal::End {}
-    }
-}
-
-/// What a signal asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Signal {
-    End,
-    Resync,
 }
 
 fn io_error(error: std::io::Error) -> Error {

@@ -5,18 +5,23 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode;
-use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, FileType, StatxAttributes, StatxFlags, statx};
 
-use super::table::Table;
+use super::table::{Entry, Table};
 use crate::device::{Device, device_of};
 
 /// The type of a mount in the mount table.
 pub(super) const KIND: &str = "fuse.topofs";
+
+/// How the types of all FUSE mounts begin.
+const FUSE: &[u8] = b"fuse";
 
 /// The directory that a topology is, or will be, mounted on.
 #[derive(Debug)]
@@ -51,24 +56,62 @@ impl MountPoint {
         (self.dir.as_fd(), &self.name)
     }
 
-    /// Prepares the mount point: removes a dead mount of topofs, so that a restart just works. Refuses a directory that
-    /// is no longer the one of the start.
-    pub(super) fn prepare(&mut self) -> io::Result<()> {
-        if let Some(place) = self.place.take_if(|place| is_dead(place.as_fd())) {
-            let device = device_of(place.as_fd(), OsStr::new(""))?;
-            let kind = Table::open()?.read()?.into_iter().find(|entry| entry.device == device).map(|entry| entry.kind);
-            match kind {
-                Some(kind) if kind == KIND => {
-                    tracing::warn!("the mount point holds a dead mount: it is replaced");
-                    detach(place.as_fd(), &self.path)?;
-                }
-                kind => {
-                    let kind = kind.unwrap_or_default();
-                    let message =
-                        format!("it holds a dead mount of another kind ({}): unmount that first", kind.display());
-                    return Err(io::Error::other(message));
-                }
+    /// Refuses a place that holds a mount which must stay: one of topofs that is not dead, or a dead one of another
+    /// kind. Changes nothing.
+    pub(super) fn look(&self) -> io::Result<()> {
+        self.holds_dead_of_ours().map(drop)
+    }
+
+    /// Whether the place holds a dead mount of topofs. An error if it holds a mount that must stay.
+    fn holds_dead_of_ours(&self) -> io::Result<bool> {
+        // Only FUSE reports dead mounts. Nothing else is asked anything: a server may hang, and a place of automount(8)
+        // or systemd may wait for us.
+        let place = self.place()?;
+        let Some(entry) = self.mounted(place)?.filter(|entry| entry.kind.as_bytes().starts_with(FUSE)) else {
+            return Ok(false);
+        };
+        let is_ours = entry.kind == KIND;
+        match (is_ours, ask(place)?) {
+            (true, Answer::Dead) => Ok(true),
+            (true, answer) => {
+                let silent = if answer == Answer::Silent { ", and does not answer" } else { "" };
+                let source = entry.source.display().to_string();
+                let message = format!("topofs is mounted there already{silent} ({})", source.escape_debug());
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, message))
             }
+            (false, Answer::Dead) => {
+                let kind = entry.kind.display().to_string();
+                let message =
+                    format!("it holds a dead mount of another kind ({}): unmount that first", kind.escape_debug());
+                Err(io::Error::other(message))
+            }
+            (false, _) => Ok(false),
+        }
+    }
+
+    /// The mount that a place is the root of.
+    fn mounted(&self, place: BorrowedFd<'_>) -> io::Result<Option<Entry>> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let found = statx(place, "", flags, StatxFlags::empty())?;
+        let device = (found.stx_dev_major, found.stx_dev_minor);
+        let is_root = if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+            Some(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+        } else {
+            // Kernels before 5.8.
+            None
+        };
+        let mut entries = Table::open()?.read()?.into_iter().filter(|entry| entry.device == device);
+        Ok(entries.find(|entry| is_root.unwrap_or(entry.mountpoint == self.path)))
+    }
+
+    /// Prepares the mount point: removes a dead mount of topofs, so that a restart just works. Refuses a directory that
+    /// is no longer the one of the start, and one that holds a mount of topofs that is not dead.
+    pub(super) fn prepare(&mut self) -> io::Result<()> {
+        if self.holds_dead_of_ours()?
+            && let Some(place) = self.place.take()
+        {
+            tracing::warn!("the mount point holds a dead mount: it is replaced");
+            detach(place.as_fd(), &self.path)?;
         }
         let now = open_place(&self.dir, &self.name)?;
         if let Some(place) = &self.place
@@ -107,7 +150,8 @@ impl MountPoint {
     pub(super) fn holds_dead(&self, device: Device) -> bool {
         let topmost = open_place(&self.dir, &self.name);
         topmost.is_ok_and(|root| {
-            device_of(root.as_fd(), OsStr::new("")).is_ok_and(|of| of == device) && is_dead(root.as_fd())
+            device_of(root.as_fd(), OsStr::new("")).is_ok_and(|of| of == device)
+                && ask(root.as_fd()).is_ok_and(|answer| answer == Answer::Dead)
         })
     }
 
@@ -183,7 +227,7 @@ fn open_place(dir: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
 }
 
 /// Opens a directory of a path that has no symbolic links.
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
     match openat2(nix::fcntl::AT_FDCWD, path, how) {
@@ -193,10 +237,34 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Whether nobody answers for a mount any more.
-fn is_dead(place: BorrowedFd<'_>) -> bool {
-    // Attributes may still be in the kernel's cache; what statfs returns is not.
-    matches!(nix::sys::statvfs::fstatvfs(place), Err(nix::Error::ENOTCONN))
+/// What comes back if a mount is asked something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// Nobody answers any more.
+    Dead,
+    /// An answer, or an error of its own.
+    Alive,
+    /// Nothing in time: it is unknown.
+    Silent,
+}
+
+/// Asks a mount whether it lives.
+fn ask(place: BorrowedFd<'_>) -> io::Result<Answer> {
+    /// A daemon answers this from memory.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let place = place.try_clone_to_owned()?;
+    let (send, answer) = std::sync::mpsc::sync_channel(1);
+    // The thread may wait as long as the daemon likes.
+    std::thread::Builder::new().name("statfs".to_owned()).spawn(move || {
+        // Attributes may still be in the kernel's cache; what statfs returns is not. It is no error if nobody waits any
+        // more.
+        let _ = send.send(nix::sys::statvfs::fstatvfs(place));
+    })?;
+    Ok(match answer.recv_timeout(PATIENCE) {
+        Ok(Err(nix::Error::ENOTCONN)) => Answer::Dead,
+        Ok(_) => Answer::Alive,
+        Err(_) => Answer::Silent,
+    })
 }
 
 /// The absolute path of a mount point. A dead mount there cannot be asked.

@@ -11,21 +11,47 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use crate::device::Device;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::point::KIND;
+use crate::device::Device;
 
 /// The open table: it can be read again without another descriptor.
 #[derive(Debug)]
-pub(super) struct Table(File);
+pub(crate) struct Table(File);
 
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
+    /// The number of the mount. It is used again at once when the mount is gone.
+    pub id: u32,
+    /// The file system.
     pub device: Device,
+    /// What of the file system is mounted: `/` is all of it.
+    pub root: PathBuf,
     /// Where it is mounted, as this process sees it.
     pub mountpoint: PathBuf,
     /// Such as `fuse.topofs`.
     pub kind: OsString,
+    /// What is mounted, in the words of whoever has mounted it.
+    pub source: OsString,
+    /// The options of the file system.
+    options: OsString,
+}
+
+impl Entry {
+    /// Whether it is a mount of topofs.
+    pub fn is_ours(&self) -> bool {
+        self.kind == KIND
+    }
+
+    /// The user who has made a FUSE mount.
+    pub fn user(&self) -> Option<u32> {
+        let options = self.options.as_bytes().split(|byte| *byte == b',');
+        options
+            .filter_map(|option| option.strip_prefix(b"user_id="))
+            .find_map(|uid| str::from_utf8(uid).ok()?.parse().ok())
+    }
 }
 
 impl Table {
@@ -64,7 +90,7 @@ impl Table {
 }
 
 /// All lines. A line that cannot be understood makes the whole table unknown, since it might be the wanted one.
-fn parse(table: &[u8]) -> io::Result<Vec<Entry>> {
+pub(crate) fn parse(table: &[u8]) -> io::Result<Vec<Entry>> {
     let lines = table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let entries: Option<Vec<Entry>> = lines.map(entry).collect();
     // There is always a root.
@@ -76,15 +102,21 @@ fn parse(table: &[u8]) -> io::Result<Vec<Entry>> {
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: optional fields come before the hyphen. See
 /// proc(5).
 fn entry(line: &[u8]) -> Option<Entry> {
+    let text = |field: &[u8]| OsString::from_vec(unescape(field));
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
-    let mountpoint = unescape(fields.nth(1)?);
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    let (root, mountpoint) = (text(fields.next()?), text(fields.next()?));
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     Some(Entry {
+        id,
         device: (major.parse().ok()?, minor.parse().ok()?),
-        mountpoint: OsString::from_vec(mountpoint).into(),
-        kind: OsStr::from_bytes(kind).to_owned(),
+        root: root.into(),
+        mountpoint: mountpoint.into(),
+        kind: OsStr::from_bytes(rest.next()?).to_owned(),
+        source: text(rest.next()?),
+        options: text(rest.next()?),
     })
 }
 
@@ -121,6 +153,10 @@ mod tests {
             entries.iter().map(|entry| (entry.device, entry.mountpoint.as_os_str().as_bytes())).collect();
         assert_eq!(shown, [((0, 21), &b"/proc"[..]), ((0, 55), b"/tmp/\xff \\a"), ((259, 3), b"/")]);
         assert_eq!(entries[1].kind, "fuse.topofs");
+        let [proc, ours, other] = &entries[..] else { panic!("{entries:?}") };
+        assert_eq!((ours.id, ours.source.as_bytes(), ours.user()), (90, &b"memory:a b"[..], Some(0)));
+        assert_eq!((proc.user(), other.user()), (None, None), "no user has made it");
+        assert!(ours.is_ours() && !other.is_ours());
     }
 
     #[test]

@@ -177,6 +177,7 @@ impl Delivery {
                 break;
             };
             if errno == 0 {
+                self.helpers.raised();
                 return Outcome::Done;
             }
             let error = io::Error::from_raw_os_error(errno);

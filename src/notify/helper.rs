@@ -37,7 +37,8 @@ pub const HELPER: &str = "notifier";
 /// What the daemon sends to the helper, one JSON line for each call. The answer is a line with an errno, or 0.
 #[derive(Debug, Serialize, Deserialize)]
 struct Call {
-    happened: Happened,
+    /// `None`: the helper only asks the mount something that the daemon answers from memory.
+    happened: Option<Happened>,
     /// The path below the mount.
     path: String,
     /// The size of the file.
@@ -85,6 +86,13 @@ impl Helpers {
 
     /// Starts a helper, and waits until it is ready.
     pub fn start(self: &Arc<Self>) -> io::Result<Notifier> {
+        let notifier = self.start_prober()?;
+        self.control.helper.pid.store(notifier.process(), Ordering::Relaxed);
+        Ok(notifier)
+    }
+
+    /// Starts a helper that only asks the mount whether it answers: what it does is a stranger's.
+    pub fn start_prober(self: &Arc<Self>) -> io::Result<Notifier> {
         let gone = || io::Error::other("the mount is gone");
         let mut command = command(&*self.hold().ok_or_else(gone)?)?;
         let mut child = command.spawn()?;
@@ -101,8 +109,12 @@ impl Helpers {
             started.processes.push(notifier.pid());
         }
         notifier.answer()?;
-        self.control.helper.pid.store(notifier.process(), Ordering::Relaxed);
         Ok(notifier)
+    }
+
+    /// A helper has made a call.
+    pub fn raised(&self) {
+        self.control.helper.raised.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A helper has died, which is an error while the mount exists. Returns how long to wait before the next start.
@@ -164,7 +176,17 @@ pub(crate) struct Notifier {
 impl Notifier {
     /// Makes a call. Returns its errno, or 0. May hang, as the call may. An error means that the helper is gone.
     pub fn call(&mut self, happened: Happened, path: String, size: u64) -> io::Result<i32> {
-        let line = serde_json::to_string(&Call { happened, path, size })?;
+        self.send(&Call { happened: Some(happened), path, size })
+    }
+
+    /// Asks the mount something that it answers from memory. Returns the errno, or 0. Hangs if the mount does not
+    /// answer. An error means that the helper is gone.
+    pub fn ask(&mut self) -> io::Result<i32> {
+        self.send(&Call { happened: None, path: String::new(), size: 0 })
+    }
+
+    fn send(&mut self, call: &Call) -> io::Result<i32> {
+        let line = serde_json::to_string(call)?;
         let orders = self.orders.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
         orders.write_all(format!("{line}\n").as_bytes())?;
         self.answer()
@@ -261,6 +283,10 @@ fn is_on(fd: BorrowedFd<'_>, device: u64) -> io::Result<bool> {
 /// Makes a call in the mount. Another file system may be mounted on a directory or a file in there: it must not get the
 /// call.
 fn make(root: BorrowedFd<'_>, Call { happened, path, size }: &Call) -> io::Result<()> {
+    let Some(happened) = happened else {
+        // The kernel keeps no answer to this.
+        return Ok(nix::sys::statvfs::fstatvfs(root).map(drop)?);
+    };
     let write = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
     let parent = within(root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::cache::CacheCount;
 use crate::error::Result;
 use crate::name::{CellName, DATA_FILE, TopoPath};
 
@@ -133,6 +134,11 @@ impl Records {
     /// Records with the given messages and paths.
     pub fn new(codec: Codec, kinds: Kinds) -> Arc<Self> {
         Arc::new(Self { codec, kinds, printed: printed_cache() })
+    }
+
+    /// The figures of the cache of decoded forms.
+    pub fn cache(&self) -> CacheCount {
+        CacheCount::of(&self.printed)
     }
 
     /// The message at a path, if this build can decode it.

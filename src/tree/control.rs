@@ -22,8 +22,8 @@ use crate::locks::Locks;
 use crate::process::Actor;
 use crate::store::own::OwnCommits;
 
-/// Counts what the tree holds.
-pub(crate) type Count = Box<dyn Fn() -> TreeCounts + Send + Sync>;
+/// Counts what a file shows of the tree.
+pub(crate) type Count = Arc<dyn Fn(ControlFile) -> TreeCounts + Send + Sync>;
 
 /// How many pollers of `events` are remembered, where the kernel opens files without asking.
 const POLLERS: usize = 1_000;
@@ -63,11 +63,18 @@ impl ControlFiles {
         Arc::new(Self { control, cells, locks, own, kernel, defaults, room, count, rendered, pollers })
     }
 
+    /// The metrics now, made on a thread that nobody waits for but their readers.
+    pub async fn metrics(&self) -> Result<Bytes> {
+        let (cells, count) = (self.cells.clone(), self.count.clone());
+        self.control.metrics(cells, move || count(ControlFile::Metrics)).await
+    }
+
     async fn content(&self, file: ControlFile) -> Result<Bytes> {
         Ok(match file {
+            ControlFile::Metrics => self.metrics().await?,
             ControlFile::Locks => self.locks.report(&self.cells).await,
             ControlFile::Problems => self.control.problems.content(&self.cells).await?,
-            _ => self.control.read(file, &self.cells, &*self.count),
+            _ => self.control.read(file, &self.cells, || (self.count)(file)),
         })
     }
 
@@ -204,7 +211,7 @@ impl OpenFile for OpenControl {
         let (content, room) = &mut *shown;
         // `tail -f` continues at the end.
         if self.file == ControlFile::Errors && part.offset >= content.len() {
-            *content = self.files.control.read(self.file, &self.files.cells, &*self.files.count);
+            *content = self.files.control.read(self.file, &self.files.cells, || (self.files.count)(self.file));
             room.resize(content.len())?;
         }
         Ok(part.of(content))

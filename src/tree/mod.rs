@@ -13,6 +13,8 @@ use std::ffi::OsStr;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use bytes::Bytes;
+
 use crate::cells::Cells;
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
@@ -128,7 +130,7 @@ impl Tree {
             (journal.clone(), cells.clone(), locks, records.own.clone()),
             (kernel.clone(), defaults),
             records.room.clone(),
-            Box::new(move || counted.0.counts().with(counted.1.counts(), counted.1.scratch_files())),
+            Arc::new(move |file| counted.0.counts(file).with(counted.1.counts(), counted.1.scratch_files())),
         );
         let (helper, listings) = (OnceLock::new(), Listings::default());
         Arc::new(Self { cells, records, control, past, spaces, helper, kernel, handles, listings, journal, background })
@@ -140,6 +142,11 @@ impl Tree {
         self.kernel.outbox.close();
         self.background.tasks.close();
         self.background.tasks.wait().await;
+    }
+
+    /// `.topofs/metrics` now. Asks no service.
+    pub async fn metrics(&self) -> Result<Bytes> {
+        self.control.metrics().await
     }
 
     /// What the control files show.

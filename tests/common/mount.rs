@@ -134,8 +134,13 @@ impl Mount {
     }
 
     /// Ends the daemon as systemd would, and returns its log.
-    pub fn stop(mut self) -> String {
+    pub fn stop(self) -> String {
         super::signal(self.pid(), nix::sys::signal::Signal::SIGTERM);
+        self.ended()
+    }
+
+    /// Waits until the daemon has ended as it should, and returns its log.
+    pub fn ended(mut self) -> String {
         let status = eventually("topofs ends", || self.daemon.try_wait().unwrap());
         assert!(status.success(), "{status}: {}", self.log());
         assert!(!is_mounted(&self.point()), "the mount is left behind");

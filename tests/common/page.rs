@@ -1,18 +1,28 @@
 //! Pages of documentation: their examples.
 
-/// The commands of a page with what they print.
-pub fn examples(page: &str) -> Vec<(String, String)> {
-    let mut examples: Vec<(String, String)> = Vec::new();
+/// A command of a page, where it stands, and what it prints.
+pub struct Example {
+    pub line: usize,
+    pub command: String,
+    pub output: String,
+}
+
+/// The commands of a page. Those that need a service beside the mount stand in blocks `console service`.
+pub fn examples(page: &str, with_service: bool) -> Vec<Example> {
+    let mut examples: Vec<Example> = Vec::new();
     let mut inside = false;
-    for line in page.lines() {
+    for (number, line) in page.lines().enumerate() {
         match line {
             "```console" => inside = true,
+            "```console service" => inside = with_service,
             "```" => inside = false,
             _ if !inside => {}
             line => match line.strip_prefix("$ ") {
-                Some(command) => examples.push((command.to_owned(), String::new())),
+                Some(command) => {
+                    examples.push(Example { line: number + 1, command: command.to_owned(), output: String::new() });
+                }
                 None => {
-                    let (_, output) = examples.last_mut().expect("output follows a command");
+                    let Example { output, .. } = examples.last_mut().expect("output follows a command");
                     output.push_str(line);
                     output.push('\n');
                 }

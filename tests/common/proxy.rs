@@ -16,6 +16,8 @@ struct Shared {
     connections: Mutex<Vec<TcpStream>>,
     /// Nothing passes, nothing is closed.
     silent: AtomicBool,
+    /// How late the answers of the server are, in milliseconds.
+    late: AtomicUsize,
     /// New connections are refused.
     refuse: AtomicBool,
     /// Messages of the server that contain these bytes are lost.
@@ -92,6 +94,11 @@ impl Proxy {
         }
     }
 
+    /// From now on the answers of the server come so late, if it is any server.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.late.store(delay.as_millis() as usize, Ordering::Relaxed);
+    }
+
     pub fn silence(&self, silent: bool) {
         self.shared.silent.store(silent, Ordering::Relaxed);
     }
@@ -139,6 +146,9 @@ impl Shared {
         let mut seen: Vec<u8> = Vec::new();
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             self.wait_while_silent();
+            if !up {
+                std::thread::sleep(Duration::from_millis(self.late.load(Ordering::Relaxed) as u64));
+            }
             if up && self.is_lost(&buffer[..count], &mut to) {
                 break;
             }

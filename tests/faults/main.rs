@@ -18,6 +18,7 @@ mod partition;
 mod restored;
 mod rig;
 mod size;
+mod stop;
 mod tee;
 mod tee_commands;
 mod tee_guide;

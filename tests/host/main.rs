@@ -7,6 +7,7 @@ mod common;
 
 mod image;
 mod kubernetes;
+mod log;
 mod manual;
 mod mount8;
 mod package;

@@ -3,6 +3,7 @@
 pub(super) mod connect;
 pub(super) mod lock;
 pub(super) mod migrate;
+pub(super) mod output;
 pub(super) mod process;
 pub(super) mod topo;
 pub(super) mod values;

@@ -101,12 +101,12 @@ impl ValueEnum for Views {
     }
 }
 
-pub(super) fn any_duration(text: &str) -> Result<Duration, humantime::DurationError> {
+pub(in crate::cli) fn any_duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }
 
 /// A time that must not be zero: with zero, nothing would ever work.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(in crate::cli) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
         parsed => parsed.map_err(|error| error.to_string()),
@@ -141,6 +141,29 @@ pub(super) fn octal(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("must be an octal number up to 777".to_owned()),
+    }
+}
+
+/// A user, by name or by number.
+pub(super) fn user(text: &str) -> Result<u32, String> {
+    id(text, "user", |name| Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw())))
+}
+
+/// A group, by name or by number.
+pub(super) fn group(text: &str) -> Result<u32, String> {
+    id(text, "group", |name| Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw())))
+}
+
+fn id(text: &str, what: &str, find: impl FnOnce(&str) -> nix::Result<Option<u32>>) -> Result<u32, String> {
+    match text.parse() {
+        // For the kernel, this is nobody.
+        Ok(u32::MAX) => Err(format!("not a {what}")),
+        Ok(number) => Ok(number),
+        Err(_) => match find(text) {
+            Ok(Some(number)) => Ok(number),
+            Ok(None) => Err(format!("there is no such {what}")),
+            Err(error) => Err(format!("the {what} cannot be looked up: {error}")),
+        },
     }
 }
 
@@ -201,6 +224,13 @@ mod tests {
             assert_eq!(<Form as ValueEnum>::from_str(form.name(), false), Ok(form));
             assert_eq!(serde_json::json!(form), form.name());
         }
+    }
+
+    #[test]
+    fn users_and_groups_have_names_and_numbers() {
+        assert_eq!((user("root"), group("root"), user("1234")), (Ok(0), Ok(0), Ok(1234)));
+        assert_eq!(user("no such user"), Err("there is no such user".to_owned()));
+        assert!(user("-1").is_err() && group("4294967295").is_err() && user("").is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 
-use super::values::{octal, size};
+use super::values::{group, octal, size, user};
 use crate::mirror::HistoryLimits;
 use crate::record::Form;
 use crate::tree::{RespectLocks, Views};
@@ -43,11 +43,11 @@ pub(in crate::cli) struct ViewArgs {
     /// Messages of another Vitess version: a file from `protoc --include_imports --descriptor_set_out`
     #[arg(long, value_name = "FILE", env = "TOPOFS_DESCRIPTOR_SET")]
     pub descriptor_set: Option<PathBuf>,
-    /// Owner of all files [default: the mounting user]
-    #[arg(long, value_name = "ID", env = "TOPOFS_UID")]
+    /// Owner of all files: a name or a number [default: the mounting user]
+    #[arg(long, value_name = "USER", env = "TOPOFS_UID", value_parser = user)]
     pub uid: Option<u32>,
-    /// Group of all files [default: the group of the mounting user]
-    #[arg(long, value_name = "ID", env = "TOPOFS_GID")]
+    /// Group of all files: a name or a number [default: the group of the mounting user]
+    #[arg(long, value_name = "GROUP", env = "TOPOFS_GID", value_parser = group)]
     pub gid: Option<u32>,
     /// Permission bits to remove from all files, in octal
     #[arg(long, value_name = "MODE", default_value = "077", value_parser = octal, env = "TOPOFS_UMASK")]

@@ -51,6 +51,10 @@ pub(super) fn page(program: &Command) -> Page {
          with `x-`. A mount of topofs is always `nosuid`, `nodev` and `noexec`.",
         ignored.join(", ")
     ));
+    page.part("Options that are refused");
+    for (option, reason) in options::REFUSED {
+        page.item(&format!("`{option}`"), &format!("{reason}."));
+    }
     fstab(&mut page);
     page.section("EXIT STATUS");
     page.item("0", "The mount answers.").item("1", "The command line is wrong, for example an unknown option.");

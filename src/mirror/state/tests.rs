@@ -93,6 +93,8 @@ fn changes(updates: &[Update]) -> Vec<Shown<'_>> {
 }
 
 fn values(state: &State) -> Vec<(&str, &[u8])> {
+    let sum: usize = state.snapshot.records.iter().map(|(path, record)| size(path, record)).sum();
+    assert_eq!(state.bytes(), sum, "all bytes are counted, and once");
     state.snapshot.records.iter().map(|(path, record)| (path.as_str(), &record.value[..])).collect()
 }
 

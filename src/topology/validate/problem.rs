@@ -261,7 +261,7 @@ impl Report {
             .more()
             .map(|(kind, more)| json!({ "kind": kind.name(), "severity": kind.severity().name(), "more": more }));
         for line in self.problems.iter().map(Problem::json).chain(more) {
-            lines += &plain(&line.to_string(), |character| format!("\\u{:04x}", u32::from(character)));
+            lines += &shown_json(&line.to_string());
             lines.push('\n');
         }
         lines
@@ -278,6 +278,15 @@ impl fmt::Display for Kind {
 /// direction of what follows.
 pub fn shown(text: &str) -> String {
     plain(text, |character| character.escape_unicode().to_string())
+}
+
+/// The same for a line of JSON: it stays the same JSON.
+pub fn shown_json(line: &str) -> String {
+    let escaped = |character: char| {
+        let mut units = [0; 2];
+        character.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+    };
+    plain(line, escaped)
 }
 
 /// The beginning of a text, up to a number of characters.
@@ -377,7 +386,7 @@ mod tests {
 
     #[test]
     fn hostile_names_reach_no_terminal() {
-        let hostile = "a\nb\u{1b}[2J\u{9b}31m\u{202e}c\u{7f}";
+        let hostile = "a\nb\u{1b}[2J\u{9b}31m\u{202e}c\u{7f}\u{e0041}";
         let mut report = Report::new(Within::default());
         let at = path("keyspaces/x\n\u{9b}y");
         report.add(Kind::StrayKey, (&CellName::global(), &at), || (hostile.to_owned(), shown(hostile)));

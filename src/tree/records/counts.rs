@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::RecordFiles;
-use crate::control::{NAMED_SCRATCH, TreeCounts};
+use crate::control::{ControlFile, NAMED_SCRATCH, TreeCounts};
 use crate::mirror::Snapshot;
 use crate::name::CellName;
 use crate::store::Store;
@@ -45,7 +45,8 @@ impl Shadowed {
 }
 
 impl RecordFiles {
-    pub(crate) fn counts(&self) -> TreeCounts {
+    /// What a file of `.topofs` shows of the tree. What takes long to count is left out if the file does not show it.
+    pub(crate) fn counts(&self, file: ControlFile) -> TreeCounts {
         let (scratch, local_directories) = self.scratch.survey();
         let (quota, used) = self.scratch.usage();
         TreeCounts {
@@ -56,8 +57,9 @@ impl RecordFiles {
             scratch_bytes: (used, quota),
             spaces: Vec::new(),
             local_directories,
-            shadowed_forms: self.shadowed_forms(),
+            shadowed_forms: if file == ControlFile::Status { self.shadowed_forms() } else { 0 },
             locks: self.locks.counts(),
+            caches: vec![("forms", self.codec.cache()), ("links", self.views.cache()), ("reads", self.memory.cache())],
             events_lost: self.kernel.lost(),
             request_timeout: self.options.request_timeout,
         }

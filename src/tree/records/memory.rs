@@ -7,6 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::backend::Version;
+use crate::cache::CacheCount;
 use crate::error::Error;
 use crate::mirror::Record;
 use crate::name::{CellName, CellPath, TopoPath};
@@ -152,6 +153,11 @@ fn concern(process: Process, cell: &CellName, path: &TopoPath) -> Concern {
 }
 
 impl Memory {
+    /// The figures of what processes have read.
+    pub fn cache(&self) -> CacheCount {
+        CacheCount::of(&self.known)
+    }
+
     /// A process has read a version of a record.
     pub fn read(
         &self,

@@ -15,6 +15,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 
 use super::RecordFiles;
+use crate::cache::CacheCount;
 use crate::cells::Cell;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::{Health, Snapshot};
@@ -79,6 +80,13 @@ impl Default for ViewMemory {
     fn default() -> Self {
         let computed = quick_cache::sync::Cache::with_weighter(DIRS, COMPUTED, Weight);
         Self { told: Mutex::default(), computed, waits: Mutex::default() }
+    }
+}
+
+impl ViewMemory {
+    /// The figures of the cache of links.
+    pub fn cache(&self) -> CacheCount {
+        CacheCount::of(&self.computed)
     }
 }
 

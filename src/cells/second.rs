@@ -160,14 +160,13 @@ impl Second {
                 settings.secondary = location.to_string();
                 settings.hears = Some(mirror.clone());
                 let tee = Tee::new(primary.clone(), backend.clone(), settings);
-                let (mirror, backend) = (Some(mirror), Some(backend));
                 Self {
                     found,
                     place,
-                    mirror,
+                    mirror: Some(mirror),
                     errors,
                     tee,
-                    backend,
+                    backend: Some(backend),
                     ending: Ending::default(),
                     compared: Mutex::default(),
                 }

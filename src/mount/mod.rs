@@ -95,9 +95,9 @@ async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<
     settings.mountpoint.look().map_err(cannot_mount)?;
     // Signals are caught before the mount exists, so that none can leave it behind.
     let mut signals = Signals::listen().map_err(io_error)?;
+    manager.say(&format!("connecting to {}", spec.source));
     // What cannot be had is known before there is a mount.
     let endpoint = settings.metrics.map(Listening::at).transpose().map_err(io_error)?;
-    manager.say(&format!("connecting to {}", spec.source));
     let cells = tokio::select! {
         cells = manager.starting(settings.retry + timeout * CALLS_AT_START, connect(&settings, manager)) => cells?,
         () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),

@@ -16,7 +16,8 @@ if [ "${3:-}" != inside ]; then
     exec unshare --cgroup --mount --pid --fork --kill-child --uts --ipc "$0" "$dir" "$topofs" inside
   ) &
   child=$!
-  until pid=$(cat "/proc/$child/task/$child/children") && [ -n "$pid" ]; do sleep 0.02; done
+  pid=
+  until read -r pid _ < "/proc/$child/task/$child/children" && [ -n "$pid" ]; do sleep 0.02; done
   echo "$pid" > "$dir/pid.new"
   mv "$dir/pid.new" "$dir/pid"
   # A signal ends this wait.

@@ -12,3 +12,4 @@ mod manual;
 mod mount8;
 mod package;
 mod systemd;
+mod upgrade;

@@ -66,7 +66,7 @@ impl Systemd {
     fn bash(&self, script: &str) -> Output {
         let mut command = Command::new("timeout");
         let pid = self.pid.to_string();
-        let enter = ["nsenter", "--target", &pid, "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wd=/"];
+        let enter = ["nsenter", "--target", &pid, "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root"];
         command.args(["--kill-after=5", "60"]).args(enter).args(["bash", "-c", script]);
         command.stdin(std::process::Stdio::null()).output().unwrap()
     }

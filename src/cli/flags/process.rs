@@ -26,18 +26,18 @@ pub(in crate::cli) struct ProcessArgs {
     /// Append the log to this file [default: standard error in the foreground, syslog in the background]
     #[arg(long, value_name = "FILE", env = "TOPOFS_LOG_FILE")]
     pub log_file: Option<PathBuf>,
-    /// Serve the metrics over HTTP, at /metrics of this address: PORT, ADDRESS:PORT or [IPV6-ADDRESS]:PORT
-    ///
-    /// A port alone is one that only this host reaches. Whoever reaches the address may read the metrics: they contain
-    /// names of cells and numbers, but no records. The same is in .topofs/metrics.
-    #[arg(long, value_name = "ADDRESS", env = "TOPOFS_METRICS_ADDRESS")]
-    pub metrics_address: Option<MetricsAddress>,
     /// How a line of the log looks
     ///
     /// A JSON object has the members `time`, `level`, `target` and `message`, and those that the event has, among them
     /// `cell`, `op`, `path`, `errno`, `uid` and `pid`.
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t, env = "TOPOFS_LOG_FORMAT")]
     pub log_format: LogFormat,
+    /// Serve the metrics over HTTP, at /metrics of this address: PORT, ADDRESS:PORT or [IPV6-ADDRESS]:PORT
+    ///
+    /// A port alone is one that only this host reaches. Whoever reaches the address may read the metrics: they contain
+    /// names of cells and numbers, but no records. The same is in .topofs/metrics.
+    #[arg(long, value_name = "ADDRESS", env = "TOPOFS_METRICS_ADDRESS")]
+    pub metrics_address: Option<MetricsAddress>,
     /// Mount options as mount(8) takes them
     ///
     /// Every long flag is also an option (`-o ro,allow_other,retry=2m`), with `_` or `-` in its name. Write a comma in

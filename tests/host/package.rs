@@ -110,7 +110,7 @@ echo "the mount goes on: $(sed -i s/semi_sync/none/ $record; head -n 1 $record)"
 exec 3<&-
 umount /tmp/topo
 echo "settings: $(ls /etc/topofs)"
-echo TOPOFS_READ_ONLY=yes > /etc/topofs/main.env
+echo TOPOFS_READ_ONLY=yes > /etc/topofs/main.conf
 dpkg -P topofs > /tmp/log 2>&1
 files=$(ls -d /etc/topofs /var/lib/dpkg/info/topofs* 2> /dev/null | wc -l)
 echo "purged: $(dpkg-query -W topofs 2>&1 | grep -c 'no packages found') $files"

@@ -125,7 +125,7 @@ fn what_is_dead_is_replaced_by_name_and_left_alone_by_all() {
         kill -KILL "$daemon"
         until_true gone "$daemon"
         mount -a
-        refused 2 "ls: cannot access '$M': Transport endpoint is not connected" ls "$M"
+        refused 1 "stat: cannot read file system information for '$M': Transport endpoint is not connected" stat -f "$M"
         mount "$M"
         mounted 1 "$M"
         ls "$M/global" > /dev/null

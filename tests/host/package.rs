@@ -167,7 +167,7 @@ fn on_a_machine_without_rust_it_is_installed_toured_upgraded_removed_and_nothing
     assert_eq!(text(&output).lines().collect::<Vec<_>>(), expected);
     let printed = std::fs::read_to_string(work.path().join("tour")).unwrap();
     // A shell that reads a script names it and the line.
-    let said = |line: &str| match line.split_once(": line ").and_then(|(_, rest)| rest.split_once(": ")) {
+    let said = |line: &str| match line.strip_prefix("/tmp/tour.sh: line ").and_then(|rest| rest.split_once(": ")) {
         Some((_, rest)) => format!("bash: {rest}\n"),
         None => format!("{line}\n"),
     };

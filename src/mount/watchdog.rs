@@ -1,5 +1,5 @@
-//! The watchdog: tells the service manager that the mount lives, as long as it really does. A mount lives if its runtime
-//! runs tasks and if it answers the kernel. Must never depend on a service: a mount of a dead service is alive.
+//! The watchdog: tells the service manager that the mount lives, as long as it really does. A mount lives if its
+//! runtime runs tasks and if it answers the kernel. Must never depend on a service: a mount of a dead service is alive.
 //!
 //! A process of its own asks the mount, as every program does, since the daemon must not. A question that is never
 //! answered keeps this thread waiting, and then the service manager hears nothing more.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A systemd of its own: boot.sh DIR TOPOFS. In mount, pid, uts, ipc and cgroup namespaces of its own, on a copy of / that
-# keeps nothing, with TOPOFS as /usr/bin/topofs, the units of scripts/package, and the fstab that stands in DIR/fstab.
+# A systemd of its own: boot.sh DIR TOPOFS. In mount, pid, uts, ipc and cgroup namespaces of its own, on a copy of /
+# that keeps nothing, with TOPOFS as /usr/bin/topofs, the units of scripts/package, and the fstab of DIR/fstab.
 # Nothing of it is left when this process ends. DIR/pid is the pid of systemd, as seen from outside.
 set -eu
 dir=$1 topofs=$2 here=$(cd "$(dirname "$0")/../.." && pwd)
@@ -68,7 +68,8 @@ for unit in systemd-journald.socket systemd-journald-dev-log.socket systemd-jour
 done
 # The journal of these services, and nothing of the machine.
 mkdir -p "$new/etc/systemd/journald.conf.d"
-printf '[Journal]\nStorage=volatile\nAudit=no\nReadKMsg=no\nRateLimitIntervalSec=0\n' > "$new/etc/systemd/journald.conf.d/test.conf"
+printf '[Journal]\nStorage=volatile\nAudit=no\nReadKMsg=no\nRateLimitIntervalSec=0\n' \
+  > "$new/etc/systemd/journald.conf.d/test.conf"
 ln -s /dev/null "$new/etc/systemd/system/systemd-journald-audit.socket"
 cd "$new"
 mkdir -p tmp/old

@@ -17,8 +17,8 @@ use topofs::sample::Cluster;
 const SHOWN: &str = "/tmp/topo";
 
 /// The pages with examples, each with a test of its own below.
-const WITH_EXAMPLES: [&str; 5] =
-    ["README.md", "docs/locks.md", "docs/maintenance.md", "docs/migration.md", "docs/semantics.md"];
+const WITH_EXAMPLES: [&str; 6] =
+    ["README.md", "docs/locks.md", "docs/maintenance.md", "docs/migration.md", "docs/recipes.md", "docs/semantics.md"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -63,19 +63,29 @@ fn anchors(page: &str) -> BTreeSet<String> {
     headings.map(|line| anchor(line.trim_start_matches('#'))).collect()
 }
 
-/// The commands of a page with what they print.
-fn examples(page: &str) -> Vec<(String, String)> {
-    let mut examples: Vec<(String, String)> = Vec::new();
+/// A command of a page, where it stands, and what it prints.
+struct Example {
+    line: usize,
+    command: String,
+    output: String,
+}
+
+/// The commands of a page. Those that need a service beside the mount stand in blocks `console service`.
+fn examples(page: &str, with_service: bool) -> Vec<Example> {
+    let mut examples: Vec<Example> = Vec::new();
     let mut inside = false;
-    for line in page.lines() {
+    for (number, line) in page.lines().enumerate() {
         match line {
             "```console" => inside = true,
+            "```console service" => inside = with_service,
             "```" => inside = false,
             _ if !inside => {}
             line => match line.strip_prefix("$ ") {
-                Some(command) => examples.push((command.to_owned(), String::new())),
+                Some(command) => {
+                    examples.push(Example { line: number + 1, command: command.to_owned(), output: String::new() });
+                }
                 None => {
-                    let (_, output) = examples.last_mut().expect("output follows a command");
+                    let Example { output, .. } = examples.last_mut().expect("output follows a command");
                     output.push_str(line);
                     output.push('\n');
                 }
@@ -94,20 +104,35 @@ fn run(page: &str) {
 
 /// Runs the commands of a page, with other words in place of those that stand there.
 fn play(page: &str, words: &[(&str, &str)]) {
-    let examples = examples(&std::fs::read_to_string(root().join(page)).unwrap());
+    play_as(page, words, &Reader::default());
+}
+
+/// How a reader uses a page.
+#[derive(Default)]
+struct Reader<'a> {
+    /// Has told the shell to end when a command fails: so each must succeed.
+    is_strict: bool,
+    /// Has these variables, and a service beside the mount.
+    service: Option<&'a [(&'a str, &'a str)]>,
+}
+
+fn play_as(page: &str, words: &[(&str, &str)], reader: &Reader<'_>) {
+    let examples = examples(&std::fs::read_to_string(root().join(page)).unwrap(), reader.service.is_some());
     assert!(examples.len() > 5, "{page} has examples");
     let ours = |text: &str| words.iter().fold(text.to_owned(), |text, (shown, real)| text.replace(shown, real));
     let shown = |text: &str| words.iter().fold(text.to_owned(), |text, (shown, real)| text.replace(real, shown));
     // One shell for all, as a reader has; a line between the outputs.
     let separator = "=-=-=";
-    let script: String = examples.iter().map(|(command, _)| format!("{}\necho {separator}\n", ours(command))).collect();
-    let script = format!("exec 2>&1\n{script}");
+    let script = examples.iter().map(|example| format!("{}\necho {separator}\n", ours(&example.command)));
+    let options = if reader.is_strict { "set -euo pipefail\n" } else { "" };
+    let script = format!("exec 2>&1\n{options}{}", script.collect::<String>());
     let path = format!("{}:{}", Path::new(TOPOFS).parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let output = Command::new("timeout").args(["60", "bash", "-c", &script]).env("PATH", path).output().unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["100", "bash", "-c", &script]).env("PATH", path).envs(reader.service.into_iter().flatten().copied());
+    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
     let printed = shown(&String::from_utf8(output.stdout).unwrap());
     let outputs: Vec<&str> = printed.split(&format!("{separator}\n")).collect();
-    assert_eq!(outputs.len(), examples.len() + 1, "{printed}");
-    for ((command, expected), printed) in examples.iter().zip(outputs) {
+    for (Example { line, command, output: expected }, printed) in examples.iter().zip(&outputs) {
         // A shell that reads a script names the line.
         let mut lines: Vec<String> = Vec::new();
         for line in printed.lines() {
@@ -117,8 +142,13 @@ fn play(page: &str, words: &[(&str, &str)]) {
             });
         }
         let shown: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        assert_eq!(&shown, expected, "{page}: $ {command}");
+        assert_eq!(&shown, expected, "{page}:{line}: $ {command}");
     }
+    // The shell has come to its end: the last output is that after the last command.
+    let last = outputs.len().min(examples.len()) - 1;
+    let Example { line, command, .. } = &examples[last];
+    let ended = outputs.len() == examples.len() + 1 && output.status.success();
+    assert!(ended, "{page}:{line}: $ {command}: {}, after {} of {} commands", output.status, last, examples.len());
 }
 
 /// How long something takes is another time each time.
@@ -154,6 +184,38 @@ fn locks() {
 #[test]
 fn maintenance() {
     run("docs/maintenance.md");
+}
+
+/// Runs the recipes on two topologies. They must do what they say in a script, too.
+fn cook(mount: &Mount, other: &Mount, service: Option<&[(&str, &str)]>) {
+    let [root, other] = [mount, other].map(|mount| mount.root().display().to_string());
+    let backup = mount.outside().join("backup");
+    std::fs::create_dir(&backup).unwrap();
+    let words = [(SHOWN, root.as_str()), ("/tmp/other", &other), ("/tmp/backup", backup.to_str().unwrap())];
+    play_as("docs/recipes.md", &words, &Reader { is_strict: true, service });
+}
+
+#[test]
+fn recipes_do_what_they_say_in_the_demo() {
+    cook(&Mount::new(&["demo"]), &Mount::new(&["demo"]), None);
+}
+
+#[test]
+fn recipes_do_what_they_say_on_etcd() {
+    // A server of its own: the cells are at /vitess.
+    let etcd = etcd::Etcd::start();
+    let endpoint = etcd.endpoint();
+    for root in ["/vitess", "/other"] {
+        let cluster = Cluster { root: root.to_owned(), ..Cluster::demo(&endpoint) };
+        world::load(&*world::etcd_cell(&endpoint, root), &cluster);
+    }
+    let [mount, other] = ["/vitess", "/other"].map(|root| Mount::etcd(&endpoint, root, &[]));
+    let service = [
+        ("TOPOFS_TOPO_IMPLEMENTATION", "etcd2"),
+        ("TOPOFS_TOPO_GLOBAL_SERVER_ADDRESS", &endpoint),
+        ("TOPOFS_TOPO_GLOBAL_ROOT", "/vitess/global"),
+    ];
+    cook(&mount, &other, Some(&service));
 }
 
 #[test]
@@ -212,4 +274,122 @@ fn every_flag_is_in_the_manual_and_no_other_in_the_docs() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(output(&["completions", shell]).contains("topo-global-root"), "{shell}");
     }
+}
+
+/// The rows of the tables below a heading of a page, as their cells.
+fn rows(page: &str, heading: &str) -> Vec<Vec<String>> {
+    let content = std::fs::read_to_string(root().join(page)).unwrap();
+    let (_, rest) = content.split_once(&format!("\n## {heading}\n")).expect(heading);
+    let section = rest.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
+    rows.skip(2).map(|row| row.split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+}
+
+#[test]
+fn every_errno_is_explained() {
+    let explained = rows("docs/troubleshooting.md", "By errno");
+    let names: Vec<&str> = explained.iter().map(|row| row[0].as_str()).collect();
+    let code = std::fs::read_to_string(root().join("src/error.rs")).unwrap();
+    let in_code = code.split("=> \"E").skip(1).filter_map(|rest| rest.split_once('"'));
+    let in_code: BTreeSet<String> = in_code.map(|(name, _)| format!("E{name}")).collect();
+    assert!(in_code.len() > 20, "{in_code:?}");
+    assert_eq!(names, in_code.iter().map(String::as_str).collect::<Vec<_>>());
+    for row in &explained {
+        let number = (1..200).find(|number| format!("{:?}", nix::errno::Errno::from_raw(*number)) == row[0]);
+        let name = if row[0] == "EWOULDBLOCK" { Some(libc::EAGAIN) } else { number };
+        let message = std::io::Error::from_raw_os_error(name.expect(&row[0])).to_string();
+        assert_eq!(message.split(" (").next(), Some(row[1].as_str()), "{}", row[0]);
+        assert!(row[2].len() > 10, "{} has a meaning", row[0]);
+    }
+}
+
+/// Warnings and errors of the log that the page leaves out: they have no words of their own, or nobody ever needs them.
+const NOT_WORTH_A_WORD: [&str; 3] =
+    ["...", "it is unknown whether the mount is still there", "cannot show a message as JSON"];
+
+/// The words of all warnings and errors in the code; `...` stands for what they insert.
+fn log_messages() -> BTreeSet<String> {
+    fn collect(dir: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_stem().is_some_and(|name| name == "tests") {
+                continue;
+            }
+            if path.is_dir() {
+                collect(&path, found);
+                continue;
+            }
+            let code = std::fs::read_to_string(&path).unwrap();
+            let code = code.split("#[cfg(test)]\nmod ").next().unwrap();
+            for call in ["warn!(", "error!("].iter().flat_map(|name| code.split(name).skip(1)) {
+                found.insert(message(call).unwrap_or_else(|| panic!("{}: {call:.80}", path.display())));
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    collect(&root().join("src"), &mut found);
+    found
+}
+
+/// The string among the arguments of a call that is the value of no field.
+fn message(call: &str) -> Option<String> {
+    let (mut depth, mut before) = (0, ',');
+    let mut rest = call.chars();
+    loop {
+        let next = rest.next()?;
+        match next {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            '"' => {
+                let text = string(&mut rest)?;
+                if depth == 0 && before == ',' {
+                    return Some(text);
+                }
+            }
+            _ => {}
+        }
+        if !next.is_whitespace() {
+            before = next;
+        }
+    }
+}
+
+/// The rest of a string in the code, with `...` for what is inserted into it.
+fn string(code: &mut std::str::Chars<'_>) -> Option<String> {
+    let (mut text, mut is_inserted) = (String::new(), false);
+    loop {
+        match code.next()? {
+            '"' => return Some(text),
+            '{' => {
+                text.push_str("...");
+                is_inserted = true;
+            }
+            '}' => is_inserted = false,
+            // A string goes on in the next line.
+            '\\' => match code.next()? {
+                '\n' => *code = code.as_str().trim_start().chars(),
+                escaped => text.push(escaped),
+            },
+            character if !is_inserted => text.push(character),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn every_warning_of_the_log_is_explained() {
+    let explained = rows("docs/troubleshooting.md", "By the words of the log");
+    let explained: BTreeSet<String> = explained.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+    let mut logged = log_messages();
+    assert!(logged.len() > 40, "{logged:?}");
+    for left_out in NOT_WORTH_A_WORD {
+        assert!(logged.remove(left_out), "nothing logs: {left_out}");
+    }
+    let missing: Vec<&String> = logged.difference(&explained).collect();
+    assert!(
+        missing.is_empty(),
+        "say in docs/troubleshooting.md, or in NOT_WORTH_A_WORD, what this means: {missing:#?}"
+    );
+    let gone: Vec<&String> = explained.difference(&logged).collect();
+    assert!(gone.is_empty(), "docs/troubleshooting.md explains what nothing logs: {gone:#?}");
 }

@@ -30,8 +30,8 @@ impl CellOptions {
         Self { global, connect, servers, mirror, only: None, history }
     }
 
-    /// Prepares a connection to a place, if its servers are allowed: those of the topology that begins there are. Counts
-    /// its calls.
+    /// Prepares a connection to a place, if its servers are allowed: those of the topology that begins at the other
+    /// place always are. Counts its calls.
     pub(super) fn open(
         &self,
         name: &CellName,

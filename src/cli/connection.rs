@@ -10,7 +10,7 @@ use super::flags::connect::ConnectArgs;
 use super::flags::topo::{GlobalArgs, TopologyArgs};
 use super::flags::values::Service;
 use super::log::{Heard, start_for_command};
-use super::source::Source;
+use super::source::{DEFAULT_ROOT, Source, refuse_credentials};
 use crate::backend::consul::ConsulOptions;
 use crate::backend::etcd2::{EtcdOptions, read_password};
 use crate::backend::zk2::ZkOptions;
@@ -23,9 +23,6 @@ use crate::record::{Codec, Kinds, Records};
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 /// How long the watch of a cell may be broken before a command counts the cell as down.
 const STALE_AFTER: Duration = Duration::from_secs(10);
-
-/// The root of the global topology if no flag says another.
-pub(super) const DEFAULT_ROOT: &str = "/vitess/global";
 
 impl GlobalArgs {
     /// Where the global topology is, and the second service if there are two.
@@ -84,19 +81,6 @@ impl GlobalArgs {
         }
         Ok((primary, Some(TeeOptions { secondary, reverse_lock_order: self.tee_reverse_lock_order })))
     }
-}
-
-/// Refuses addresses with a user name or a password, without showing them: everybody can read the command line and the
-/// mount table.
-pub(super) fn refuse_credentials<'a>(places: impl IntoIterator<Item = &'a Location>) -> anyhow::Result<()> {
-    if places.into_iter().any(|place| place.server.contains('@')) {
-        bail!(
-            "the address of a server holds a user name or a password (before its @), which everybody on this host \
-             could read: leave it out, and name a file with it (--topo-etcd-user with --topo-etcd-password-file, \
-             --topo-zk-auth-file, --consul-auth-static-file)"
-        );
-    }
-    Ok(())
 }
 
 impl TopologyArgs {

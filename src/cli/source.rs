@@ -3,8 +3,10 @@
 
 use anyhow::{Context, bail};
 
-use super::connection::{DEFAULT_ROOT, refuse_credentials};
 use crate::backend::{Implementation, Location};
+
+/// The root of the global topology if no flag says another.
+pub(super) const DEFAULT_ROOT: &str = "/vitess/global";
 
 /// What is to be mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +72,19 @@ impl Source {
             None => location(text).map(Self::One),
         }
     }
+}
+
+/// Refuses addresses with a user name or a password, without showing them: everybody can read the command line and the
+/// mount table.
+pub(super) fn refuse_credentials<'a>(places: impl IntoIterator<Item = &'a Location>) -> anyhow::Result<()> {
+    if places.into_iter().any(|place| place.server.contains('@')) {
+        bail!(
+            "the address of a server holds a user name or a password (before its @), which everybody on this host \
+             could read: leave it out, and name a file with it (--topo-etcd-user with --topo-etcd-password-file, \
+             --topo-zk-auth-file, --consul-auth-static-file)"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

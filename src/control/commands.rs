@@ -25,8 +25,8 @@ pub struct BreakLock {
     pub key: String,
 }
 
-/// The content of `control`.
-pub(super) const HELP: &str = "\
+/// The content of `control`: the commands that it takes.
+pub const HELP: &str = "\
 # Write one of these commands to this file:
 #   resync [CELL]   compare the mirror with a bulk list now
 #   repair [CELL]   bring everything at the secondary of a tee to what the primary has

@@ -20,7 +20,7 @@ mod metrics;
 mod problems;
 mod status;
 
-pub use commands::{BreakLock, Command};
+pub use commands::{BreakLock, Command, HELP as COMMANDS};
 pub use helper::Helper;
 pub use metrics::CONTENT_TYPE;
 pub use problems::Problems;
@@ -211,8 +211,9 @@ impl Control {
         .await?
     }
 
-    /// The size of a file. Anybody may ask for it at any rate, so the answer counts and prints nothing: the sizes of the
-    /// status and of the metrics are those at the last read. A program reads a control file to its end, whatever its size.
+    /// The size of a file. Anybody may ask for it at any rate, so the answer counts and prints nothing: the sizes of
+    /// the status and of the metrics are those at the last read. A program reads a control file to its end, whatever
+    /// its size.
     pub fn size(&self, file: ControlFile, cells: &Cells) -> usize {
         match file {
             ControlFile::Events => self.events.size(),

@@ -160,10 +160,10 @@ impl Adapter {
         match self.at_once(op, || task.as_mut().poll(&mut context)) {
             Ok(Poll::Ready(())) | Err(_) => {}
             Ok(Poll::Pending) => {
-                let waiting = came.map(|_| self.tree.control().requests.wait());
+                let counted = came.map(|_| self.tree.control().requests.wait());
                 let rest = async move {
                     task.await;
-                    drop(waiting);
+                    drop(counted);
                 };
                 self.waiting.spawn(known, rest, &self.runtime);
             }

@@ -78,14 +78,14 @@ metrics! {
     REQUEST_DURATION: Histogram "topofs_request_duration_seconds" ["operation"]
         "Time to answer a request of the kernel; a setlk may wait for a lock for as long as its caller likes.";
     REQUEST_ERRORS: Counter "topofs_request_errors_total" ["operation" "errno"]
-        "Requests that were answered with an error. ENOENT of lookup is everyday life; ETIMEDOUT, EIO and EACCES are not.";
-    REQUESTS_WAITING: Gauge "topofs_requests_waiting"
-        [] "Requests that wait for a service or a lock now. Many for long: a service hangs.";
+        "Requests answered with an error. ENOENT of lookup is everyday life; ETIMEDOUT, EIO and EACCES are not.";
+    REQUESTS_WAITING: Gauge "topofs_requests_waiting" []
+        "Requests that wait for a service or a lock now. Many for long: a service hangs.";
 
     BACKEND_DURATION: Histogram "topofs_backend_request_duration_seconds" ["operation" "outcome"]
         "Time of calls to the services of all cells. Outcome: ok, refused (a guard was not met), failed, or abandoned.";
     BACKEND_ERRORS: Counter "topofs_backend_errors_total" ["cell" "failure"]
-        "Calls to the service of a cell that failed. unreachable, denied, no_space and other are bad; the rest are answers.";
+        "Failed calls to the service of a cell. unreachable, denied, no_space and other are bad; the rest are answers.";
 
     CELL_INFO: Gauge "topofs_cell_info" ["cell" "implementation"]
         "Always 1; the labels say on which kind of service the cell is.";

@@ -1,5 +1,5 @@
-//! What has happened: events, refused operations, requests of the kernel; and the names of the metrics. Knows only names and errors. The other
-//! modules write here what they do, and `.topofs` shows it.
+//! What has happened: events, refused operations, requests of the kernel; and the names of the metrics. Knows only
+//! names and errors. The other modules write here what they do, and `.topofs` shows it.
 
 use serde_json::json;
 

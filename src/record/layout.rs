@@ -70,6 +70,11 @@ const KEYSPACE_ROUTING: &str = "vschema.KeyspaceRoutingRules";
 /// The message of another Vitess cluster; its record has the name of the cluster.
 const EXTERNAL_CLUSTER: &str = "topodata.ExternalVitessCluster";
 
+/// The names of records, with their messages.
+pub fn messages() -> impl Iterator<Item = (&'static str, &'static str)> {
+    MESSAGES.into_iter().chain([(RULES, KEYSPACE_ROUTING), ("ExternalClusters/vitess/*", EXTERNAL_CLUSTER)])
+}
+
 /// Directories whose entries have names that people choose: a keyspace can be called Keyspace.
 const CHOSEN: [&str; 8] = [CELLS, CELLS_ALIASES, ELECTIONS, KEYSPACES, NAMED_LOCKS, SHARDS, TABLETS, WORKFLOWS];
 

@@ -49,6 +49,7 @@ pub use kernel::listings::Listing;
 pub use namespace::Rest;
 pub use options::{TreeOptions, Views};
 pub use records::lockfile::LockCall;
+pub use spaces::STAGE_COMMANDS;
 
 use control::ControlFiles;
 use file::{Defaults, PastFile};

@@ -9,4 +9,5 @@ mod backup;
 mod changes;
 mod page;
 mod recovery;
+mod rights;
 mod topo2topo;

@@ -14,6 +14,15 @@ use crate::common::mount::TOPOFS;
 use crate::common::text;
 use crate::common::world::{etcd_cell, put, runtime};
 
+/// All blocks of a page that are called so, as one text: the language and a name.
+pub fn blocks(page: &str, wanted: &str) -> String {
+    let blocks = page.split("\n```").skip(1).filter_map(|rest| rest.split_once('\n'));
+    let named = blocks.filter(|(name, _)| *name == wanted).map(|(_, rest)| rest.split("\n```").next().unwrap());
+    let text = named.collect::<Vec<_>>().join("\n");
+    assert!(!text.is_empty(), "the page has no block {wanted}");
+    text
+}
+
 /// The scripts of the page, with the servers and directories of a test.
 pub struct Page {
     content: &'static str,
@@ -33,13 +42,9 @@ impl Page {
         self.work.path().join("topo")
     }
 
-    /// All blocks of one name, as one script.
+    /// All blocks of shell of one name, as one script.
     pub fn block(&self, wanted: &str) -> String {
-        let blocks = self.content.split("\n```sh ").skip(1).filter_map(|rest| rest.split_once('\n'));
-        let named = blocks.filter(|(name, _)| *name == wanted).map(|(_, rest)| rest.split("\n```").next().unwrap());
-        let script = named.collect::<Vec<_>>().join("\n");
-        assert!(!script.is_empty(), "the page has no block {wanted}");
-        self.here(&script)
+        self.here(&blocks(self.content, &format!("sh {wanted}")))
     }
 
     pub fn here(&self, script: &str) -> String {

@@ -55,7 +55,7 @@ fn there_are_never_more_files_free_than_there_are() {
 fn looking_at_the_attributes_of_a_control_file_counts_nothing() {
     let mount = Mount::new(&["demo"]);
     let size = |file: &str| std::fs::metadata(mount.path(&format!(".topofs/{file}"))).unwrap().len();
-    for file in ["status", "errors", "events", "locks", "problems", "config", "version", "control"] {
+    for file in ["status", "metrics", "errors", "events", "locks", "problems", "config", "version", "control"] {
         size(file);
     }
     assert!(size("status") > 0, "there is something to read");

@@ -13,7 +13,7 @@ pub(in crate::cli) struct DemoArgs {
     #[command(flatten)]
     pub common: CommonArgs,
     /// Where to mount: a directory
-    #[arg(value_name = "MOUNTPOINT")]
+    #[arg(value_name = "MOUNTPOINT", value_hint = clap::ValueHint::DirPath)]
     pub mountpoint: PathBuf,
 }
 

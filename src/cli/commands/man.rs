@@ -1,25 +1,39 @@
-//! `topofs man`: the manual page.
+//! `topofs man`: the pages of the manual.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::Ended;
+use anyhow::Context;
+use clap::Args;
 
-/// One page for all commands: nobody could find separate pages of subcommands by name.
-pub(in crate::cli) fn run(mut command: clap::Command) -> Ended {
-    command.build();
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command.clone()).render(&mut page)?;
-    let is_told =
-        |sub: &&clap::Command| !sub.is_hide_set() && !matches!(sub.get_name(), "completions" | "man" | "help");
-    for sub in command.get_subcommands().filter(is_told) {
-        let name = sub.get_name().to_uppercase();
-        writeln!(page, ".SH \"{name}\"")?;
-        let sub = clap_mangen::Man::new(sub.clone());
-        sub.render_synopsis_section(&mut page)?;
-        sub.render_description_section(&mut page)?;
-        sub.render_options_section(&mut page)?;
+use super::Ended;
+use crate::cli::manual::Name;
+
+/// Arguments of `topofs man`.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ManArgs {
+    /// Which page
+    #[arg(value_name = "PAGE", default_value = "topofs.1")]
+    page: Name,
+    /// Write all pages into this directory, each into a file with its name
+    #[arg(long, value_name = "DIR", conflicts_with = "page", value_hint = clap::ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+}
+
+impl ManArgs {
+    /// Prints one page, or writes all.
+    pub fn run(&self, command: clap::Command) -> Ended {
+        let Some(dir) = &self.dir else {
+            std::io::stdout().write_all(self.page.render(command).as_bytes())?;
+            return Ok(ExitCode::SUCCESS);
+        };
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        for page in Name::ALL {
+            let path = dir.join(page.file());
+            std::fs::write(&path, page.render(command.clone()))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    std::io::stdout().write_all(&page)?;
-    Ok(ExitCode::SUCCESS)
 }

@@ -37,7 +37,7 @@ pub(in crate::cli) struct MountArgs {
     #[arg(value_name = "SOURCE")]
     first: Option<OsString>,
     /// Where to mount: a directory
-    #[arg(value_name = "MOUNTPOINT", required_unless_present = "first")]
+    #[arg(value_name = "MOUNTPOINT", required_unless_present = "first", value_hint = clap::ValueHint::DirPath)]
     second: Option<PathBuf>,
     #[command(flatten)]
     pub topo: TopoArgs,

@@ -7,7 +7,7 @@ use super::OptionError;
 use super::list::Written;
 
 /// Options that mount(8), fstab and systemd need, and options that are always so.
-const IGNORED: &[&str] = &[
+pub(in crate::cli) const IGNORED: &[&str] = &[
     // When and by whom it is mounted.
     "auto",
     "noauto",
@@ -60,7 +60,7 @@ const IGNORED: &[&str] = &[
 ];
 
 /// Options that have a meaning which topofs cannot give them.
-const REFUSED: &[(&str, &str)] = &[
+pub(in crate::cli) const REFUSED: &[(&str, &str)] = &[
     ("remount", "a mount cannot be changed: unmount it, and mount it with other options"),
     ("bind", "mount --bind needs no type"),
     ("rbind", "mount --rbind needs no type"),

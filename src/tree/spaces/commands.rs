@@ -4,8 +4,8 @@ use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, CellPath, TopoPath};
 use crate::record::Form;
 
-/// The content of `.control`.
-pub(super) const HELP: &str = "\
+/// The content of `.control`: the commands that it takes.
+pub const HELP: &str = "\
 # Write one of these commands to this file:
 #   commit      store all changes in one transaction, or none of them
 #   rebase      take in what others have changed meanwhile; .conflicts has what is left to you

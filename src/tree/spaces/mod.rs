@@ -29,6 +29,7 @@ mod moments;
 mod stages;
 
 use about::{Missing, Tells};
+pub use commands::HELP as STAGE_COMMANDS;
 use inside::Inside;
 pub(super) use inside::Space;
 use moments::{MomentSpaces, refuse_claim};

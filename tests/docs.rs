@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::mount::{Mount, TOPOFS};
+use common::page::{Example, examples};
 use common::{etcd, text, world, zookeeper};
 use topofs::sample::Cluster;
 
@@ -61,38 +62,6 @@ fn anchors(page: &str) -> BTreeSet<String> {
     let prose = prose(page);
     let headings = prose.lines().filter(|line| line.starts_with('#'));
     headings.map(|line| anchor(line.trim_start_matches('#'))).collect()
-}
-
-/// A command of a page, where it stands, and what it prints.
-struct Example {
-    line: usize,
-    command: String,
-    output: String,
-}
-
-/// The commands of a page. Those that need a service beside the mount stand in blocks `console service`.
-fn examples(page: &str, with_service: bool) -> Vec<Example> {
-    let mut examples: Vec<Example> = Vec::new();
-    let mut inside = false;
-    for (number, line) in page.lines().enumerate() {
-        match line {
-            "```console" => inside = true,
-            "```console service" => inside = with_service,
-            "```" => inside = false,
-            _ if !inside => {}
-            line => match line.strip_prefix("$ ") {
-                Some(command) => {
-                    examples.push(Example { line: number + 1, command: command.to_owned(), output: String::new() });
-                }
-                None => {
-                    let Example { output, .. } = examples.last_mut().expect("output follows a command");
-                    output.push_str(line);
-                    output.push('\n');
-                }
-            },
-        }
-    }
-    examples
 }
 
 fn run(page: &str) {

@@ -159,8 +159,8 @@ enum Command {
     Notifier(NotifierArgs),
     /// Print a completion script for a shell
     ///
-    /// For this shell alone: `source <(topofs completions bash)`; `topofs completions fish | source`. The Debian package
-    /// brings those of bash, zsh and fish. Exit status: 0 if all is written, 1 if not.
+    /// For this shell alone: `source <(topofs completions bash)`; `topofs completions fish | source`. The package for
+    /// Debian brings those of bash, zsh and fish. Exit status: 0 if all is written, 1 if not.
     Completions(CompletionsArgs),
     /// Print a page of the manual, or write all of them
     ///

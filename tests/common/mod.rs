@@ -7,6 +7,7 @@ pub mod consul;
 pub mod etcd;
 pub mod http;
 pub mod mount;
+pub mod page;
 pub mod proxy;
 pub mod server;
 pub mod world;

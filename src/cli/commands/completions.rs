@@ -3,23 +3,49 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Command, ValueHint};
+use clap_complete::Shell;
 
 use super::Ended;
+
+/// What the scripts call the program.
+const PROGRAM: &str = "topofs";
 
 /// Arguments of `topofs completions`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CompletionsArgs {
     /// The shell
-    shell: clap_complete::Shell,
+    shell: Shell,
 }
 
 impl CompletionsArgs {
     /// Prints the script for a command line.
-    pub fn run(&self, mut command: clap::Command) -> Ended {
+    pub fn run(&self, mut command: Command) -> Ended {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut command, "topofs", &mut script);
+        clap_complete::generate(self.shell, &mut command, PROGRAM, &mut script);
+        if self.shell == Shell::Fish {
+            script.extend_from_slice(fish_arguments(&command).as_bytes());
+        }
         std::io::stdout().write_all(&script)?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// clap_complete leaves out what stands behind a command without a flag: choices and directories.
+fn fish_arguments(command: &Command) -> String {
+    let mut script = String::new();
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+        for arg in sub.get_positionals() {
+            let choices = arg.get_possible_values();
+            let names: Vec<&str> = choices.iter().map(|choice| choice.get_name()).collect();
+            let offered = match (names.is_empty(), arg.get_value_hint()) {
+                (false, _) => names.join(" "),
+                (true, ValueHint::DirPath) => "(__fish_complete_directories)".to_owned(),
+                (true, _) => continue,
+            };
+            let is_used = format!("__fish_{PROGRAM}_using_subcommand {}", sub.get_name());
+            script.push_str(&format!("complete -c {PROGRAM} -n \"{is_used}\" -f -a \"{offered}\"\n"));
+        }
+    }
+    script
 }

@@ -59,7 +59,11 @@ fn files(page: &mut Page) {
         "A place for the settings of mounts, and for files with secrets. topofs does not read it by itself.",
     );
     page.item("/sbin/mount.topofs, /sbin/mount.fuse.topofs", "topofs(1) by the names that mount(8) looks for.");
-    page.item("/dev/fuse, /etc/fuse.conf", "fuse(4). Users other than root need fusermount3(1), and `user_allow_other` in /etc/fuse.conf for `--allow-other`.");
+    page.item(
+        "/dev/fuse, /etc/fuse.conf",
+        "fuse(4). Users other than root need fusermount3(1), and `user_allow_other` in /etc/fuse.conf for \
+         `--allow-other`.",
+    );
     page.item(
         "/etc/updatedb.conf",
         "Add `fuse.topofs` to PRUNEFS there, so that updatedb(8) does not walk the topology.",

@@ -13,8 +13,8 @@ pub(super) fn page() -> Page {
     let mut page = Page::new("topofs", "5", "File Formats", "the files of a mounted Vitess Topology Service");
     page.section("DESCRIPTION").text(
         "A mount of topofs(1) shows the records of a Vitess topology as files. `global` holds the global topology; \
-         every cell that has a CellInfo record has a directory beside it. Below, paths are those of Vitess's own tools \
-         (`vtctldclient GetTopologyPath`). A cell connects when somebody first looks into its directory.",
+         every cell that has a CellInfo record has a directory beside it. Below, paths are those of Vitess's own \
+         tools (`vtctldclient GetTopologyPath`). A cell connects when somebody first looks into its directory.",
     );
     page.example(
         "global/cells/zone1/CellInfo.json\nglobal/keyspaces/commerce/Keyspace.txt\n\
@@ -28,8 +28,8 @@ pub(super) fn page() -> Page {
     watching(&mut page);
     control(&mut page);
     page.section("ERRORS").text(
-        "The reason of an error that needs explaining is the last line of `.topofs/errors`, with path, line and column \
-         where there are any. It is in the log, too.",
+        "The reason of an error that needs explaining is the last line of `.topofs/errors`, with path, line and \
+         column where there are any. It is in the log, too.",
     );
     page.rows(errnos::table());
     notes(&mut page);
@@ -51,13 +51,13 @@ fn records(page: &mut Page) {
     page.example(&lines.collect::<String>());
     page.text(
         "A new file is stored if it has the name of a record in its place, or matches `--record`. Every other file is \
-         scratch: it is in the mount's memory, is never stored, and is gone with the mount. A key that is both a record \
-         and a directory is a directory with a file `.data`.",
+         scratch: it is in the mount's memory, is never stored, and is gone with the mount. A key that is both a \
+         record and a directory is a directory with a file `.data`.",
     );
     page.part("Links");
     page.text(
-        "Links are computed, open by name and are not listed (`--views`): `.tablets/`*ALIAS* and `.primary` in a shard, \
-         `.cells/`*CELL* in a keyspace and in a cell alias.",
+        "Links are computed, open by name and are not listed (`--views`): `.tablets/`*ALIAS* and `.primary` in a \
+         shard, `.cells/`*CELL* in a keyspace and in a cell alias.",
     );
     page.part("Attributes");
     page.text("Extended attributes tell what a record is. They cannot be changed.");
@@ -76,19 +76,23 @@ fn reading(page: &mut Page) {
     page.section("READING").text(
         "Reads are answered from a mirror that watches keep current. A read shows a state that the service had, never \
          older than the last event delivered, nor than this mount's own last write. If the watch of a cell is broken \
-         for longer than `--stale-after`, reads there fail with ETIMEDOUT and show nothing old, unless `--serve-stale` \
-         says so. If the service does not let the mount read a cell, they fail with EACCES. The other cells go on. \
-         O_DIRECT asks the service.",
+         for longer than `--stale-after`, reads there fail with ETIMEDOUT and show nothing old, unless \
+         `--serve-stale` says so. If the service does not let the mount read a cell, they fail with EACCES. The other \
+         cells go on. O_DIRECT asks the service.",
     );
 }
 
 fn writing(page: &mut Page) {
     page.section("WRITING").text(
-        "Opening for writing notes the version of the record, fresh from the service. What is written stays in the open \
-         file until close(2) or fsync(2), and is stored as one compare-and-swap on that version. Readers never see half \
-         a record.",
+        "Opening for writing notes the version of the record, fresh from the service. What is written stays in the \
+         open file until close(2) or fsync(2), and is stored as one compare-and-swap on that version. Readers never \
+         see half a record.",
     );
-    page.item("Somebody was faster", "ESTALE, and nothing is stored. What a program has read counts, too: if the record has changed since, opening it for writing fails once.");
+    page.item(
+        "Somebody was faster",
+        "ESTALE, and nothing is stored. What a program has read counts, too: if the record has changed since, opening \
+         it for writing fails once.",
+    );
     page.item(
         "Not valid",
         "EBADMSG, and nothing is stored. What was refused stays refused until the file is truncated or written anew.",
@@ -99,25 +103,28 @@ fn writing(page: &mut Page) {
     page.item("Removing any form", "Removes the record, if it still has the version that was shown.");
     page.item("A killed writer", "Stores nothing.");
     page.item("A writer of another pid namespace", "EPERM, unless `--allow-unseen-writers` is given.");
-    page.text("chmod, chown and touch succeed and change nothing. Renaming from cell to cell, or a stored directory, is EXDEV.");
+    page.text(
+        "chmod, chown and touch succeed and change nothing. Renaming from cell to cell, or a stored directory, is \
+         EXDEV.",
+    );
 }
 
 fn locks(page: &mut Page) {
     page.section("LOCKS").text(
-        "`.lock` in a directory is the lock that Vitess's tools take on that directory, in the same format. flock(2) and \
-         fcntl(2) take it; it needs a descriptor that can write. Its content is the holder; what is written to the open \
-         file before locking is the reason that others see. `global/elections/`*NAME*`/.lock` is an election, \
-         `global/internal/named_locks/`*NAME*`/.lock` a lock of any name. Whoever has lost a lock cannot save under it \
-         (EIO). `topofs unlock` breaks one.",
+        "`.lock` in a directory is the lock that Vitess's tools take on that directory, in the same format. flock(2) \
+         and fcntl(2) take it; it needs a descriptor that can write. Its content is the holder; what is written to \
+         the open file before locking is the reason that others see. `global/elections/`*NAME*`/.lock` is an \
+         election, `global/internal/named_locks/`*NAME*`/.lock` a lock of any name. Whoever has lost a lock cannot \
+         save under it (EIO). `topofs unlock` breaks one.",
     );
 }
 
 fn watching(page: &mut Page) {
     page.section("WATCHING").text(
-        "A change made elsewhere raises the inotify(7) events of a local one, on every form: OPEN, MODIFY, CLOSE_WRITE \
-         for a change, CREATE for a new record, DELETE for a removal. A program that wakes up reads the new content. \
-         Several quick changes of one record may raise one event. `.topofs/events` has them all as JSON lines, with who \
-         did it: `tail -f` and poll(2) wait for more.",
+        "A change made elsewhere raises the inotify(7) events of a local one, on every form: OPEN, MODIFY, \
+         CLOSE_WRITE for a change, CREATE for a new record, DELETE for a removal. A program that wakes up reads the \
+         new content. Several quick changes of one record may raise one event. `.topofs/events` has them all as JSON \
+         lines, with who did it: `tail -f` and poll(2) wait for more.",
     );
 }
 
@@ -130,18 +137,18 @@ fn control(page: &mut Page) {
     );
     page.item(
         "`.topofs/history/`*CELL*/*PATH*/",
-        "The earlier versions of a record, each a file in each form, and `.log`: when, who, what changed. cp(1) restores \
-         one.",
+        "The earlier versions of a record, each a file in each form, and `.log`: when, who, what changed. cp(1) \
+         restores one.",
     );
     page.item(
         "`.topofs/at/`*NAME*/",
-        "The whole topology at one moment, for reading: mkdir(1) makes a snapshot. On etcd *NAME* may be a revision, and \
-         everywhere a time at which the mount was there.",
+        "The whole topology at one moment, for reading: mkdir(1) makes a snapshot. On etcd *NAME* may be a revision, \
+         and everywhere a time at which the mount was there.",
     );
     page.item(
         "`.topofs/stage/`*NAME*/",
-        "mkdir(1) makes a private copy that can be changed. Writing `commit` into its `.control` stores everything in one \
-         transaction, or nothing.",
+        "mkdir(1) makes a private copy that can be changed. Writing `commit` into its `.control` stores everything in \
+         one transaction, or nothing.",
     );
     page.text("Commands for `.topofs/control`, one a line:");
     page.rows(commands(COMMANDS));
@@ -187,9 +194,9 @@ fn control_file(name: &str) -> &'static str {
 
 fn notes(page: &mut Page) {
     page.section("NOTES").text(
-        "Sizes are those of the form shown. The time of a record is when this mount first saw its version. Comments in \
-         the text form are accepted and not kept. Backups and git should leave `.lock` out. No symbolic or hard links, \
-         devices, pipes or sockets can be made.",
+        "Sizes are those of the form shown. The time of a record is when this mount first saw its version. Comments \
+         in the text form are accepted and not kept. Backups and git should leave `.lock` out. No symbolic or hard \
+         links, devices, pipes or sockets can be made.",
     );
 }
 

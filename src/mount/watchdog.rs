@@ -52,6 +52,11 @@ fn watch(
     let mut unasked = false;
     // In the background, it hears us only when it knows our pid.
     while end.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+        if helpers.hold().is_none() {
+            // The mount is gone; the daemon is ending.
+            manager.alive();
+            continue;
+        }
         if runs_tasks(runtime) {
             match answers(helpers, prober) {
                 Ok(true) => manager.alive(),

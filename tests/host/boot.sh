@@ -10,20 +10,22 @@ if [ "${3:-}" != inside ]; then
   mount -t cgroup2 cgroup2 "$dir/cgroup"
   group=$dir/cgroup/topofs-test-$$
   mkdir "$group"
-  trap : TERM
+  pid=
   (
     echo "$BASHPID" > "$group/cgroup.procs"
     exec unshare --cgroup --mount --pid --fork --kill-child --uts --ipc "$0" "$dir" "$topofs" inside
   ) &
   child=$!
-  pid=
-  until read -r pid _ < "/proc/$child/task/$child/children" && [ -n "$pid" ]; do sleep 0.02; done
+  trap 'kill -KILL "$child"' TERM
+  # There is no line end.
+  until read -r pid _ < "/proc/$child/task/$child/children" || [ -n "$pid" ]; do
+    kill -0 "$child" || break
+    sleep 0.02
+  done
   echo "$pid" > "$dir/pid.new"
   mv "$dir/pid.new" "$dir/pid"
-  # A signal ends this wait.
-  wait "$child" || true
-  kill -KILL "$child" 2> /dev/null || true
-  wait "$child" 2> /dev/null || true
+  # A signal ends this wait, too.
+  wait "$child" || wait "$child" || true
   for _ in $(seq 100); do
     find "$group" -depth -type d -exec rmdir {} + 2> /dev/null || true
     [ -d "$group" ] || break
@@ -75,5 +77,7 @@ cd "$new"
 mkdir -p tmp/old
 pivot_root . tmp/old
 umount -l /tmp/old
+# As on every machine; systemd itself leaves that alone in a container.
+mount --make-rshared /
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb \
   /lib/systemd/systemd --system --unit=test.target --log-target=console --show-status=no < /dev/null

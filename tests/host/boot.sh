@@ -47,7 +47,7 @@ mount -t cgroup2 cgroup2 "$new/sys/fs/cgroup"
 mount -t tmpfs tmpfs "$new/run"
 mount -t tmpfs tmpfs "$new/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$new/dev"
-for device in null zero full random urandom tty fuse; do
+for device in null zero full random urandom tty fuse autofs; do
   touch "$new/dev/$device"
   mount --bind "/dev/$device" "$new/dev/$device"
 done

@@ -169,7 +169,7 @@ impl ConnectOptions {
     }
 
     /// Whether connections to a service must use TLS.
-    fn wants_tls(&self, implementation: Implementation) -> bool {
+    pub fn wants_tls(&self, implementation: Implementation) -> bool {
         let (cert, ca) = match implementation {
             Implementation::Etcd2 => (&self.etcd.cert, &self.etcd.ca),
             Implementation::Zk2 => (&self.zk.cert, &self.zk.ca),
@@ -363,6 +363,16 @@ impl Location {
         let (one, two) = (self.clean_root(), other.clean_root());
         let nested = one.starts_with(&two) || two.starts_with(&one);
         nested && Location { root: other.root.clone(), ..self.clone() }.is_same_place(other)
+    }
+
+    /// The servers with the ports at which they are connected; `None` if one of the addresses cannot be read.
+    pub fn endpoints(&self, options: &ConnectOptions) -> Option<Vec<(String, u16)>> {
+        let tls = options.wants_tls(self.implementation);
+        let one = |address: &str| {
+            let (scheme, Named { host, port }) = parts(address)?;
+            Some((host, port.unwrap_or_else(|| self.port_of(scheme, tls))))
+        };
+        self.addresses().map(one).collect()
     }
 
     /// A hint about the port that is tried for an address without one.

@@ -4,11 +4,12 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use crate::notify::helper;
 
 mod ask;
+mod check;
 mod clock;
 mod commands;
 mod connection;
@@ -30,6 +31,7 @@ mod source;
 mod told;
 
 use commands::ask::AskArgs;
+use commands::check::CheckArgs;
 use commands::completions::CompletionsArgs;
 use commands::demo::DemoArgs;
 use commands::errors::ErrorsArgs;
@@ -71,6 +73,22 @@ enum Command {
     /// Two cells, three keyspaces, twenty tablets. It touches nothing else, and ends with the mount. Exit status: as of
     /// topofs mount.
     Demo(Box<DemoArgs>),
+    /// Try the flags of a mount, and say what is wrong before it is mounted
+    ///
+    /// Takes the flags of `topofs mount`, changes nothing, and prints one line for each step with what to do about it:
+    /// the host (/dev/fuse, fusermount3), the mount point, the files that the flags name, the names and ports of the
+    /// servers, their answer (TLS, user and password), the root (if nothing is there, which other roots look like a
+    /// topology), the schema of all records, and what this user may do. A right to write is tried by a change that the
+    /// service certainly refuses; a right that cannot be found out is never taken for yes. Then the same for each cell.
+    ///
+    /// For a MOUNTPOINT without flags where a topology is mounted, the settings of that mount are tried once more from
+    /// outside, beside what it says of itself. The files that it names are read as the user who checks.
+    ///
+    /// Every step ends within --remote-operation-timeout, and all within four times as long (at least 20 s).
+    ///
+    /// Exit status: 0 if nothing has failed (there may be warnings), 1 if something has, 2 if it could not be found out
+    /// or the command line is wrong.
+    Check(Box<CheckArgs>),
     /// Show how the mounts of this host are
     ///
     /// A mount is not healthy if its daemon is gone ("Transport endpoint is not connected") or does not answer in time;
@@ -183,8 +201,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return usage.into();
         }
     };
-    let cli = match parse(program, &line) {
-        Ok(cli) => cli,
+    let (cli, given) = match parse(program, &line) {
+        Ok(parsed) => parsed,
         Err(error) => {
             // Help and version are not errors. If the pipe is closed, nobody reads them.
             let _ = line.complaint(&error).map_or_else(|| error.print(), |reason| Ok(complain(&reason)));
@@ -194,6 +212,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let ended = match &cli.command {
         Command::Mount(args) => args.run(Fake::No),
         Command::Demo(args) => args.run(),
+        Command::Check(args) => args.run(given.subcommand().map_or(&given, |(_, given)| given)),
         Command::Status(args) => args.run(),
         Command::Events(args) => args.run(),
         Command::Errors(args) => args.run(),
@@ -222,7 +241,7 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsStrin
 }
 
 /// Understands a command line.
-fn parse(mut program: clap::Command, line: &Line) -> Result<Cli, clap::Error> {
+fn parse(mut program: clap::Command, line: &Line) -> Result<(Cli, ArgMatches), clap::Error> {
     /// Flags that say which topology, as a source does.
     const PLACES: [&str; 5] =
         ["topo_implementation", "topo_global_server_address", "topo_global_root", "tee_primary", "tee_secondary"];
@@ -237,7 +256,7 @@ fn parse(mut program: clap::Command, line: &Line) -> Result<Cli, clap::Error> {
         let reason = format!("the source says which topology is mounted: leave out {flag}");
         return Err(program.error(clap::error::ErrorKind::ArgumentConflict, reason));
     }
-    Ok(cli)
+    Ok((cli, matches))
 }
 
 /// What is wrong with a command line, in one line.
@@ -253,7 +272,7 @@ fn usage_status(args: &[OsString]) -> u8 {
     match args.get(1) {
         Some(command) if command == "validate" => NOT_CHECKED,
         Some(command) if command == "topo2topo" => TROUBLE,
-        Some(command) if command == "status" || command == "events" || command == "errors" => UNKNOWN,
+        Some(command) if ["check", "status", "events", "errors"].iter().any(|name| command == name) => UNKNOWN,
         _ => USAGE,
     }
 }

@@ -60,6 +60,11 @@ struct Mount8 {
     kind: Option<OsString>,
 }
 
+/// What it takes, for the manual.
+pub(super) fn definitions() -> clap::Command {
+    Mount8::command()
+}
+
 /// Whether mount(8) has called: by the name of the program, or, through mount.fuse, by a source in place of a command.
 pub(super) fn is_called(args: &[OsString]) -> bool {
     let name = args.first().and_then(|program| Path::new(program).file_name());
@@ -97,7 +102,7 @@ impl Mount8 {
         let program = Cli::command();
         let caller = Caller::Mount8 { sloppy: self.sloppy };
         let line = Line::read(self.as_command(), &program, caller)?;
-        let cli = super::parse(program, &line).map_err(|error| {
+        let (cli, _) = super::parse(program, &line).map_err(|error| {
             let reason = line.complaint(&error).unwrap_or_else(|| words(&error));
             anyhow::anyhow!(reason)
         })?;

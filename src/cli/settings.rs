@@ -90,7 +90,8 @@ fn demo_cells() -> anyhow::Result<CellOptions> {
 }
 
 impl TopoArgs {
-    fn cell_options(&self, (global, tee): (Location, Option<TeeOptions>)) -> anyhow::Result<CellOptions> {
+    /// How the cells of a mount are connected.
+    pub(super) fn cell_options(&self, (global, tee): (Location, Option<TeeOptions>)) -> anyhow::Result<CellOptions> {
         let only = self.cells.as_ref().map(|names| {
             let parsed = names
                 .iter()
@@ -125,6 +126,24 @@ impl ViewArgs {
         *timeout = operation_timeout(*timeout, request_timeout());
         let bytes = usize::try_from(self.history_memory).unwrap_or(usize::MAX);
         cells.history = HistoryLimits { versions: self.history, bytes };
+        let records = self.records()?;
+        let mountpoint = MountPoint::open(mountpoint).with_context(|| mountpoint.display().to_string())?;
+        Ok(Settings {
+            config: self.config(mountpoint.path(), &cells),
+            source: cells.source(),
+            mountpoint,
+            cells,
+            records,
+            tree: self.tree_options(),
+            allow_other: self.allow_other,
+            retry,
+            set_log_level,
+            metrics: None,
+        })
+    }
+
+    /// What records mean. Fails if the flags contradict each other.
+    pub(super) fn records(&self) -> anyhow::Result<Arc<Records>> {
         let codec = match &self.descriptor_set {
             Some(file) => Codec::from_file(file)?,
             None => Codec::builtin()?,
@@ -136,19 +155,7 @@ impl ViewArgs {
         if self.tree_options().list.is_empty() {
             anyhow::bail!("--list contains no form from --forms: directories would look empty");
         }
-        let mountpoint = MountPoint::open(mountpoint).with_context(|| mountpoint.display().to_string())?;
-        Ok(Settings {
-            config: self.config(mountpoint.path(), &cells),
-            source: cells.source(),
-            mountpoint,
-            cells,
-            records: Records::new(codec, kinds),
-            tree: self.tree_options(),
-            allow_other: self.allow_other,
-            retry,
-            set_log_level,
-            metrics: None,
-        })
+        Ok(Records::new(codec, kinds))
     }
 
     fn tree_options(&self) -> TreeOptions {
@@ -193,6 +200,8 @@ impl ViewArgs {
             "topo-etcd-lease-ttl": duration(connect.etcd.lease_ttl),
             "topo-etcd-max-request-bytes": connect.etcd.max_request_bytes,
             "topo-etcd-user": connect.etcd.user.as_ref().map(|(name, _)| name),
+            // The name of the file, as for other secrets: `topofs check` reads it again.
+            "topo-etcd-password-file": path(&connect.etcd.password_file),
             "topo-zk-auth-file": path(&connect.zk.auth_file),
             "topo-zk-tls-cert": path(&connect.zk.cert),
             "topo-zk-tls-key": path(&connect.zk.key),

@@ -57,6 +57,11 @@ impl Codec {
             .map_err(|error| Error::new(Kind::BadMessage, format!("cannot be decoded as {message}: {error}")))
     }
 
+    /// Whether stored bytes contain fields that these messages do not have. Fails if they do not decode.
+    pub fn has_unknown_fields(&self, message: &str, raw: &[u8]) -> Result<bool> {
+        Ok(unknown::has_unknown(&self.decode(message, raw)?))
+    }
+
     /// An empty message.
     pub fn empty(&self, message: &str) -> Result<DynamicMessage> {
         Ok(DynamicMessage::new(self.descriptor(message)?))

@@ -30,7 +30,7 @@ const NAMED_LOCKS: &str = "named_locks";
 /// Where a cell is.
 pub(crate) const CELL_INFO: &str = "CellInfo";
 const CELLS_ALIAS: &str = "CellsAlias";
-const KEYSPACE: &str = "Keyspace";
+pub(crate) const KEYSPACE: &str = "Keyspace";
 const MIRROR: &str = "MirrorRules";
 const ROUTING: &str = "RoutingRules";
 const RULES: &str = "Rules";

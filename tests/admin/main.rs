@@ -7,7 +7,12 @@ mod common;
 
 mod backup;
 mod changes;
+mod check;
+mod events;
 mod page;
 mod recovery;
 mod rights;
+mod shell;
+mod status;
 mod topo2topo;
+mod umount;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use crate::common::page::{Example, examples};
+use crate::common::page::examples;
 use crate::common::{bash_apart, bash_in, text};
 
 pub fn repository() -> &'static Path {
@@ -110,7 +110,7 @@ echo "the mount goes on: $(sed -i s/semi_sync/none/ $record; head -n 1 $record)"
 exec 3<&-
 umount /tmp/topo
 echo "settings: $(ls /etc/topofs)"
-echo TOPOFS_READ_ONLY=yes > /etc/topofs/main.env
+echo TOPOFS_READ_ONLY=yes > /etc/topofs/main.conf
 dpkg -P topofs > /tmp/log 2>&1
 files=$(ls -d /etc/topofs /var/lib/dpkg/info/topofs* 2> /dev/null | wc -l)
 echo "purged: $(dpkg-query -W topofs 2>&1 | grep -c 'no packages found') $files"
@@ -147,7 +147,7 @@ find . ! -type d ! -path './var/lib/dpkg/*' ! -path ./var/log/dpkg.log ! -path '
 fn on_a_machine_without_rust_it_is_installed_toured_upgraded_removed_and_nothing_is_left() {
     let work = tempfile::tempdir().unwrap();
     let examples = examples(&std::fs::read_to_string(repository().join("README.md")).unwrap(), false);
-    let tour: String = examples.iter().map(|Example { command, .. }| format!("{command}\necho =-=-=\n")).collect();
+    let tour: String = examples.iter().map(|example| format!("{}\necho =-=-=\n", example.command)).collect();
     std::fs::write(work.path().join("tour.sh"), tour).unwrap();
     std::fs::write(work.path().join("machine.sh"), MACHINE).unwrap();
     let names = format!("REPOSITORY='{}' PACKAGE='{}'\n", repository().display(), package().display());
@@ -175,8 +175,8 @@ fn on_a_machine_without_rust_it_is_installed_toured_upgraded_removed_and_nothing
         None => format!("{line}\n"),
     };
     let outputs = printed.split("=-=-=\n").map(|output| output.lines().map(said).collect::<String>());
-    for (Example { command, output: expected, .. }, printed) in examples.iter().zip(outputs) {
-        assert_eq!(&printed, expected, "$ {command}");
+    for (example, printed) in examples.iter().zip(outputs) {
+        assert_eq!(printed, example.output, "$ {}", example.command);
     }
 }
 

@@ -296,10 +296,15 @@ impl Client {
 
     /// Fails if the server does not answer or has no leader.
     pub async fn probe(&self) -> Result<(), BackendError> {
+        self.leader().await.map(drop)
+    }
+
+    /// The address of the leader.
+    pub async fn leader(&self) -> Result<String, BackendError> {
         let leader: String = self.json(self.get("status/leader")).await?;
         match leader.as_str() {
             "" => Err(BackendError::new(Failure::Unreachable, format!("{}: Consul has no leader", self.caller.shown))),
-            _ => Ok(()),
+            _ => Ok(leader),
         }
     }
 

@@ -26,6 +26,7 @@ mod call;
 mod changes;
 mod client;
 mod folders;
+mod inspect;
 mod lock;
 mod pair;
 mod rights;

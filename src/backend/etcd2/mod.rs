@@ -26,6 +26,7 @@ use crate::record::layout::needs_no_records;
 
 mod connection;
 mod errors;
+mod inspect;
 mod key;
 mod lock;
 mod pages;

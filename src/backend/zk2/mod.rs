@@ -24,6 +24,7 @@ use crate::name::TopoPath;
 use crate::record::layout;
 
 mod admit;
+mod inspect;
 mod lock;
 mod look;
 mod roles;
@@ -35,8 +36,8 @@ mod znode;
 
 use lock::Lines;
 use look::{Access, look};
-use session::Sessions;
 pub use session::ZkOptions;
+use session::{CallError, Sessions};
 use view::{Ended, Nodes, View};
 use write::CellChanges;
 use znode::{Spot, version, znode_path};

@@ -1,6 +1,7 @@
 //! The commands. Each file has the arguments of one command, and what it does.
 
 pub(super) mod ask;
+pub(super) mod check;
 pub(super) mod completions;
 pub(super) mod demo;
 pub(super) mod errors;

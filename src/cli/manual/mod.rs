@@ -51,6 +51,12 @@ impl Name {
     }
 }
 
+/// A text with a capital at its beginning.
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
 /// The files of the host that topofs uses.
 fn files(page: &mut Page) {
     page.item("*MOUNTPOINT*/.topofs/", "What the mount says of itself; see topofs(5).");
@@ -104,7 +110,8 @@ mod tests {
         program.build();
         let page = Name::Mount.render(program.clone()).replace('\\', "");
         let mount = program.find_subcommand("mount").unwrap();
-        for long in flags::told(mount).filter(|arg| !flags::is_everywhere(arg)).filter_map(|arg| arg.get_long()) {
+        let longs = flags::told(mount).filter(|arg| !flags::is_everywhere(arg)).filter_map(|arg| arg.get_long());
+        for long in longs.filter(|long| !super::super::options::STAY.contains(long)) {
             assert!(page.contains(&format!("fB{}fR", long.replace('-', "_"))), "{long}");
         }
         assert!(page.contains("fBx-fR") && page.contains("fB_netdevfR"), "{page}");

@@ -4,9 +4,9 @@ use clap::{Arg, Command};
 
 use super::flags::{self, Spelling, told};
 use super::page::Page;
-use crate::cli::options;
+use crate::cli::{mount8, options};
 
-/// Flags that are no options: they are what mount(8) has besides of `-o`.
+/// Flags of `topofs mount` that are no options. So are those that would keep mount(8) waiting ([`options::STAY`]).
 const NO_OPTIONS: [&str; 3] = ["help", "version", "options"];
 
 /// The page.
@@ -14,8 +14,12 @@ pub(super) fn page(program: &Command) -> Page {
     let mut page =
         Page::new("mount.topofs", "8", "System Administration", "mount a Vitess Topology Service, as mount(8) does");
     page.section("SYNOPSIS");
-    page.text("`mount -t topofs` [`-o` *OPTION*[,*OPTION*]...] *SOURCE* *MOUNTPOINT*");
-    page.text("`mount.topofs` *SOURCE* *MOUNTPOINT* [`-fnrsvw`] [`-o` *OPTION*[,*OPTION*]...]");
+    page.text("`mount -t topofs` [`-o` *OPTION*[,*OPTION*]...] *SOURCE* *DIR*");
+    let mut helper = mount8::definitions();
+    helper.build();
+    let short = |arg: &Arg| arg.get_short().filter(|_| !arg.get_action().takes_values() && !flags::is_everywhere(arg));
+    let switches: String = told(&helper).filter_map(short).collect();
+    page.text(&format!("`mount.topofs` *SOURCE* *DIR* [`-{switches}`] [`-o` *OPTION*[,*OPTION*]...]"));
     page.section("DESCRIPTION").text(
         "mount.topofs is the helper that mount(8) calls for the type `topofs`, also for lines of fstab(5). It is the \
          program topofs(1) by another name. It returns when the mount answers, or says why it does not. The type in \
@@ -30,12 +34,20 @@ pub(super) fn page(program: &Command) -> Page {
          the beginning of all keys of the global topology: `etcd2:http://127.0.0.1:2379/vitess/global`.",
     );
     page.item("`tee:`*PRIMARY*;*SECONDARY*", "Two services as one, each *IMPLEMENTATION*:*SERVERS*/*ROOT*.");
-    page.section("OPTIONS").text(
+    page.item("`demo`", "The sample cluster of `topofs demo`.");
+    page.section("OPTIONS").text("On the command line, as mount(8) hands them over:");
+    for arg in told(&helper).filter(|arg| !arg.is_positional() && !flags::is_everywhere(arg)) {
+        flags::add(&mut page, arg, Spelling::Flag, &helper);
+    }
+    page.section("MOUNT OPTIONS").text(
         "Options are separated by commas. Write a comma in a value as `\\,`. Write `_` or `-` in names. An unknown \
          option is refused. Secrets are no options: options name files that contain them.",
     );
     if let Some(mount) = program.find_subcommand("mount") {
-        let is_option = |arg: &&Arg| arg.get_long().is_some() && !NO_OPTIONS.contains(&arg.get_id().as_str());
+        let is_option = |arg: &&Arg| {
+            arg.get_long().is_some_and(|long| !options::STAY.contains(&long))
+                && !NO_OPTIONS.contains(&arg.get_id().as_str())
+        };
         let args: Vec<&Arg> = told(mount).filter(is_option).collect();
         for heading in flags::headings(&args) {
             page.part(heading.unwrap_or("More"));
@@ -44,7 +56,7 @@ pub(super) fn page(program: &Command) -> Page {
             }
         }
     }
-    page.part("Options for others");
+    page.part("Options without a meaning");
     let ignored: Vec<String> = options::IGNORED.iter().map(|option| format!("`{option}`")).collect();
     page.text(&format!(
         "These mean something to mount(8), systemd.mount(5) or fstab(5), and nothing to topofs: {}, and all that begin \
@@ -53,7 +65,7 @@ pub(super) fn page(program: &Command) -> Page {
     ));
     page.part("Options that are refused");
     for (option, reason) in options::REFUSED {
-        page.item(&format!("`{option}`"), &format!("{reason}."));
+        page.item(&format!("`{option}`"), &format!("{}.", super::capital(reason)));
     }
     fstab(&mut page);
     page.section("EXIT STATUS");

@@ -31,7 +31,7 @@ pub(super) fn page(program: &Command) -> Page {
     page.section("EXIT STATUS").text("A command line that is wrong is 1, or 2 where 1 would be an answer.");
     for command in &commands {
         if let Some((_, status)) = about(command).split_once(STATUS) {
-            page.item(&format!("`topofs {}`", command.get_name()), &capital(status.trim()));
+            page.item(&format!("`topofs {}`", command.get_name()), &super::capital(status.trim()));
         }
     }
     surroundings(&mut page);
@@ -56,11 +56,6 @@ fn is_told(command: &&Command) -> bool {
 
 fn about(command: &Command) -> String {
     command.get_long_about().or_else(|| command.get_about()).map(ToString::to_string).unwrap_or_default()
-}
-
-fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
 fn add_command(page: &mut Page, command: &Command, mount: Option<&Command>) {

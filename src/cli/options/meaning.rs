@@ -79,7 +79,7 @@ pub(in crate::cli) const REFUSED: &[(&str, &str)] = &[
 ];
 
 /// Flags that would keep mount(8) waiting until the end of the mount.
-const STAY: &[&str] = &["foreground", "debug"];
+pub(in crate::cli) const STAY: &[&str] = &["foreground", "debug"];
 
 /// Who hands over the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 mod list;
 mod meaning;
 
-pub(super) use meaning::{Caller, IGNORED, REFUSED};
+pub(super) use meaning::{Caller, IGNORED, REFUSED, STAY};
 use meaning::{Meaning, meaning};
 
 /// Beginnings of Vitess's flags that topofs also has. None of them is a group of short flags, so one dash means the

@@ -247,7 +247,7 @@ fn old_flags_of_vitess_have_one_dash() {
 fn a_mount_point_alone_is_no_source() {
     let mount = |args: &[&str]| {
         let line = read(args, Caller::Shell).unwrap();
-        match crate::cli::parse(Cli::command(), &line).unwrap().command {
+        match crate::cli::parse(Cli::command(), &line).unwrap().0.command {
             Commands::Mount(args) => {
                 let source = args.source().map(|source| source.to_str().unwrap().to_owned());
                 (source, args.mountpoint().to_str().unwrap().to_owned())

@@ -84,7 +84,7 @@ impl Waiting {
         for call in calls {
             let Call { op, ino, name, uid, pid, .. } = &*call;
             let path = tree.describe(*ino, name.as_deref());
-            tracing::error!(%op, path, uid, pid, "the mount ends before the answer has come: it may have been carried out");
+            tracing::error!(%op, path, uid, pid, "the mount ends before the answer: it may have been carried out");
         }
     }
 }

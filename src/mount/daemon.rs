@@ -49,6 +49,11 @@ impl Readiness {
         Self(Arc::default())
     }
 
+    /// Whether somebody waits at a terminal that the log does not lead to.
+    pub fn is_awaited(&self) -> bool {
+        self.0.lock().is_some()
+    }
+
     /// The mount answers. Closes the terminal, so that a pipeline that waits for its end continues. Call this in the
     /// main thread.
     pub fn report(&self) -> std::io::Result<()> {

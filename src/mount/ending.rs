@@ -1,5 +1,5 @@
-//! The end of a mount: what is in flight is finished, locks are given back, and what is lost is named. Must never wait for
-//! a service that gives no sign of life, and must never cut off one that does.
+//! The end of a mount: what is in flight is finished, locks are given back, and what is lost is named. Must never wait
+//! for a service that gives no sign of life, and must never cut off one that does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ const READERS_GRACE: Duration = Duration::from_millis(500);
 /// How long our own tasks may take to end. They wait for no service, but they may be many.
 const TASKS_GRACE: Duration = Duration::from_secs(5);
 
-/// The mount is going away. Whoever waits for a lock does not get it any more; saves in flight may still take one. Calls
-/// to a service that is silent from now on are given up.
+/// The mount is going away. Whoever waits for a lock does not get it any more; saves in flight may still take one.
+/// Calls to a service that is silent from now on are given up.
 pub(super) fn begin(tree: &Tree, cells: &Cells) {
     tree.locks().close();
     cells.give_up_if_silent();

@@ -102,7 +102,7 @@ async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<
         cells = manager.starting(settings.retry + timeout * CALLS_AT_START, connect(&settings, manager)) => cells?,
         () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),
     };
-    warn_if_empty(&cells);
+    warn_if_empty(&cells, &ready);
     if let Some(limit) = settings.tree.request_timeout {
         let limit = limit.as_secs();
         tracing::warn!(
@@ -179,11 +179,15 @@ async fn connect(settings: &Settings, manager: &Manager) -> Result<Arc<Cells>> {
 }
 
 /// A wrong root is an empty topology. That is legal, but whoever mounts it should know.
-fn warn_if_empty(cells: &Cells) {
+fn warn_if_empty(cells: &Cells, ready: &Readiness) {
     let Some(global) = cells.get(&CellName::global()) else { return };
     if global.location.implementation != Implementation::Memory && global.mirror.snapshot().records.is_empty() {
         let warning = format!("{global}: nothing is stored there (is the root right?)");
         tracing::warn!("{warning}");
+        if !ready.is_awaited() {
+            // The log is there.
+            return;
+        }
         // The terminal is still there. If it is closed, nothing is lost.
         let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("topofs: {warning}\n").as_bytes());
     }

@@ -1,5 +1,5 @@
-//! The watchdog: tells the service manager that the mount lives, as long as it really does. A mount lives if its runtime
-//! runs tasks and if it answers the kernel. Must never depend on a service: a mount of a dead service is alive.
+//! The watchdog: tells the service manager that the mount lives, as long as it really does. A mount lives if its
+//! runtime runs tasks and if it answers the kernel. Must never depend on a service: a mount of a dead service is alive.
 //!
 //! A process of its own asks the mount, as every program does, since the daemon must not. A question that is never
 //! answered keeps this thread waiting, and then the service manager hears nothing more.
@@ -52,6 +52,11 @@ fn watch(
     let mut unasked = false;
     // In the background, it hears us only when it knows our pid.
     while end.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+        if helpers.hold().is_none() {
+            // The mount is gone; the daemon is ending.
+            manager.alive();
+            continue;
+        }
         if runs_tasks(runtime) {
             match answers(helpers, prober) {
                 Ok(true) => manager.alive(),

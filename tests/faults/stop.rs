@@ -94,8 +94,8 @@ on_each_server! {
         assert!(log.contains("lease or session"), "{log}");
         rig.server.resume();
         // Both ways of unmounting, while a lock is on its way back.
-        let ways = [("umount", "global/keyspaces/customer/.lock"), ("fusermount3 -u", "global/keyspaces/commerce/shards/0/.lock")];
-        for (how, lock) in ways {
+        for (how, keyspace) in [("umount", "customer"), ("fusermount3 -u", "commerce/shards/0")] {
+            let lock = format!("global/keyspaces/{keyspace}/.lock");
             let mount = rig.mount(&[]);
             let mut command = Command::new("bash");
             command.args(["-c", &format!("exec 9> {lock}; flock 9; echo held; read go")]).current_dir(mount.root());

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A systemd of its own: boot.sh DIR TOPOFS. In mount, pid, uts, ipc and cgroup namespaces of its own, on a copy of / that
-# keeps nothing, with TOPOFS as /usr/bin/topofs, the units of scripts/package, and the fstab that stands in DIR/fstab.
+# A systemd of its own: boot.sh DIR TOPOFS. In mount, pid, uts, ipc and cgroup namespaces of its own, on a copy of /
+# that keeps nothing, with TOPOFS as /usr/bin/topofs, the units of scripts/package, and the fstab of DIR/fstab.
 # Nothing of it is left when this process ends. DIR/pid is the pid of systemd, as seen from outside.
 set -eu
 dir=$1 topofs=$2 here=$(cd "$(dirname "$0")/../.." && pwd)
@@ -10,20 +10,22 @@ if [ "${3:-}" != inside ]; then
   mount -t cgroup2 cgroup2 "$dir/cgroup"
   group=$dir/cgroup/topofs-test-$$
   mkdir "$group"
-  trap : TERM
+  pid=
   (
     echo "$BASHPID" > "$group/cgroup.procs"
     exec unshare --cgroup --mount --pid --fork --kill-child --uts --ipc "$0" "$dir" "$topofs" inside
   ) &
   child=$!
-  pid=
-  until read -r pid _ < "/proc/$child/task/$child/children" && [ -n "$pid" ]; do sleep 0.02; done
+  trap 'kill -KILL "$child"' TERM
+  # There is no line end.
+  until read -r pid _ < "/proc/$child/task/$child/children" || [ -n "$pid" ]; do
+    kill -0 "$child" || break
+    sleep 0.02
+  done
   echo "$pid" > "$dir/pid.new"
   mv "$dir/pid.new" "$dir/pid"
-  # A signal ends this wait.
-  wait "$child" || true
-  kill -KILL "$child" 2> /dev/null || true
-  wait "$child" 2> /dev/null || true
+  # A signal ends this wait, too.
+  wait "$child" || wait "$child" || true
   for _ in $(seq 100); do
     find "$group" -depth -type d -exec rmdir {} + 2> /dev/null || true
     [ -d "$group" ] || break
@@ -45,7 +47,7 @@ mount -t cgroup2 cgroup2 "$new/sys/fs/cgroup"
 mount -t tmpfs tmpfs "$new/run"
 mount -t tmpfs tmpfs "$new/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$new/dev"
-for device in null zero full random urandom tty fuse; do
+for device in null zero full random urandom tty fuse autofs; do
   touch "$new/dev/$device"
   mount --bind "/dev/$device" "$new/dev/$device"
 done
@@ -68,11 +70,14 @@ for unit in systemd-journald.socket systemd-journald-dev-log.socket systemd-jour
 done
 # The journal of these services, and nothing of the machine.
 mkdir -p "$new/etc/systemd/journald.conf.d"
-printf '[Journal]\nStorage=volatile\nAudit=no\nReadKMsg=no\nRateLimitIntervalSec=0\n' > "$new/etc/systemd/journald.conf.d/test.conf"
+printf '[Journal]\nStorage=volatile\nAudit=no\nReadKMsg=no\nRateLimitIntervalSec=0\n' \
+  > "$new/etc/systemd/journald.conf.d/test.conf"
 ln -s /dev/null "$new/etc/systemd/system/systemd-journald-audit.socket"
 cd "$new"
 mkdir -p tmp/old
 pivot_root . tmp/old
 umount -l /tmp/old
+# As on every machine; systemd itself leaves that alone in a container.
+mount --make-rshared /
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb \
   /lib/systemd/systemd --system --unit=test.target --log-target=console --show-status=no < /dev/null

@@ -22,16 +22,13 @@ fn each_line_is_a_json_object_with_what_the_event_has() {
     let log = mount.stop();
     assert!(!log.contains(|character: char| character.is_control() && character != '\n'), "{log:?}");
     let lines = objects(&log);
-    let refusal = lines.iter().find(|line| line["op"] == "flush").unwrap();
-    for (member, value) in [
-        ("level", "warn"),
-        ("target", "topofs::journal::refusals"),
-        ("path", "global/keyspaces/commerce/Keyspace.txt"),
-        ("errno", "EBADMSG"),
-    ] {
+    let refusal = lines.iter().find(|line| line["errno"] == "EBADMSG").unwrap();
+    for (member, value) in
+        [("level", "warn"), ("target", "topofs::journal::refusals"), ("path", "global/keyspaces/commerce/Keyspace.txt")]
+    {
         assert_eq!(refusal[member], value, "{refusal}");
     }
-    assert!(refusal["message"].as_str().unwrap().contains("bogus") && refusal["pid"].is_u64(), "{refusal}");
+    assert!(refusal["op"].is_string() && refusal["pid"].is_u64(), "{refusal}");
     assert!(lines.iter().all(|line| line["time"].is_string() && line["message"].is_string()), "{log}");
     // Only that part of topofs is more talkative.
     let talkative = |line: &&Value| line["level"] == "debug";
@@ -58,7 +55,7 @@ fn the_journal_gets_priorities_and_no_time() {
     let script = format!(
         "mkdir m; exec 2> log; export JOURNAL_STREAM=$(stat -c %d:%i log)\n\
          {TOPOFS} demo -f m & until [ -e m/global ]; do sleep 0.1; done\n\
-         ! echo 'bogus: 1' > m/global/keyspaces/commerce/Keyspace.txt; kill %1; wait %1"
+         ! echo 'bogus: 1' > m/global/keyspaces/commerce/Keyspace.txt; kill $!; wait $!"
     );
     let output = bash_in(dir.path(), &script);
     assert!(output.status.success(), "{}", text(&output));

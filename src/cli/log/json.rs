@@ -1,5 +1,5 @@
-//! Events as JSON, one object a line: time, level, target, message, and the fields of the event and of its spans. Texts may
-//! be anybody's: no control character stays.
+//! Events as JSON, one object a line: time, level, target, message, and the fields of the event and of its spans. Texts
+//! may be anybody's: no control character stays.
 
 use std::fmt::{self, Debug, Write};
 use std::time::SystemTime;
@@ -148,7 +148,8 @@ mod tests {
             let span = tracing::info_span!("cell", name = %"zone1", place = "secondary");
             let _inside = span.enter();
             let error = "no\u{1b}[2J\u{9b}\n\u{7f}";
-            tracing::warn!(op = %"flush", path = "zone1/x", uid = 7, errno = "EIO", %error, level = "mine", "it {}", "failed");
+            let path = "zone1/x";
+            tracing::warn!(op = %"flush", path, uid = 7, errno = "EIO", %error, level = "mine", "it {}", "failed");
             tracing::info!(last = true);
         });
         assert_eq!(lines.len(), 2);

@@ -1,7 +1,8 @@
 //! Topology services. `contract` says what topofs needs from a service. Each service has a folder or a file that
 //! implements it and knows no other service; `open` chooses between them. `faulty` wraps any of them, for tests; `tee`
-//! makes one of two; `inspect` asks what a user may do. The other files are for all services: `keys` (spelling), `lock` (the layout of locks, and keeping
-//! them alive), `location` and `servers` (where a cell is, and which servers get credentials).
+//! makes one of two; `inspect` asks what a user may do. The other files are for all services: `keys` (spelling), `lock`
+//! (the layout of locks, and keeping them alive), `location` and `servers` (where a cell is, and which servers get
+//! credentials).
 
 pub mod consul;
 mod contract;

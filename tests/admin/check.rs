@@ -45,7 +45,8 @@ on_each_service! {
     fn a_good_configuration_is_good_and_nothing_is_changed(service) {
         let keys = || {
             let listing = runtime().block_on(service.cell().list(&topofs::name::TopoPath::root())).unwrap();
-            let mut keys: Vec<_> = listing.nodes.into_iter().map(|node| (node.path, node.version, node.value)).collect();
+            let nodes = listing.nodes.into_iter();
+            let mut keys: Vec<_> = nodes.map(|node| (node.path, node.version, node.value)).collect();
             keys.sort_by(|one, other| one.0.as_str().cmp(other.0.as_str()));
             keys
         };
@@ -124,7 +125,8 @@ on_each_service! {
         found(&findings, "ok", "schema", "cell zone1");
         let (_, findings) = of(&service, "--cells zone1,none");
         found(&findings, "failed", "cell", "cell none: has no CellInfo record");
-        assert!(!findings.iter().any(|finding| finding["subject"].as_str().unwrap().contains("zone2")), "{findings:#?}");
+        let is_of_zone2 = |finding: &Value| finding["subject"].as_str().unwrap().contains("zone2");
+        assert!(!findings.iter().any(is_of_zone2), "{findings:#?}");
         let (_, findings) = of(&service, "--cell-servers global");
         found(&findings, "failed", "cell", "does not use");
     }

@@ -185,7 +185,7 @@ fn refused(step: &'static str, subject: &str, location: &Location, error: &Backe
         Failure::Denied if step == "root" => "give this user the rights to read everything below the root",
         Failure::Denied => "correct the user, the password or the token",
         Failure::Unreachable if tls => {
-            "does the configured authority (--topo-*-tls-ca) sign the server's certificate, and the server's the client's?"
+            "name the authority that has signed the server's certificate with --topo-*-tls-ca, or use another one"
         }
         Failure::Unreachable => "is it this kind of service, does it expect TLS, and has it a quorum?",
         _ => "see the message of the service",

@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -82,7 +83,8 @@ impl Asking {
             command.arg("--follow");
         }
         command.arg("--").arg(&mount.mountpoint).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().map_err(other)?;
+        // Ctrl-C is for us. The child notices that nobody listens any more.
+        let mut child = command.process_group(0).spawn().map_err(other)?;
         let pipe = child.stdout.take().ok_or_else(|| NoAnswer::Other("cannot ask it: no pipe".to_owned()))?;
         let mut asking = Self { child, pipe, read: Vec::new(), taken: 0 };
         let first = asking.line(Some(Instant::now() + patience)).map_err(|ended| match ended {

@@ -142,6 +142,7 @@ fn a_mount_of_another_user_is_unknown_even_to_root() {
     place.sh(&format!("{} demo r", crate::common::mount::TOPOFS));
     let output = bash_in(place.dir(), &format!("{USER} ./topofs umount r"));
     assert_eq!(output.status.code(), Some(1));
+    assert!(crate::common::text(&output).contains("the user with uid 0 has mounted it"));
     let pid: u32 = place.sh(&format!("{USER} jq .pid m/.topofs/status")).trim().parse().unwrap();
     place.sh(&format!("{USER} ./topofs umount m"));
     assert!(crate::common::process_has_ended(pid), "it returns when all is finished");

@@ -75,11 +75,12 @@ enum Command {
     Demo(Box<DemoArgs>),
     /// Try the flags of a mount, and say what is wrong before it is mounted
     ///
-    /// Takes the words and flags of `topofs mount`, changes nothing, and prints one line for each step with what to do about it:
-    /// the host (/dev/fuse, fusermount3), the mount point, the files that the flags name, the names and ports of the
-    /// servers, their answer (TLS, user and password), the root (if nothing is there, which other roots look like a
-    /// topology), the schema of all records, and what this user may do. A right to write is tried by a change that the
-    /// service certainly refuses; a right that cannot be found out is never taken for yes. Then the same for each cell.
+    /// Takes the words and flags of `topofs mount`, changes nothing, and prints one line for each step with what to do
+    /// about it: the host (/dev/fuse, fusermount3), the mount point, the files that the flags name, the names and ports
+    /// of the servers, their answer (TLS, user and password), the root (if nothing is there, which other roots look
+    /// like a topology), the schema of all records, and what this user may do. A right to write is tried by a change
+    /// that the service certainly refuses; a right that cannot be found out is never taken for yes. Then the same for
+    /// each cell.
     ///
     /// For a MOUNTPOINT without flags where a topology is mounted, the settings of that mount are tried once more from
     /// outside, beside what it says of itself. The files that it names are read as the user who checks.

@@ -36,8 +36,8 @@ fn lines(words: &[(&str, &str)]) -> Vec<String> {
 fn each_line_of_the_page_is_mounted_once_and_unmounted() {
     let root = fresh_root();
     let (endpoint, keeper) = (etcd::shared().endpoint(), zookeeper::shared().endpoint());
-    load(&*etcd_cell(&endpoint, &root), &Cluster::demo(&endpoint));
-    load(&*cell(Implementation::Zk2, &keeper, &root), &Cluster::demo(&keeper));
+    load(&*etcd_cell(&endpoint, &root), &Cluster { root: root.clone(), ..Cluster::demo(&endpoint) });
+    load(&*cell(Implementation::Zk2, &keeper, &root), &Cluster { root: root.clone(), ..Cluster::demo(&keeper) });
     let host = Host::new();
     let dir = host.0.path().to_str().unwrap();
     let lines = lines(&[

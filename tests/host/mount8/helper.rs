@@ -10,7 +10,7 @@ use topofs::sample::Cluster;
 fn mount_shows_the_source_as_it_was_given() {
     let root = fresh_root();
     let endpoint = etcd::shared().endpoint();
-    load(&*etcd_cell(&endpoint, &root), &Cluster::demo(&endpoint));
+    load(&*etcd_cell(&endpoint, &root), &Cluster { root: root.clone(), ..Cluster::demo(&endpoint) });
     // Two names of one server.
     let port = etcd::shared().port;
     let servers = format!("http://{endpoint},http://127.0.0.1:{port}/");

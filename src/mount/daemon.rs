@@ -62,6 +62,8 @@ impl Readiness {
         nix::unistd::dup2_stdin(&null)?;
         nix::unistd::dup2_stdout(&null)?;
         nix::unistd::dup2_stderr(&null)?;
+        // Only now: while an automount waits for this mount, autofs lets only the process group of mount(8) pass.
+        setsid()?;
         // From here on, the daemon lives without its parent.
         set_pdeathsig(None)?;
         nix::unistd::write(&pipe, &[READY])?;
@@ -77,7 +79,7 @@ impl Readiness {
     }
 }
 
-/// Makes a child in a session of its own. Call this before any thread is started.
+/// Makes a child, which gets a session of its own when its mount answers. Call this before any thread is started.
 #[allow(unsafe_code)]
 pub fn detach(failure: u8) -> std::io::Result<Side> {
     // Nothing that the daemon starts may inherit it.
@@ -90,7 +92,6 @@ pub fn detach(failure: u8) -> std::io::Result<Side> {
         }
         ForkResult::Child => {
             drop(read);
-            setsid()?;
             // If somebody interrupts the command, there must not be a mount some time later.
             set_pdeathsig(Signal::SIGTERM)?;
             // A daemon must not keep anybody's directory busy.

@@ -248,6 +248,8 @@ fn command(way: &Way) -> io::Result<Command> {
 pub fn help(place: Option<(PathBuf, u64)>) -> io::Result<()> {
     let start = io::stderr();
     confine::helper()?;
+    // Signals of a terminal are for others. It is no error if this is a session of its own already.
+    let _ = nix::unistd::setsid();
     let mut answers = io::stdout().lock();
     writeln!(answers, "0")?;
     answers.flush()?;

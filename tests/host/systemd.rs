@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -17,6 +17,8 @@ use crate::common::mount::TOPOFS;
 use crate::common::world::{Service, cell, load};
 use crate::common::{bound_command, eventually, signal, spawn_bound, text};
 
+/// After a reload, systemd has forgotten that somebody wants more time for a start.
+static RELOADS: RwLock<()> = RwLock::new(());
 /// The record that the tests look at.
 const OWNER: &str = "global/metadata/owner";
 
@@ -111,6 +113,7 @@ impl Instance {
             &format!("TOPOFS_TOPO_GLOBAL_SERVER_ADDRESS={server}\nTOPOFS_TOPO_GLOBAL_ROOT={root}/global\n{conf}"),
         );
         systemd.write(&format!("/etc/systemd/system/topofs@{name}.service.d/test.conf"), unit);
+        let _turn = RELOADS.write().unwrap_or_else(PoisonError::into_inner);
         systemd.sh("systemctl daemon-reload");
         Self { name, systemd }
     }
@@ -189,7 +192,11 @@ fn a_unit_that_comes_after_the_mount_finds_records() {
         "[Unit]\nRequires=topofs@ready.service\nAfter=topofs@ready.service\n\
          [Service]\nType=oneshot\nExecStart=/bin/cp /mnt/topofs/ready/global/metadata/owner /run/reader\n",
     );
-    systemd.sh("systemctl daemon-reload; systemctl start reader.service");
+    {
+        let _turn = RELOADS.write().unwrap_or_else(PoisonError::into_inner);
+        systemd.sh("systemctl daemon-reload");
+    }
+    systemd.sh("systemctl start reader.service");
     let stored = service.get(OWNER).unwrap();
     assert_eq!(systemd.sh("cat /run/reader").into_bytes(), stored);
     // What is going on, in words.
@@ -342,6 +349,7 @@ fn a_start_that_waits_for_its_service_is_not_given_up() {
     server.kill();
     let conf = "TOPOFS_RETRY=1m\nTOPOFS_REMOTE_OPERATION_TIMEOUT=2s\n";
     let instance = Instance::of("late", (&address, "/l"), conf, "[Service]\nTimeoutStartSec=1s\n");
+    let _no_reloads = RELOADS.read().unwrap_or_else(PoisonError::into_inner);
     instance.systemd.sh(&format!("systemctl start --no-block {}", instance.unit()));
     let waiting = eventually("the state is told", || {
         Some(instance.property("StatusText")).filter(|words| words.starts_with("trying again"))

@@ -50,8 +50,8 @@ if mode == "uses":
     seen["entered again"] = attempt(lambda: (os.chdir(point + "/global"), os.listdir(".")))
     free = subprocess.run(["flock", "-n", lock, "true"]).returncode
     seen["lock is free"] = free == 0
-    os.close(reading)
-    os.close(locked)
+    attempt(lambda: os.close(reading))
+    attempt(lambda: os.close(locked))
 seen["events"] = events()
 print(json.dumps(seen), flush=True)
 "#;

@@ -6,8 +6,9 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::mount::{Mount, TOPOFS};
 use common::page::{Example, examples};
@@ -96,10 +97,15 @@ fn play_as(page: &str, words: &[(&str, &str)], reader: &Reader<'_>) {
     let options = if reader.is_strict { "set -euo pipefail\n" } else { "" };
     let script = format!("exec 2>&1\n{options}{}", script.collect::<String>());
     let path = format!("{}:{}", Path::new(TOPOFS).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    // Not a pipe: what a page has left running in the background must not keep us.
+    let mut file = tempfile::tempfile().unwrap();
     let mut command = Command::new("timeout");
     command.args(["100", "bash", "-c", &script]).env("PATH", path).envs(reader.service.into_iter().flatten().copied());
-    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
-    let printed = shown(&String::from_utf8(output.stdout).unwrap());
+    let status = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).status().unwrap();
+    let mut printed = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut printed).unwrap();
+    let printed = shown(&printed);
     let outputs: Vec<&str> = printed.split(&format!("{separator}\n")).collect();
     for (Example { line, command, output: expected }, printed) in examples.iter().zip(&outputs) {
         // A shell that reads a script names the line.
@@ -116,8 +122,8 @@ fn play_as(page: &str, words: &[(&str, &str)], reader: &Reader<'_>) {
     // The shell has come to its end: the last output is that after the last command.
     let last = outputs.len().min(examples.len()) - 1;
     let Example { line, command, .. } = &examples[last];
-    let ended = outputs.len() == examples.len() + 1 && output.status.success();
-    assert!(ended, "{page}:{line}: $ {command}: {}, after {} of {} commands", output.status, last, examples.len());
+    let ended = outputs.len() == examples.len() + 1 && status.success();
+    assert!(ended, "{page}:{line}: $ {command}: {}, after {} of {} commands", status, last, examples.len());
 }
 
 /// How long something takes is another time each time.

@@ -1,5 +1,6 @@
-//! What a service says of itself, and what its user may do there, found out before anything is mounted. Must never change
-//! anything: a right to write is tried by a change that the service checks the right for, and then certainly refuses.
+//! What a service says of itself, and what its user may do there, found out before anything is mounted. Must never
+//! change anything: a right to write is tried by a change that the service checks the right for, and then certainly
+//! refuses.
 
 use std::collections::BTreeMap;
 

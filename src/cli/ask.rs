@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ pub(super) const ASK: &str = "ask";
 /// The first word of an answer, and of a refusal. A number follows the latter, and then its meaning.
 pub(super) const OK: &str = "ok";
 pub(super) const FAILED: &str = "failed";
+/// How long a child that was killed may take to end. It needs a moment, or for ever.
+const GRACE: Duration = Duration::from_millis(500);
 /// The longest line that is taken from a mount. A status has a line for each value.
 const LONGEST_LINE: usize = 16 << 20;
 /// The most that is taken from a mount at once, in bytes: 10,000 events of many kilobytes.
@@ -67,8 +70,12 @@ pub(super) struct Asking {
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        // It may not end; nobody waits for that.
+        // While it lives, the mount is busy. But it may not end, and then nobody waits for that.
         let _ = self.child.kill();
+        let end = Instant::now() + GRACE;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(GRACE / 100);
+        }
     }
 }
 
@@ -82,7 +89,8 @@ impl Asking {
             command.arg("--follow");
         }
         command.arg("--").arg(&mount.mountpoint).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().map_err(other)?;
+        // Ctrl-C is for us. The child notices that nobody listens any more.
+        let mut child = command.process_group(0).spawn().map_err(other)?;
         let pipe = child.stdout.take().ok_or_else(|| NoAnswer::Other("cannot ask it: no pipe".to_owned()))?;
         let mut asking = Self { child, pipe, read: Vec::new(), taken: 0 };
         let first = asking.line(Some(Instant::now() + patience)).map_err(|ended| match ended {

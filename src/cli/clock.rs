@@ -50,9 +50,11 @@ fn since(text: &str, now: &ZonedDateTime) -> Result<SystemTime, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return system(time);
     }
-    let local = match (text.parse::<DateTime>(), text.parse::<Time>()) {
+    // A number alone could be an hour, a minute or a year.
+    let time = || text.contains(':').then(|| text.parse::<Time>().ok()).flatten();
+    let local = match (text.parse::<DateTime>(), time()) {
         (Ok(date), _) => date,
-        (_, Ok(time)) => now.date().to_datetime(time),
+        (_, Some(time)) => now.date().to_datetime(time),
         _ => {
             return Err("neither a duration (10m) nor a time (14:30, 2026-08-19, 2026-08-19 14:30, \
                         2026-08-19T12:30:00Z)"

@@ -75,11 +75,12 @@ enum Command {
     Demo(Box<DemoArgs>),
     /// Try the flags of a mount, and say what is wrong before it is mounted
     ///
-    /// Takes the flags of `topofs mount`, changes nothing, and prints one line for each step with what to do about it:
-    /// the host (/dev/fuse, fusermount3), the mount point, the files that the flags name, the names and ports of the
-    /// servers, their answer (TLS, user and password), the root (if nothing is there, which other roots look like a
-    /// topology), the schema of all records, and what this user may do. A right to write is tried by a change that the
-    /// service certainly refuses; a right that cannot be found out is never taken for yes. Then the same for each cell.
+    /// Takes the words and flags of `topofs mount`, changes nothing, and prints one line for each step with what to do
+    /// about it: the host (/dev/fuse, fusermount3), the mount point, the files that the flags name, the names and ports
+    /// of the servers, their answer (TLS, user and password), the root (if nothing is there, which other roots look
+    /// like a topology), the schema of all records, and what this user may do. A right to write is tried by a change
+    /// that the service certainly refuses; a right that cannot be found out is never taken for yes. Then the same for
+    /// each cell.
     ///
     /// For a MOUNTPOINT without flags where a topology is mounted, the settings of that mount are tried once more from
     /// outside, beside what it says of itself. The files that it names are read as the user who checks.
@@ -88,6 +89,7 @@ enum Command {
     ///
     /// Exit status: 0 if nothing has failed (there may be warnings), 1 if something has, 2 if it could not be found out
     /// or the command line is wrong.
+    #[command(override_usage = "topofs check [OPTIONS] [SOURCE] [MOUNTPOINT]")]
     Check(Box<CheckArgs>),
     /// Show how the mounts of this host are
     ///
@@ -247,8 +249,12 @@ fn parse(mut program: clap::Command, line: &Line) -> Result<(Cli, ArgMatches), c
         ["topo_implementation", "topo_global_server_address", "topo_global_root", "tee_primary", "tee_secondary"];
     let matches = program.try_get_matches_from_mut(&line.words)?;
     let cli = Cli::from_arg_matches(&matches)?;
-    if let (Command::Mount(args), Some((_, matches))) = (&cli.command, matches.subcommand())
-        && args.source().is_some()
+    let source = match &cli.command {
+        Command::Mount(args) => args.source(),
+        Command::Check(args) => args.source(),
+        _ => None,
+    };
+    if let (Some(_), Some((_, matches))) = (source, matches.subcommand())
         && let Some(place) = PLACES.iter().find(|flag| matches.value_source(flag) == Some(ValueSource::CommandLine))
     {
         let flag = place.replace('_', "-");

@@ -1,5 +1,6 @@
 //! From flags to the settings of a mount.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,15 +32,12 @@ const DEMO_SERVER: &str = Source::DEMO;
 impl MountArgs {
     /// The settings of a mount of the given topology.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
-        let source = self.source().map(|source| source.to_str().context("the source must be UTF-8")).transpose()?;
-        let cells = match source.map(Source::read).transpose()? {
-            None => self.topo.cell_options(self.topo.global.places()?)?,
-            Some(Source::Demo) => demo_cells()?,
-            Some(source) => self.topo.cell_options(self.topo.global.places_of(source)?)?,
-        };
+        let source = self.source();
+        let cells = self.topo.cells(source)?;
         let settings = self.common.settings(self.mountpoint(), cells, self.topo.retry, set_log_level)?;
         // mount(8) knows a mount that it has made by what it was told.
-        Ok(Settings { source: source.map_or(settings.source, str::to_owned), ..settings })
+        let source = source.and_then(OsStr::to_str).map_or(settings.source, str::to_owned);
+        Ok(Settings { source, ..settings })
     }
 }
 
@@ -90,8 +88,17 @@ fn demo_cells() -> anyhow::Result<CellOptions> {
 }
 
 impl TopoArgs {
-    /// How the cells of a mount are connected.
-    pub(super) fn cell_options(&self, (global, tee): (Location, Option<TeeOptions>)) -> anyhow::Result<CellOptions> {
+    /// How the cells are connected: those of a source, or else of the flags.
+    pub(super) fn cells(&self, source: Option<&OsStr>) -> anyhow::Result<CellOptions> {
+        let source = source.map(|source| source.to_str().context("the source must be UTF-8")).transpose()?;
+        match source.map(Source::read).transpose()? {
+            None => self.cell_options(self.global.places()?),
+            Some(Source::Demo) => demo_cells(),
+            Some(source) => self.cell_options(self.global.places_of(source)?),
+        }
+    }
+
+    fn cell_options(&self, (global, tee): (Location, Option<TeeOptions>)) -> anyhow::Result<CellOptions> {
         let only = self.cells.as_ref().map(|names| {
             let parsed = names
                 .iter()

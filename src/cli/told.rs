@@ -143,7 +143,8 @@ mod tests {
     fn an_event_is_one_readable_line() {
         let by = json!({ "uid": 7, "pid": 42, "command": "vim" });
         let line = |kind: &str, more: Value| {
-            let mut line = json!({ "time": "2026-08-19T12:34:29.123Z", "cell": "global", "path": "keyspaces/a/Keyspace", "kind": kind });
+            let mut line = json!({ "time": "2026-08-19T12:34:29.123Z", "cell": "global", "kind": kind,
+                                   "path": "keyspaces/a/Keyspace" });
             line.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             line
         };
@@ -172,8 +173,9 @@ mod tests {
 
     #[test]
     fn a_refusal_is_one_readable_line() {
-        let line = json!({ "time": "2026-08-19T12:34:29.123Z", "path": "global/keyspaces/a/Keyspace.txt", "operation": "flush",
-                           "errno": "EBADMSG", "reason": "no such field", "uid": 7, "pid": 42, "line": 3, "column": 5 });
+        let line = json!({ "time": "2026-08-19T12:34:29.123Z", "path": "global/keyspaces/a/Keyspace.txt",
+                           "operation": "flush", "errno": "EBADMSG", "reason": "no such field", "uid": 7, "pid": 42,
+                           "line": 3, "column": 5 });
         let told = refusal(&line, &|uid| format!("user{uid}"));
         assert_eq!(
             plain(&told),

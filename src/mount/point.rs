@@ -107,11 +107,13 @@ impl MountPoint {
     /// Prepares the mount point: removes a dead mount of topofs, so that a restart just works. Refuses a directory that
     /// is no longer the one of the start, and one that holds a mount of topofs that is not dead.
     pub(super) fn prepare(&mut self) -> io::Result<()> {
-        if self.holds_dead_of_ours()?
+        // There may be one below another.
+        while self.holds_dead_of_ours()?
             && let Some(place) = self.place.take()
         {
             tracing::warn!("the mount point holds a dead mount: it is replaced");
             detach(place.as_fd(), &self.path)?;
+            self.place = Some(open_place(&self.dir, &self.name)?);
         }
         let now = open_place(&self.dir, &self.name)?;
         if let Some(place) = &self.place

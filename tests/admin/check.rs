@@ -45,7 +45,8 @@ on_each_service! {
     fn a_good_configuration_is_good_and_nothing_is_changed(service) {
         let keys = || {
             let listing = runtime().block_on(service.cell().list(&topofs::name::TopoPath::root())).unwrap();
-            let mut keys: Vec<_> = listing.nodes.into_iter().map(|node| (node.path, node.version, node.value)).collect();
+            let nodes = listing.nodes.into_iter();
+            let mut keys: Vec<_> = nodes.map(|node| (node.path, node.version, node.value)).collect();
             keys.sort_by(|one, other| one.0.as_str().cmp(other.0.as_str()));
             keys
         };
@@ -56,7 +57,6 @@ on_each_service! {
         found(&findings, "ok", "service", "global at ");
         found(&findings, "ok", "root", "2 cells");
         for subject in ["global", "cell zone1", "cell zone2"] {
-            found(&findings, "ok", "schema", subject);
             found(&findings, "ok", "rights", &format!("{subject}: may read; may write"));
         }
         assert_eq!(keys(), before);
@@ -76,18 +76,15 @@ on_each_service! {
         let (code, findings) = check(&service.implementation.to_string(), &service.server, "/not/here", "");
         assert_eq!(code, 1);
         let finding = found(&findings, "failed", "root", "nothing is stored there");
-        let root = service.root.trim_start_matches('/').to_owned() + "/global";
         let text = format!("{} {}", finding["text"], finding["advice"]);
         // Other tests have topologies there, too.
         assert!(text.contains("/global has ") && text.contains("is it --topo-global-root "), "{text}");
-        if !text.contains("global has 5") {
-            assert!(text.contains(&root) || text.matches(" keys").count() > 1, "{text}");
-        }
         // One directory too high.
         let (code, findings) = check(&service.implementation.to_string(), &service.server, &service.root, "");
         assert_eq!(code, 1);
         let finding = found(&findings, "failed", "root", "but no cells and 0 keyspaces");
-        assert!(finding["text"].as_str().unwrap().contains(&root), "{finding}");
+        let root = service.root.trim_start_matches('/').to_owned() + "/global";
+        assert!(finding["advice"].as_str().unwrap().contains(&root), "{finding}");
     }
 
     fn a_server_that_is_down_or_silent_is_told_in_time(service) {
@@ -124,7 +121,8 @@ on_each_service! {
         found(&findings, "ok", "schema", "cell zone1");
         let (_, findings) = of(&service, "--cells zone1,none");
         found(&findings, "failed", "cell", "cell none: has no CellInfo record");
-        assert!(!findings.iter().any(|finding| finding["subject"].as_str().unwrap().contains("zone2")), "{findings:#?}");
+        let is_of_zone2 = |finding: &Value| finding["subject"].as_str().unwrap().contains("zone2");
+        assert!(!findings.iter().any(is_of_zone2), "{findings:#?}");
         let (_, findings) = of(&service, "--cell-servers global");
         found(&findings, "failed", "cell", "does not use");
     }
@@ -298,7 +296,7 @@ fn a_living_mount_is_tried_again_from_outside() {
     let point = mount.point().display().to_string();
     let place = Place::new();
     // The environment is not what the mount was made with.
-    let script = format!("TOPOFS_TOPO_IMPLEMENTATION=zk2 TOPOFS_TOPO_ETCD_USER=x {TOPOFS} check {point}");
+    let script = format!("TOPOFS_TOPO_IMPLEMENTATION=zk2 TOPOFS_READ_ONLY=1 {TOPOFS} check {point}");
     let (code, told_of) = told(&bash_in(place.dir(), &script));
     assert_eq!(code, 0, "{told_of}");
     for part in ["says that all is well", &format!("{}/global", service.root), "may write (tried", "cell zone2"] {

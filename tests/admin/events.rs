@@ -1,5 +1,5 @@
-//! `topofs events` and `topofs errors`: readable lines of what happens, and an end when nobody reads or nothing more can
-//! come.
+//! `topofs events` and `topofs errors`: readable lines of what happens, and an end when nobody reads or nothing more
+//! can come.
 
 use std::process::{Command, Stdio};
 

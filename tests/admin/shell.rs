@@ -76,7 +76,7 @@ pub fn told(output: &Output) -> (i32, String) {
 
 /// Runs a script of topofs in a mount namespace in which nothing else is mounted. `$T` is the program.
 pub fn alone(dir: &Path, script: &str) -> (i32, String) {
-    told(&bash_apart(dir, &format!("{ALONE}T={TOPOFS}\n{script}")))
+    told(&bash_apart(dir, &format!("exec 2>&1\n{ALONE}T={TOPOFS}\n{script}")))
 }
 
 pub fn wait_for_end(pid: u32) {

@@ -46,7 +46,7 @@ fn the_pages_have_the_sections_that_people_look_for_and_fit_a_terminal() {
         let about = quietly(dir.path(), &format!("lexgrog {page}"));
         let name = page.rsplit_once('.').unwrap().0;
         assert!(about.contains(&format!("\"{name} - ")), "{about}");
-        let shown = quietly(dir.path(), &format!("MANWIDTH=80 man -l {page} | col -b"));
+        let shown = quietly(dir.path(), &format!("MANWIDTH=80 man -l {page} | col -bx"));
         let sections: &[&str] =
             if page == "topofs.5" { &["READING", "WRITING", "LOCKS", "ERRORS"] } else { &of_commands };
         for section in common.iter().chain(sections) {

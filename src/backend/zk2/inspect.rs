@@ -11,7 +11,7 @@ use super::{CallError, Zk};
 use crate::backend::contract::{BackendError, Failure};
 use crate::backend::inspect::{FoundRoot, Inspect, May, NEVER_MADE, WritePlace};
 use crate::name::TopoPath;
-use crate::record::layout::{CELLS, KEYSPACES};
+use crate::record::layout::CELLS;
 
 /// A version that no node ever has.
 const NEVER: i32 = i32::MAX;
@@ -57,7 +57,7 @@ impl Inspect for Zk {
                 Err(CallError::Client(ZkError::NoAuth | ZkError::NoNode)) => continue,
                 children => children.map_err(|error| self.voters.explain(&error))?,
             };
-            if children.iter().any(|child| child == CELLS || child == KEYSPACES) {
+            if children.iter().any(|child| child == CELLS) {
                 let count = self.voters.try_call(async |client| client.count_descendants_number(&node).await);
                 found.push((node.clone(), count.await.unwrap_or(0) as u64));
                 continue;

@@ -15,14 +15,17 @@ const CONNECT: Duration = Duration::from_secs(5);
 const SERVERS: usize = 32;
 
 /// Tries every server of a location. Returns whether one can be reached.
-pub(super) async fn reach(location: &Location, options: &ConnectOptions) -> (Vec<Finding>, bool) {
+pub(super) async fn reach(subject: &str, location: &Location, options: &ConnectOptions) -> (Vec<Finding>, bool) {
     let Some(servers) = location.endpoints(options).filter(|servers| !servers.is_empty()) else {
         let text = "is not a list of servers: HOST:PORT,...";
-        return (vec![Finding::failed(STEP, location.server.clone(), text, "correct the address")], false);
+        return (
+            vec![Finding::failed(STEP, format!("{subject} at {}", location.server), text, "correct the address")],
+            false,
+        );
     };
     let hint = location.untold_port(options);
     let patience = options.timeout.min(CONNECT);
-    let tried = servers.iter().take(SERVERS).map(|server| connect(server, patience));
+    let tried = servers.iter().take(SERVERS).map(|server| connect(subject, server, patience));
     let mut found = futures::future::join_all(tried).await;
     let is_reached = found.iter().any(|(_, is_reached)| *is_reached);
     for (finding, _) in found.iter_mut().filter(|(_, is_reached)| !is_reached) {
@@ -37,8 +40,9 @@ pub(super) async fn reach(location: &Location, options: &ConnectOptions) -> (Vec
     (found.into_iter().map(|(finding, _)| finding).collect(), is_reached)
 }
 
-async fn connect((host, port): &(String, u16), patience: Duration) -> (Finding, bool) {
-    let subject = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+async fn connect(of: &str, (host, port): &(String, u16), patience: Duration) -> (Finding, bool) {
+    let subject =
+        if host.contains(':') { format!("{of} at [{host}]:{port}") } else { format!("{of} at {host}:{port}") };
     let waited = humantime::format_duration(patience);
     let failed = |text: String, advice: &str| (Finding::failed(STEP, subject.clone(), text, advice), false);
     let addresses = match timeout(patience, lookup_host((host.as_str(), *port))).await {

@@ -36,7 +36,7 @@ pub(super) fn records(cell: &CellName, subject: &str, nodes: &[Node], records: &
         let text = format!("a newer Vitess has written records with fields that are not shown, and kept: {examples}");
         found.push(Finding::warning(STEP, subject, text, "name the messages of that Vitess with --descriptor-set"));
     }
-    if found.is_empty() {
+    if found.is_empty() && good > 0 {
         found.push(Finding::ok(STEP, subject, format!("all {good} records of Vitess decode")));
     }
     found

@@ -144,7 +144,7 @@ async fn look_at_place(
             return (found, None);
         }
     };
-    let (reached, is_reached) = reach(location, options).await;
+    let (reached, is_reached) = reach(subject, location, options).await;
     found.extend(reached);
     if !is_reached {
         return (found, None);
@@ -185,10 +185,10 @@ fn refused(step: &'static str, subject: &str, location: &Location, error: &Backe
         Failure::Denied if step == "root" => "give this user the rights to read everything below the root",
         Failure::Denied => "correct the user, the password or the token",
         Failure::Unreachable if tls => {
-            "does the configured authority (--topo-*-tls-ca) sign the server's certificate, and the server's the client's?"
+            "name the authority that has signed the server's certificate with --topo-*-tls-ca, or use another one"
         }
         Failure::Unreachable => "is it this kind of service, does it expect TLS, and has it a quorum?",
-        _ => "see the message of the service",
+        _ => "is it this kind of service? see its message",
     };
     let step = if error.failure == Failure::Denied && step == "service" { "auth" } else { step };
     Finding::failed(step, format!("{subject} at {location}"), error.message.clone(), advice)
@@ -217,12 +217,13 @@ async fn root(
         return Finding::ok("root", whole, format!("{} records, {cells} cells, {keyspaces} keyspaces", records.len()));
     }
     let found = service.roots().await.unwrap_or_default();
-    let is_other = |(root, _): &&(String, u64)| {
-        Location { root: root.clone(), ..location.clone() }.clean_root() != location.clean_root()
-    };
-    let mut others: Vec<&(String, u64)> = found.iter().filter(is_other).collect();
-    // `global` is the usual name.
-    others.sort_by_key(|(root, count)| (!root.ends_with("/global"), std::cmp::Reverse(*count)));
+    let own = location.clean_root();
+    let clean = |root: &str| Location { root: root.to_owned(), ..location.clone() }.clean_root();
+    let mut others: Vec<&(String, u64)> = found.iter().filter(|(root, _)| clean(root) != own).collect();
+    // A directory too much or too little is the usual mistake, and `global` the usual name.
+    others.sort_by_key(|(root, count)| {
+        (!clean(root).starts_with(&own), !root.ends_with("/global"), std::cmp::Reverse(*count))
+    });
     let named = others.iter().take(ROOTS).map(|(root, count)| format!("{root} has {count} keys"));
     let hint =
         if others.is_empty() { String::new() } else { format!(", but {}", named.collect::<Vec<_>>().join(", ")) };

@@ -1,7 +1,8 @@
 //! `topofs check`: tries the flags of a mount, and says what is wrong before it is mounted.
 
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::cli::flags::topo::TopoArgs;
 use crate::cli::flags::view::ViewArgs;
 use crate::cli::host::Host;
 use crate::cli::log::{Heard, start_for_command};
+use crate::cli::source::Source;
 use crate::mount::{operation_timeout, request_timeout};
 use crate::topology::validate::shown;
 
@@ -30,7 +32,7 @@ const UNKNOWN: u8 = 2;
 /// How long to wait for a mount that is there already.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Flags of the check itself, beside those of a mount.
-const OWN: [&str; 3] = ["json", "color", "mountpoint"];
+const OWN: [&str; 4] = ["json", "color", "first", "second"];
 
 /// Flags of `topofs check`: those of `topofs mount`, and its own.
 #[derive(Debug, Args)]
@@ -41,9 +43,12 @@ pub(in crate::cli) struct CheckArgs {
     view: ViewArgs,
     #[command(flatten)]
     process: ProcessArgs,
+    /// The topology, in place of the flags that say which, as topofs mount takes it
+    #[arg(value_name = "SOURCE")]
+    first: Option<OsString>,
     /// Where to mount, or a mount that is there already
-    #[arg(value_name = "MOUNTPOINT")]
-    mountpoint: Option<PathBuf>,
+    #[arg(value_name = "MOUNTPOINT", value_hint = clap::ValueHint::DirPath)]
+    second: Option<OsString>,
     /// Print one JSON object a line: outcome, step, subject, text, advice
     #[arg(long)]
     json: bool,
@@ -74,9 +79,20 @@ impl CheckArgs {
         Ok(if worst == Outcome::Failed { FAILED.into() } else { ExitCode::SUCCESS })
     }
 
+    /// The topology, if it is not said by flags. A word alone is one if it can be nothing else.
+    pub fn source(&self) -> Option<&OsStr> {
+        let is_source = |word: &&OsStr| self.second.is_some() || word.to_str().is_some_and(Source::is_meant);
+        self.first.as_deref().filter(is_source)
+    }
+
+    fn mountpoint(&self) -> Option<&Path> {
+        let alone = || self.first.as_deref().filter(|_| self.source().is_none());
+        self.second.as_deref().or_else(alone).map(Path::new)
+    }
+
     fn check(&self, given: &ArgMatches, report: &mut Report<'_>) -> anyhow::Result<()> {
         let host = Host::read().context("/proc/self/mountinfo")?;
-        if let (Some(path), false) = (&self.mountpoint, has_flags(given))
+        if let (Some(path), false) = (self.mountpoint(), self.source().is_some() || has_flags(given))
             && let Some(living) = living(path, &host, PATIENCE)?
         {
             report.add(living.finding);
@@ -84,7 +100,7 @@ impl CheckArgs {
             return Self::of(&flags)?.check_services(report);
         }
         report.extend(programs(self.view.allow_other));
-        if let Some(path) = &self.mountpoint {
+        if let Some(path) = self.mountpoint() {
             report.add(mount_point(path, &host, PATIENCE));
         }
         self.check_services(report)
@@ -104,17 +120,14 @@ impl CheckArgs {
         report.extend(files(connect, &self.view, &self.process));
         let wrong =
             |error: anyhow::Error| Finding::failed("flags", "", format!("{error:#}"), "correct the flags or files");
-        let (records, mut options) = match self
-            .view
-            .records()
-            .and_then(|records| Ok((records, self.topo.cell_options(self.topo.global.places()?)?)))
-        {
-            Ok(both) => both,
-            Err(error) => {
-                report.add(wrong(error));
-                return Ok(());
-            }
-        };
+        let (records, mut options) =
+            match self.view.records().and_then(|records| Ok((records, self.topo.cells(self.source())?))) {
+                Ok(both) => both,
+                Err(error) => {
+                    report.add(wrong(error));
+                    return Ok(());
+                }
+            };
         options.connect.timeout = operation_timeout(options.connect.timeout, request_timeout());
         report.add(Finding::ok("flags", options.source(), "can be understood"));
         let deadline = deadline(options.connect.timeout);

@@ -34,7 +34,8 @@ pub(in crate::cli) struct MountArgs {
     /// The topology, in place of the flags that say which: IMPLEMENTATION:SERVERS/ROOT, tee:PRIMARY;SECONDARY, or demo
     ///
     /// For example etcd2:http://host:2379/vitess/global. /proc/mounts shows it as it is written here.
-    #[arg(value_name = "SOURCE")]
+    // A word without a source before it is the mount point.
+    #[arg(value_name = "SOURCE", value_hint = clap::ValueHint::DirPath)]
     first: Option<OsString>,
     /// Where to mount: a directory
     #[arg(value_name = "MOUNTPOINT", required_unless_present = "first", value_hint = clap::ValueHint::DirPath)]

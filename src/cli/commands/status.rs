@@ -122,9 +122,10 @@ impl StatusArgs {
 
 /// Asks all mounts, some at a time.
 fn look_at<'a>(mounts: Vec<(&'a Entry, Vec<&'a Entry>)>, host: &Host, patience: Duration) -> Vec<Seen<'a>> {
-    let look = |mount: &Entry| match host.is_covered(mount) {
-        true => Known::Nothing(NoAnswer::Elsewhere),
-        false => match ask(mount, ControlFile::Status, patience) {
+    let look = |mount: &Entry| match (host.is_covered(mount), mount.root == Path::new("/")) {
+        (true, _) => Known::Nothing(NoAnswer::Elsewhere),
+        (_, false) => Known::Nothing(NoAnswer::Other("only a part of the topology is mounted here".to_owned())),
+        _ => match ask(mount, ControlFile::Status, patience) {
             Err(reason) => Known::Nothing(reason),
             Ok(status) => match serde_json::from_str::<Value>(&status) {
                 Ok(status) => {

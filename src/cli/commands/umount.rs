@@ -65,6 +65,10 @@ impl UmountArgs {
     }
 
     fn end(&self, mount: &Entry) -> anyhow::Result<()> {
+        let uid = nix::unistd::geteuid();
+        if let Some(other) = mount.user().filter(|user| !uid.is_root() && *user != uid.as_raw()) {
+            bail!("the user with uid {other} has mounted it: only this user and root can unmount it");
+        }
         // Afterwards nobody could say which process it was.
         let daemon = Daemon::of(mount);
         match unmount(mount, self.lazy) {

@@ -7,6 +7,7 @@ use clap::{Args, FromArgMatches};
 use super::connect::ConnectArgs;
 use crate::backend::{Implementation, Location};
 use crate::cli::options::expand;
+use crate::cli::source::refuse_credentials;
 use crate::name::CellName;
 use crate::topology::copy::{Mapping, Options, Rule, Selection, Side};
 
@@ -114,6 +115,7 @@ impl SidesArgs {
             None => self.connect.clone(),
         };
         let global = Location { implementation, server, root };
+        refuse_credentials([&global])?;
         Ok(Side { global, connect: connect.options()?, servers: connect.cell_servers })
     }
 }

@@ -61,7 +61,10 @@ fn about(command: &Command) -> String {
 fn add_command(page: &mut Page, command: &Command, mount: Option<&Command>) {
     page.part(&format!("topofs {}", command.get_name()));
     let usage = command.clone().render_usage().to_string();
-    page.example(usage.trim().trim_start_matches("Usage:").trim_start());
+    // One line for each form; a long one is broken where the terminal ends.
+    for form in usage.trim().trim_start_matches("Usage:").lines() {
+        page.text(form);
+    }
     let about = about(command);
     // The statuses have their own section.
     page.text(&full_stop(about.split(STATUS).next().unwrap_or_default()));

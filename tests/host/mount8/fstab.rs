@@ -13,8 +13,8 @@ for name in alice vitess; do
     echo "$name:x:47${#name}:47${#name}::/home/$name:/bin/sh" >> /etc/passwd
     echo "$name:x:47${#name}:" >> /etc/group
 done
-mkdir "$W/alice" /etc/topofs
-chown alice:alice "$W/alice"
+mkdir -p "$W/alice/topo" /etc/topofs
+chown -R alice:alice "$W/alice"
 # This script is in the arguments of a process: the secret is not in one piece here.
 (umask 077; echo digest:app:ge""heim > /etc/topofs/zk-auth)
 as() { local user=$1; shift; setpriv --reuid "$user" --regid "$user" --clear-groups "$@"; }
@@ -36,8 +36,8 @@ fn lines(words: &[(&str, &str)]) -> Vec<String> {
 fn each_line_of_the_page_is_mounted_once_and_unmounted() {
     let root = fresh_root();
     let (endpoint, keeper) = (etcd::shared().endpoint(), zookeeper::shared().endpoint());
-    load(&*etcd_cell(&endpoint, &root), &Cluster::demo(&endpoint));
-    load(&*cell(Implementation::Zk2, &keeper, &root), &Cluster::demo(&keeper));
+    load(&*etcd_cell(&endpoint, &root), &Cluster { root: root.clone(), ..Cluster::demo(&endpoint) });
+    load(&*cell(Implementation::Zk2, &keeper, &root), &Cluster { root: root.clone(), ..Cluster::demo(&keeper) });
     let host = Host::new();
     let dir = host.0.path().to_str().unwrap();
     let lines = lines(&[
@@ -57,7 +57,7 @@ fn each_line_of_the_page_is_mounted_once_and_unmounted() {
             local source dir kind options by=root
             read -r source dir kind options _ <<< "$1"
             # What systemd makes of it, at boot.
-            mkdir -p "$W/units/$2"
+            mkdir -p "$W/units"
             /usr/lib/systemd/system-generators/systemd-fstab-generator "$W/units" "$W/units" "$W/units"
             unit=$(systemd-escape --path "$dir")
             grep -qxF "What=$source" "$W/units/$unit.mount" || fail "$(cat "$W/units/$unit.mount")"
@@ -125,7 +125,7 @@ fn what_is_dead_is_replaced_by_name_and_left_alone_by_all() {
         kill -KILL "$daemon"
         until_true gone "$daemon"
         mount -a
-        refused 2 "ls: cannot access '$M': Transport endpoint is not connected" ls "$M"
+        refused 1 "stat: cannot read file system information for '$M': Transport endpoint is not connected" stat -f "$M"
         mount "$M"
         mounted 1 "$M"
         ls "$M/global" > /dev/null
@@ -139,7 +139,7 @@ fn updatedb_is_told_once() {
     let block = blocks(&page, "sh").into_iter().find(|block| block.contains("PRUNEFS")).unwrap();
     let printed = Host::new().run(&format!(
         r#"
-        {{ echo '# PRUNEFS="commented"'; echo 'PRUNEPATHS="/tmp"'; echo 'PRUNEFS = "NFS afs fuse.sshfs"'; }} > /etc/updatedb.conf
+        printf '# PRUNEFS="commented"\nPRUNEPATHS="/tmp"\nPRUNEFS = "NFS afs fuse.sshfs"\n' > /etc/updatedb.conf
         {block}
         {block}
         cat /etc/updatedb.conf

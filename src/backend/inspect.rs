@@ -66,7 +66,8 @@ pub trait Inspect: Send + Sync {
 pub fn roots_of<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Vec<FoundRoot> {
     let mut roots: BTreeMap<&str, u64> = keys.clone().filter_map(root_of).map(|root| (root, 0)).collect();
     for key in keys {
-        for (end, _) in key.match_indices('/') {
+        // The slash at the beginning is a part of the first name.
+        for (end, _) in key.match_indices('/').filter(|(end, _)| *end > 0) {
             if let Some(count) = key.get(..end).and_then(|above| roots.get_mut(above)) {
                 *count += 1;
             }

@@ -106,8 +106,7 @@ on_each_service! {
     }
 
     fn a_cell_is_looked_at_like_the_global_topology(service) {
-        let info = format!("\x0a\x0b127.0.0.1:1\x12\x02/z");
-        service.put("global/cells/gone/CellInfo", info.as_bytes());
+        service.put("global/cells/gone/CellInfo", b"\x0a\x0b127.0.0.1:1\x12\x02/z");
         service.put("global/cells/odd/CellInfo", b"\x0a\x09x");
         service.put("global/keyspaces/commerce/Keyspace", b"\x0a\x09x");
         // Field 1000, which no Keyspace has.

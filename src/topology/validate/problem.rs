@@ -398,6 +398,6 @@ mod tests {
             (line["fault"].as_str(), line["record"].as_str()),
             (Some(hostile), Some("global/keyspaces/x\n\u{9b}y"))
         );
-        assert_eq!(shown(hostile), r"a\u{a}b\u{1b}[2J\u{9b}31m\u{202e}c\u{7f}");
+        assert_eq!(shown(hostile), r"a\u{a}b\u{1b}[2J\u{9b}31m\u{202e}c\u{7f}\u{e0041}");
     }
 }

@@ -12,7 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, reload};
 
-use super::flags::process::ProcessArgs;
+use super::flags::process::{LogFormat, ProcessArgs};
 use super::one_line::OneLine;
 use crate::control::SetLogLevel;
 
@@ -24,16 +24,6 @@ use journal::Journal;
 /// fuser logs every reply to a caller that was killed meanwhile; the ZooKeeper client logs every session and attempt.
 /// Both also return what matters as an error.
 const QUIET: &str = "fuser=off,zookeeper_client=off";
-
-/// How a line of the log looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub(super) enum LogFormat {
-    /// For people
-    #[default]
-    Text,
-    /// One JSON object a line
-    Json,
-}
 
 /// What adds time and level to a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,8 +16,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::point::{KIND, MountPoint};
+use super::point::MountPoint;
 use super::spec::MountSpec;
+use super::table::KIND;
 use crate::device::{Device, device_of};
 
 /// Nothing in a topology is a device or a program.

@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 
 use super::manager::VARIABLES;
-use super::point::KIND;
 use super::spec::MountSpec;
+use super::table::KIND;
 
 const PROGRAM: &str = "fusermount3";
 /// The variable that names the descriptor of the socket for the answer.

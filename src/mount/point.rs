@@ -14,11 +14,8 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode;
 use rustix::fs::{AtFlags, FileType, StatxAttributes, StatxFlags, statx};
 
-use super::table::{Entry, Table};
+use super::table::{Entry, KIND, Table};
 use crate::device::{Device, device_of};
-
-/// The type of a mount in the mount table.
-pub(super) const KIND: &str = "fuse.topofs";
 
 /// How the types of all FUSE mounts begin.
 const FUSE: &[u8] = b"fuse";

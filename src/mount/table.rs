@@ -13,8 +13,10 @@ use std::path::PathBuf;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::point::KIND;
 use crate::device::Device;
+
+/// The type of a mount in the mount table.
+pub(super) const KIND: &str = "fuse.topofs";
 
 /// The open table: it can be read again without another descriptor.
 #[derive(Debug)]

@@ -4,8 +4,17 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::log::LogFormat;
 use crate::scrape::MetricsAddress;
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(in crate::cli) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
 
 /// How the daemon runs.
 #[derive(Debug, Args)]

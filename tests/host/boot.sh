@@ -16,7 +16,7 @@ if [ "${3:-}" != inside ]; then
     exec unshare --cgroup --mount --pid --fork --kill-child --uts --ipc "$0" "$dir" "$topofs" inside
   ) &
   child=$!
-  trap 'kill -KILL "$child"' TERM
+  trap 'kill -KILL "$child" 2> /dev/null || true' TERM INT HUP
   # There is no line end.
   until read -r pid _ < "/proc/$child/task/$child/children" || [ -n "$pid" ]; do
     kill -0 "$child" || break
@@ -26,11 +26,12 @@ if [ "${3:-}" != inside ]; then
   mv "$dir/pid.new" "$dir/pid"
   # A signal ends this wait, too.
   wait "$child" || wait "$child" || true
-  for _ in $(seq 100); do
+  for _ in $(seq 600); do
     find "$group" -depth -type d -exec rmdir {} + 2> /dev/null || true
     [ -d "$group" ] || break
     sleep 0.05
   done
+  umount "$dir/cgroup" && rm -rf --one-file-system "$dir"
   exit 0
 fi
 

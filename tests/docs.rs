@@ -230,6 +230,8 @@ fn every_flag_is_in_the_manual_and_no_other_in_the_docs() {
     let manual = output(&["man"]).replace('\\', "");
     let definitions = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
     let flags: Vec<&str> = definitions.flat_map(str::split_whitespace).filter(|word| word.starts_with("--")).collect();
+    // A command of another program may stand at the beginning of a line.
+    let flags: Vec<&str> = flags.into_iter().filter(|flag| !flag.contains('_')).collect();
     assert!(flags.len() > 20, "{help}");
     for flag in &flags {
         assert!(manual.contains(flag), "{flag} in the manual");

@@ -206,8 +206,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (cli, given) = match parse(program, &line) {
         Ok(parsed) => parsed,
         Err(error) => {
-            // Help and version are not errors. If the pipe is closed, nobody reads them.
-            let _ = line.complaint(&error).map_or_else(|| error.print(), |reason| Ok(complain(&reason)));
+            match line.complaint(&error) {
+                Some(reason) => complain(&reason),
+                // Help and version are not errors. If the pipe is closed, nobody reads them.
+                None => drop(error.print()),
+            }
             return if error.use_stderr() { usage.into() } else { ExitCode::SUCCESS };
         }
     };

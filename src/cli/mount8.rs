@@ -101,7 +101,7 @@ impl Mount8 {
         let shown = format!("{:?} on {:?} type fuse.topofs", self.source, self.mountpoint);
         let program = Cli::command();
         let caller = Caller::Mount8 { sloppy: self.sloppy };
-        let line = Line::read(self.as_command(), &program, caller)?;
+        let line = Line::read(self.into_command(), &program, caller)?;
         let (cli, _) = super::parse(program, &line).map_err(|error| {
             let reason = line.complaint(&error).unwrap_or_else(|| words(&error));
             anyhow::anyhow!(reason)
@@ -116,7 +116,7 @@ impl Mount8 {
     }
 
     /// The same as a command line of `topofs mount`.
-    fn as_command(self) -> Vec<OsString> {
+    fn into_command(self) -> Vec<OsString> {
         let mut line: Vec<OsString> = [NAME, "mount"].map(OsString::from).into();
         line.extend(self.options.into_iter().flat_map(|list| ["-o".into(), list]));
         line.extend(["--".into(), self.source, self.mountpoint.into()]);
@@ -164,7 +164,7 @@ mod tests {
         ] {
             let read = Mount8::try_parse_from(line).unwrap();
             assert!(read.fake && read.sloppy && read.no_mtab && !read.verbose);
-            let command = read.as_command();
+            let command = read.into_command();
             assert_eq!(command, ["mount.topofs", "mount", "-o", "ro", "-o", "umask=022", "--", "demo", "/m"]);
         }
     }

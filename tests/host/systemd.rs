@@ -330,7 +330,8 @@ fn a_mount_of_a_dead_service_is_stopped_in_a_moment() {
 #[test]
 fn a_daemon_in_the_background_is_the_main_process() {
     let service = service();
-    let unit = "[Service]\nExecStart=\nExecStart=/usr/bin/topofs mount ${MOUNTPOINT}\nWatchdogSec=2s\n";
+    let unit = "[Service]\nExecStart=\nExecStart=/usr/bin/topofs mount ${MOUNTPOINT}\nWatchdogSec=2s\n\
+                KillMode=control-group\n";
     let instance = Instance::of("background", (&service.server, &service.root), "", unit);
     instance.systemctl("start");
     let pid = instance.systemd.sh(&format!("jq .pid {}/.topofs/status", instance.point()));

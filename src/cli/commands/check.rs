@@ -44,7 +44,7 @@ pub(in crate::cli) struct CheckArgs {
     #[command(flatten)]
     process: ProcessArgs,
     /// The topology, in place of the flags that say which, as topofs mount takes it
-    #[arg(value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE", value_hint = clap::ValueHint::DirPath)]
     first: Option<OsString>,
     /// Where to mount, or a mount that is there already
     #[arg(value_name = "MOUNTPOINT", value_hint = clap::ValueHint::DirPath)]

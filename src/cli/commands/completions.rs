@@ -22,12 +22,25 @@ impl CompletionsArgs {
     /// Prints the script for a command line.
     pub fn run(&self, mut command: Command) -> Ended {
         let mut script = Vec::new();
+        if self.shell == Shell::Zsh {
+            command = command.mut_subcommands(without_choice);
+        }
         clap_complete::generate(self.shell, &mut command, PROGRAM, &mut script);
         if self.shell == Shell::Fish {
             script.extend_from_slice(fish_arguments(&command).as_bytes());
         }
         std::io::stdout().write_all(&script)?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A command whose first word is not optional: for zsh, an optional one and the next would be two ways to complete the
+/// same word, and it would take neither.
+fn without_choice(command: Command) -> Command {
+    let first = command.get_positionals().next().map(|arg| arg.get_id().clone());
+    match first {
+        Some(first) => command.mut_arg(first, |arg| arg.required(true)),
+        None => command,
     }
 }
 

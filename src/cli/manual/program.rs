@@ -128,8 +128,9 @@ fn examples(page: &mut Page) {
     );
     page.text("Which tablets are primaries, and a record's policy changed:");
     page.example(
-        "grep -rl --include=Tablet.txt 'type: PRIMARY' /mnt/topo\n\
-         sed -i 's/semi_sync/none/' /mnt/topo/global/keyspaces/commerce/Keyspace.txt",
+        "cd /mnt/topo\n\
+         grep -rl --include=Tablet.txt 'type: PRIMARY' .\n\
+         sed -i 's/semi_sync/none/' global/keyspaces/commerce/Keyspace.txt",
     );
     page.text("Completions for this shell, and the pages of the manual:");
     page.example("source <(topofs completions bash)\ntopofs man topofs.5 | man -l -");

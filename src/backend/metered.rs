@@ -167,7 +167,7 @@ impl Drop for Timing<'_> {
 
 impl Metered {
     /// Counts the calls of a connection: their durations with those of others, their errors here.
-    pub fn new(inner: Arc<dyn Backend>, meter: Arc<Meter>, errors: Errors) -> Arc<dyn Backend> {
+    pub fn wrap(inner: Arc<dyn Backend>, meter: Arc<Meter>, errors: Errors) -> Arc<dyn Backend> {
         Arc::new(Self { inner, meter, errors })
     }
 
@@ -343,7 +343,7 @@ mod tests {
         let memory = Arc::new(MemoryServers::default().open(&location).unwrap());
         let faulty = Faulty::new(memory, Duration::from_secs(5));
         let (meter, errors) = (Arc::<Meter>::default(), Errors::default());
-        let backend = Metered::new(Arc::new(faulty.clone()), meter.clone(), errors.clone());
+        let backend = Metered::wrap(Arc::new(faulty.clone()), meter.clone(), errors.clone());
         (faulty, backend, meter, errors)
     }
 

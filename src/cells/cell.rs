@@ -270,9 +270,8 @@ impl Cell {
     /// The mount is ending: gives up calls to services that are silent.
     pub(super) async fn give_up_if_silent(&self) {
         let second = async {
-            match &self.second {
-                Some(second) => second.give_up_if_silent().await,
-                None => {}
+            if let Some(second) = &self.second {
+                second.give_up_if_silent().await;
             }
         };
         let first = async {

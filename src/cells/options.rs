@@ -39,6 +39,6 @@ impl CellOptions {
     ) -> Result<(Arc<dyn Backend>, Errors), BackendError> {
         self.servers.check(location, global, &self.connect)?;
         let (backend, errors) = (crate::backend::open(name, location, &self.connect)?, Errors::default());
-        Ok((Metered::new(backend, self.connect.meter.clone(), errors.clone()), errors))
+        Ok((Metered::wrap(backend, self.connect.meter.clone(), errors.clone()), errors))
     }
 }

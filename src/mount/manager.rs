@@ -118,11 +118,14 @@ impl Manager {
 
     /// Says in words how the cells are, for as long as the mount lives.
     pub(super) async fn follow(&self, cells: &Cells) {
+        if !self.listens {
+            return;
+        }
         if self.in_background {
             // It hears us only when it knows our pid.
             tokio::time::sleep(LOOK).await;
         }
-        while self.listens {
+        loop {
             self.say(&in_words(cells));
             tokio::time::sleep(LOOK).await;
         }

@@ -81,8 +81,7 @@ fn seen(mode: &str, end: &str) -> Value {
     let output = bash_in(dir.path(), &mount);
     assert!(output.status.success(), "{}", text(&output));
     std::io::Write::write_all(&mut write, b"go\n").unwrap();
-    let seen = serde_json::from_str(&program.next()).unwrap();
-    seen
+    serde_json::from_str(&program.next()).unwrap()
 }
 
 /// Unmounts at the end, also when a test fails.

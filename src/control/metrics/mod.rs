@@ -75,7 +75,8 @@ fn cell_metrics(page: &mut Page, figures: &Figures) -> prometheus::Result<()> {
             figures.errors.iter().map(|(failure, count)| ([&**cell, failure], *count as f64))
         }),
     )?;
-    let figure: [(_, fn(&CellFigures) -> u64); 10] = [
+    type Figure = fn(&CellFigures) -> u64;
+    let figure: [(_, Figure); 10] = [
         (&names::CELL_RECORDS, |figures| figures.mirror.records as u64),
         (&names::CELL_BYTES, |figures| figures.mirror.bytes as u64),
         (&names::CELL_EVENTS, |figures| figures.events),

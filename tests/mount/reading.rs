@@ -105,6 +105,18 @@ on_each_backend! {
             wait";
         mount.sh(script);
     }
+
+    fn a_cell_is_listed_as_soon_as_its_record_is_stored_and_no_longer_than_that(world) {
+        let script = r#"
+            for i in $(seq 15); do
+                mkdir global/cells/new$i
+                echo "server_address: \"x:1\" root: \"/new$i\"" > global/cells/new$i/CellInfo.txt
+                [ "$(echo new*)" = new$i ] || exit 1
+                rm -r global/cells/new$i
+                [ "$(echo new*)" = "new*" ] || exit 2
+            done"#;
+        world.mount.sh(script);
+    }
 }
 
 #[test]

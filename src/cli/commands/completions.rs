@@ -34,14 +34,10 @@ impl CompletionsArgs {
     }
 }
 
-/// A command whose first word is not optional: for zsh, an optional one and the next would be two ways to complete the
-/// same word, and it would take neither.
+/// A command whose words are not optional: for zsh, an optional one and the next would be two ways to complete the same
+/// word, and it would take neither.
 fn without_choice(command: Command) -> Command {
-    let first = command.get_positionals().next().map(|arg| arg.get_id().clone());
-    match first {
-        Some(first) => command.mut_arg(first, |arg| arg.required(true)),
-        None => command,
-    }
+    command.mut_args(|arg| if arg.is_positional() { arg.required(true) } else { arg })
 }
 
 /// clap_complete leaves out what stands behind a command without a flag: choices and directories.

@@ -8,6 +8,7 @@ use super::names::ancestors;
 use super::reader::OpenReader;
 use crate::mirror::Update;
 use crate::name::{CellName, CellPath, TopoPath};
+use crate::record::layout::Key;
 use crate::tree::file::FileId;
 use crate::tree::kernel::invalidation::Asked;
 use crate::tree::kernel::outbox::{Announcement, Happened};
@@ -27,6 +28,10 @@ impl RecordFiles {
             if self.relists_views(cell, path) {
                 let dir = path.parent().map(|dir| FileId::Dir(CellPath { cell: cell.clone(), path: dir }));
                 dirs.extend(dir.and_then(|dir| self.kernel.known(&dir)));
+            }
+            if let Some(Key::CellInfo(_)) = Key::of(cell, path) {
+                // It decides which cells the root lists.
+                dirs.extend(self.kernel.known(&FileId::Root));
             }
             if relists {
                 let above = std::iter::successors(path.parent(), TopoPath::parent);

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Args, Command, ValueHint};
+use clap::{Arg, Args, Command, ValueHint};
 use clap_complete::Shell;
 
 use super::Ended;
@@ -37,7 +37,10 @@ impl CompletionsArgs {
 /// A command whose words are not optional: for zsh, an optional one and the next would be two ways to complete the same
 /// word, and it would take neither.
 fn without_choice(command: Command) -> Command {
-    command.mut_args(|arg| if arg.is_positional() { arg.required(true) } else { arg })
+    command.mut_args(|arg| match arg.is_positional() {
+        true => Arg::new(arg.get_id().clone()).required(true).value_hint(arg.get_value_hint()),
+        false => arg,
+    })
 }
 
 /// clap_complete leaves out what stands behind a command without a flag: choices and directories.

@@ -22,6 +22,9 @@ use crate::alive;
 
 /// Longer than the kernel ever takes, unless somebody holds the inode: nobody may hang because of that.
 pub(crate) const LONGEST: Duration = Duration::from_secs(1);
+/// The same for files, which nobody can hold: only a machine that is very busy takes so long. Until it is done, readers
+/// may still have the old pages.
+const LONGEST_FOR_FILES: Duration = Duration::from_secs(5);
 /// How often an invalidation that panics is tried.
 const ATTEMPTS: usize = 3;
 /// Threads that may hang in directories. If more directories are held, they wait for each other.
@@ -120,9 +123,9 @@ impl Invalidations {
     }
 
     /// Asks the kernel to invalidate inodes. Returns what to wait for: first the files, then the directories. The wait
-    /// ends after [`LONGEST`], and does not include inodes that somebody holds.
+    /// ends after [`LONGEST_FOR_FILES`] and [`LONGEST`], and does not include inodes that somebody holds.
     pub fn invalidate(self: &Arc<Self>, files: Vec<u64>, dirs: Vec<u64>, names: bool) -> (Asked, Asked) {
-        let (files, new) = self.ask(files, |_| {});
+        let (files, new) = self.ask(files, LONGEST_FOR_FILES, |_| {});
         if !new.is_empty() {
             let all = self.clone();
             tokio::spawn(async move {
@@ -132,7 +135,7 @@ impl Invalidations {
                 let _ = tokio::task::spawn_blocking(move || new.iter().for_each(|ino| worker.work(*ino))).await;
             });
         }
-        let (dirs, new) = self.ask(dirs, |known| {
+        let (dirs, new) = self.ask(dirs, LONGEST, |known| {
             if names {
                 *known = Names::All
             }
@@ -158,20 +161,20 @@ impl Invalidations {
 
     /// Asks the kernel to forget a name in a directory, and the listing.
     pub fn forget_name(self: &Arc<Self>, dir: u64, name: &str) -> Asked {
-        let (asked, new) = self.ask(vec![dir], |names| names.add(name.to_owned()));
+        let (asked, new) = self.ask(vec![dir], LONGEST, |names| names.add(name.to_owned()));
         self.start_dirs(new);
         asked
     }
 
     /// Invalidates a directory in this thread. If another thread works on it already, that thread does this, too.
     pub fn invalidate_dir_here(self: &Arc<Self>, ino: u64) {
-        let (_, new) = self.ask(vec![ino], |_| {});
+        let (_, new) = self.ask(vec![ino], LONGEST, |_| {});
         new.iter().for_each(|ino| self.work(*ino));
     }
 
-    fn ask(self: &Arc<Self>, numbers: Vec<u64>, names: impl Fn(&mut Names)) -> (Asked, Vec<u64>) {
+    fn ask(self: &Arc<Self>, numbers: Vec<u64>, longest: Duration, names: impl Fn(&mut Names)) -> (Asked, Vec<u64>) {
         let mut state = self.state.lock();
-        let mut asked = Asked { all: self.clone(), waited: Vec::new() };
+        let mut asked = Asked { all: self.clone(), waited: Vec::new(), longest };
         let mut new = Vec::new();
         for ino in numbers {
             state.last += 1;
@@ -179,7 +182,7 @@ impl Invalidations {
             let pending = state.pending.entry(ino).or_insert_with(|| Pending::new(last));
             pending.asked = last;
             names(&mut pending.names);
-            if pending.hanging == 0 && pending.since.elapsed() < LONGEST {
+            if pending.hanging == 0 && pending.since.elapsed() < longest {
                 asked.waited.push((ino, last));
             }
             if !std::mem::replace(&mut pending.has_worker, true) {
@@ -278,12 +281,13 @@ pub(crate) struct Asked {
     all: Arc<Invalidations>,
     /// Each inode, with the round to wait for.
     waited: Vec<(u64, u64)>,
+    longest: Duration,
 }
 
 impl Asked {
-    /// Waits until they are invalidated, but no longer than [`LONGEST`].
+    /// Waits until they are invalidated, but not for ever.
     pub async fn done(mut self) {
-        let all = self.all.clone();
+        let (all, longest) = (self.all.clone(), self.longest);
         let wait = async {
             loop {
                 let done = all.done.notified();
@@ -297,7 +301,7 @@ impl Asked {
             }
         };
         // What takes longer stays pending.
-        let _ = tokio::time::timeout(LONGEST, wait).await;
+        let _ = tokio::time::timeout(longest, wait).await;
     }
 
     fn is_done(&mut self) -> bool {

@@ -2,6 +2,7 @@
 //! never say more than one line when it fails: mount(8) shows it as it is.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -84,7 +85,10 @@ pub(super) fn main(args: Vec<OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    args.run().unwrap_or_else(|error| refuse(&format!("{error:#}")))
+    args.run().unwrap_or_else(|error| {
+        complain(&format!("{error:#}"));
+        super::failure(&error, USAGE)
+    })
 }
 
 fn refuse(reason: &str) -> ExitCode {
@@ -99,20 +103,21 @@ impl Mount8 {
         }
         let (verbose, fake) = (self.verbose, if self.fake { Fake::Yes } else { Fake::No });
         let shown = format!("{:?} on {:?} type fuse.topofs", self.source, self.mountpoint);
-        let program = Cli::command();
+        let mut program = Cli::command();
         let caller = Caller::Mount8 { sloppy: self.sloppy };
         let line = Line::read(self.into_command(), &program, caller)?;
-        let (cli, _) = super::parse(program, &line).map_err(|error| {
-            let reason = line.complaint(&error).unwrap_or_else(|| words(&error));
+        let parsed = super::parse(&mut program, &line);
+        let (cli, _) = parsed.map_err(|error| {
+            let reason = line.complaint(&error, &program).unwrap_or_else(|| words(&error));
             anyhow::anyhow!(reason)
         })?;
-        if verbose {
-            println!("{NAME}: {shown}");
+        let Command::Mount(args) = &cli.command else { anyhow::bail!("not a mount") };
+        let ended = args.run(fake)?;
+        if verbose && ended == ExitCode::SUCCESS {
+            // If the pipe is closed, nobody reads it.
+            let _ = writeln!(std::io::stdout(), "{NAME}: {shown}");
         }
-        match &cli.command {
-            Command::Mount(args) => args.run(fake),
-            _ => anyhow::bail!("not a mount"),
-        }
+        Ok(ended)
     }
 
     /// The same as a command line of `topofs mount`.

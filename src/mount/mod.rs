@@ -31,7 +31,7 @@ mod watchdog;
 pub use daemon::{Failed, Readiness, Side, detach};
 use kernel::KernelMount;
 pub use manager::Manager;
-pub use point::MountPoint;
+pub use point::{CannotMount, MountPoint};
 use serving::{Serving, Signals};
 use spec::MountSpec;
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::control::SetLogLevel;
 use crate::mount::{self, Manager, Readiness, Settings, Side};
 
 /// Exit status of a failed mount, as in mount(8).
-const FAILURE: u8 = 32;
+pub(in crate::cli) const FAILURE: u8 = 32;
 
 /// Whether a mount is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

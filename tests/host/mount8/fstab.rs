@@ -109,7 +109,7 @@ fn an_ordinary_user_mounts_on_a_directory_that_is_theirs() {
             as alice mount.topofs memory "$W/alice"
         as alice umount "$W/alice"
         mounted 0 "$W/alice"
-        why="fusermount3: user has no write access to mountpoint $M (may you open /dev/fuse?)"
+        why="fusermount3: user has no write access to mountpoint $M"
         refused 32 "mount.topofs: cannot mount $M: $why" as alice mount "$M"
         "#
     ));

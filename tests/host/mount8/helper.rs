@@ -65,7 +65,14 @@ with other options" mount -t topofs demo "$M" -o remount,ro
             mount -t topofs demo "$M" -o topo_global_root=/r
         refused 1 "$N: the source \"none\" is not of the form IMPLEMENTATION:SERVERS/ROOT" mount -t topofs none "$M"
         refused 1 "$N: the following required arguments were not provided: <DIR>" mount.topofs demo
-        refused 1 "$N: $M/none: No such file or directory (os error 2)" mount.topofs demo "$M/none"
+        refused 32 "$N: cannot mount $M/none: No such file or directory (os error 2)" mount.topofs demo "$M/none"
+        refused 32 "topofs: cannot mount $M/none: No such file or directory (os error 2)" "$W/topofs" demo "$M/none"
+        refused 1 "$N: the environment variable TOPOFS_REDONLY belongs to no flag: did you mean TOPOFS_READ_ONLY?" \
+            env TOPOFS_REDONLY=yes mount.topofs demo "$M"
+        refused 1 "$N: invalid value \"xx\" for the environment variable TOPOFS_RETRY: must be a duration such as 30s or 5m" \
+            env TOPOFS_RETRY=xx mount.topofs demo "$M"
+        # Nothing is said to be mounted that is not.
+        refused 32 "$N: cannot mount $M/none: No such file or directory (os error 2)" mount.topofs -v demo "$M/none"
         said=$(mount -t topofs etcd2:http://alice:geheim@127.0.0.1:1/r "$M" 2>&1) && fail mounted
         case $said in *alice*|*geheim*) fail "$said" ;; *topo-etcd-password-file*) ;; *) fail "$said" ;; esac
 

@@ -253,7 +253,10 @@ fn parse(program: &mut clap::Command, line: &Line) -> Result<(Cli, ArgMatches), 
     /// Flags that say which topology, as a source does.
     const PLACES: [&str; 5] =
         ["topo_implementation", "topo_global_server_address", "topo_global_root", "tee_primary", "tee_secondary"];
-    let matches = program.try_get_matches_from_mut(&line.words)?;
+    let matches = match program.try_get_matches_from_mut(&line.words) {
+        Ok(matches) => matches,
+        Err(error) => return Err(what_is_missing(program, error)),
+    };
     let cli = Cli::from_arg_matches(&matches)?;
     // Nobody would notice that a variable with a wrong name does nothing.
     if matches!(cli.command, Command::Mount(_) | Command::Demo(_) | Command::Check(_))
@@ -275,6 +278,21 @@ fn parse(program: &mut clap::Command, line: &Line) -> Result<(Cli, ArgMatches), 
         return Err(program.error(clap::error::ErrorKind::ArgumentConflict, reason));
     }
     Ok((cli, matches))
+}
+
+/// An error about a missing mount point, in words that also tell of what may stand in its place.
+fn what_is_missing(program: &mut clap::Command, error: clap::Error) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let missing = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(names)) if error.kind() == ErrorKind::MissingRequiredArgument => names.as_slice(),
+        _ => return error,
+    };
+    let reason = match missing.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["<SOURCE>", "<MOUNTPOINT>"] => "name a MOUNTPOINT, and before it a SOURCE unless flags say which topology",
+        ["<MOUNTPOINT>..."] => "name a MOUNTPOINT, or all mounts with --all (-a)",
+        _ => return error,
+    };
+    program.error(ErrorKind::MissingRequiredArgument, reason)
 }
 
 /// What is wrong with a command line, in one line.

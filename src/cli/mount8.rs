@@ -13,9 +13,11 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::commands::mount::Fake;
 use super::commands::{Ended, USAGE, complain, speak_as};
+use super::manual::flags::{Spelling, spelled};
 use super::options::{Caller, Line};
 use super::source::Source;
 use super::{Cli, Command, words};
+use crate::mount::CannotMount;
 
 /// Its name.
 const NAME: &str = "mount.topofs";
@@ -109,10 +111,13 @@ impl Mount8 {
         let parsed = super::parse(&mut program, &line);
         let (cli, _) = parsed.map_err(|error| {
             let reason = line.complaint(&error, &program).unwrap_or_else(|| words(&error));
-            anyhow::anyhow!(reason)
+            anyhow::anyhow!(in_options(&reason))
         })?;
         let Command::Mount(args) = &cli.command else { anyhow::bail!("not a mount") };
-        let ended = args.run(fake)?;
+        let ended = match args.run(fake) {
+            Err(error) if !error.is::<CannotMount>() => anyhow::bail!("{}", in_options(&format!("{error:#}"))),
+            ended => ended?,
+        };
         if verbose && ended == ExitCode::SUCCESS {
             // If the pipe is closed, nobody reads it.
             let _ = writeln!(std::io::stdout(), "{NAME}: {shown}");
@@ -127,6 +132,13 @@ impl Mount8 {
         line.extend(["--".into(), self.source, self.mountpoint.into()]);
         line
     }
+}
+
+/// A reason in the words of whoever writes options, and no flags.
+fn in_options(reason: &str) -> String {
+    let mut program = Cli::command();
+    program.build();
+    program.find_subcommand("mount").map_or_else(|| reason.to_owned(), |mount| spelled(reason, Spelling::Option, mount))
 }
 
 /// Goes into another mount namespace. Call this before any thread is started.

@@ -20,7 +20,7 @@ use crate::backend::{ConnectOptions, Implementation, Location, TeeOptions, Wrap}
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
 use crate::mirror::{HistoryLimits, MirrorOptions};
-use crate::mount::{CannotMount, MountPoint, Settings, operation_timeout, request_timeout};
+use crate::mount::{CannotMount, MountPoint, Settings, operation_timeout, request_timeout, shut_out};
 use crate::name::CellName;
 use crate::record::{Codec, Kinds, Records};
 use crate::sample::Cluster;
@@ -165,6 +165,12 @@ impl ViewArgs {
             anyhow::bail!("--list contains no form from --forms: directories would look empty");
         }
         Ok(Records::new(codec, kinds))
+    }
+
+    /// Why those to whom the files belong could not look in.
+    pub(super) fn shut_out(&self) -> Option<String> {
+        let tree = self.tree_options();
+        shut_out(tree.uid, tree.gid, self.allow_other)
     }
 
     fn tree_options(&self) -> TreeOptions {

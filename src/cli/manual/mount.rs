@@ -90,7 +90,7 @@ fn fstab(page: &mut Page) {
     );
     page.example(
         "etcd2:etcd1:2379,etcd2:2379/vitess/global  /mnt/topo  topofs  \
-         ro,allow_other,noauto,_netdev,x-systemd.automount  0 0",
+         ro,allow_other,umask=022,noauto,_netdev,x-systemd.automount  0 0",
     );
     page.text("At boot, waiting two minutes for the service; a failure does not stop the boot. systemd by itself gives up a mount \
          after 90 seconds, so its time must be longer than that of `retry`:");

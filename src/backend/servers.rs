@@ -272,8 +272,7 @@ impl Location {
     }
 
     /// The location with the port of the service where an address has none: for what people write. (Records are read as
-    /// Vitess reads them.) An https:// address of Consul stays as it is: as for Consul's own tools, it is that of a proxy
-    /// at the port of https.
+    /// Vitess reads them.) An https:// address of Consul stays as it is: as for Consul's own tools, it is a proxy's.
     pub fn with_default_port(self) -> Self {
         let Some((_, port)) = self.implementation.default_server().rsplit_once(':') else { return self };
         let told = |piece: &str| {

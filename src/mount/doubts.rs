@@ -1,4 +1,4 @@
-//! What can be mounted, and is probably not what was meant: whoever mounts should know at once. Must never stop a mount.
+//! What can be mounted, and is probably not what was meant: whoever mounts should know. Must never stop a mount.
 
 use super::{Readiness, Settings};
 use crate::backend::Implementation;

@@ -74,7 +74,13 @@ pub(in crate::cli) struct ViewArgs {
     /// Number of earlier versions of each record to remember, shown in .topofs/history; 0 for none
     ///
     /// On etcd, .topofs/history shows the versions that etcd still has, too, whatever this number is.
-    #[arg(long, value_name = "NUMBER", default_value_t = HistoryLimits::VERSIONS, value_parser = number, env = "TOPOFS_HISTORY")]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = HistoryLimits::VERSIONS,
+        value_parser = number,
+        env = "TOPOFS_HISTORY"
+    )]
     pub history: usize,
     /// Maximum memory for the remembered versions of all records
     ///

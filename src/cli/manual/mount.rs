@@ -92,9 +92,14 @@ fn fstab(page: &mut Page) {
         "etcd2:etcd1:2379,etcd2:2379/vitess/global  /mnt/topo  topofs  \
          ro,allow_other,umask=022,noauto,_netdev,x-systemd.automount  0 0",
     );
-    page.text("At boot, waiting two minutes for the service; a failure does not stop the boot. systemd by itself gives up a mount \
-         after 90 seconds, so its time must be longer than that of `retry`:");
-    page.example("zk2:zk1:2181,zk2:2181/vitess/global  /mnt/topo  topofs  _netdev,nofail,retry=2m,x-systemd.mount-timeout=3min  0 0");
+    page.text(
+        "At boot, waiting two minutes for the service; a failure does not stop the boot. systemd by itself gives up a \
+         mount after 90 seconds, so its time must be longer than that of `retry`:",
+    );
+    page.example(
+        "zk2:zk1:2181,zk2:2181/vitess/global  /mnt/topo  topofs  \
+         _netdev,nofail,retry=2m,x-systemd.mount-timeout=3min  0 0",
+    );
     page.text("With TLS and a password, each in a file that only root may read:");
     page.example(
         "mount -t topofs etcd2:etcd1:2379/vitess/global /mnt/topo -o \\\n    \

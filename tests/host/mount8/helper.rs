@@ -100,7 +100,8 @@ with other options" mount -o remount,rw "$M"
         umount "$M"
         # Mounted, and probably not what was meant.
         said=$(mount.topofs demo "$M" -o uid=nobody,cells=zone7 2>&1)
-        warning="topofs: only uid 0 can look in, although the files belong to uid $(id -u nobody) and gid 0: add allow_other"
+        nobody=$(id -u nobody)
+        warning="topofs: only uid 0 can look in, although the files belong to uid $nobody and gid 0: add allow_other"
         case $said in "$warning"*) ;; *) fail "$said" ;; esac
         umount "$M"
         said=$(mount.topofs memory "$M" -o cells=zone7 2>&1)

@@ -271,6 +271,25 @@ impl Location {
         Self { server: self.server.split_inclusive([',', '|']).map(lower).collect(), ..self.clone() }
     }
 
+    /// The location with the port of the service where an address has none: for what people write. (Records are read as
+    /// Vitess reads them.) An https:// address of Consul stays as it is: as for Consul's own tools, it is a proxy's.
+    pub fn with_default_port(self) -> Self {
+        let Some((_, port)) = self.implementation.default_server().rsplit_once(':') else { return self };
+        let told = |piece: &str| {
+            let address = piece.trim_end_matches([',', '|']);
+            let is_of_a_proxy = |scheme| self.implementation == Implementation::Consul && scheme == Scheme::Tls;
+            match parts(address.trim()) {
+                Some((scheme, named)) if named.port.is_none() && !is_of_a_proxy(scheme) => {
+                    let bare = address.trim().trim_end_matches('/');
+                    format!("{bare}:{port}{}", piece.get(address.len()..).unwrap_or_default())
+                }
+                _ => piece.to_owned(),
+            }
+        };
+        let server = self.server.split_inclusive([',', '|']).map(told).collect();
+        Self { server, ..self }
+    }
+
     /// The addresses as written, with observers.
     fn addresses(&self) -> impl Iterator<Item = &str> {
         let parts = self.server.split(move |c| c == ',' || (c == '|' && self.implementation == Implementation::Zk2));
@@ -403,6 +422,23 @@ mod tests {
         options.consul.auth_file = secret.then(|| "tokens".into());
         options.consul.ca = ca.then(|| "ca".into());
         options
+    }
+
+    #[test]
+    fn an_address_without_a_port_gets_that_of_the_service() {
+        for (implementation, written, told) in [
+            (Implementation::Etcd2, "127.0.0.1", "127.0.0.1:2379"),
+            (Implementation::Etcd2, "http://a/,https://b, c:1", "http://a:2379,https://b:2379, c:1"),
+            (Implementation::Zk2, "a,b:1|c", "a:2181,b:1|c:2181"),
+            (Implementation::Consul, "localhost", "localhost:8500"),
+            (Implementation::Consul, "https://consul.example.com", "https://consul.example.com"),
+            (Implementation::Etcd2, "[::1]", "[::1]:2379"),
+            (Implementation::Etcd2, "a/b/c", "a/b/c"),
+            (Implementation::Memory, "demo", "demo"),
+        ] {
+            let location = Location { implementation, server: written.to_owned(), root: "/r".to_owned() };
+            assert_eq!(location.with_default_port().server, told, "{written}");
+        }
     }
 
     #[test]

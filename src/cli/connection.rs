@@ -35,7 +35,7 @@ impl GlobalArgs {
     /// The place that a source names, with what the flags say about it.
     pub fn places_of(&self, source: Source) -> anyhow::Result<(Location, Option<TeeOptions>)> {
         match source {
-            Source::One(location) => Ok((location, None)),
+            Source::One(location) => Ok((location.with_default_port(), None)),
             Source::Tee(primary, secondary) => self.both(primary, secondary),
             Source::Demo => bail!("the sample cluster has no place"),
         }
@@ -53,7 +53,7 @@ impl GlobalArgs {
                     server: server.unwrap_or(implementation.default_server()).to_owned(),
                     root: self.topo_global_root.as_deref().unwrap_or(DEFAULT_ROOT).to_owned(),
                 };
-                Ok((location, None))
+                Ok((location.with_default_port(), None))
             }
             Service::Tee => self.tee(),
         }
@@ -76,6 +76,7 @@ impl GlobalArgs {
     }
 
     fn both(&self, primary: Location, secondary: Location) -> anyhow::Result<(Location, Option<TeeOptions>)> {
+        let (primary, secondary) = (primary.with_default_port(), secondary.with_default_port());
         if primary.is_same_place(&secondary) {
             bail!("--tee-primary {primary} and --tee-secondary {secondary} are the same place");
         }

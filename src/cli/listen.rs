@@ -36,7 +36,7 @@ pub(super) struct ListenArgs {
     /// A mount, or a path in one: then only what is at this path and below it [default: see above]
     ///
     /// In the only mount of this host, a path may also be written as Vitess does: global/keyspaces/commerce.
-    #[arg(value_name = "PATH")]
+    #[arg(value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
     path: Option<PathBuf>,
     /// Only since then: a duration before now (10m), or a local time (14:30, 2026-08-19, "2026-08-19 14:30")
     #[arg(long, short, value_name = "TIME", value_parser = parse_since)]

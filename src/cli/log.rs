@@ -118,12 +118,17 @@ fn filter(args: &ProcessArgs) -> anyhow::Result<EnvFilter> {
     parse(level).with_context(|| format!("--log-level {level}"))
 }
 
+/// A level or a filter that can be used.
+pub(super) fn log_level(text: &str) -> Result<String, String> {
+    parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
 fn parse(level: &str) -> anyhow::Result<EnvFilter> {
     /// The words that are a level; EnvFilter would read any other word as the name of a module.
     const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
     let is_filter = level.contains(['=', ',']);
     if !is_filter && !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
-        return Err(anyhow!("not a log level: use one of {}", LEVELS.join(", ")));
+        return Err(anyhow!("must be one of {}, or a filter such as warn,topofs::backend=debug", LEVELS.join(", ")));
     }
     // What the filter says of the same modules counts: it comes later.
     Ok(EnvFilter::try_new(format!("{QUIET},{level}"))?)

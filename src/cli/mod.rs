@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
+use crate::mount::CannotMount;
 use crate::notify::helper;
 
 mod ask;
@@ -13,6 +14,7 @@ mod check;
 mod clock;
 mod commands;
 mod connection;
+mod environment;
 mod flags;
 mod health;
 mod holders;
@@ -23,6 +25,7 @@ mod log;
 mod manual;
 mod mount8;
 mod mounted;
+mod near;
 mod one_line;
 mod options;
 mod paint;
@@ -195,7 +198,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return mount8::main(args);
     }
     let usage = usage_status(&args);
-    let program = Cli::command();
+    let mut program = Cli::command();
     let line = match Line::read(args, &program, Caller::Shell) {
         Ok(line) => line,
         Err(error) => {
@@ -203,10 +206,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return usage.into();
         }
     };
-    let (cli, given) = match parse(program, &line) {
+    let (cli, given) = match parse(&mut program, &line) {
         Ok(parsed) => parsed,
         Err(error) => {
-            match line.complaint(&error) {
+            match line.complaint(&error, &program) {
                 Some(reason) => complain(&reason),
                 // Help and version are not errors. If the pipe is closed, nobody reads them.
                 None => drop(error.print()),
@@ -235,7 +238,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     ended.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));
-        usage.into()
+        failure(&error, usage)
     })
 }
 
@@ -246,12 +249,21 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsStrin
 }
 
 /// Understands a command line.
-fn parse(mut program: clap::Command, line: &Line) -> Result<(Cli, ArgMatches), clap::Error> {
+fn parse(program: &mut clap::Command, line: &Line) -> Result<(Cli, ArgMatches), clap::Error> {
     /// Flags that say which topology, as a source does.
     const PLACES: [&str; 5] =
         ["topo_implementation", "topo_global_server_address", "topo_global_root", "tee_primary", "tee_secondary"];
-    let matches = program.try_get_matches_from_mut(&line.words)?;
+    let matches = match program.try_get_matches_from_mut(&line.words) {
+        Ok(matches) => matches,
+        Err(error) => return Err(what_is_missing(program, error)),
+    };
     let cli = Cli::from_arg_matches(&matches)?;
+    // Nobody would notice that a variable with a wrong name does nothing.
+    if matches!(cli.command, Command::Mount(_) | Command::Demo(_) | Command::Check(_))
+        && let Some(reason) = environment::wrong(program)
+    {
+        return Err(program.error(clap::error::ErrorKind::ArgumentConflict, reason));
+    }
     let source = match &cli.command {
         Command::Mount(args) => args.source(),
         Command::Check(args) => args.source(),
@@ -268,12 +280,32 @@ fn parse(mut program: clap::Command, line: &Line) -> Result<(Cli, ArgMatches), c
     Ok((cli, matches))
 }
 
+/// An error about a missing mount point, in words that also tell of what may stand in its place.
+fn what_is_missing(program: &mut clap::Command, error: clap::Error) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let missing = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(names)) if error.kind() == ErrorKind::MissingRequiredArgument => names.as_slice(),
+        _ => return error,
+    };
+    let reason = match missing.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["<SOURCE>", "<MOUNTPOINT>"] => "name a MOUNTPOINT, and before it a SOURCE unless flags say which topology",
+        ["<MOUNTPOINT>..."] => "name a MOUNTPOINT, or all mounts with --all (-a)",
+        _ => return error,
+    };
+    program.error(ErrorKind::MissingRequiredArgument, reason)
+}
+
 /// What is wrong with a command line, in one line.
 fn words(error: &clap::Error) -> String {
     let text = error.render().to_string();
     // Advice and usage follow after an empty line.
     let reason = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
     reason.trim_start_matches("error: ").to_owned()
+}
+
+/// The exit status of a command that could not begin. A mount point that is not there is no wrong command line.
+fn failure(error: &anyhow::Error, usage: u8) -> ExitCode {
+    if error.is::<CannotMount>() && usage == USAGE { commands::mount::FAILURE.into() } else { usage.into() }
 }
 
 /// The exit status of a wrong command line. For a command that answers a question, 1 would be an answer.

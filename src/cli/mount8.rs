@@ -2,6 +2,7 @@
 //! never say more than one line when it fails: mount(8) shows it as it is.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,9 +13,11 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::commands::mount::Fake;
 use super::commands::{Ended, USAGE, complain, speak_as};
+use super::manual::flags::{Spelling, spelled};
 use super::options::{Caller, Line};
 use super::source::Source;
 use super::{Cli, Command, words};
+use crate::mount::CannotMount;
 
 /// Its name.
 const NAME: &str = "mount.topofs";
@@ -84,7 +87,10 @@ pub(super) fn main(args: Vec<OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    args.run().unwrap_or_else(|error| refuse(&format!("{error:#}")))
+    args.run().unwrap_or_else(|error| {
+        complain(&format!("{error:#}"));
+        super::failure(&error, USAGE)
+    })
 }
 
 fn refuse(reason: &str) -> ExitCode {
@@ -99,20 +105,24 @@ impl Mount8 {
         }
         let (verbose, fake) = (self.verbose, if self.fake { Fake::Yes } else { Fake::No });
         let shown = format!("{:?} on {:?} type fuse.topofs", self.source, self.mountpoint);
-        let program = Cli::command();
+        let mut program = Cli::command();
         let caller = Caller::Mount8 { sloppy: self.sloppy };
         let line = Line::read(self.into_command(), &program, caller)?;
-        let (cli, _) = super::parse(program, &line).map_err(|error| {
-            let reason = line.complaint(&error).unwrap_or_else(|| words(&error));
-            anyhow::anyhow!(reason)
+        let parsed = super::parse(&mut program, &line);
+        let (cli, _) = parsed.map_err(|error| {
+            let reason = line.complaint(&error, &program).unwrap_or_else(|| words(&error));
+            anyhow::anyhow!(in_options(&reason))
         })?;
-        if verbose {
-            println!("{NAME}: {shown}");
+        let Command::Mount(args) = &cli.command else { anyhow::bail!("not a mount") };
+        let ended = match args.run(fake) {
+            Err(error) if !error.is::<CannotMount>() => anyhow::bail!("{}", in_options(&format!("{error:#}"))),
+            ended => ended?,
+        };
+        if verbose && ended == ExitCode::SUCCESS {
+            // If the pipe is closed, nobody reads it.
+            let _ = writeln!(std::io::stdout(), "{NAME}: {shown}");
         }
-        match &cli.command {
-            Command::Mount(args) => args.run(fake),
-            _ => anyhow::bail!("not a mount"),
-        }
+        Ok(ended)
     }
 
     /// The same as a command line of `topofs mount`.
@@ -122,6 +132,13 @@ impl Mount8 {
         line.extend(["--".into(), self.source, self.mountpoint.into()]);
         line
     }
+}
+
+/// A reason in the words of whoever writes options, and no flags.
+fn in_options(reason: &str) -> String {
+    let mut program = Cli::command();
+    program.build();
+    program.find_subcommand("mount").map_or_else(|| reason.to_owned(), |mount| spelled(reason, Spelling::Option, mount))
 }
 
 /// Goes into another mount namespace. Call this before any thread is started.

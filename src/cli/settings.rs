@@ -20,7 +20,7 @@ use crate::backend::{ConnectOptions, Implementation, Location, TeeOptions, Wrap}
 use crate::cells::CellOptions;
 use crate::control::SetLogLevel;
 use crate::mirror::{HistoryLimits, MirrorOptions};
-use crate::mount::{MountPoint, Settings, operation_timeout, request_timeout};
+use crate::mount::{CannotMount, MountPoint, Settings, operation_timeout, request_timeout, shut_out};
 use crate::name::CellName;
 use crate::record::{Codec, Kinds, Records};
 use crate::sample::Cluster;
@@ -44,7 +44,9 @@ impl MountArgs {
 impl DemoArgs {
     /// The settings of a mount of the sample cluster.
     pub fn settings(&self, set_log_level: SetLogLevel) -> anyhow::Result<Settings> {
-        self.common.settings(&self.mountpoint, demo_cells()?, Duration::ZERO, set_log_level)
+        let settings = self.common.settings(&self.mountpoint, demo_cells()?, Duration::ZERO, set_log_level)?;
+        // As `mount -t topofs demo` shows it.
+        Ok(Settings { source: Source::DEMO.to_owned(), ..settings })
     }
 }
 
@@ -134,7 +136,7 @@ impl ViewArgs {
         let bytes = usize::try_from(self.history_memory).unwrap_or(usize::MAX);
         cells.history = HistoryLimits { versions: self.history, bytes };
         let records = self.records()?;
-        let mountpoint = MountPoint::open(mountpoint).with_context(|| mountpoint.display().to_string())?;
+        let mountpoint = MountPoint::open(mountpoint).map_err(|error| CannotMount::new(mountpoint, &error))?;
         Ok(Settings {
             config: self.config(mountpoint.path(), &cells),
             source: cells.source(),
@@ -163,6 +165,12 @@ impl ViewArgs {
             anyhow::bail!("--list contains no form from --forms: directories would look empty");
         }
         Ok(Records::new(codec, kinds))
+    }
+
+    /// Why those to whom the files belong could not look in.
+    pub(super) fn shut_out(&self) -> Option<String> {
+        let tree = self.tree_options();
+        shut_out(tree.uid, tree.gid, self.allow_other)
     }
 
     fn tree_options(&self) -> TreeOptions {

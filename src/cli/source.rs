@@ -3,6 +3,7 @@
 
 use anyhow::{Context, bail};
 
+use super::near::nearest;
 use crate::backend::{Implementation, Location};
 
 /// The root of the global topology if no flag says another.
@@ -49,7 +50,24 @@ impl Source {
             }
             Err(_) => {}
         }
-        read
+        read.map_err(|error| match Self::meant(text) {
+            Some(meant) => anyhow::anyhow!("{error}: did you mean {meant:?}?"),
+            None => error,
+        })
+    }
+
+    /// The first word of a source that somebody meant who has written another one.
+    fn meant(text: &str) -> Option<String> {
+        let (kind, is_place) = text.split_once(':').map_or((text, false), |(kind, _)| (kind, true));
+        let kinds = Implementation::ALL.map(|kind| kind.name()).into_iter().chain([Self::TEE]);
+        let known = || kinds.clone().chain(Some(Self::DEMO).filter(|_| !is_place));
+        if known().any(|known| known == kind) {
+            return None;
+        }
+        match kind.to_ascii_lowercase().as_str() {
+            "zookeeper" => Some(Implementation::Zk2.name().to_owned()),
+            kind => nearest(kind, known().map(str::to_owned)),
+        }
     }
 
     fn read_unchecked(text: &str) -> anyhow::Result<Self> {
@@ -62,6 +80,12 @@ impl Source {
             return Ok(Self::One(Location { implementation, server, root }));
         }
         let location = |text: &str| text.parse::<Location>().map_err(|error| anyhow::anyhow!("the source {error}"));
+        if let Some((kind, _)) = text.split_once(':').filter(|(kind, _)| *kind != Self::TEE)
+            && kind.parse::<Implementation>().is_err()
+        {
+            let names = Implementation::ALL.map(Implementation::name).join(", ");
+            bail!("the source {kind:?} is not one of {names}, {} (and {} alone)", Self::TEE, Self::DEMO);
+        }
         match text.strip_prefix(Self::TEE).and_then(|rest| rest.strip_prefix(':')) {
             Some(places) => {
                 let (primary, secondary) = places
@@ -120,7 +144,13 @@ mod tests {
     fn what_is_no_source_is_refused_with_the_reason() {
         for (text, reason) in [
             ("none", "\"none\" is not of the form IMPLEMENTATION:SERVERS/ROOT"),
-            ("etcd:h/r", "\"etcd\" is not one of etcd2, zk2, consul, memory"),
+            ("Demo", "IMPLEMENTATION:SERVERS/ROOT: did you mean \"demo\"?"),
+            (
+                "etcd:h/r",
+                "\"etcd\" is not one of etcd2, zk2, consul, memory, tee (and demo alone): did you mean \"etcd2\"?",
+            ),
+            ("zk:h/r", "did you mean \"zk2\"?"),
+            ("zookeeper:h/r", "did you mean \"zk2\"?"),
             ("etcd2:h:2379", "has no root: it must end like etcd2:SERVERS/vitess/global"),
             ("tee:etcd2:h/r", "tee:PRIMARY;SECONDARY"),
             ("tee:etcd2:h/r;zk:i/r", "\"zk\" is not one of"),

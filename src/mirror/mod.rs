@@ -595,7 +595,12 @@ impl Mirror {
     }
 
     fn broken(&self, cause: BackendError) {
-        tracing::warn!(%cause, "the watch is broken");
+        // Whoever starts a mirror waits for it, and is told why there is no watch.
+        if self.is_loaded() || matches!(&*self.link.borrow(), Link::Live) {
+            tracing::warn!(%cause, "the watch is broken");
+        } else {
+            tracing::debug!(%cause, "there is no watch yet");
+        }
         let now = SystemTime::now();
         let since = now.checked_sub(self.last_heard.lock().elapsed()).unwrap_or(now);
         self.history.breaks(since, now);

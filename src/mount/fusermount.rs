@@ -16,6 +16,8 @@ use super::spec::MountSpec;
 use super::table::KIND;
 
 const PROGRAM: &str = "fusermount3";
+/// Where requests come from.
+const DEVICE: &str = "/dev/fuse";
 /// The variable that names the descriptor of the socket for the answer.
 const SOCKET: &str = "_FUSE_COMMFD";
 
@@ -54,7 +56,9 @@ pub(super) fn mount(spec: &MountSpec) -> io::Result<OwnedFd> {
                 ("", Some(error)) => format!("{PROGRAM} has said nothing: {error}"),
                 (reason, _) => reason.to_owned(),
             };
-            Err(io::Error::other(format!("{reason} (may you open /dev/fuse?)")))
+            // It says so of the device, and not why.
+            let hint = if reason.contains(DEVICE) { " (may you open it?)" } else { "" };
+            Err(io::Error::other(format!("{reason}{hint}")))
         }
     }
 }

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::backend::Implementation;
+use backon::BackoffBuilder;
+
 use crate::cells::{CellOptions, Cells};
 use crate::control::{CONTENT_TYPE, Control, SetLogLevel};
 use crate::error::{Error, Kind, Result};
 use crate::fuse::Adapter;
-use crate::name::CellName;
 use crate::notify;
 use crate::record::Records;
 use crate::scrape::{Listening, MetricsAddress, Page};
@@ -17,6 +17,7 @@ use crate::tree::{Tree, TreeOptions};
 
 mod attach;
 mod daemon;
+mod doubts;
 mod ending;
 mod fusermount;
 mod kernel;
@@ -29,9 +30,10 @@ mod umount;
 mod watchdog;
 
 pub use daemon::{Failed, Readiness, Side, detach};
+pub(crate) use doubts::shut_out;
 use kernel::KernelMount;
 pub use manager::Manager;
-pub use point::MountPoint;
+pub use point::{CannotMount, MountPoint};
 use serving::{Serving, Signals};
 use spec::MountSpec;
 #[cfg(test)]
@@ -39,8 +41,8 @@ pub(crate) use table::parse;
 pub(crate) use table::{Entry, Table};
 pub(crate) use umount::{Refused, unmount};
 
-/// Pause between attempts to reach the global topology while `--retry` lasts.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Shortest and longest pause between attempts to reach the global topology while `--retry` lasts.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How many calls in a row the start of a mount may need, beside what `--retry` gives: more than it does.
 const CALLS_AT_START: u32 = 4;
 /// Session threads: one for each core, within bounds.
@@ -93,6 +95,7 @@ async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<
     let cannot_mount =
         |error| Error::new(Kind::Io, format!("cannot mount {}: {error}", settings.mountpoint.path().display()));
     settings.mountpoint.look().map_err(cannot_mount)?;
+    doubts::of_settings(&settings, &ready);
     // Signals are caught before the mount exists, so that none can leave it behind.
     let mut signals = Signals::listen().map_err(io_error)?;
     manager.say(&format!("connecting to {}", spec.source));
@@ -100,9 +103,9 @@ async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<
     let endpoint = settings.metrics.map(Listening::at).transpose().map_err(io_error)?;
     let cells = tokio::select! {
         cells = manager.starting(settings.retry + timeout * CALLS_AT_START, connect(&settings, manager)) => cells?,
-        () = signals.end() => return Err(Error::new(Kind::Io, "interrupted")),
+        () = signals.end() => return Err(Error::new(Kind::Interrupted, "interrupted")),
     };
-    warn_if_empty(&cells, &ready);
+    doubts::of_cells(&cells, &settings, &ready);
     if let Some(limit) = settings.tree.request_timeout {
         let limit = limit.as_secs();
         tracing::warn!(
@@ -163,33 +166,21 @@ pub fn operation_timeout(wanted: Duration, request_timeout: Option<Duration>) ->
 
 async fn connect(settings: &Settings, manager: &Manager) -> Result<Arc<Cells>> {
     let deadline = Instant::now() + settings.retry;
+    let (shortest, longest) = RETRY_PAUSE;
+    let pauses = backon::ExponentialBuilder::new().with_min_delay(shortest).with_max_delay(longest).without_max_times();
+    let mut pauses = pauses.build();
     loop {
         match Cells::start(settings.cells.clone(), settings.records.clone()).await {
             Err(error)
-                if matches!(error.kind, Kind::Unreachable | Kind::Denied)
-                    && Instant::now() + RETRY_PAUSE < deadline =>
+                if matches!(error.kind, Kind::Unreachable | Kind::Denied) && Instant::now() + shortest < deadline =>
             {
                 tracing::warn!(%error, "trying again");
                 manager.say(&format!("trying again: {error}"));
-                tokio::time::sleep(RETRY_PAUSE).await;
+                let left = deadline.saturating_duration_since(Instant::now());
+                tokio::time::sleep(pauses.next().unwrap_or(longest).min(left)).await;
             }
             outcome => return outcome,
         }
-    }
-}
-
-/// A wrong root is an empty topology. That is legal, but whoever mounts it should know.
-fn warn_if_empty(cells: &Cells, ready: &Readiness) {
-    let Some(global) = cells.get(&CellName::global()) else { return };
-    if global.location.implementation != Implementation::Memory && global.mirror.snapshot().records.is_empty() {
-        let warning = format!("{global}: nothing is stored there (is the root right?)");
-        tracing::warn!("{warning}");
-        if !ready.is_awaited() {
-            // The log is there.
-            return;
-        }
-        // The terminal is still there. If it is closed, nothing is lost.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("topofs: {warning}\n").as_bytes());
     }
 }
 

@@ -20,6 +20,21 @@ use crate::device::{Device, device_of};
 /// How the types of all FUSE mounts begin.
 const FUSE: &[u8] = b"fuse";
 
+/// Nothing can be mounted there.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot mount {}: {reason}", path.display())]
+pub struct CannotMount {
+    path: PathBuf,
+    reason: String,
+}
+
+impl CannotMount {
+    /// With the reason.
+    pub fn new(path: &Path, reason: &io::Error) -> Self {
+        Self { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
 /// The directory that a topology is, or will be, mounted on.
 #[derive(Debug)]
 pub struct MountPoint {

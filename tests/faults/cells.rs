@@ -94,9 +94,9 @@ fn cells_of_one_place_are_told() {
 }
 
 #[test]
-fn an_address_without_a_port_says_which_one_is_tried() {
+fn an_address_without_a_port_gets_that_of_the_service() {
     let point = tempfile::tempdir().unwrap();
-    for (implementation, port) in [("consul", "80"), ("etcd2", "80"), ("zk2", "2181")] {
+    for (implementation, port) in [("consul", "8500"), ("etcd2", "2379"), ("zk2", "2181")] {
         let script = format!(
             "{} mount --topo-implementation {implementation} --topo-global-server-address 127.0.0.77 \
              --topo-global-root /x {}",
@@ -104,7 +104,7 @@ fn an_address_without_a_port_says_which_one_is_tried() {
             point.path().display()
         );
         let message = text(&crate::common::bash_in(std::path::Path::new("/"), &script));
-        assert!(message.contains(&format!("127.0.0.77 has no port: trying {port}")), "{message}");
+        assert!(message.contains(&format!("127.0.0.77:{port}")), "{message}");
     }
 }
 

@@ -76,13 +76,18 @@ fn bash_completes_commands_flags_and_values() {
          reply topofs completions fi
          mkdir mnt; touch mnt.txt
          reply topofs mount --log-file mn
+         reply topofs mount ''
+         reply topofs umount mn
+         reply topofs status --all m
+         reply topofs events ''
          complete -p topofs"
     );
     let printed = quietly(dir.path(), &script);
     let lines: Vec<&str> = printed.lines().collect();
     assert_eq!(lines[..5], ["mount", "--serve-stale", "zk2", "fish", "mnt mnt.txt"], "{printed}");
+    assert_eq!(lines[5..9], ["mnt", "mnt", "mnt", "mnt mnt.txt"], "{printed}");
     // Where the function knows nothing, readline offers files.
-    assert!(lines[5].contains("-o default") && lines[5].ends_with("-F _topofs topofs"), "{printed}");
+    assert!(lines[9].contains("-o default") && lines[9].ends_with("-F _topofs topofs"), "{printed}");
 }
 
 #[test]

@@ -61,7 +61,8 @@ fn the_package_says_what_it_needs_and_brings() {
         "./usr/share/zsh/vendor-completions/_topofs",
         "./usr/share/fish/vendor_completions.d/topofs.fish",
         "./usr/share/doc/topofs/copyright",
-        "./usr/share/doc/topofs/operations.md",
+        "./usr/share/doc/topofs/docs/operations.md",
+        "./usr/share/doc/topofs/changelog.gz",
         "./etc/topofs/README",
     ] {
         assert!(names.contains(name), "{name} in\n{listing}");
@@ -73,6 +74,31 @@ fn the_package_says_what_it_needs_and_brings() {
             assert!(names.contains(&format!("./usr/lib/systemd/system/{unit}")), "{unit} in\n{listing}");
         }
     }
+}
+
+#[test]
+fn every_link_of_the_packaged_pages_leads_somewhere() {
+    let package = package().display();
+    let work = tempfile::tempdir().unwrap();
+    sh(&format!("dpkg-deb --extract {package} {}", work.path().display()));
+    let top = work.path().join("usr/share/doc/topofs");
+    let mut looked_at = 0;
+    for dir in [top.clone(), top.join("docs")] {
+        for page in std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if page.extension().is_none_or(|kind| kind != "md") {
+                continue;
+            }
+            let content = std::fs::read_to_string(&page).unwrap();
+            let targets = content.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+            for target in targets.filter(|target| !target.starts_with("http") && !target.contains(char::is_whitespace))
+            {
+                let file = target.split('#').next().unwrap();
+                assert!(file.is_empty() || dir.join(file).exists(), "{} links to {target}", page.display());
+                looked_at += 1;
+            }
+        }
+    }
+    assert!(looked_at > 50, "{looked_at} links");
 }
 
 /// What is done on the machine. Its output is one line of words for each question.

@@ -37,12 +37,7 @@ const OWN: [&str; 4] = ["json", "color", "first", "second"];
 /// Flags of `topofs check`: those of `topofs mount`, and its own.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CheckArgs {
-    #[command(flatten)]
-    topo: TopoArgs,
-    #[command(flatten)]
-    view: ViewArgs,
-    #[command(flatten)]
-    process: ProcessArgs,
+    // What has no heading comes first: a heading is for all that follows.
     /// The topology, in place of the flags that say which, as topofs mount takes it
     #[arg(value_name = "SOURCE", value_hint = clap::ValueHint::DirPath)]
     first: Option<OsString>,
@@ -54,6 +49,12 @@ pub(in crate::cli) struct CheckArgs {
     json: bool,
     #[command(flatten)]
     color: ColorArgs,
+    #[command(flatten)]
+    topo: TopoArgs,
+    #[command(flatten)]
+    view: ViewArgs,
+    #[command(flatten)]
+    process: ProcessArgs,
 }
 
 impl CheckArgs {
@@ -118,6 +119,9 @@ impl CheckArgs {
         let connect = &self.topo.connect;
         report.extend(kernel(connect.remote_operation_timeout));
         report.extend(files(connect, &self.view, &self.process));
+        if let Some(text) = self.view.shut_out() {
+            report.add(Finding::warning("flags", "", text, "add --allow-other, or leave out --uid and --gid"));
+        }
         let wrong =
             |error: anyhow::Error| Finding::failed("flags", "", format!("{error:#}"), "correct the flags or files");
         let (records, mut options) =

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Arg, Args, Command, ValueHint};
+use clap::{Arg, ArgAction, Args, Command, ValueHint};
 use clap_complete::Shell;
 
 use super::Ended;
@@ -26,8 +26,10 @@ impl CompletionsArgs {
             command = command.mut_subcommands(without_choice);
         }
         clap_complete::generate(self.shell, &mut command, PROGRAM, &mut script);
-        if self.shell == Shell::Fish {
-            script.extend_from_slice(fish_arguments(&command).as_bytes());
+        match self.shell {
+            Shell::Fish => script.extend_from_slice(fish_arguments(&command).as_bytes()),
+            Shell::Bash => script = bash_arguments(&String::from_utf8(script)?, &command).into_bytes(),
+            _ => {}
         }
         std::io::stdout().write_all(&script)?;
         Ok(ExitCode::SUCCESS)
@@ -37,9 +39,46 @@ impl CompletionsArgs {
 /// A command whose words are not optional: for zsh, an optional one and the next would be two ways to complete the same
 /// word, and it would take neither.
 fn without_choice(command: Command) -> Command {
-    command.mut_args(|arg| match arg.is_positional() {
+    let is_one = |arg: &Arg| arg.is_positional() && !matches!(arg.get_action(), ArgAction::Append);
+    command.mut_args(|arg| match is_one(&arg) {
         true => Arg::new(arg.get_id().clone()).required(true).value_hint(arg.get_value_hint()),
         false => arg,
+    })
+}
+
+/// In bash, clap_complete offers flags also for a word that does not begin with a dash. What stands there is a path, if
+/// the command takes one.
+fn bash_arguments(script: &str, command: &Command) -> String {
+    const AT_ONCE: &str = "if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then";
+    const FLAGS: &str = "            COMPREPLY=( $(compgen -W \"${opts}\" -- \"${cur}\") )";
+    let mut completed = String::new();
+    let mut action = None;
+    for line in script.lines() {
+        // A line such as `topofs__subcmd__mount)` begins the part of a command.
+        if let Some(name) = line.trim().strip_suffix(')').and_then(|line| line.strip_prefix("topofs__subcmd__")) {
+            let sub = command.get_subcommands().find(|sub| sub.get_name().replace('-', "__") == name);
+            action = sub.and_then(bash_action);
+        }
+        let line = match action {
+            Some(_) if line.trim() == AT_ONCE => line.replace(AT_ONCE, "if [[ ${cur} == -* ]] ; then"),
+            Some(action) if line == FLAGS => format!(
+                "            compopt -o filenames 2> /dev/null || true\n            \
+                 mapfile -t COMPREPLY < <(compgen -A {action} -- \"${{cur}}\")"
+            ),
+            _ => line.to_owned(),
+        };
+        completed.push_str(&line);
+        completed.push('\n');
+    }
+    completed
+}
+
+/// What bash calls the paths that a command takes.
+fn bash_action(command: &Command) -> Option<&'static str> {
+    command.get_positionals().find_map(|arg| match arg.get_value_hint() {
+        ValueHint::DirPath => Some("directory"),
+        ValueHint::AnyPath | ValueHint::FilePath => Some("file"),
+        _ => None,
     })
 }
 
@@ -53,6 +92,7 @@ fn fish_arguments(command: &Command) -> String {
             let offered = match (names.is_empty(), arg.get_value_hint()) {
                 (false, _) => names.join(" "),
                 (true, ValueHint::DirPath) => "(__fish_complete_directories)".to_owned(),
+                // Files are what fish offers by itself.
                 (true, _) => continue,
             };
             let is_used = format!("__fish_{PROGRAM}_using_subcommand {}", sub.get_name());

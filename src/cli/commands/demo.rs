@@ -10,11 +10,11 @@ use super::mount::{CommonArgs, serve};
 /// Flags of `topofs demo`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct DemoArgs {
-    #[command(flatten)]
-    pub common: CommonArgs,
     /// Where to mount: a directory
     #[arg(value_name = "MOUNTPOINT", value_hint = clap::ValueHint::DirPath)]
     pub mountpoint: PathBuf,
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 impl DemoArgs {

@@ -15,10 +15,11 @@ use crate::cli::flags::view::ViewArgs;
 use crate::cli::log;
 use crate::confine;
 use crate::control::SetLogLevel;
+use crate::error::Kind;
 use crate::mount::{self, Manager, Readiness, Settings, Side};
 
 /// Exit status of a failed mount, as in mount(8).
-const FAILURE: u8 = 32;
+pub(in crate::cli) const FAILURE: u8 = 32;
 
 /// Whether a mount is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +108,11 @@ pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> an
     };
     let Err(error) = mount::serve(settings, ready.clone(), &manager) else { return Ok(ExitCode::SUCCESS) };
     manager.say(&format!("failed: {error}"));
-    tracing::error!("{error}");
+    match error.kind {
+        // Somebody wanted it.
+        Kind::Interrupted => tracing::info!("{error}"),
+        _ => tracing::error!("{error}"),
+    }
     // If somebody waits for the mount, they say why there is none.
     if !ready.fail(&error.to_string()) {
         complain(&error.to_string());

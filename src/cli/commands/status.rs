@@ -33,7 +33,7 @@ const AT_A_TIME: usize = 16;
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StatusArgs {
     /// Only these mounts; any path in a mount will do [default: all mounts of this host]
-    #[arg(value_name = "MOUNTPOINT")]
+    #[arg(value_name = "MOUNTPOINT", value_hint = clap::ValueHint::DirPath)]
     mountpoints: Vec<PathBuf>,
     /// Print JSON: what .topofs/status says, with mountpoint, source, state, healthy, problems and notes
     ///

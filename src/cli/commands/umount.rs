@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, Args)]
 pub(in crate::cli) struct UmountArgs {
     /// Where the topology is mounted
-    #[arg(value_name = "MOUNTPOINT", required_unless_present = "all")]
+    #[arg(value_name = "MOUNTPOINT", required_unless_present = "all", value_hint = clap::ValueHint::DirPath)]
     mountpoints: Vec<PathBuf>,
     /// All mounts of topofs; of an ordinary user, the user's own
     #[arg(long, short, conflicts_with = "mountpoints")]

@@ -24,7 +24,7 @@ pub(in crate::cli) struct UnlockArgs {
     #[arg(long, short)]
     yes: bool,
     /// A directory in a mount, or its .lock
-    #[arg(value_name = "PATH")]
+    #[arg(value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
     path: PathBuf,
 }
 

@@ -114,7 +114,7 @@ impl SidesArgs {
             Some(list) => self.connect.with(list)?,
             None => self.connect.clone(),
         };
-        let global = Location { implementation, server, root };
+        let global = Location { implementation, server, root }.with_default_port();
         refuse_credentials([&global])?;
         Ok(Side { global, connect: connect.options()?, servers: connect.cell_servers })
     }

@@ -5,8 +5,8 @@ use clap::{Args, ColorChoice};
 /// How to print.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ColorArgs {
-    /// Colours: on a terminal, always or never; the variable NO_COLOR means never, too
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    /// Colours: auto (on a terminal), always or never; the variable NO_COLOR means never, too
+    #[arg(long, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
     pub color: ColorChoice,
 }
 

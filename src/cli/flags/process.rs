@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::cli::log::log_level;
 use crate::scrape::MetricsAddress;
 
 /// How a line of the log looks.
@@ -30,7 +31,7 @@ pub(in crate::cli) struct ProcessArgs {
     ///
     /// A filter gives levels to parts of topofs: `warn,topofs::backend=debug`. The parts are its modules; with
     /// --log-format json each line has its part, as `target`.
-    #[arg(long, value_name = "LEVEL", default_value = "info", env = "TOPOFS_LOG_LEVEL")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level, env = "TOPOFS_LOG_LEVEL")]
     pub log_level: String,
     /// Append the log to this file [default: standard error in the foreground, syslog in the background]
     #[arg(long, value_name = "FILE", env = "TOPOFS_LOG_FILE")]

@@ -101,15 +101,15 @@ impl ValueEnum for Views {
     }
 }
 
-pub(in crate::cli) fn any_duration(text: &str) -> Result<Duration, humantime::DurationError> {
-    humantime::parse_duration(text)
+pub(in crate::cli) fn any_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "must be a duration such as 30s or 5m".to_owned())
 }
 
 /// A time that must not be zero: with zero, nothing would ever work.
 pub(in crate::cli) fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
+    match any_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
-        parsed => parsed.map_err(|error| error.to_string()),
+        parsed => parsed,
     }
 }
 
@@ -130,10 +130,9 @@ pub(super) fn session_ttl(text: &str) -> Result<Duration, String> {
 
 pub(super) fn lock_delay(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(60);
-    match humantime::parse_duration(text) {
-        Ok(delay) if delay <= LONGEST => Ok(delay),
-        Ok(_) => Err("Consul accepts at most 60s".to_owned()),
-        Err(error) => Err(error.to_string()),
+    match any_duration(text)? {
+        delay if delay <= LONGEST => Ok(delay),
+        _ => Err("Consul accepts at most 60s".to_owned()),
     }
 }
 
@@ -168,7 +167,13 @@ fn id(text: &str, what: &str, find: impl FnOnce(&str) -> nix::Result<Option<u32>
 }
 
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
+    let size = text.parse::<bytesize::ByteSize>();
+    size.map(|size| size.as_u64()).map_err(|_| "must be a size such as 64MiB or 500k".to_owned())
+}
+
+/// A plain number.
+pub(super) fn number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "must be a whole number such as 100".to_owned())
 }
 
 /// A fault for a cell, for tests: CELL:CALL:NTH:FAULT.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 
-use super::values::{group, octal, size, user};
+use super::values::{group, number, octal, size, user};
 use crate::mirror::HistoryLimits;
 use crate::record::Form;
 use crate::tree::{RespectLocks, Views};
@@ -74,7 +74,13 @@ pub(in crate::cli) struct ViewArgs {
     /// Number of earlier versions of each record to remember, shown in .topofs/history; 0 for none
     ///
     /// On etcd, .topofs/history shows the versions that etcd still has, too, whatever this number is.
-    #[arg(long, value_name = "NUMBER", default_value_t = HistoryLimits::VERSIONS, env = "TOPOFS_HISTORY")]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = HistoryLimits::VERSIONS,
+        value_parser = number,
+        env = "TOPOFS_HISTORY"
+    )]
     pub history: usize,
     /// Maximum memory for the remembered versions of all records
     ///

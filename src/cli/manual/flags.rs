@@ -6,7 +6,7 @@ use super::page::Page;
 
 /// How a page spells flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spelling {
+pub(in crate::cli) enum Spelling {
     /// `--read-only`
     Flag,
     /// `read_only`, after `-o`
@@ -51,7 +51,7 @@ pub(super) fn add(page: &mut Page, arg: &Arg, spelling: Spelling, command: &Comm
     }
     page.item(&term(arg, spelling), &text);
     // The two words that a switch can have in the environment are no choice that anybody makes.
-    if takes_value(arg) {
+    if takes_value(arg) && !arg.is_hide_possible_values_set() {
         let choices = arg.get_possible_values();
         let shown = choices.iter().filter(|choice| !choice.is_hide_set());
         let shown: Vec<(String, String)> = shown
@@ -105,7 +105,7 @@ fn term(arg: &Arg, spelling: Spelling) -> String {
 }
 
 /// A help text in which the names of our own flags are spelled as the page spells them.
-fn spelled(help: &str, spelling: Spelling, command: &Command) -> String {
+pub(in crate::cli) fn spelled(help: &str, spelling: Spelling, command: &Command) -> String {
     if spelling == Spelling::Flag {
         return help.to_owned();
     }

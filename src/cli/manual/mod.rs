@@ -4,7 +4,7 @@
 use clap::Command;
 
 mod errnos;
-mod flags;
+pub(super) mod flags;
 mod mount;
 mod page;
 mod program;

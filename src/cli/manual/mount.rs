@@ -19,7 +19,9 @@ pub(super) fn page(program: &Command) -> Page {
     helper.build();
     let short = |arg: &Arg| arg.get_short().filter(|_| !arg.get_action().takes_values() && !flags::is_everywhere(arg));
     let switches: String = told(&helper).filter_map(short).collect();
-    page.text(&format!("`mount.topofs` *SOURCE* *DIR* [`-{switches}`] [`-o` *OPTION*[,*OPTION*]...]"));
+    page.text(&format!(
+        "`mount.topofs` *SOURCE* *DIR* [`-{switches}`] [`-o` *OPTION*[,*OPTION*]...] [`-N` *NAMESPACE*] [`-t` *TYPE*]"
+    ));
     page.section("DESCRIPTION").text(
         "mount.topofs is the helper that mount(8) calls for the type `topofs`, also for lines of fstab(5). It is the \
          program topofs(1) by another name. It returns when the mount answers, or says why it does not. The type in \
@@ -82,14 +84,22 @@ pub(super) fn page(program: &Command) -> Page {
 }
 
 fn fstab(page: &mut Page) {
-    page.section("EXAMPLES")
-        .text("A line of /etc/fstab: mounted when somebody first looks into it, once the network is up.");
+    page.section("EXAMPLES").text(
+        "A line of /etc/fstab: mounted when somebody first looks into it, once the network is up, for all users \
+         (without `allow_other`, only root could look):",
+    );
     page.example(
         "etcd2:etcd1:2379,etcd2:2379/vitess/global  /mnt/topo  topofs  \
-         ro,allow_other,noauto,_netdev,x-systemd.automount  0 0",
+         ro,allow_other,umask=022,noauto,_netdev,x-systemd.automount  0 0",
     );
-    page.text("At boot, waiting two minutes for the service; a failure does not stop the boot:");
-    page.example("zk2:zk1:2181,zk2:2181/vitess/global  /mnt/topo  topofs  _netdev,nofail,retry=2m  0 0");
+    page.text(
+        "At boot, waiting two minutes for the service; a failure does not stop the boot. systemd by itself gives up a \
+         mount after 90 seconds, so its time must be longer than that of `retry`:",
+    );
+    page.example(
+        "zk2:zk1:2181,zk2:2181/vitess/global  /mnt/topo  topofs  \
+         _netdev,nofail,retry=2m,x-systemd.mount-timeout=3min  0 0",
+    );
     page.text("With TLS and a password, each in a file that only root may read:");
     page.example(
         "mount -t topofs etcd2:etcd1:2379/vitess/global /mnt/topo -o \\\n    \

@@ -124,7 +124,8 @@ fn examples(page: &mut Page) {
     );
     page.text("The same by mount.topofs(8), with all users, for two minutes until the service answers:");
     page.example(
-        "mount -t topofs etcd2:etcd1:2379,etcd2:2379/vitess/global /mnt/topo \\\n    -o ro,allow_other,retry=2m",
+        "mount -t topofs etcd2:etcd1:2379,etcd2:2379/vitess/global /mnt/topo \\\n    \
+         -o ro,allow_other,umask=022,retry=2m",
     );
     page.text("Which tablets are primaries, and a record's policy changed:");
     page.example(

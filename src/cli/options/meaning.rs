@@ -5,6 +5,7 @@ use clap::{ArgAction, Command};
 
 use super::OptionError;
 use super::list::Written;
+use crate::cli::near::nearest;
 
 /// Options that mount(8), fstab and systemd need, and options that are always so.
 pub(in crate::cli) const IGNORED: &[&str] = &[
@@ -143,7 +144,9 @@ pub(super) fn meaning(option: &Written, command: &Command, caller: Caller) -> Re
             Ok(Meaning::Flag { flag: arg.get_long().unwrap_or_default().to_owned(), adds_up })
         }
         None if caller == (Caller::Mount8 { sloppy: true }) => Ok(Meaning::Nothing),
-        None => Err(OptionError::Unknown { name: name.to_owned(), near: nearest(name, command), after_value: false }),
+        None => {
+            Err(OptionError::Unknown { name: name.to_owned(), near: near(name, command, caller), after_value: false })
+        }
     }
 }
 
@@ -152,7 +155,7 @@ fn without_value(option: &Written) -> Result<(), OptionError> {
 }
 
 /// The long names of a flag.
-fn spellings(arg: &clap::Arg) -> impl Iterator<Item = &str> {
+pub(super) fn spellings(arg: &clap::Arg) -> impl Iterator<Item = &str> {
     arg.get_long().into_iter().chain(arg.get_all_aliases().unwrap_or_default())
 }
 
@@ -168,13 +171,11 @@ fn is_any(name: &str, names: &[&str]) -> bool {
     names.iter().any(|other| is_alike(name, other))
 }
 
-/// The known name that is most like another one, if any is.
-fn nearest(name: &str, command: &Command) -> Option<String> {
-    /// As clap does for flags.
-    const LIKE: f64 = 0.7;
-    let flags = command.get_arguments().flat_map(spellings).map(|flag| flag.replace('-', "_"));
-    let known = flags.chain(IGNORED.iter().map(|name| (*name).to_owned()));
-    let name = name.replace('-', "_");
-    let rated = known.map(|known| (strsim::jaro(&name, &known), known)).filter(|(like, _)| *like > LIKE);
-    rated.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, known)| known)
+/// The usable name that is most like another one, if any is.
+fn near(name: &str, command: &Command, caller: Caller) -> Option<String> {
+    let is_refused = |flag: &str| matches!(caller, Caller::Mount8 { .. }) && is_any(flag, STAY);
+    let flags = command.get_arguments().flat_map(spellings).filter(|flag| !is_refused(flag));
+    let flags = flags.filter(|flag| !REFUSED.iter().any(|(refused, _)| is_alike(flag, refused)));
+    let known = flags.map(|flag| flag.replace('-', "_")).chain(IGNORED.iter().map(|name| (*name).to_owned()));
+    nearest(name, known)
 }

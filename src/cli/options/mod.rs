@@ -152,8 +152,9 @@ impl Line {
         Ok(Self { words: parts.into_iter().filter_map(word).collect(), options })
     }
 
-    /// What is wrong with the value of an option, in the words of mount options. `None` if it is about something else.
-    pub fn complaint(&self, error: &clap::Error) -> Option<String> {
+    /// What is wrong with the value of an option, in the words of mount options, or with the value of a variable, which
+    /// clap does not name. `None` if it is about something else.
+    pub fn complaint(&self, error: &clap::Error, program: &Command) -> Option<String> {
         let text = |kind| match error.get(kind) {
             Some(ContextValue::String(text)) => Some(text.clone()),
             Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
@@ -161,7 +162,10 @@ impl Line {
         };
         let argument = text(ContextKind::InvalidArg)?;
         let flag = argument.split([' ', '=']).next()?.strip_prefix("--")?;
-        let name = &self.options.iter().rfind(|option| option.flag == flag)?.name;
+        let what = match self.option(flag) {
+            Some(name) => format!("mount option {name:?}"),
+            None => format!("the environment variable {}", self.variable(flag, program)?),
+        };
         match error.kind() {
             ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
                 let reason = match (std::error::Error::source(error), text(ContextKind::ValidValue)) {
@@ -170,10 +174,27 @@ impl Line {
                     (None, None) => String::new(),
                 };
                 let value = text(ContextKind::InvalidValue).unwrap_or_default();
-                Some(format!("invalid value {value:?} for mount option {name:?}{reason}"))
+                Some(format!("invalid value {value:?} for {what}{reason}"))
             }
             _ => None,
         }
+    }
+
+    /// The variable that sets a flag, if no word of the line does.
+    fn variable(&self, flag: &str, program: &Command) -> Option<String> {
+        let mut words = self.words.iter().filter_map(|word| word.to_str());
+        let command = words.by_ref().find_map(|word| program.find_subcommand(word))?;
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag))?;
+        let is_set = |word: &str| {
+            let long = word.strip_prefix("--").map(|word| word.split('=').next().unwrap_or(word));
+            let short = word.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
+            long.is_some_and(|long| meaning::spellings(arg).any(|spelling| spelling == long))
+                || short.zip(arg.get_short()).is_some_and(|(word, short)| word.contains(short))
+        };
+        if words.take_while(|word| *word != "--").any(is_set) {
+            return None;
+        }
+        arg.get_env().filter(|name| std::env::var_os(name).is_some()).map(|name| name.to_string_lossy().into_owned())
     }
 
     /// The name of the option that sets a flag, as it was written.

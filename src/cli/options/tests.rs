@@ -25,10 +25,13 @@ fn flags(list: &str, caller: Caller) -> Result<String, OptionError> {
 fn refusal(list: &str, caller: Caller) -> String {
     match read(&["mount", "-o", list, "--", "demo", "/m"], caller) {
         Err(error) => error.to_string(),
-        Ok(line) => match crate::cli::parse(Cli::command(), &line) {
-            Ok(_) => String::new(),
-            Err(error) => line.complaint(&error).unwrap_or_else(|| crate::cli::words(&error)),
-        },
+        Ok(line) => {
+            let mut program = Cli::command();
+            match crate::cli::parse(&mut program, &line) {
+                Ok(_) => String::new(),
+                Err(error) => line.complaint(&error, &program).unwrap_or_else(|| crate::cli::words(&error)),
+            }
+        }
     }
 }
 
@@ -141,6 +144,10 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
         ("noauot", "unknown mount option \"noauot\": did you mean \"noauto\"?"),
         ("_netdv", "unknown mount option \"_netdv\": did you mean \"_netdev\"?"),
         ("qqq", "unknown mount option \"qqq\""),
+        ("foo", "unknown mount option \"foo\""),
+        ("rmount", "unknown mount option \"rmount\""),
+        ("ro=0", "mount option \"ro\" takes no value"),
+        ("read_only=true", "mount option \"read_only\" takes no value"),
         ("topo_global_server_address=a:1,b:2", "unknown mount option \"b:2\" (a comma in a value is written \\,)"),
         // A value that may be a secret is not shown.
         (
@@ -157,7 +164,10 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
             "respect_locks=some",
             "invalid value \"some\" for mount option \"respect_locks\": must be one of none, keyspace, all",
         ),
-        ("stale_after=ever", "invalid value \"ever\" for mount option \"stale_after\": expected number at 0"),
+        (
+            "stale_after=ever",
+            "invalid value \"ever\" for mount option \"stale_after\": must be a duration such as 30s or 5m",
+        ),
         ("topo_implementation=zk2", "the source says which topology is mounted: leave out topo_implementation"),
         ("tee-primary=etcd2:h/r", "the source says which topology is mounted: leave out tee-primary"),
         ("topo_etcd_user=a", "the following required arguments were not provided: --topo-etcd-password-file <FILE>"),
@@ -247,7 +257,7 @@ fn old_flags_of_vitess_have_one_dash() {
 fn a_mount_point_alone_is_no_source() {
     let mount = |args: &[&str]| {
         let line = read(args, Caller::Shell).unwrap();
-        match crate::cli::parse(Cli::command(), &line).unwrap().0.command {
+        match crate::cli::parse(&mut Cli::command(), &line).unwrap().0.command {
             Commands::Mount(args) => {
                 let source = args.source().map(|source| source.to_str().unwrap().to_owned());
                 (source, args.mountpoint().to_str().unwrap().to_owned())

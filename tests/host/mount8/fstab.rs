@@ -62,6 +62,7 @@ fn each_line_of_the_page_is_mounted_once_and_unmounted() {
             unit=$(systemd-escape --path "$dir")
             grep -qxF "What=$source" "$W/units/$unit.mount" || fail "$(cat "$W/units/$unit.mount")"
             case $options in *x-systemd.automount*) [ -f "$W/units/$unit.automount" ] ;; esac
+            cat "$W/units/$unit.mount" "$W/units/$unit.mount.d"/* > "$W/limits" 2> /dev/null || true
             rm -r "$W/units"
 
             case $options in *user,*) by=alice ;; esac
@@ -72,6 +73,16 @@ fn each_line_of_the_page_is_mounted_once_and_unmounted() {
             mounted 1 "$dir"
             [ "$(source_of "$dir")" = "$source" ] || fail "$(source_of "$dir")"
             as $by ls "$dir/zone1/tablets" | grep -q zone1-
+            # Whoever the page says that it is for.
+            case $options in
+                *uid=vitess*)
+                    as vitess ls "$dir/zone1/tablets" | grep -q zone1-
+                    as vitess cat "$dir/global/keyspaces/commerce/Keyspace.txt" > /dev/null
+                    as alice ls "$dir/zone1" 2> /dev/null && fail "alice may look in"
+                    ;;
+                *allow_other*) as_nobody cat "$dir/global/keyspaces/commerce/Keyspace.txt" > /dev/null ;;
+            esac
+            case $options in *retry=2m*) grep -qxF "TimeoutSec=3min" "$W/limits" ;; esac
             # Once more is not twice.
             mount -a
             mount -a -t "$kind"
@@ -109,7 +120,7 @@ fn an_ordinary_user_mounts_on_a_directory_that_is_theirs() {
             as alice mount.topofs memory "$W/alice"
         as alice umount "$W/alice"
         mounted 0 "$W/alice"
-        why="fusermount3: user has no write access to mountpoint $M (may you open /dev/fuse?)"
+        why="fusermount3: user has no write access to mountpoint $M"
         refused 32 "mount.topofs: cannot mount $M: $why" as alice mount "$M"
         "#
     ));

@@ -65,9 +65,17 @@ with other options" mount -t topofs demo "$M" -o remount,ro
             mount -t topofs demo "$M" -o topo_global_root=/r
         refused 1 "$N: the source \"none\" is not of the form IMPLEMENTATION:SERVERS/ROOT" mount -t topofs none "$M"
         refused 1 "$N: the following required arguments were not provided: <DIR>" mount.topofs demo
-        refused 1 "$N: $M/none: No such file or directory (os error 2)" mount.topofs demo "$M/none"
+        refused 32 "$N: cannot mount $M/none: No such file or directory (os error 2)" mount.topofs demo "$M/none"
+        refused 32 "topofs: cannot mount $M/none: No such file or directory (os error 2)" "$W/topofs" demo "$M/none"
+        refused 1 "$N: the environment variable TOPOFS_REDONLY belongs to no flag: did you mean TOPOFS_READ_ONLY?" \
+            env TOPOFS_REDONLY=yes mount.topofs demo "$M"
+        refused 1 "$N: invalid value \"xx\" for the environment variable TOPOFS_RETRY: must be a duration \
+such as 30s or 5m" \
+            env TOPOFS_RETRY=xx mount.topofs demo "$M"
+        # Nothing is said to be mounted that is not.
+        refused 32 "$N: cannot mount $M/none: No such file or directory (os error 2)" mount.topofs -v demo "$M/none"
         said=$(mount -t topofs etcd2:http://alice:geheim@127.0.0.1:1/r "$M" 2>&1) && fail mounted
-        case $said in *alice*|*geheim*) fail "$said" ;; *topo-etcd-password-file*) ;; *) fail "$said" ;; esac
+        case $said in *alice*|*geheim*) fail "$said" ;; *" topo_etcd_password_file,"*) ;; *) fail "$said" ;; esac
 
         cell="cell global (etcd2:http://127.0.0.1:{port}/r/global)"
         why="tcp connect error: Connection refused (os error 111)"
@@ -90,6 +98,20 @@ with other options" mount -t topofs demo "$M" -o remount,ro
         refused 1 "$N: mount option \"remount\" cannot be used: a mount cannot be changed: unmount it, and mount it \
 with other options" mount -o remount,rw "$M"
         umount "$M"
+        # Mounted, and probably not what was meant.
+        said=$(mount.topofs demo "$M" -o uid=nobody,cells=zone7 2>&1)
+        nobody=$(id -u nobody)
+        warning="topofs: only uid 0 can look in, although the files belong to uid $nobody and gid 0: add allow_other"
+        case $said in "$warning"*) ;; *) fail "$said" ;; esac
+        umount "$M"
+        said=$(mount.topofs memory "$M" -o cells=zone7 2>&1)
+        [ "$said" = "topofs: cell zone7 cannot be shown: it has no CellInfo record" ] || fail "$said"
+        umount "$M"
+        # The same by the commands of topofs.
+        "$W/topofs" demo "$M"
+        [ "$(source_of "$M")" = demo ] || fail "$(source_of "$M")"
+        umount "$M"
+        "$W/topofs" check memory --uid nobody | grep -q "warning.*only uid 0 can look in" || fail "check says nothing"
         mount.topofs -V | grep -q '^mount.topofs '
         mount.topofs --help | grep -q IMPLEMENTATION:SERVERS/ROOT
         "#

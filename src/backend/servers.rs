@@ -346,6 +346,14 @@ impl Location {
         KeySpace::new(&format!("/{}", self.root)).prefix().to_owned()
     }
 
+    /// How the keys begin in the service itself. To etcd, a slash at the beginning is a part of the first name.
+    pub fn beginning_of_keys(&self) -> String {
+        match self.implementation {
+            Implementation::Etcd2 => KeySpace::new(&self.root).prefix().to_owned(),
+            _ => self.clean_root(),
+        }
+    }
+
     /// Whether two locations have the same keys in the same service.
     pub fn is_same_place(&self, other: &Location) -> bool {
         self.clean_root() == other.clean_root() && self.is_same_service(other)

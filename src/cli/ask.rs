@@ -2,6 +2,7 @@
 //! may never end, not even by SIGKILL, and a process cannot end before its threads. So a child asks, and is left to its
 //! fate if it takes too long: it holds nothing of ours but a pipe.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -82,13 +83,21 @@ impl Drop for Asking {
 impl Asking {
     /// Starts to ask. With `follow`, the answer goes on for as long as the mount lives.
     pub fn start(mount: &Entry, file: ControlFile, follow: bool, patience: Duration) -> Result<Self, NoAnswer> {
+        let more: &[&OsStr] = if follow { &["--follow".as_ref()] } else { &[] };
+        Self::start_with(mount, file, more, patience)
+    }
+
+    fn start_with(mount: &Entry, file: ControlFile, more: &[&OsStr], patience: Duration) -> Result<Self, NoAnswer> {
         let other = |error: std::io::Error| NoAnswer::Other(format!("cannot ask it: {error}"));
         let mut command = Command::new("/proc/self/exe");
         command.args([ASK, "--device", &device_text(mount.device), "--file", file.name()]);
-        if follow {
-            command.arg("--follow");
-        }
-        command.arg("--").arg(&mount.mountpoint).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .args(more)
+            .arg("--")
+            .arg(&mount.mountpoint)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         // Ctrl-C is for us. The child notices that nobody listens any more.
         let mut child = command.process_group(0).spawn().map_err(other)?;
         let pipe = child.stdout.take().ok_or_else(|| NoAnswer::Other("cannot ask it: no pipe".to_owned()))?;
@@ -174,6 +183,12 @@ pub(super) fn ask(mount: &Entry, file: ControlFile, patience: Duration) -> Resul
         Ended::Late => NoAnswer::Silent(patience),
         Ended::Over => NoAnswer::Other("its answer is too long".to_owned()),
     })
+}
+
+/// Whether a path in a mount is certainly not there.
+pub(super) fn is_missing(mount: &Entry, path: &str, patience: Duration) -> bool {
+    let asked = Asking::start_with(mount, ControlFile::Version, &["--exists".as_ref(), path.as_ref()], patience);
+    matches!(asked, Err(NoAnswer::Other(reason)) if reason.starts_with(Errno::ENOENT.desc()))
 }
 
 /// Waits until something can be read, or has ended; `false` if the time is over.

@@ -44,7 +44,24 @@ pub(super) fn parse_since(text: &str) -> Result<SystemTime, String> {
 
 fn since(text: &str, now: &ZonedDateTime) -> Result<SystemTime, String> {
     let text = text.trim();
-    if let Ok(ago) = humantime::parse_duration(text) {
+    // As journalctl has them.
+    let day = match text {
+        "now" => return system(now.timestamp()),
+        "today" => Some(now.date()),
+        "yesterday" => Some(now.date().yesterday().map_err(|error| error.to_string())?),
+        _ => None,
+    };
+    if let Some(day) = day {
+        let midnight = day
+            .to_datetime(Time::midnight())
+            .to_zoned_datetime(now.time_zone().clone())
+            .map_err(|error| error.to_string())?;
+        return system(midnight.timestamp());
+    }
+    if let Some(time) = text.strip_prefix('@').and_then(|seconds| Timestamp::from_second(seconds.parse().ok()?).ok()) {
+        return system(time);
+    }
+    if let Ok(ago) = humantime::parse_duration(text.strip_prefix('-').unwrap_or(text)) {
         return system(now.timestamp())?.checked_sub(ago).ok_or_else(|| "too long ago".to_owned());
     }
     if let Ok(time) = text.parse::<Timestamp>() {
@@ -57,7 +74,7 @@ fn since(text: &str, now: &ZonedDateTime) -> Result<SystemTime, String> {
         (_, Some(time)) => now.date().to_datetime(time),
         _ => {
             return Err("neither a duration (10m) nor a time (14:30, 2026-08-19, 2026-08-19 14:30, \
-                        2026-08-19T12:30:00Z)"
+                        2026-08-19T12:30:00Z, today, yesterday, @SECONDS)"
                 .to_owned());
         }
     };
@@ -91,6 +108,11 @@ mod tests {
         let read = |text: &str| since(text, &now).map(|time| humantime::format_rfc3339_seconds(time).to_string());
         for (text, expected) in [
             ("10m", "2026-08-19T12:20:00Z"),
+            ("-10m", "2026-08-19T12:20:00Z"),
+            ("now", "2026-08-19T12:30:00Z"),
+            ("today", "2026-08-18T22:00:00Z"),
+            ("yesterday", "2026-08-17T22:00:00Z"),
+            ("@1787142869", "2026-08-19T12:34:29Z"),
             ("1h 30m", "2026-08-19T11:00:00Z"),
             ("0s", "2026-08-19T12:30:00Z"),
             ("14:00", "2026-08-19T12:00:00Z"),
@@ -102,7 +124,7 @@ mod tests {
         ] {
             assert_eq!(read(text).as_deref(), Ok(expected), "{text}");
         }
-        for wrong in ["", "soon", "10", "25:00", "2026-13-01"] {
+        for wrong in ["", "soon", "@", "@x", "--1m", "10", "25:00", "2026-13-01"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

@@ -35,18 +35,25 @@ pub(super) fn judge(status: &Value) -> Verdict {
         count => {
             let last = status.get("panics").and_then(|panics| panics.get("known")?.as_array()?.last()?.get("message"));
             let last = last.and_then(Value::as_str).map_or(String::new(), |last| format!(" (the last one: {last})"));
-            let count = count.map_or("an unknown number of".to_owned(), |count| count.to_string());
-            verdict.problems.push(format!("{count} panics of topofs itself{last}: please report them"));
+            let (panics, them) = match count {
+                Some(1) => ("1 panic".to_owned(), "it"),
+                Some(count) => (format!("{count} panics"), "them"),
+                None => ("an unknown number of panics".to_owned(), "them"),
+            };
+            verdict.problems.push(format!("{panics} of topofs itself{last}: please report {them}"));
         }
     }
     if let Some(lost @ 1..) = number(status, &["locks", "lost"]) {
-        verdict.problems.push(format!("{lost} locks are lost, and their holders have not noticed (.topofs/locks)"));
+        verdict.problems.push(match lost {
+            1 => "1 lock is lost, and its holder has not noticed (.topofs/locks)".to_owned(),
+            _ => format!("{lost} locks are lost, and their holders have not noticed (.topofs/locks)"),
+        });
     }
     if let Some(lost @ 1..) = number(status, &["events_lost"]) {
-        verdict.notes.push(format!("{lost} inotify events could not be raised"));
+        verdict.notes.push(format!("{} could not be raised", some(lost, "inotify event")));
     }
     if let Some(restarts @ 1..) = number(status, &["helper", "restarts"]) {
-        verdict.notes.push(format!("the helper that raises inotify events was restarted {restarts} times"));
+        verdict.notes.push(format!("the helper that raises inotify events was restarted {}", some(restarts, "time")));
     }
     verdict
 }
@@ -57,10 +64,13 @@ fn judge_cell(name: &str, cell: &Value, verdict: &mut Verdict) {
         verdict.problems.push(format!("cell {name} is {state}{}", cause(cell)));
     }
     if let Some(missed @ 1..) = number(cell, &["missed"]) {
-        verdict.notes.push(format!("cell {name}: the watch has missed {missed} changes, which a comparison has found"));
+        verdict.notes.push(format!(
+            "cell {name}: the watch has missed {}, which a comparison has found",
+            some(missed, "change")
+        ));
     }
     if let Some(skipped @ 1..) = number(cell, &["skipped_keys"]) {
-        verdict.notes.push(format!("cell {name}: {skipped} keys cannot be file names, and are not shown"));
+        verdict.notes.push(format!("cell {name}: {}, not shown: no file can have such a name", some(skipped, "key")));
     }
     // Nobody looks at the second place of a cell that nobody uses.
     let (Some(second), Some(drift)) = (cell.get("secondary"), cell.get("drift").filter(|_| state != "idle")) else {
@@ -77,10 +87,19 @@ fn judge_cell(name: &str, cell: &Value, verdict: &mut Verdict) {
         (Some(0), Some(true)) => {}
         (Some(count @ 1..), _) => {
             let example = text(drift, "example").map_or(String::new(), |example| format!(" ({example})"));
-            verdict.problems.push(format!("cell {name}: {count} records differ at its secondary{example}"));
+            verdict.problems.push(format!("cell {name}: {} at its secondary{example}", some_differ(count)));
         }
         _ => verdict.notes.push(format!("cell {name}: it is not known yet what differs at its secondary")),
     }
+}
+
+/// A number of things.
+fn some(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn some_differ(count: u64) -> String {
+    format!("{} differ{}", some(count, "record"), if count == 1 { "s" } else { "" })
 }
 
 /// What a cell says of its trouble.
@@ -98,14 +117,13 @@ pub(super) fn summary(status: &Value) -> String {
     let records: u64 =
         cells.into_iter().flat_map(|cells| cells.values()).filter_map(|cell| number(cell, &["records"])).sum();
     let locks = |what: &str| number(status, &["locks", what]).unwrap_or(0);
-    let plural = |count: u64| if count == 1 { "" } else { "s" };
     let (held, waiting) = (locks("held"), locks("waiting"));
     let up = text(status, "mounted").zip(text(status, "time")).and_then(|(from, to)| clock::between(from, to));
     format!(
-        "{count} cell{}, {records} record{}; {held} lock{} held, {waiting} waiting; up {}",
-        plural(count as u64),
-        plural(records),
-        plural(held),
+        "{}, {}; {} held, {waiting} waiting; up {}",
+        some(count as u64, "cell"),
+        some(records, "record"),
+        some(held, "lock"),
         up.unwrap_or_else(|| "unknown".to_owned())
     )
 }

@@ -52,6 +52,25 @@ pub(super) fn holders(mount: &Entry, daemon: Option<u32>) -> Vec<Holder> {
     found
 }
 
+/// The processes that wait for the answer of a file system of FUSE, as far as the kernel shows that to this user. A file
+/// that is still being opened is no open file, and keeps the mount busy all the same.
+pub(super) fn waiting() -> Vec<(u32, String)> {
+    /// Where in the kernel they wait.
+    const WAITS: &str = "request_wait_answer";
+    let waits = |thread: std::fs::DirEntry| {
+        std::fs::read_to_string(thread.path().join("wchan")).is_ok_and(|place| place.starts_with(WAITS))
+    };
+    let end = Instant::now() + PATIENCE;
+    let own = std::process::id();
+    let others = processes().into_iter().take_while(|_| Instant::now() < end).filter(|pid| *pid != own);
+    let named = others.map(|pid| (pid, process::name(pid).unwrap_or_default())).filter(|(_, name)| name != HELPER);
+    let found = named.filter(|(pid, _)| {
+        let threads = process::entry(*pid, "task").and_then(std::fs::read_dir);
+        threads.into_iter().flatten().flatten().any(waits)
+    });
+    found.collect()
+}
+
 /// The numbers of all processes that /proc shows.
 fn processes() -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -1,7 +1,6 @@
 //! Prints what a mount tells line by line: `topofs events` and `topofs errors`. Must end when nobody reads what it
 //! prints, and when the mount ends.
 
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +11,7 @@ use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
-use super::ask::{Asking, Ended, ask, shown_path};
+use super::ask::{Asking, Ended, ask, is_missing, shown_path};
 use super::clock::{parse_since, parse_stamp};
 use super::commands::complain;
 use super::connection::runtime;
@@ -21,6 +20,7 @@ use super::flags::values::duration;
 use super::health::text;
 use super::host::Host;
 use super::interrupt::end_on_interrupt;
+use super::out::Out;
 use super::told::{self, Names};
 use crate::control::ControlFile;
 use crate::mount::Entry;
@@ -38,10 +38,14 @@ pub(super) struct ListenArgs {
     /// In the only mount of this host, a path may also be written as Vitess does: global/keyspaces/commerce.
     #[arg(value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
     path: Option<PathBuf>,
-    /// Only since then: a duration before now (10m), or a local time (14:30, 2026-08-19, "2026-08-19 14:30")
-    #[arg(long, short, value_name = "TIME", value_parser = parse_since)]
+    /// Only since then: a duration before now (10m, -10m), a local time (14:30, 2026-08-19, "2026-08-19 14:30"),
+    /// today, yesterday, or seconds since 1970 (@1787142869)
+    #[arg(long, short, value_name = "TIME", value_parser = parse_since, allow_hyphen_values = true)]
     since: Option<SystemTime>,
     /// Go on with what comes, until the mount ends
+    ///
+    /// The mount is in use meanwhile: topofs umount refuses it as busy, and names this process. With --lazy, or when
+    /// the daemon is told to end (SIGTERM, systemctl stop), the mount goes all the same.
     #[arg(long, short)]
     follow: bool,
     /// Print the lines as the mount has them, one JSON object each
@@ -67,7 +71,7 @@ impl ListenArgs {
     /// Prints the lines.
     pub fn run(&self, told: &Told) -> super::commands::Ended {
         Ok(match self.listen(told) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(out) => out.end_command(ExitCode::SUCCESS, UNKNOWN),
             Err(error) => {
                 complain(&shown(&format!("{error:#}")));
                 UNKNOWN.into()
@@ -75,7 +79,7 @@ impl ListenArgs {
         })
     }
 
-    fn listen(&self, told: &Told) -> anyhow::Result<()> {
+    fn listen(&self, told: &Told) -> anyhow::Result<Out> {
         let host = Host::read().context("/proc/self/mountinfo")?;
         let (mount, above) = self.place(&host)?;
         if self.follow {
@@ -86,27 +90,36 @@ impl ListenArgs {
         let names = |uid: u32| runtime.block_on(user_name(uid));
         let refused = |reason| anyhow::anyhow!("{}: {reason}", shown_path(&mount.mountpoint));
         let mut asking = Asking::start(mount, told.file, self.follow, self.timeout).map_err(refused)?;
-        let mut out = self.color.stdout();
+        let mut out = self.color.out();
+        let mut is_silent = true;
         let outcome = loop {
             // Nobody knows when the next line comes, if the mount is followed.
             let deadline = (!self.follow).then(|| Instant::now() + self.timeout);
             let line = match asking.line(deadline) {
                 Ok(line) => line,
-                Err(Ended::Over) => break Ok(()),
+                Err(Ended::Over) => {
+                    if self.follow {
+                        complain(&format!("{}: the mount has ended", shown_path(&mount.mountpoint)));
+                    }
+                    break Ok(());
+                }
                 Err(Ended::Late) => break Err(refused(super::ask::NoAnswer::Silent(self.timeout))),
             };
             let Some(line) = self.print(told, &line, &above, &names) else { continue };
-            // A reader that has left has seen enough.
-            if out.write_all(line.as_bytes()).and_then(|()| out.flush()).is_err() {
+            is_silent = false;
+            out.print(&line);
+            if !out.flush() {
                 break Ok(());
             }
         };
-        if outcome.is_ok() && self.follow {
-            complain(&format!("{}: the mount has ended", shown_path(&mount.mountpoint)));
+        // A mistyped name must not look like a place where nothing happens.
+        let is_of_interest = outcome.is_ok() && is_silent && !self.follow && self.since.is_none() && !above.is_empty();
+        if is_of_interest && is_missing(mount, &above, self.timeout) {
+            complain(&shown(&format!("nothing is known of {above}, and nothing is there")));
         }
         // Whoever still looks for the name of a user may take for ever.
         runtime.shutdown_background();
-        outcome
+        outcome.map(|()| out)
     }
 
     /// What is printed of a line, if it is wanted.
@@ -142,7 +155,13 @@ impl ListenArgs {
         }
         let nowhere = || format!("{} is neither in a mount of topofs nor a path of a topology", path.display());
         // As Vitess writes it. A mistyped name of a directory must not look like a place where nothing happens.
-        let [(mount, _)] = host.mounts()[..] else { bail!("{}", nowhere()) };
+        let mount = match host.mounts()[..] {
+            [(mount, _)] => mount,
+            [] => bail!("{}", nowhere()),
+            _ => host.usual().with_context(|| {
+                format!("{} is in none of them, and may be a path of each topology", path.display())
+            })?,
+        };
         let path = inside(path)?;
         let cell = path.trim_start_matches('/').split('/').next().unwrap_or_default().to_owned();
         let status = ask(mount, ControlFile::Status, self.timeout)

@@ -1,6 +1,7 @@
 //! The command line: every flag is defined here once; help, man page and completions come from these definitions.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
@@ -28,6 +29,7 @@ mod mounted;
 mod near;
 mod one_line;
 mod options;
+mod out;
 mod paint;
 mod settings;
 mod source;
@@ -211,10 +213,20 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             match line.complaint(&error, &program) {
                 Some(reason) => complain(&reason),
-                // Help and version are not errors. If the pipe is closed, nobody reads them.
-                None => drop(error.print()),
+                None => {
+                    let printed = error.print().and_then(|()| std::io::stdout().flush());
+                    // Help and version are not errors. If the pipe is closed, nobody reads them.
+                    return match printed {
+                        _ if error.use_stderr() => usage.into(),
+                        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                            complain(&out::write_error(&error));
+                            usage.into()
+                        }
+                        _ => ExitCode::SUCCESS,
+                    };
+                }
             }
-            return if error.use_stderr() { usage.into() } else { ExitCode::SUCCESS };
+            return usage.into();
         }
     };
     let ended = match &cli.command {
@@ -248,11 +260,12 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsStrin
     Ok(Line::read(args, &PROGRAM, Caller::Shell)?.words)
 }
 
+/// Flags that say which topology, as a source does.
+const PLACES: [&str; 5] =
+    ["topo_implementation", "topo_global_server_address", "topo_global_root", "tee_primary", "tee_secondary"];
+
 /// Understands a command line.
 fn parse(program: &mut clap::Command, line: &Line) -> Result<(Cli, ArgMatches), clap::Error> {
-    /// Flags that say which topology, as a source does.
-    const PLACES: [&str; 5] =
-        ["topo_implementation", "topo_global_server_address", "topo_global_root", "tee_primary", "tee_secondary"];
     let matches = match program.try_get_matches_from_mut(&line.words) {
         Ok(matches) => matches,
         Err(error) => return Err(what_is_missing(program, error)),

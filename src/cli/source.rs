@@ -34,6 +34,12 @@ impl Source {
         kind.is_some_and(|kind| kind == Self::TEE || kind.parse::<Implementation>().is_ok())
     }
 
+    /// Whether a word alone is a source: it can be nothing else, or is one unless there is a file of this name.
+    pub fn is_alone(word: &str) -> bool {
+        let names_all = || word == Self::DEMO || word.parse::<Implementation>().is_ok();
+        Self::is_meant(word) || names_all() && std::fs::symlink_metadata(word).is_err()
+    }
+
     /// Reads a source.
     pub fn read(text: &str) -> anyhow::Result<Self> {
         if text.chars().any(char::is_control) {

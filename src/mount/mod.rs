@@ -38,7 +38,7 @@ use serving::{Serving, Signals};
 use spec::MountSpec;
 #[cfg(test)]
 pub(crate) use table::parse;
-pub(crate) use table::{Entry, Table};
+pub(crate) use table::{Entry, Table, unescape};
 pub(crate) use umount::{Refused, unmount};
 
 /// Shortest and longest pause between attempts to reach the global topology while `--retry` lasts.

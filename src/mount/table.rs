@@ -123,7 +123,7 @@ fn entry(line: &[u8]) -> Option<Entry> {
 }
 
 /// White space and backslashes are three octal digits in the table.
-fn unescape(mut rest: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(mut rest: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     while let Some((first, others)) = rest.split_first() {
         let digits = others.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());

@@ -14,7 +14,7 @@ use crate::common::server::{Server, free_port};
 use crate::common::world::{self, Service, cell, runtime};
 use crate::common::{bash_in, eventually, zookeeper};
 use crate::on_each_service;
-use crate::shell::{Place, USER, told};
+use crate::shell::{Place, USER, alone, told};
 
 /// `topofs check` of a place: its exit status, and the findings.
 fn check(implementation: &str, server: &str, root: &str, flags: &str) -> (i32, Vec<Value>) {
@@ -82,7 +82,7 @@ on_each_service! {
         // One directory too high.
         let (code, findings) = check(&service.implementation.to_string(), &service.server, &service.root, "");
         assert_eq!(code, 1);
-        let finding = found(&findings, "failed", "root", "but no cells and 0 keyspaces");
+        let finding = found(&findings, "failed", "root", "no cells, 0 keyspaces, but ");
         let root = service.root.trim_start_matches('/').to_owned() + "/global";
         assert!(finding["advice"].as_str().unwrap().contains(&root), "{finding}");
     }
@@ -167,6 +167,14 @@ fn etcd_is_tried_with_password_and_rights() {
         let flags = format!("--topo-etcd-user {user} --topo-etcd-password-file {}", file.display());
         check("etcd2", &etcd.endpoint(), "/t/global", &flags)
     };
+    let (code, findings) = check("etcd2", &etcd.endpoint(), "/t/global", "");
+    assert_eq!(code, 1);
+    let finding = found(&findings, "failed", "auth", "user name is empty");
+    assert!(finding["advice"].as_str().unwrap().contains("name one with --topo-etcd-user"), "{finding}");
+    let missing = "--topo-etcd-user writer --topo-etcd-password-file /no/such/file";
+    let (code, findings) = check("etcd2", &etcd.endpoint(), "/t/global", missing);
+    assert_eq!(code, 1);
+    assert_eq!(findings.iter().filter(|finding| finding["outcome"] == "failed").count(), 1, "{findings:#?}");
     let (code, findings) = tried("writer", "pw");
     assert_eq!(code, 0, "{findings:#?}");
     found(&findings, "warning", "file", "everybody on this host can use it");
@@ -342,6 +350,51 @@ fn the_host_and_the_mount_point_are_looked_at() {
     }
     let (code, told) = place.topofs("check --topo-implementation tee");
     assert!(code == 1 && told.contains("--tee-primary"), "{told}");
+}
+
+#[test]
+fn a_mount_point_is_checked_with_the_source_that_it_stands_for() {
+    let place = Place::new();
+    place.sh("mkdir m dead listed");
+    let (code, told) = alone(
+        place.dir(),
+        "$T mount memory:here/vitess/global dead
+         kill -9 $(jq .pid dead/.topofs/status); until ! stat dead 2> /dev/null; do sleep 0.1; done
+         $T check dead; echo dead $?
+         echo \"memory:listed/v/g $PWD/listed topofs _netdev,noauto,ro,x-systemd.automount 0 0\" > fstab
+         mount --bind fstab /etc/fstab; $T check listed; echo listed $?
+         $T check m > said; grep -c 'no SOURCE was named' said
+         TOPOFS_TOPO_IMPLEMENTATION=memory $T check m; echo environment $?
+         $T check demo; echo demo $?; mkdir demo; $T check demo | grep mountpoint
+         umount -l dead",
+    );
+    assert_eq!(code, 0, "{told}");
+    for part in [
+        "its source in the mount table: memory:here/vitess/global",
+        "dead 0\n",
+        "/etc/fstab says what would be: memory:listed/v/g",
+        "listed 0\n1\n",
+        "environment 0\n",
+        "demo 0\n",
+        "demo: is an empty directory",
+    ] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    assert_eq!(told.matches("no SOURCE was named").count(), 0, "{told}");
+    // A port that somebody has.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (code, told) = place.topofs(&format!("check memory --metrics-address {}", taken.local_addr().unwrap().port()));
+    assert!(code == 1 && told.contains("in use"), "{told}");
+}
+
+#[test]
+fn a_root_without_its_slash_is_told_with_the_right_one() {
+    let service = Service::etcd2();
+    let root = format!("{}/global", service.root);
+    let (code, findings) = check("etcd2", &service.server, root.trim_start_matches('/'), "");
+    assert_eq!(code, 1);
+    let finding = found(&findings, "failed", "root", "without a slash at its beginning");
+    assert!(finding["advice"].as_str().unwrap().contains(&format!("--topo-global-root {root}?")), "{finding}");
 }
 
 fn told_without_fusermount(place: &Place) -> (i32, String) {

@@ -99,6 +99,36 @@ fn who_follows_ends_with_its_reader_and_with_ctrl_c() {
 }
 
 #[test]
+fn what_could_not_be_written_is_no_success() {
+    let mount = Mount::new(&["demo"]);
+    mount.sh(&format!("cat {OWNER} > /dev/null; echo 1 > {OWNER}"));
+    mount.bash("echo 'bogus: 1' > global/keyspaces/commerce/Keyspace.txt");
+    eventually("there is something to tell", || (!mount.control("events").is_empty()).then_some(()));
+    for command in [
+        "events",
+        "events -f",
+        "events --json",
+        "errors",
+        "errors --json",
+        "errors -f",
+        "status .",
+        "status --json .",
+        "status -1 .",
+        "check --json memory",
+        "status --help",
+        "validate --help",
+    ] {
+        let output = mount.bash(&format!("timeout 20 {TOPOFS} {command} 2>&1 > /dev/full; echo $?"));
+        assert_eq!(text(&output), "topofs: write error: No space left on device\n2\n", "{command}");
+        // A reader that has left has seen enough.
+        let output = mount.bash(&format!("timeout 20 {TOPOFS} {command} 2>&1 > >(exec true); true"));
+        assert_eq!(text(&output), "", "{command}");
+    }
+    let output = mount.bash(&format!("{TOPOFS} mount --help 2>&1 > /dev/full; echo $?"));
+    assert_eq!(text(&output), "topofs: write error: No space left on device\n1\n");
+}
+
+#[test]
 fn refusals_have_their_place_and_reason_and_are_followed() {
     let mount = Mount::new(&["demo"]);
     let refuse = |field: &str| {
@@ -130,7 +160,10 @@ fn the_mount_is_that_of_the_directory_or_the_only_one() {
          $T events > only; echo only $? $(wc -l < only)
          $T events global/metadata > below; echo below $? $(wc -l < below); $T events zone1 | wc -l
          $T events nonsense; echo nonsense $?
+         $T events global/no/such; $T events global/cells
+         $T unlock global/keyspaces/commerce; echo free $?
          $T demo b; $T events; echo two $?
+         $T events global/metadata; echo short $?
          $T events b | wc -l; (cd a/global/cells; $T events | wc -l)
          $T umount a; $T umount b",
     );
@@ -141,6 +174,9 @@ fn the_mount_is_that_of_the_directory_or_the_only_one() {
         "only 0 1\nbelow 0 1\n0\n",
         "topofs: nonsense is neither in a mount of topofs nor a path of a topology\nnonsense 2\n",
         "name one of DIR/a, DIR/b\ntwo 2\n0\n1\n",
+        "there are several mounts of topofs on this host: name one of DIR/a, DIR/b\nshort 2\n",
+        "nothing is known of global/no/such, and nothing is there\n",
+        "keyspaces/commerce is not locked.\nfree 0\n",
     ] {
         assert!(told.contains(part), "{part} in {told}");
     }

@@ -5,8 +5,11 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 
 use crate::common::mount::{Mount, TOPOFS, is_mounted};
-use crate::common::{bound_command, eventually, process_has_ended, signal, spawn_bound};
+use crate::common::proxy::Proxy;
+use crate::common::world::Service;
+use crate::common::{bound_command, etcd, eventually, process_has_ended, signal, spawn_bound};
 use crate::shell::{Place, alone, wait_for_end};
+use topofs::backend::Implementation;
 
 #[test]
 fn it_returns_when_the_daemon_has_ended() {
@@ -39,6 +42,13 @@ fn a_busy_mount_says_who_uses_it_and_goes_when_told_to() {
             && told.contains(&format!("process {}: sleep (1 open file)", reads.id()));
         both.then(|| assert!(told.contains("--lazy") && !told.contains(&format!("process {daemon}:")), "{told}"))
     });
+    // Who follows is named as what it is.
+    let mut command = bound_command(TOPOFS);
+    command.args(["events", "-f", "m"]).current_dir(place.dir()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut follows = spawn_bound(command);
+    eventually("the follower is named", || place.topofs("umount m").1.contains(": topofs events (").then_some(()));
+    follows.kill().unwrap();
+    follows.wait().unwrap();
     assert!(is_mounted(&place.path("m")), "it was left alone");
     assert_eq!(place.topofs("umount --lazy m"), (0, String::new()));
     assert!(!is_mounted(&place.path("m")));
@@ -72,6 +82,27 @@ fn a_daemon_that_stands_still_loses_its_mount_and_is_not_called_finished() {
         // The kernel is too old to show whose connection it is.
         code => assert!(code == 0 && told.contains("cannot be seen from here"), "{code} {told}"),
     }
+}
+
+#[test]
+fn a_save_that_waits_is_named_as_what_keeps_a_mount_busy() {
+    let proxy = Proxy::start(etcd::shared().port);
+    let service = Service::at(Implementation::Etcd2, etcd::shared().endpoint(), &proxy.endpoint());
+    let mount = Mount::of("etcd2", &proxy.endpoint(), &service.root, &["--remote-operation-timeout=30s"]);
+    mount.sh("ls global");
+    proxy.silence(true);
+    let mut command = bound_command("cat");
+    command.arg(mount.path("zone1/tablets")).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut waits = spawn_bound(command);
+    let expected = format!("process {}: cat (waits", waits.id());
+    eventually("it is named", || {
+        let (code, told) = Place::new().topofs(&format!("umount {}", mount.point().display()));
+        assert_eq!(code, 1, "{told}");
+        (told.contains(&expected) || told.contains("operations in flight")).then_some(())
+    });
+    proxy.silence(false);
+    let _ = waits.kill();
+    waits.wait().unwrap();
 }
 
 #[test]

@@ -184,6 +184,9 @@ impl Caller {
             _ => Failure::Other,
         };
         let mut message = format!("{}: {status}: {reason}", self.shown);
+        if failure == Failure::Denied && says("anonymous token") {
+            message.push_str(" (it asks for a token: --consul-auth-static-file)");
+        }
         if status.is_redirection() {
             message.push_str(
                 "the server redirects to another one, and topofs sends no credentials there: use the other address",

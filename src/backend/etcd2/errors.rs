@@ -43,7 +43,11 @@ pub(super) fn classify(error: &etcd_client::Error) -> BackendError {
         };
         return BackendError::new(failure, with_sources(error));
     };
-    BackendError::new(class(status.code() as i32, status.message()), with_sources(status))
+    let mut text = with_sources(status);
+    if status.message().contains("user name is empty") {
+        text.push_str(" (it asks for a user: --topo-etcd-user and --topo-etcd-password-file)");
+    }
+    BackendError::new(class(status.code() as i32, status.message()), text)
 }
 
 /// gRPC codes as etcd uses them.

@@ -11,6 +11,7 @@ use crate::cli::ask::{NoAnswer, ask};
 use crate::cli::host::Host;
 use crate::control::ControlFile;
 use crate::mount::{operation_timeout, request_timeout};
+use crate::scrape::{Listening, MetricsAddress};
 
 /// The configuration of fusermount3.
 const FUSE_CONF: &str = "/etc/fuse.conf";
@@ -73,6 +74,17 @@ pub(in crate::cli) fn kernel(timeout: Duration) -> Option<Finding> {
         limit.as_secs()
     );
     Some(Finding::warning("host", "the kernel", text, "raise fs.fuse.max_request_timeout and default_request_timeout"))
+}
+
+/// Whether the metrics can be served there. Nobody can connect meanwhile: it is given back at once.
+pub(in crate::cli) fn port(address: MetricsAddress) -> Finding {
+    match Listening::at(address) {
+        Ok(_) => Finding::ok("host", format!("--metrics-address {address}"), "is free"),
+        // It names the flag.
+        Err(error) => {
+            Finding::failed("host", "", error.to_string(), "choose another port, or see who has it (ss -tlnp)")
+        }
+    }
 }
 
 /// Whether something can be mounted there.

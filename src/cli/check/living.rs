@@ -23,17 +23,27 @@ pub(in crate::cli) struct Living {
     pub finding: Finding,
 }
 
-/// The living mount at a mount point. `None` if there is none, or a dead one; an error if it cannot be asked.
-pub(in crate::cli) fn living(path: &Path, host: &Host, patience: Duration) -> anyhow::Result<Option<Living>> {
+/// What is at a place.
+pub(in crate::cli) enum There {
+    /// A mount.
+    Living(Living),
+    /// A mount without its daemon, of this source.
+    Dead(String),
+    /// No mount of topofs.
+    Nothing,
+}
+
+/// The mount at a mount point. Fails if it cannot be asked.
+pub(in crate::cli) fn there(path: &Path, host: &Host, patience: Duration) -> anyhow::Result<There> {
     let place = host.find(path, true)?;
-    let Some(mount) = place.mount.filter(|mount| mount.mountpoint == place.path) else { return Ok(None) };
+    let Some(mount) = place.mount.filter(|mount| mount.mountpoint == place.path) else { return Ok(There::Nothing) };
     let said = |file| match ask(mount, file, patience) {
         Ok(text) => Ok(Some(serde_json::from_str::<Value>(&text)?)),
         Err(NoAnswer::Dead) => Ok(None),
         Err(reason) => Err(anyhow::anyhow!("{}: {reason}", mount.mountpoint.display())),
     };
     let (Some(config), Some(status)) = (said(ControlFile::Config)?, said(ControlFile::Status)?) else {
-        return Ok(None);
+        return Ok(There::Dead(mount.source.to_string_lossy().into_owned()));
     };
     let subject = mount.mountpoint.display().to_string();
     let verdict = judge(&status);
@@ -43,7 +53,7 @@ pub(in crate::cli) fn living(path: &Path, host: &Host, patience: Duration) -> an
             Finding::failed("mount", subject, in_one_line(problems), "compare with what follows; see topofs status")
         }
     };
-    Ok(Some(Living { config, finding }))
+    Ok(There::Living(Living { config, finding }))
 }
 
 /// The flags that settings stand for.

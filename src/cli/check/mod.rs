@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 mod files;
+pub(super) mod fstab;
 mod host;
 mod living;
 mod reach;
@@ -15,8 +16,8 @@ mod rights;
 mod topology;
 
 pub(super) use files::files;
-pub(super) use host::{kernel, mount_point, programs};
-pub(super) use living::{flags_of, living};
+pub(super) use host::{kernel, mount_point, port, programs};
+pub(super) use living::{There, flags_of, there};
 pub(super) use report::{Finding, Outcome, Report};
 pub(super) use topology::{Looking, look};
 

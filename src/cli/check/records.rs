@@ -37,7 +37,14 @@ pub(super) fn records(cell: &CellName, subject: &str, nodes: &[Node], records: &
         found.push(Finding::warning(STEP, subject, text, "name the messages of that Vitess with --descriptor-set"));
     }
     if found.is_empty() && good > 0 {
-        found.push(Finding::ok(STEP, subject, format!("all {good} records of Vitess decode")));
+        found.push(Finding::ok(
+            STEP,
+            subject,
+            match good {
+                1 => "the only record of Vitess decodes".to_owned(),
+                _ => format!("all {good} records of Vitess decode"),
+            },
+        ));
     }
     found
 }

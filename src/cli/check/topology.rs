@@ -10,11 +10,14 @@ use super::records::records;
 use super::rights::rights;
 use super::{Finding, Report};
 use crate::backend::inspect::Inspect;
-use crate::backend::{BackendError, Failure, Implementation, Listing, Location, Node, Role, inspect, open};
+use crate::backend::{
+    BackendError, ConnectOptions, Failure, Implementation, Listing, Location, Node, Role, inspect, open,
+};
 use crate::cells::CellOptions;
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{CELL_INFO, CELLS, Key, cell_of_info};
 use crate::record::{CellInfo, Records};
+use crate::topology::copy::counted;
 
 /// Cells that are looked at together.
 const AT_A_TIME: usize = 8;
@@ -127,7 +130,7 @@ async fn look_at_place(
     let options = &looking.options.connect;
     let mut found = Vec::new();
     if location.implementation == Implementation::Memory {
-        found.push(Finding::ok("service", subject, "is in the memory of the mount, and begins empty"));
+        found.push(Finding::ok("service", subject, "is in the memory of the mount, and ends with it"));
         return (found, None);
     }
     let opened = inspect(cell, location, options).and_then(|service| Ok((service, open(cell, location, options)?)));
@@ -154,14 +157,14 @@ async fn look_at_place(
     match about {
         Ok(about) => found.push(Finding::ok("service", format!("{subject} at {location}"), about)),
         Err(error) => {
-            found.push(refused("service", subject, location, &error, options.wants_tls(location.implementation)));
+            found.push(refused("service", subject, location, &error, options));
             return (found, None);
         }
     }
     let listing = match backend.list(&TopoPath::root()).await {
         Ok(listing) => listing,
         Err(error) => {
-            found.push(refused("root", subject, location, &error, options.wants_tls(location.implementation)));
+            found.push(refused("root", subject, location, &error, options));
             return (found, None);
         }
     };
@@ -179,9 +182,33 @@ fn late(waited: std::time::Duration) -> BackendError {
     BackendError::new(Failure::Unreachable, format!("no answer within {}", humantime::format_duration(waited)))
 }
 
+/// The flags that say who asks, if nobody has said it.
+fn missing(implementation: Implementation, options: &ConnectOptions) -> Option<&'static str> {
+    match implementation {
+        Implementation::Etcd2 if options.etcd.user.is_none() && options.etcd.cert.is_none() => {
+            Some("no user was named: name one with --topo-etcd-user and --topo-etcd-password-file")
+        }
+        Implementation::Zk2 if options.zk.auth_file.is_none() => {
+            Some("nobody was named: name a file with a user, --topo-zk-auth-file")
+        }
+        Implementation::Consul if options.consul.auth_file.is_none() => {
+            Some("no token was named: name a file with one, --consul-auth-static-file")
+        }
+        _ => None,
+    }
+}
+
 /// Why a service that can be reached is not of use.
-fn refused(step: &'static str, subject: &str, location: &Location, error: &BackendError, tls: bool) -> Finding {
-    let advice = match error.failure {
+fn refused(
+    step: &'static str,
+    subject: &str,
+    location: &Location,
+    error: &BackendError,
+    options: &ConnectOptions,
+) -> Finding {
+    let tls = options.wants_tls(location.implementation);
+    let missing = missing(location.implementation, options).filter(|_| error.failure == Failure::Denied);
+    let usual = match error.failure {
         Failure::Denied if step == "root" => "give this user the rights to read everything below the root",
         Failure::Denied => "correct the user, the password or the token",
         Failure::Unreachable if tls => {
@@ -190,8 +217,13 @@ fn refused(step: &'static str, subject: &str, location: &Location, error: &Backe
         Failure::Unreachable => "is it this kind of service, does it expect TLS, and has it a quorum?",
         _ => "is it this kind of service? see its message",
     };
+    let advice = missing.unwrap_or(usual);
     let step = if error.failure == Failure::Denied && step == "service" { "auth" } else { step };
     Finding::failed(step, format!("{subject} at {location}"), error.message.clone(), advice)
+}
+
+fn keys(count: u64) -> String {
+    counted(usize::try_from(count).unwrap_or(usize::MAX), "key", "keys")
 }
 
 /// Whether what is below the root looks like a topology.
@@ -207,24 +239,35 @@ async fn root(
     let known = |wanted: fn(&Key<'_>) -> bool| {
         records.iter().filter_map(|node| Key::of(cell, &node.path)).filter(wanted).count()
     };
+    let stored = counted(records.len(), "record", "records");
     if !cell.is_global() {
         let tablets = known(|key| matches!(key, Key::Tablet(_)));
-        return Finding::ok("root", whole, format!("{} records, {tablets} tablets", records.len()));
+        return Finding::ok("root", whole, format!("{stored}, {}", counted(tablets, "tablet", "tablets")));
     }
     let cells = known(|key| matches!(key, Key::CellInfo(_)));
     let keyspaces = known(|key| matches!(key, Key::Keyspace(_)));
+    let called = counted(keyspaces, "keyspace", "keyspaces");
     if cells > 0 {
-        return Finding::ok("root", whole, format!("{} records, {cells} cells, {keyspaces} keyspaces", records.len()));
+        return Finding::ok("root", whole, format!("{stored}, {}, {called}", counted(cells, "cell", "cells")));
     }
     let found = service.roots().await.unwrap_or_default();
     let own = location.clean_root();
-    let clean = |root: &str| Location { root: root.to_owned(), ..location.clone() }.clean_root();
-    let mut others: Vec<&(String, u64)> = found.iter().filter(|(root, _)| clean(root) != own).collect();
+    let at = |root: &str| Location { root: root.to_owned(), ..location.clone() };
+    let clean = |root: &str| at(root).clean_root();
+    let is_other = |root: &str| at(root).beginning_of_keys() != location.beginning_of_keys();
+    let mut others: Vec<&(String, u64)> = found.iter().filter(|(root, _)| is_other(root)).collect();
+    // The source above shows a slash, which the keys of etcd have or not.
+    let as_given = match location.implementation {
+        Implementation::Etcd2 if !location.root.starts_with('/') => {
+            format!(" (the root is {}, without a slash at its beginning)", location.root)
+        }
+        _ => String::new(),
+    };
     // A directory too much or too little is the usual mistake, and `global` the usual name.
     others.sort_by_key(|(root, count)| {
-        (!clean(root).starts_with(&own), !root.ends_with("/global"), std::cmp::Reverse(*count))
+        (clean(root) != own, !clean(root).starts_with(&own), !root.ends_with("/global"), std::cmp::Reverse(*count))
     });
-    let named = others.iter().take(ROOTS).map(|(root, count)| format!("{root} has {count} keys"));
+    let named = others.iter().take(ROOTS).map(|(root, count)| format!("{root} has {}", keys(*count)));
     let hint =
         if others.is_empty() { String::new() } else { format!(", but {}", named.collect::<Vec<_>>().join(", ")) };
     let advice = match others.first() {
@@ -232,9 +275,9 @@ async fn root(
         None => format!("correct --topo-global-root; a new topology begins with a {CELLS}/NAME/{CELL_INFO} record"),
     };
     match records.len() {
-        0 => Finding::failed("root", whole, format!("nothing is stored there{hint}"), &advice),
-        count => {
-            let text = format!("{count} records, but no cells and {keyspaces} keyspaces{hint}");
+        0 => Finding::failed("root", whole, format!("nothing is stored there{as_given}{hint}"), &advice),
+        _ => {
+            let text = format!("{stored}, no cells, {called}{as_given}{hint}");
             match (keyspaces, others.is_empty()) {
                 (0, false) => Finding::failed("root", whole, text, &advice),
                 _ => Finding::warning("root", whole, text, &advice),

@@ -32,6 +32,9 @@ pub(in crate::cli) struct AskArgs {
     /// Go on with what comes later
     #[arg(long)]
     follow: bool,
+    /// Refuse if nothing is there in the mount
+    #[arg(long)]
+    exists: Option<PathBuf>,
     mountpoint: PathBuf,
 }
 
@@ -39,7 +42,12 @@ impl AskArgs {
     /// Reads, and says what it has read.
     pub fn run(&self) -> Ended {
         // It is started as `exe`, which would be its name among those who use the mount.
-        rustix::thread::set_name(c"topofs-ask")?;
+        rustix::thread::set_name(match self.file {
+            ControlFile::Events => c"topofs events",
+            ControlFile::Errors => c"topofs errors",
+            ControlFile::Status => c"topofs status",
+            _ => c"topofs",
+        })?;
         let answering = Answering { mountpoint: self.mountpoint.clone(), device: self.device };
         match self.answer(&answering) {
             Ok(()) => Ok(ExitCode::SUCCESS),
@@ -52,6 +60,12 @@ impl AskArgs {
 
     fn answer(&self, answering: &Answering) -> anyhow::Result<()> {
         let mount = answering.mount()?;
+        if let Some(path) = &self.exists
+            && let Err(error) = self.mountpoint.join(path).symlink_metadata()
+            && error.kind() == io::ErrorKind::NotFound
+        {
+            return Err(error.into());
+        }
         let mut out = io::stdout().lock();
         let mut file = mount.file(self.file)?;
         let mut text = Vec::new();

@@ -23,6 +23,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use super::out::Out;
 use crate::error::{Error, Result};
 use crate::topology::rebuild::Outcome;
 
@@ -52,8 +53,9 @@ pub(super) fn complain(reason: &str) {
 const ALIKE: usize = 10;
 
 /// Tells what became of the records of each cell, and complains about what has failed.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Report {
+    out: Out,
     has_failed: bool,
     /// The subjects of all complaints, by what the complaint says.
     complaints: BTreeMap<String, Vec<String>>,
@@ -68,8 +70,10 @@ impl Report {
         };
         for Outcome { cell, path, done } in &outcomes {
             match done {
-                // If the pipe is closed, nobody reads it.
-                Ok(done) => drop(writeln!(std::io::stdout(), "{cell}/{path} {}", done.word())),
+                Ok(done) => {
+                    self.out.print(&format!("{cell}/{path} {}\n", done.word()));
+                    self.out.flush();
+                }
                 Err(error) => self.complain(format!("{cell}/{path}"), keyspace, error),
             }
         }
@@ -96,6 +100,7 @@ impl Report {
                 complain(&format!("as for {first}: {}", rest.join(", ")));
             }
         }
-        if self.has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        let well = if self.has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        self.out.end_command(well, USAGE)
     }
 }

@@ -1,7 +1,6 @@
 //! `topofs status`: how the mounts of this host are. Must end, whatever the mounts do, and never call one healthy of
 //! which it knows nothing.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,6 +27,8 @@ const UNHEALTHY: u8 = 1;
 pub(in crate::cli) const UNKNOWN: u8 = 2;
 /// Mounts that are asked at a time. Each costs a process.
 const AT_A_TIME: usize = 16;
+/// The most characters of a list of servers in a table: one long list must not push the columns of all lines apart.
+const SERVER_WIDTH: usize = 60;
 
 /// Flags of `topofs status`.
 #[derive(Debug, Args)]
@@ -80,8 +81,14 @@ impl StatusArgs {
     fn show(&self) -> anyhow::Result<ExitCode> {
         let host = Host::read().context("/proc/self/mountinfo")?;
         let mounts = self.wanted(&host)?;
+        let mut out = self.color.out();
         if mounts.is_empty() {
-            anyhow::bail!("there is no mount of topofs on this host");
+            complain("there is no mount of topofs on this host");
+            // Whoever reads JSON gets some.
+            if self.json {
+                out.print("[]\n");
+            }
+            return Ok(out.end_command(UNKNOWN.into(), UNKNOWN));
         }
         let seen: Vec<Seen<'_>> = look_at(mounts, &host, self.timeout);
         let text = match (self.json, self.one_line, self.quiet) {
@@ -90,10 +97,9 @@ impl StatusArgs {
             (.., true) => String::new(),
             _ => seen.iter().map(Seen::for_people).collect::<Vec<_>>().join("\n"),
         };
-        // A reader that has left has seen enough.
-        let _ = self.color.stdout().write_all(text.as_bytes());
+        out.print(&text);
         let worst = seen.iter().filter_map(Seen::exit_status).min();
-        Ok(worst.map_or(ExitCode::SUCCESS, ExitCode::from))
+        Ok(out.end_command(worst.map_or(ExitCode::SUCCESS, ExitCode::from), UNKNOWN))
     }
 
     fn wanted<'a>(&self, host: &'a Host) -> anyhow::Result<Vec<(&'a Entry, Vec<&'a Entry>)>> {
@@ -214,7 +220,9 @@ impl Seen<'_> {
             Known::Says(status, verdict) if verdict.problems.is_empty() => summary(status),
             Known::Says(..) | Known::Nothing(_) => in_one_line(&self.problems()),
         };
-        format!("{}: {}: {}\n", shown_path(&self.mount.mountpoint), self.painted_state(), shown(&said))
+        // The state in one word may be how the reason begins.
+        let said = said.strip_prefix(self.state()).map_or(said.as_str(), |rest| rest.trim_start_matches([':', ' ']));
+        format!("{}: {}: {}\n", shown_path(&self.mount.mountpoint), self.painted_state(), shown(said))
     }
 
     fn painted_state(&self) -> String {
@@ -282,12 +290,20 @@ fn cells(status: &Value) -> Table {
             (style, state.to_owned()),
             (PLAIN, records.map_or_else(|| "-".to_owned(), |records| records.to_string())),
             (PLAIN, last),
-            (PLAIN, server),
+            (PLAIN, cut(server)),
             (PLAIN, text(cell, "root").unwrap_or_default().to_owned()),
             (PLAIN, trouble(cell)),
         ]);
     }
     table
+}
+
+/// A list of servers that fits into a table; all of it is in the JSON.
+fn cut(servers: String) -> String {
+    match servers.char_indices().nth(SERVER_WIDTH) {
+        None => servers,
+        Some(_) => servers.chars().take(SERVER_WIDTH - 1).chain(['\u{2026}']).collect(),
+    }
 }
 
 /// What is wrong with a cell, in a few words: the sentences come below the table.

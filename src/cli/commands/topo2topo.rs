@@ -16,6 +16,7 @@ use super::{Ended, complain};
 use crate::cli::connection::runtime;
 use crate::cli::flags::migrate::{ScopeArgs, SidesArgs};
 use crate::cli::log::{Heard, start_for_command};
+use crate::cli::out::Out;
 use crate::record::{Codec, Kinds, Records};
 use crate::topology::copy::{Compared, Copied, Options, Progress, Tally, Transfer, counted};
 
@@ -106,32 +107,6 @@ async fn compare(transfer: &Transfer) -> Ended {
         (true, 0) => ExitCode::SUCCESS,
         (true, _) => PARTLY.into(),
     })
-}
-
-/// Standard output. If its reader has gone, as `head` does, nobody wants the rest, and that is no error.
-struct Out(std::io::Result<std::io::BufWriter<std::io::Stdout>>);
-
-impl Default for Out {
-    fn default() -> Self {
-        Self(Ok(std::io::BufWriter::new(std::io::stdout())))
-    }
-}
-
-impl Out {
-    fn print(&mut self, text: &str) {
-        if let Ok(out) = &mut self.0
-            && let Err(error) = out.write_all(text.as_bytes())
-        {
-            self.0 = Err(error);
-        }
-    }
-
-    fn end(self) -> std::io::Result<()> {
-        match self.0.and_then(|mut out| out.flush()) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            ended => ended,
-        }
-    }
 }
 
 async fn copy(transfer: Transfer) -> Ended {

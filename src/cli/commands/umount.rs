@@ -15,7 +15,7 @@ use super::{Ended, USAGE, complain};
 use crate::cli::ask::{NoAnswer, ask};
 use crate::cli::flags::values::any_duration;
 use crate::cli::health::number;
-use crate::cli::holders::{NAMED, daemon_of, holders, is_ours};
+use crate::cli::holders::{NAMED, daemon_of, holders, is_ours, waiting};
 use crate::cli::host::Host;
 use crate::control::ControlFile;
 use crate::mount::{Entry, Refused, unmount};
@@ -23,6 +23,9 @@ use crate::topology::validate::shown;
 
 /// How long to wait for a mount to say which process it is.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same for somebody who does not want to wait: a mount that is well has answered by then.
+const LEAST: Duration = Duration::from_millis(500);
 
 /// Flags of `topofs umount`.
 #[derive(Debug, Args)]
@@ -70,7 +73,8 @@ impl UmountArgs {
             bail!("the user with uid {other} has mounted it: only this user and root can unmount it");
         }
         // Afterwards nobody could say which process it was.
-        let daemon = Daemon::of(mount);
+        let begin = Instant::now();
+        let daemon = Daemon::of(mount, PATIENCE.min(self.wait.max(LEAST)));
         match unmount(mount, self.lazy) {
             Ok(()) => {}
             Err(Refused::Busy) => bail!("{}", why_busy(mount, daemon.pid())?),
@@ -81,7 +85,7 @@ impl UmountArgs {
         match still {
             Some(place) => complain(&shown(&format!("the same mount is still at {}", place.display()))),
             None if self.lazy || self.wait.is_zero() => {}
-            None => daemon.wait(self.wait)?,
+            None => daemon.wait(begin, self.wait)?,
         }
         Ok(())
     }
@@ -129,7 +133,15 @@ fn why_busy(mount: &Entry, daemon: Option<u32>) -> anyhow::Result<String> {
         reasons.push(format!("and {more} more processes"));
     }
     if reasons.is_empty() {
-        reasons.push("by processes that this user cannot see, or that have mapped a file".to_owned());
+        reasons.extend(waiting().iter().take(NAMED).map(|(pid, name)| {
+            format!(
+                "process {pid}: {name} (waits for a file system of FUSE: an operation in flight, if it is this one)"
+            )
+        }));
+    }
+    if reasons.is_empty() {
+        let words = "by operations in flight, by processes that this user cannot see, or that have mapped a file";
+        reasons.push(words.to_owned());
     }
     Ok(format!("busy: {} (--lazy takes it out of the tree all the same)", reasons.join("; ")))
 }
@@ -145,8 +157,8 @@ enum Daemon {
 }
 
 impl Daemon {
-    fn of(mount: &Entry) -> Self {
-        let pid = match ask(mount, ControlFile::Status, PATIENCE) {
+    fn of(mount: &Entry, patience: Duration) -> Self {
+        let pid = match ask(mount, ControlFile::Status, patience) {
             Err(NoAnswer::Dead) => return Daemon::Gone,
             Err(_) => None,
             Ok(status) => {
@@ -171,7 +183,7 @@ impl Daemon {
     }
 
     /// Waits until the saves in progress are finished: the daemon ends after them.
-    fn wait(&self, patience: Duration) -> anyhow::Result<()> {
+    fn wait(&self, begin: Instant, patience: Duration) -> anyhow::Result<()> {
         let (pid, descriptor) = match self {
             Daemon::Known(pid, descriptor) => (pid, descriptor),
             Daemon::Gone => return Ok(()),
@@ -180,7 +192,7 @@ impl Daemon {
                 return Ok(());
             }
         };
-        let end = Instant::now() + patience;
+        let end = begin + patience;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);

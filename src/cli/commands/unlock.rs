@@ -1,7 +1,7 @@
 //! `topofs unlock`: shows who holds a lock, and takes it away. It does everything through a mount, because the daemon
 //! knows the services.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,7 +10,9 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{Ended, USAGE};
+use crate::cli::host::Host;
 use crate::cli::mounted::{Mount, resolved};
+use crate::cli::out::Out;
 use crate::control::ControlFile;
 use crate::name::{CONTROL_DIR, LOCK_FILE};
 
@@ -24,6 +26,8 @@ pub(in crate::cli) struct UnlockArgs {
     #[arg(long, short)]
     yes: bool,
     /// A directory in a mount, or its .lock
+    ///
+    /// In the only mount of this host, a path may also be written as Vitess does: global/keyspaces/commerce.
     #[arg(value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
     path: PathBuf,
 }
@@ -36,12 +40,26 @@ const NO_KEY_BUT_LEFT: &str = "--";
 impl UnlockArgs {
     /// Shows, asks, breaks. Succeeds if the lock is free now.
     pub fn run(&self) -> Ended {
-        Ok(if self.frees()? { ExitCode::SUCCESS } else { USAGE.into() })
+        let mut out = Out::default();
+        let well = if self.frees(&mut out)? { ExitCode::SUCCESS } else { USAGE.into() };
+        Ok(out.end_command(well, USAGE))
     }
 
-    fn frees(&self) -> anyhow::Result<bool> {
+    /// The path as Vitess writes it, in the only mount of this host.
+    fn in_only_mount(&self) -> Option<PathBuf> {
+        let host = Host::read().ok().filter(|_| self.path.is_relative())?;
+        let mounts = host.mounts();
+        let [(mount, _)] = mounts.as_slice() else { return None };
+        self.path.symlink_metadata().is_err().then(|| mount.mountpoint.join(&self.path))
+    }
+
+    fn frees(&self, out: &mut Out) -> anyhow::Result<bool> {
         let path = resolved(&std::path::absolute(&self.path)?);
-        let mount = Mount::of(&path)?;
+        let (path, mount) = match (Mount::of(&path), self.in_only_mount()) {
+            (Ok(mount), _) => (path, mount),
+            (Err(_), Some(path)) => (path.clone(), Mount::of(&path)?),
+            (Err(error), None) => return Err(error),
+        };
         let dir = path.strip_prefix(&mount.root)?;
         let dir = if dir.ends_with(LOCK_FILE) { dir.parent().unwrap_or(dir) } else { dir };
         let name = dir.to_str().filter(|name| !name.is_empty()).context("the path is not a directory of a cell")?;
@@ -55,23 +73,23 @@ impl UnlockArgs {
         }
         let key = match &lock {
             Some(lock) => {
-                println!("{lock:#}");
+                out.print(&format!("{lock:#}\n"));
                 lock.get("key").and_then(Value::as_str).context("the mount does not show the key of the lock")?
             }
             None if is_there => {
-                println!("{name} is not locked.");
+                out.print(&format!("{name} is not locked.\n"));
                 NO_KEY
             }
             None => NO_KEY_BUT_LEFT,
         };
         match (&lock, self.force) {
             (Some(_), false) => {
-                println!("Nothing was changed. Use --force to take the lock away.");
+                out.print("Nothing was changed. Use --force to take the lock away.\n");
                 return Ok(false);
             }
             (None, false) => return Ok(true),
-            (Some(_), true) if !self.yes && !confirmed()? => {
-                println!("Nothing was changed.");
+            (Some(_), true) if !self.yes && !confirmed(out)? => {
+                out.print("Nothing was changed.\n");
                 return Ok(false);
             }
             _ => {}
@@ -83,7 +101,7 @@ impl UnlockArgs {
             ordered => ordered?,
         }
         if lock.is_some() || key == NO_KEY_BUT_LEFT {
-            println!("The lock of {name} was taken away.");
+            out.print(&format!("The lock of {name} was taken away.\n"));
         }
         Ok(true)
     }
@@ -98,12 +116,15 @@ fn find(locks: &str, path: &str) -> Option<Value> {
     lines.into_iter().find(|lock| lock.get("path").and_then(Value::as_str) == Some(path) && lock.get("key").is_some())
 }
 
-fn confirmed() -> anyhow::Result<bool> {
+fn confirmed(out: &mut Out) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("cannot ask for confirmation without a terminal: add --yes");
     }
-    print!("The holder may still be working. Take the lock away? [y/N] ");
-    std::io::stdout().flush()?;
+    out.print("The holder may still be working. Take the lock away? [y/N] ");
+    // Nobody agrees to what nobody has seen.
+    if !out.flush() {
+        return Ok(false);
+    }
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -16,6 +15,7 @@ use super::{Ended, complain};
 use crate::cli::flags::topo::TopologyArgs;
 use crate::cli::log::Heard;
 use crate::cli::mounted::{Mount, resolved};
+use crate::cli::out::Out;
 use crate::control::ControlFile;
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
 use crate::record::{Codec, Form, Kinds, Records};
@@ -58,9 +58,10 @@ impl ValidateArgs {
             }
         };
         let text = if self.json { found.lines.clone() } else { for_people(&found) };
-        // A reader that has left has seen enough.
-        let _ = std::io::stdout().write_all(text.as_bytes());
-        Ok(if has_problems(&found.lines) { PROBLEMS.into() } else { ExitCode::SUCCESS })
+        let mut out = Out::default();
+        out.print(&text);
+        let well = if has_problems(&found.lines) { PROBLEMS.into() } else { ExitCode::SUCCESS };
+        Ok(out.end_command(well, NOT_CHECKED))
     }
 
     /// What is wrong. Fails if something that was asked about could not be checked.

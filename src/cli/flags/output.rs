@@ -2,6 +2,8 @@
 
 use clap::{Args, ColorChoice};
 
+use crate::cli::out::Out;
+
 /// How to print.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ColorArgs {
@@ -12,12 +14,12 @@ pub(in crate::cli) struct ColorArgs {
 
 impl ColorArgs {
     /// Standard output, without colours where they are not wanted.
-    pub fn stdout(&self) -> anstream::AutoStream<std::io::Stdout> {
+    pub fn out(&self) -> Out {
         let choice = match self.color {
             ColorChoice::Auto => anstream::ColorChoice::Auto,
             ColorChoice::Always => anstream::ColorChoice::Always,
             ColorChoice::Never => anstream::ColorChoice::Never,
         };
-        anstream::AutoStream::new(std::io::stdout(), choice)
+        Out::to(anstream::AutoStream::new(std::io::stdout(), choice))
     }
 }

@@ -158,9 +158,7 @@ impl ListenArgs {
         let mount = match host.mounts()[..] {
             [(mount, _)] => mount,
             [] => bail!("{}", nowhere()),
-            _ => host.usual().with_context(|| {
-                format!("{} is in none of them, and may be a path of each topology", path.display())
-            })?,
+            _ => host.usual().with_context(|| format!("{} is not in a mount", path.display()))?,
         };
         let path = inside(path)?;
         let cell = path.trim_start_matches('/').split('/').next().unwrap_or_default().to_owned();

@@ -88,7 +88,8 @@ enum Command {
     /// each cell.
     ///
     /// For a MOUNTPOINT without flags where a topology is mounted, the settings of that mount are tried once more from
-    /// outside, beside what it says of itself. The files that it names are read as the user who checks.
+    /// outside, beside what it says of itself. The files that it names are read as the user who checks. For a dead mount,
+    /// its source in the mount table is tried; where nothing is mounted, the line of /etc/fstab for this directory.
     ///
     /// Every step ends within --remote-operation-timeout, and all within four times as long (at least 20 s).
     ///

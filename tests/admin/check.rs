@@ -169,7 +169,7 @@ fn etcd_is_tried_with_password_and_rights() {
     };
     let (code, findings) = check("etcd2", &etcd.endpoint(), "/t/global", "");
     assert_eq!(code, 1);
-    let finding = found(&findings, "failed", "auth", "user name is empty");
+    let finding = found(&findings, "failed", "root", "user name is empty");
     assert!(finding["advice"].as_str().unwrap().contains("name one with --topo-etcd-user"), "{finding}");
     let missing = "--topo-etcd-user writer --topo-etcd-password-file /no/such/file";
     let (code, findings) = check("etcd2", &etcd.endpoint(), "/t/global", missing);

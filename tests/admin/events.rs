@@ -163,8 +163,8 @@ fn the_mount_is_that_of_the_directory_or_the_only_one() {
          $T events global/no/such; $T events global/cells
          $T unlock global/keyspaces/commerce; echo free $?
          $T demo b; $T events; echo two $?
-         $T events global/metadata; echo short $?
          $T events b | wc -l; (cd a/global/cells; $T events | wc -l)
+         $T events global/metadata; echo short $?
          $T umount a; $T umount b",
     );
     let told = told.replace(&place.dir().display().to_string(), "DIR");
@@ -174,7 +174,7 @@ fn the_mount_is_that_of_the_directory_or_the_only_one() {
         "only 0 1\nbelow 0 1\n0\n",
         "topofs: nonsense is neither in a mount of topofs nor a path of a topology\nnonsense 2\n",
         "name one of DIR/a, DIR/b\ntwo 2\n0\n1\n",
-        "there are several mounts of topofs on this host: name one of DIR/a, DIR/b\nshort 2\n",
+        "global/metadata is not in a mount: there are several mounts of topofs on this host: name one of DIR/a, DIR/b\nshort 2\n",
         "nothing is known of global/no/such, and nothing is there\n",
         "keyspaces/commerce is not locked.\nfree 0\n",
     ] {

@@ -59,6 +59,7 @@ fn a_dead_mount_is_told_and_one_of_many_makes_the_answer_no() {
     let (code, told) = Place::new().topofs(&format!("status -1 {both}"));
     assert_eq!((code, told.lines().count()), (1, 2), "{told}");
     assert!(told.contains(": healthy: "), "{told}");
+    assert!(told.contains(": dead: its daemon is gone"), "{told}");
 }
 
 #[test]
@@ -157,6 +158,8 @@ fn what_is_no_mount_has_no_status() {
         assert!(code == 2 && told.contains("is not in a mount of topofs"), "{path}: {code} {told}");
     }
     assert_eq!(place.topofs("status --no-such-flag").0, 2);
+    let (code, told) = alone(place.dir(), "$T status --json 2> /dev/null; echo $?");
+    assert_eq!((code, told.as_str()), (0, "[]\n2\n"));
 }
 
 #[test]

@@ -317,3 +317,20 @@ fn trouble(cell: &Value) -> String {
     let all = [broken, counted("missed", "missed"), counted("skipped_keys", "skipped"), drift];
     all.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_of_servers_does_not_push_the_columns_apart() {
+        let cells_of = |server: String| {
+            let cell = json!({ "state": "live", "implementation": "etcd2", "server": server, "root": "/r" });
+            cells(&json!({ "cells": { "a": cell } })).lines("")
+        };
+        assert!(cells_of("h:1".to_owned()).contains("etcd2:h:1 "));
+        let long = cells_of("h:1,".repeat(100));
+        assert!(long.contains("\u{2026}"), "{long}");
+        assert!(!long.contains(&"h:1,".repeat(20)), "{long}");
+    }
+}

@@ -158,16 +158,18 @@ enum Daemon {
 
 impl Daemon {
     fn of(mount: &Entry, patience: Duration) -> Self {
-        let pid = match ask(mount, ControlFile::Status, patience) {
+        // Whoever asks uses the mount, and a mount that does not answer takes all the time.
+        let pid = daemon_of(mount.device);
+        let pid = match pid.map_or_else(|| ask(mount, ControlFile::Status, patience).map(Some), |_| Ok(None)) {
             Err(NoAnswer::Dead) => return Daemon::Gone,
-            Err(_) => None,
-            Ok(status) => {
+            Ok(Some(status)) => {
                 let status = serde_json::from_str::<Value>(&status).unwrap_or_default();
-                number(&status, &["pid"]).and_then(|pid| u32::try_from(pid).ok())
+                let pid = number(&status, &["pid"]).and_then(|pid| u32::try_from(pid).ok());
+                // Another pid namespace has other numbers.
+                pid.filter(|pid| is_ours(*pid))
             }
+            Err(_) | Ok(None) => pid,
         };
-        // Another pid namespace has other numbers.
-        let pid = pid.filter(|pid| is_ours(*pid)).or_else(|| daemon_of(mount.device));
         let opened = pid.and_then(|pid| {
             let number = Pid::from_raw(i32::try_from(pid).ok()?)?;
             Some((pid, pidfd_open(number, PidfdFlags::empty()).ok()?))

@@ -39,7 +39,10 @@ impl CompletionsArgs {
 /// A command whose words are not optional: for zsh, an optional one and the next would be two ways to complete the same
 /// word, and it would take neither.
 fn without_choice(command: Command) -> Command {
-    let is_one = |arg: &Arg| arg.is_positional() && !matches!(arg.get_action(), ArgAction::Append);
+    let is_one = |arg: &Arg| {
+        let has_choices = !arg.get_possible_values().is_empty();
+        arg.is_positional() && !has_choices && !matches!(arg.get_action(), ArgAction::Append)
+    };
     command.mut_args(|arg| match is_one(&arg) {
         true => Arg::new(arg.get_id().clone()).required(true).value_hint(arg.get_value_hint()),
         false => arg,

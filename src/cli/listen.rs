@@ -93,6 +93,7 @@ impl ListenArgs {
             let line = match asking.line(deadline) {
                 Ok(line) => line,
                 Err(Ended::Over) => break Ok(()),
+                Err(Ended::TooLong) => break Err(refused(super::ask::too_long(told.file))),
                 Err(Ended::Late) => break Err(refused(super::ask::NoAnswer::Silent(self.timeout))),
             };
             let Some(line) = self.print(told, &line, &above, &names) else { continue };
@@ -142,7 +143,7 @@ impl ListenArgs {
         }
         let nowhere = || format!("{} is neither in a mount of topofs nor a path of a topology", path.display());
         // As Vitess writes it. A mistyped name of a directory must not look like a place where nothing happens.
-        let [(mount, _)] = host.mounts()[..] else { bail!("{}", nowhere()) };
+        let [mount] = host.trusted()[..] else { bail!("{}", nowhere()) };
         let path = inside(path)?;
         let cell = path.trim_start_matches('/').split('/').next().unwrap_or_default().to_owned();
         let status = ask(mount, ControlFile::Status, self.timeout)

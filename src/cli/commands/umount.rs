@@ -15,7 +15,7 @@ use super::{Ended, USAGE, complain};
 use crate::cli::ask::{NoAnswer, ask};
 use crate::cli::flags::values::any_duration;
 use crate::cli::health::number;
-use crate::cli::holders::{NAMED, daemon_of, holders, is_ours};
+use crate::cli::holders::{NAMED, daemon_of, holders, is_asked, is_ours};
 use crate::cli::host::Host;
 use crate::control::ControlFile;
 use crate::mount::{Entry, Refused, unmount};
@@ -70,8 +70,16 @@ impl UmountArgs {
             bail!("the user with uid {other} has mounted it: only this user and root can unmount it");
         }
         // Afterwards nobody could say which process it was.
-        let daemon = Daemon::of(mount);
-        match unmount(mount, self.lazy) {
+        let (daemon, is_silent) = Daemon::of(mount);
+        let mut lazy = self.lazy;
+        let mut outcome = unmount(mount, lazy);
+        if is_silent && !lazy && matches!(outcome, Err(Refused::Busy)) && is_held_by_askers_alone(mount, daemon.pid())?
+        {
+            // They cannot be killed before the mount answers, and it does not.
+            lazy = true;
+            outcome = unmount(mount, lazy);
+        }
+        match outcome {
             Ok(()) => {}
             Err(Refused::Busy) => bail!("{}", why_busy(mount, daemon.pid())?),
             Err(Refused::Other(error)) => return Err(error.into()),
@@ -80,6 +88,12 @@ impl UmountArgs {
             Host::read()?.ours().find(|other| other.device == mount.device).map(|other| other.mountpoint.clone());
         match still {
             Some(place) => complain(&shown(&format!("the same mount is still at {}", place.display()))),
+            None if lazy && !self.lazy => complain(&shown(&format!(
+                "{}: it does not answer, and only our own questions kept it busy: it is taken out of the tree, and ends \
+                 with its daemon{}",
+                mount.mountpoint.display(),
+                daemon.pid().map_or_else(String::new, |pid| format!(" (process {pid})")),
+            ))),
             None if self.lazy || self.wait.is_zero() => {}
             None => daemon.wait(self.wait)?,
         }
@@ -118,6 +132,12 @@ fn own_mounts() -> anyhow::Result<Vec<Entry>> {
     Ok(host.ours().rev().filter(is_own).cloned().collect())
 }
 
+/// Whether nobody uses a mount but processes of topofs that wait for its answer.
+fn is_held_by_askers_alone(mount: &Entry, daemon: Option<u32>) -> anyhow::Result<bool> {
+    let has_inner = Host::read()?.below(mount).next().is_some();
+    Ok(!has_inner && holders(mount, daemon).is_empty() && is_asked(mount))
+}
+
 /// Who keeps a mount busy.
 fn why_busy(mount: &Entry, daemon: Option<u32>) -> anyhow::Result<String> {
     let host = Host::read()?;
@@ -145,10 +165,15 @@ enum Daemon {
 }
 
 impl Daemon {
-    fn of(mount: &Entry) -> Self {
+    /// And whether it leaves questions without an answer.
+    fn of(mount: &Entry) -> (Self, bool) {
+        let mut is_silent = false;
         let pid = match ask(mount, ControlFile::Status, PATIENCE) {
-            Err(NoAnswer::Dead) => return Daemon::Gone,
-            Err(_) => None,
+            Err(NoAnswer::Dead) => return (Daemon::Gone, true),
+            Err(reason) => {
+                is_silent = matches!(reason, NoAnswer::Silent(_) | NoAnswer::Unanswered(_));
+                None
+            }
             Ok(status) => {
                 let status = serde_json::from_str::<Value>(&status).unwrap_or_default();
                 number(&status, &["pid"]).and_then(|pid| u32::try_from(pid).ok())
@@ -160,7 +185,8 @@ impl Daemon {
             let number = Pid::from_raw(i32::try_from(pid).ok()?)?;
             Some((pid, pidfd_open(number, PidfdFlags::empty()).ok()?))
         });
-        opened.map_or(Daemon::Unknown, |(pid, descriptor)| Daemon::Known(pid, descriptor))
+        let daemon = opened.map_or(Daemon::Unknown, |(pid, descriptor)| Daemon::Known(pid, descriptor));
+        (daemon, is_silent)
     }
 
     fn pid(&self) -> Option<u32> {

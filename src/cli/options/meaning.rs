@@ -5,6 +5,7 @@ use clap::{ArgAction, Command};
 
 use super::OptionError;
 use super::list::Written;
+use crate::plain::{SHOWN, short};
 
 /// Options that mount(8), fstab and systemd need, and options that are always so.
 pub(in crate::cli) const IGNORED: &[&str] = &[
@@ -143,12 +144,14 @@ pub(super) fn meaning(option: &Written, command: &Command, caller: Caller) -> Re
             Ok(Meaning::Flag { flag: arg.get_long().unwrap_or_default().to_owned(), adds_up })
         }
         None if caller == (Caller::Mount8 { sloppy: true }) => Ok(Meaning::Nothing),
-        None => Err(OptionError::Unknown { name: name.to_owned(), near: nearest(name, command), after_value: false }),
+        None => {
+            Err(OptionError::Unknown { name: short(name, SHOWN), near: nearest(name, command), after_value: false })
+        }
     }
 }
 
 fn without_value(option: &Written) -> Result<(), OptionError> {
-    if option.value.is_some() { Err(OptionError::TakesNoValue(option.name.clone())) } else { Ok(()) }
+    if option.value.is_some() { Err(OptionError::TakesNoValue(short(&option.name, SHOWN))) } else { Ok(()) }
 }
 
 /// The long names of a flag.

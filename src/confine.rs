@@ -35,6 +35,20 @@ impl Inherited {
     }
 }
 
+/// The least number of descriptors: an idle daemon has 18, and needs some for cells and for those who wait.
+const FILES: u64 = 64;
+
+/// Whether a daemon may have as many descriptors as it needs; an error that says how many.
+pub fn enough_files() -> io::Result<()> {
+    match getrlimit(Resource::Nofile).maximum {
+        Some(most) if most < FILES => Err(io::Error::other(format!(
+            "a mount needs at least {FILES} open files, and only {most} are allowed: raise the limit (LimitNOFILE= of \
+             systemd, ulimit -Hn)"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// For a process that will read passwords: no core dumps, nobody can look into its memory, and as many descriptors as
 /// it may have.
 pub fn daemon() -> io::Result<()> {

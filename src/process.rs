@@ -100,6 +100,8 @@ struct Status {
     state: Option<char>,
     parent: Option<u32>,
     threads: Option<u32>,
+    /// The user whose rights count.
+    effective_user: Option<u32>,
     /// Signals that the thread or its process has not handled yet.
     pending: Option<u64>,
     has_memory: bool,
@@ -116,6 +118,7 @@ fn status(id: u32) -> io::Result<Status> {
         state: line("State").and_then(|state| state.chars().next()),
         parent: number("PPid"),
         threads: number("Threads"),
+        effective_user: line("Uid").and_then(|uids| uids.split_whitespace().nth(1)?.parse().ok()),
         pending: line("SigPnd")
             .zip(line("ShdPnd"))
             .and_then(|(own, shared)| Some(u64::from_str_radix(own, 16).ok()? | u64::from_str_radix(shared, 16).ok()?)),
@@ -257,6 +260,25 @@ pub fn locking(thread: u32) -> Option<Locking> {
 pub fn owner(process: u32) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(entry(process, "").ok()?).ok().map(|known| known.uid())
+}
+
+/// The numbers of all processes that /proc shows.
+pub fn all() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The user whose rights a process has. The owner of its files in /proc may be root all the same.
+pub fn effective_user(process: u32) -> Option<u32> {
+    status(process).ok()?.effective_user
+}
+
+/// Whether a process was killed, and has not ended yet.
+pub fn is_killed(process: u32) -> bool {
+    status(process)
+        .ok()
+        .and_then(|status| status.pending)
+        .is_some_and(|pending| pending & (1 << (libc::SIGKILL - 1)) != 0)
 }
 
 /// The name of a process.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::askers;
 use crate::control::ControlFile;
 use crate::device::Device;
 use crate::mount::Entry;
@@ -24,10 +25,12 @@ pub(super) const OK: &str = "ok";
 pub(super) const FAILED: &str = "failed";
 /// How long a child that was killed may take to end. It needs a moment, or for ever.
 const GRACE: Duration = Duration::from_millis(500);
-/// The longest line that is taken from a mount. A status has a line for each value.
-const LONGEST_LINE: usize = 16 << 20;
-/// The most that is taken from a mount at once, in bytes: 10,000 events of many kilobytes.
-const MOST: usize = 256 << 20;
+/// The longest line of a file of lines: a lock's text, or a path, and what is said of it.
+const LONGEST_LINE: usize = 1 << 20;
+/// The most that is taken of a file at once: a status has some hundred bytes for each cell.
+pub(super) const MOST: usize = 16 << 20;
+/// The most of a file of lines: 10,000 events of many kilobytes.
+pub(super) const MOST_LINES: usize = 256 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(super) enum NoAnswer {
     Elsewhere,
     /// Nobody has answered in time.
     Silent(Duration),
+    /// A process of this user still waits for an earlier answer, and cannot even be killed.
+    Unanswered(u32),
     /// Anything else.
     Other(String),
 }
@@ -55,6 +60,7 @@ impl std::fmt::Display for NoAnswer {
             ),
             NoAnswer::Elsewhere => f.write_str("something else is mounted over it"),
             NoAnswer::Silent(waited) => write!(f, "no answer within {}", humantime::format_duration(*waited)),
+            NoAnswer::Unanswered(pid) => write!(f, "silent: an earlier question is still unanswered (process {pid})"),
             NoAnswer::Other(reason) => f.write_str(reason),
         }
     }
@@ -67,6 +73,8 @@ pub(super) struct Asking {
     read: Vec<u8>,
     /// How much of it is taken.
     taken: usize,
+    /// How much may still come, unless the answer goes on.
+    left: Option<usize>,
 }
 
 impl Drop for Asking {
@@ -83,14 +91,15 @@ impl Drop for Asking {
 impl Asking {
     /// Starts to ask. With `follow`, the answer goes on for as long as the mount lives.
     pub fn start(mount: &Entry, file: ControlFile, follow: bool, patience: Duration) -> Result<Self, NoAnswer> {
-        let more: &[&OsStr] = if follow { &["--follow".as_ref()] } else { &[] };
+        let more: &[&OsStr] = if follow { &[askers::FOLLOW.as_ref()] } else { &[] };
         Self::start_with(mount, file, more, patience)
     }
 
     fn start_with(mount: &Entry, file: ControlFile, more: &[&OsStr], patience: Duration) -> Result<Self, NoAnswer> {
         let other = |error: std::io::Error| NoAnswer::Other(format!("cannot ask it: {error}"));
+        askers::await_turn(mount.device, Instant::now() + patience).map_err(NoAnswer::Unanswered)?;
         let mut command = Command::new("/proc/self/exe");
-        command.args([ASK, "--device", &device_text(mount.device), "--file", file.name()]);
+        command.args([ASK, askers::DEVICE, &device_text(mount.device), "--file", file.name()]);
         command
             .args(more)
             .arg("--")
@@ -101,10 +110,12 @@ impl Asking {
         // Ctrl-C is for us. The child notices that nobody listens any more.
         let mut child = command.process_group(0).spawn().map_err(other)?;
         let pipe = child.stdout.take().ok_or_else(|| NoAnswer::Other("cannot ask it: no pipe".to_owned()))?;
-        let mut asking = Self { child, pipe, read: Vec::new(), taken: 0 };
+        let follows = more.contains(&OsStr::new(askers::FOLLOW));
+        let left = (!follows).then_some(MOST_LINES);
+        let mut asking = Self { child, pipe, read: Vec::new(), taken: 0, left };
         let first = asking.line(Some(Instant::now() + patience)).map_err(|ended| match ended {
             Ended::Late => NoAnswer::Silent(patience),
-            Ended::Over => NoAnswer::Other("the process that asks it has ended".to_owned()),
+            Ended::Over | Ended::TooLong => NoAnswer::Other("the process that asks it has ended".to_owned()),
         })?;
         if first == OK {
             return Ok(asking);
@@ -131,7 +142,7 @@ impl Asking {
             self.read.drain(..self.taken);
             self.taken = 0;
             if self.read.len() > LONGEST_LINE {
-                return Err(Ended::Over);
+                return Err(Ended::TooLong);
             }
             self.more(deadline)?;
         }
@@ -141,9 +152,9 @@ impl Asking {
     fn rest(mut self, deadline: Instant) -> Result<String, Ended> {
         loop {
             match self.more(Some(deadline)) {
-                Ok(()) if self.read.len() > MOST => return Err(Ended::Over),
+                Ok(()) if self.read.len() - self.taken > MOST => return Err(Ended::TooLong),
                 Ok(()) => {}
-                Err(Ended::Late) => return Err(Ended::Late),
+                Err(ended @ (Ended::Late | Ended::TooLong)) => return Err(ended),
                 Err(Ended::Over) => {
                     return Ok(String::from_utf8_lossy(self.read.get(self.taken..).unwrap_or_default()).into_owned());
                 }
@@ -159,6 +170,9 @@ impl Asking {
         match self.pipe.read(&mut buffer) {
             Ok(0) | Err(_) => Err(Ended::Over),
             Ok(count) => {
+                if let Some(left) = &mut self.left {
+                    *left = left.checked_sub(count).ok_or(Ended::TooLong)?;
+                }
                 self.read.extend_from_slice(buffer.get(..count).unwrap_or_default());
                 Ok(())
             }
@@ -173,6 +187,8 @@ pub(super) enum Ended {
     Late,
     /// The answer is over.
     Over,
+    /// It is longer than any that topofs gives.
+    TooLong,
 }
 
 /// The content of a file of a mount's `.topofs`.
@@ -181,7 +197,7 @@ pub(super) fn ask(mount: &Entry, file: ControlFile, patience: Duration) -> Resul
     let asking = Asking::start(mount, file, false, patience)?;
     asking.rest(deadline).map_err(|ended| match ended {
         Ended::Late => NoAnswer::Silent(patience),
-        Ended::Over => NoAnswer::Other("its answer is too long".to_owned()),
+        Ended::Over | Ended::TooLong => too_long(file),
     })
 }
 
@@ -189,6 +205,11 @@ pub(super) fn ask(mount: &Entry, file: ControlFile, patience: Duration) -> Resul
 pub(super) fn is_missing(mount: &Entry, path: &str, patience: Duration) -> bool {
     let asked = Asking::start_with(mount, ControlFile::Version, &["--exists".as_ref(), path.as_ref()], patience);
     matches!(asked, Err(NoAnswer::Other(reason)) if reason.starts_with(Errno::ENOENT.desc()))
+}
+
+/// Why an answer is not taken.
+pub(super) fn too_long(file: ControlFile) -> NoAnswer {
+    NoAnswer::Other(format!("it gives more than topofs ever does: not a {} of topofs", file.name()))
 }
 
 /// Waits until something can be read, or has ended; `false` if the time is over.
@@ -209,7 +230,8 @@ fn is_readable(fd: std::os::fd::BorrowedFd<'_>, deadline: Option<Instant>) -> bo
     }
 }
 
-fn device_text((major, minor): Device) -> String {
+/// A device as an argument.
+pub(super) fn device_text((major, minor): Device) -> String {
     format!("{major}:{minor}")
 }
 

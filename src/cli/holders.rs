@@ -10,6 +10,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
+use super::askers;
 use crate::device::Device;
 use crate::mount::Entry;
 use crate::process;
@@ -31,14 +32,15 @@ pub(super) struct Holder {
     pub how: String,
 }
 
-/// The processes that use a mount, as far as this user may see that. The daemon's own are not among them.
+/// The processes that use a mount, as far as this user may see that. The daemon's own are not among
+/// them, nor those of ours that ask it.
 pub(super) fn holders(mount: &Entry, daemon: Option<u32>) -> Vec<Holder> {
     let end = Instant::now() + PATIENCE;
     let own = std::process::id();
     let mut found = Vec::new();
-    for pid in processes() {
+    for pid in process::all() {
         let name = process::name(pid).unwrap_or_default();
-        if pid == own || Some(pid) == daemon || name == HELPER {
+        if pid == own || Some(pid) == daemon || name == HELPER || askers::is_one(pid) {
             continue;
         }
         if Instant::now() >= end {
@@ -52,6 +54,11 @@ pub(super) fn holders(mount: &Entry, daemon: Option<u32>) -> Vec<Holder> {
     found
 }
 
+/// Whether a process of topofs waits for an answer of a mount.
+pub(super) fn is_asked(mount: &Entry) -> bool {
+    process::all().any(|pid| askers::is_one(pid) && !uses(pid, mount).is_empty())
+}
+
 /// The processes that wait for the answer of a file system of FUSE, as far as the kernel shows that to this user. A file
 /// that is still being opened is no open file, and keeps the mount busy all the same.
 pub(super) fn waiting() -> Vec<(u32, String)> {
@@ -62,19 +69,13 @@ pub(super) fn waiting() -> Vec<(u32, String)> {
     };
     let end = Instant::now() + PATIENCE;
     let own = std::process::id();
-    let others = processes().into_iter().take_while(|_| Instant::now() < end).filter(|pid| *pid != own);
+    let others = process::all().take_while(|_| Instant::now() < end).filter(|pid| *pid != own);
     let named = others.map(|pid| (pid, process::name(pid).unwrap_or_default())).filter(|(_, name)| name != HELPER);
     let found = named.filter(|(pid, _)| {
         let threads = process::entry(*pid, "task").and_then(std::fs::read_dir);
         threads.into_iter().flatten().flatten().any(waits)
     });
     found.collect()
-}
-
-/// The numbers of all processes that /proc shows.
-fn processes() -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// What a process has in a mount.
@@ -110,7 +111,7 @@ fn device_behind(link: &Path) -> Option<Device> {
 
 /// The process that answers for a mount, if the kernel shows that to this user: since Linux 6.10, to root.
 pub(super) fn daemon_of(device: Device) -> Option<u32> {
-    processes().into_iter().filter(|pid| is_ours(*pid)).find(|pid| {
+    process::all().filter(|pid| is_ours(*pid)).find(|pid| {
         let infos = process::entry(*pid, "fdinfo").and_then(std::fs::read_dir);
         infos.into_iter().flatten().flatten().any(|info| {
             let text = std::fs::read_to_string(info.path()).unwrap_or_default();

@@ -12,6 +12,8 @@ use crate::mount::{Entry, Table};
 
 /// Most symbolic links on the way to a path, as the kernel counts them.
 const LINKS: usize = 40;
+/// Most mounts to name in one sentence.
+const NAMED: usize = 10;
 
 /// The mount table, at one moment.
 pub(super) struct Host(Vec<Entry>);
@@ -114,7 +116,8 @@ impl Host {
         Ok(place)
     }
 
-    /// The mount that a command means if nobody names one: that of the working directory, or else the only one.
+    /// The mount that a command means if nobody names one: that of the working directory, or else the only one of
+    /// this user and of root.
     pub fn usual(&self) -> anyhow::Result<&Entry> {
         // The kernel knows the name, and asks nobody.
         if let Ok(here) = std::env::current_dir()
@@ -122,19 +125,35 @@ impl Host {
         {
             return Ok(mount);
         }
-        match self.mounts().as_slice() {
-            [(mount, _)] => Ok(mount),
-            [] => bail!("there is no mount of topofs on this host"),
-            many => {
-                let names: Vec<String> = many.iter().map(|(mount, _)| mount.mountpoint.display().to_string()).collect();
-                bail!("there are several mounts of topofs on this host: name one of {}", names.join(", "))
+        let names = |some: &[&Entry]| {
+            let names = some.iter().take(NAMED).map(|mount| mount.mountpoint.display().to_string());
+            let more = if some.len() > NAMED { ", ..." } else { "" };
+            names.collect::<Vec<_>>().join(", ") + more
+        };
+        match self.trusted().as_slice() {
+            [mount] => Ok(mount),
+            [] if self.mounts().is_empty() => bail!("there is no mount of topofs on this host"),
+            [] => {
+                let all: Vec<&Entry> = self.mounts().into_iter().map(|(mount, _)| mount).collect();
+                bail!("all mounts of topofs on this host are of other users: name one of {}", names(&all))
             }
+            many => bail!("there are several mounts of topofs on this host: name one of {}", names(many)),
         }
+    }
+
+    /// The mounts that count without being named: any user can make others, and say in them what he likes.
+    pub fn trusted(&self) -> Vec<&Entry> {
+        self.mounts().into_iter().map(|(mount, _)| mount).filter(|mount| is_trusted(mount)).collect()
     }
 
     fn mount_at(&self, place: &Path) -> Option<&Entry> {
         self.topmost(place).filter(|entry| entry.is_ours())
     }
+}
+
+/// Whether a mount is this user's, or root's.
+pub(super) fn is_trusted(mount: &Entry) -> bool {
+    mount.user().is_some_and(|user| user == 0 || user == nix::unistd::geteuid().as_raw())
 }
 
 /// The names of a path, the last one first.

@@ -103,6 +103,7 @@ impl ListenArgs {
                     }
                     break Ok(());
                 }
+                Err(Ended::TooLong) => break Err(refused(super::ask::too_long(told.file))),
                 Err(Ended::Late) => break Err(refused(super::ask::NoAnswer::Silent(self.timeout))),
             };
             let Some(line) = self.print(told, &line, &above, &names) else { continue };
@@ -155,8 +156,8 @@ impl ListenArgs {
         }
         let nowhere = || format!("{} is neither in a mount of topofs nor a path of a topology", path.display());
         // As Vitess writes it. A mistyped name of a directory must not look like a place where nothing happens.
-        let mount = match host.mounts()[..] {
-            [(mount, _)] => mount,
+        let mount = match host.trusted()[..] {
+            [mount] => mount,
             [] => bail!("{}", nowhere()),
             _ => host.usual().with_context(|| format!("{} is not in a mount", path.display()))?,
         };

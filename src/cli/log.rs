@@ -15,6 +15,7 @@ use tracing_subscriber::{EnvFilter, Layer, reload};
 use super::flags::process::{LogFormat, ProcessArgs};
 use super::one_line::OneLine;
 use crate::control::SetLogLevel;
+use crate::plain::{SHOWN, short, shown};
 
 mod journal;
 mod json;
@@ -115,7 +116,7 @@ where
 
 fn filter(args: &ProcessArgs) -> anyhow::Result<EnvFilter> {
     let level = if args.debug { "debug" } else { &args.log_level };
-    parse(level).with_context(|| format!("--log-level {level}"))
+    parse(level).with_context(|| format!("--log-level {}", shown(&short(level, SHOWN))))
 }
 
 /// A level or a filter that can be used.

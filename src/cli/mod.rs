@@ -11,6 +11,7 @@ use crate::mount::CannotMount;
 use crate::notify::helper;
 
 mod ask;
+mod askers;
 mod check;
 mod clock;
 mod commands;
@@ -88,10 +89,13 @@ enum Command {
     /// each cell.
     ///
     /// For a MOUNTPOINT without flags where a topology is mounted, the settings of that mount are tried once more from
-    /// outside, beside what it says of itself. The files that it names are read as the user who checks. For a dead mount,
-    /// its source in the mount table is tried; where nothing is mounted, the line of /etc/fstab for this directory.
+    /// outside, beside what it says of itself. The files that it names are read as the user who checks, so only a mount
+    /// of that user is believed. root checks the mount of another user as that user (runuser -u USER topofs check ...).
+    /// For a dead mount, its source in the mount table is tried; where nothing is mounted, the line of /etc/fstab for
+    /// this directory.
     ///
-    /// Every step ends within --remote-operation-timeout, and all within four times as long (at least 20 s).
+    /// Every step ends within --remote-operation-timeout, and all within four times as long (at least 20 s,
+    /// at most 5 min).
     ///
     /// Exit status: 0 if nothing has failed (there may be warnings), 1 if something has, 2 if it could not be found out
     /// or the command line is wrong.
@@ -105,6 +109,10 @@ enum Command {
     /// cells are healthy. Changes that the watch has missed, and inotify events that were lost, are notes: they are
     /// made good, or over. A mount that stands still cannot delay the answer for longer than --timeout.
     ///
+    /// Without MOUNTPOINT, the mounts of this user and of root count. Those of other users are listed below them with
+    /// their owners, and are neither asked nor counted: anybody can make a mount that says anything. Name them, or use
+    /// --all-users.
+    ///
     /// Exit status: 0 if all mounts are healthy; 1 if one is not; 2 if that is unknown: there is no such mount, it is
     /// not readable by this user (not even root reads a mount that another user has made without --allow-other), or
     /// something else is mounted over it.
@@ -114,7 +122,7 @@ enum Command {
     /// Records that are created, changed and deleted, with their versions; locks that are taken, given back, lost and
     /// broken; and by whom: a user and program of this host, or a client elsewhere. Shows what .topofs/events has: the
     /// last 10,000 events since the mount. Without PATH, the mount is the one that the current directory is in, or else
-    /// the only mount of this host.
+    /// the only mount of this user and of root.
     ///
     /// Exit status: 0 at the end, also if the mount ends while it is followed; 2 if the mount cannot be read; 130 after
     /// Ctrl-C.
@@ -123,7 +131,7 @@ enum Command {
     ///
     /// Shows what .topofs/errors has, the last 1,000 refusals: path, line and column in the written text, errno,
     /// reason, user and process. Without PATH, the mount is the one that the current directory is in, or else the only
-    /// mount of this host.
+    /// mount of this user and of root.
     ///
     /// Exit status: 0 at the end, also if the mount ends while it is followed; 2 if the mount cannot be read; 130 after
     /// Ctrl-C.
@@ -250,7 +258,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Man(args) => args.run(Cli::command()),
     };
     ended.unwrap_or_else(|error| {
-        complain(&format!("{error:#}"));
+        let lines: Vec<String> = format!("{error:#}").lines().map(crate::plain::shown).collect();
+        complain(&lines.join("\n"));
         failure(&error, usage)
     })
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, major, minor};
 
+use super::ask::MOST;
 use crate::control::ControlFile;
 use crate::device::Device;
 use crate::mount::Table;
@@ -75,7 +76,10 @@ impl Mount {
     /// The content of a file in it.
     pub fn read(&self, file: ControlFile) -> anyhow::Result<String> {
         let mut text = String::new();
-        self.open(file, OFlag::O_RDONLY)?.read_to_string(&mut text)?;
+        self.open(file, OFlag::O_RDONLY)?.take(MOST as u64 + 1).read_to_string(&mut text)?;
+        if text.len() > MOST {
+            bail!("{} is longer than topofs makes it", self.path(file).display());
+        }
         Ok(text)
     }
 

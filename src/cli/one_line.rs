@@ -6,7 +6,9 @@ use std::io::{self, Write};
 use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Writers that write one line for each event, and escape control characters.
+use crate::plain::is_unsafe;
+
+/// Writers that write one line for each event, and escape what a terminal would obey.
 #[derive(Debug)]
 pub(super) struct OneLine<M>(pub M);
 
@@ -45,7 +47,7 @@ fn escaped(event: &[u8]) -> String {
     for character in line.chars() {
         match character {
             '\t' => shown.push(character),
-            character if character.is_control() => shown.extend(character.escape_default()),
+            character if is_unsafe(character) => shown.extend(character.escape_default()),
             character => shown.push(character),
         }
     }
@@ -60,5 +62,6 @@ mod tests {
     fn an_event_is_one_line_whatever_is_in_it() {
         assert_eq!(escaped(b"plain, \xc3\xa4\n"), "plain, \u{e4}\n");
         assert_eq!(escaped(b"a\n2026 ERROR forged\x1b[2J\r\n"), "a\\n2026 ERROR forged\\u{1b}[2J\\r\n");
+        assert_eq!(escaped("\u{9b}31m\u{202e}\u{e0041}".as_bytes()), "\\u{9b}31m\\u{202e}\\u{e0041}");
     }
 }

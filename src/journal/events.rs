@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::timestamp;
 use crate::name::CellName;
+use crate::plain::shown_json;
 
 /// Number of events to keep. One more event pushes out the oldest, and a reader that has not read it learns how many it
 /// has lost. So a slow reader costs nothing: readers have no queues.
@@ -80,7 +81,7 @@ impl EventLog {
         event.insert("path".to_owned(), json!(path));
         event.insert("kind".to_owned(), json!(kind));
         event.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        self.add(format!("{}\n", Value::Object(event)));
+        self.add(format!("{}\n", shown_json(&Value::Object(event).to_string())));
     }
 
     fn add(&self, line: String) {

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{Op, timestamp};
 use crate::error::{Error, Kind};
+use crate::plain::shown_json;
 use crate::process::Actor;
 
 /// Number of errors to keep. One more error pushes out the oldest; the daemon's log has all of them.
@@ -100,7 +101,7 @@ impl RefusalLog {
             let oldest = kept.entries.pop_front();
             kept.size -= oldest.map_or(0, |oldest| oldest.line.len());
         }
-        let line = format!("{line}\n");
+        let line = format!("{}\n", shown_json(&line.to_string()));
         kept.size += line.len();
         let (path, error) = ((*path).to_owned(), (*error).clone());
         kept.entries.push_back(Entry { line, handle: *handle, path, uid: *uid, error });

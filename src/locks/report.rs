@@ -15,6 +15,7 @@ use crate::cells::lock_text::{shown, since};
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::name::{CellName, TopoPath};
+use crate::plain::shown_json;
 use crate::process::Actor;
 
 impl Locks {
@@ -25,7 +26,8 @@ impl Locks {
         for cell in cells.all().into_iter().filter(|cell| cell.mirror.is_loaded()) {
             let snapshot = cell.mirror.snapshot();
             for dir in cell.locked_dirs(&snapshot) {
-                text += &format!("{}\n", self.line(&cell, &dir, &cell.line(&snapshot, &dir)).await);
+                let line = self.line(&cell, &dir, &cell.line(&snapshot, &dir)).await;
+                text += &format!("{}\n", shown_json(&line.to_string()));
             }
         }
         let lost: Vec<Value> = self
@@ -38,7 +40,7 @@ impl Locks {
                 held.lost.get().map(|reason| json!({ "path": path, "lost": reason, "pid": held.pid }))
             })
             .collect();
-        lost.into_iter().fold(text, |text, line| format!("{text}{line}\n")).into()
+        lost.into_iter().fold(text, |text, line| format!("{text}{}\n", shown_json(&line.to_string()))).into()
     }
 
     async fn line(&self, cell: &Cell, dir: &TopoPath, line: &[Node]) -> Value {

@@ -468,7 +468,7 @@ impl Mirror {
         self.loaded.store(true, Ordering::Release);
         *self.last_heard.lock() = Instant::now();
         self.state.settle(doubts);
-        self.set_link(Link::Live);
+        self.delivers();
         *pace = Pace::new();
         let mut tick = tokio::time::interval_at(Instant::now() + self.resync_interval(), self.resync_interval());
         loop {
@@ -594,6 +594,15 @@ impl Mirror {
         self.link.send_replace(link);
     }
 
+    /// The watch delivers. If it was broken, the log has said so, and says when that is over.
+    fn delivers(&self) {
+        let before = self.link.send_replace(Link::Live);
+        if let Link::Broken { since, .. } = before {
+            let after = humantime::format_duration(Duration::from_millis(whole_millis(since.elapsed())));
+            tracing::info!(%after, "the watch delivers again");
+        }
+    }
+
     fn broken(&self, cause: BackendError) {
         // Whoever starts a mirror waits for it, and is told why there is no watch.
         if self.is_loaded() || matches!(&*self.link.borrow(), Link::Live) {
@@ -627,6 +636,11 @@ impl Mirror {
     pub fn revision(&self) -> Revision {
         self.snapshot.load().at
     }
+}
+
+/// Finer than that, nobody wants to read it.
+fn whole_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How long to wait between attempts to connect.

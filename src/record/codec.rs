@@ -8,6 +8,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use super::parse::parse;
 use super::{Form, early, encode, json, text, unknown, wire};
 use crate::error::{Error, Kind, Result};
+use crate::given;
 
 /// The messages that can be decoded.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl Codec {
     /// The messages of a descriptor set file (`protoc --include_imports --descriptor_set_out`).
     pub fn from_file(path: &Path) -> Result<Self> {
         let flaw = |error: String| Error::new(Kind::Invalid, format!("{}: {error}", path.display()));
-        let bytes = std::fs::read(path).map_err(|error| flaw(error.to_string()))?;
+        let bytes = given::read(path, given::DESCRIPTORS).map_err(|error| flaw(error.to_string()))?;
         let pool = DescriptorPool::decode(bytes.as_slice())
             .map_err(|error| flaw(format!("not a complete descriptor set: {error}")))?;
         if pool.get_message_by_name("topodata.CellInfo").is_none() {

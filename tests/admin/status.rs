@@ -82,6 +82,59 @@ fn a_daemon_that_stands_still_delays_nobody_and_leaves_no_process_behind() {
 }
 
 #[test]
+fn a_mount_that_never_answers_is_asked_once_and_is_unmounted_all_the_same() {
+    let place = Place::new();
+    place.sh(&format!("mkdir m; {} demo m", crate::common::mount::TOPOFS));
+    let daemon = place.pid("m");
+    signal(daemon, Signal::SIGSTOP);
+    let asked = |_| place.topofs("status -1 --timeout 300ms m");
+    let told: Vec<(i32, String)> = (0..4).map(asked).collect();
+    assert!(told.iter().all(|(code, told)| *code == 1 && told.contains(": silent: ")), "{told:?}");
+    let askers = place.sh("grep -lx topofs-ask /proc/[0-9]*/comm 2> /dev/null | wc -l");
+    println!("{askers} askers: {told:?}");
+    let (code, told) = place.topofs("umount --wait 0s m");
+    assert_eq!(code, 0, "{told}");
+    assert!(!crate::common::mount::is_mounted(&place.path("m")));
+    signal(daemon, Signal::SIGCONT);
+    crate::shell::wait_for_end(daemon);
+}
+
+#[test]
+fn what_other_users_mount_is_neither_believed_nor_counted() {
+    let place = Place::for_users();
+    place.sh("mkdir own; echo user_allow_other > fuse.conf");
+    let (code, told) = alone(
+        place.dir(),
+        &format!(
+            "mount --bind fuse.conf /etc/fuse.conf; {USER} ./topofs demo --allow-other m
+             $T check m; echo check $?; $T status -1; echo foreign $?; $T events; echo events $?
+             $T demo own; $T status -1; echo both $?; $T status -1 m; echo named $?; $T status -1 --all-users; echo all $?
+             $T status --json | jq -c '.[] | [.mountpoint, .state, .healthy, .user]'; $T events; echo usual $?
+             {USER} ./topofs check m > /dev/null; echo self $?; $T umount m; $T umount own"
+        ),
+    );
+    let told = told.replace(&place.dir().display().to_string(), "DIR");
+    assert_eq!(code, 0, "{told}");
+    for part in [
+        "DIR/m: its settings are not believed, because it was made by uid 65534: check it as that user",
+        "check 2\n",
+        "DIR/m: not asked: made by uid 65534: not counted\n",
+        "foreign 2\n",
+        "are of other users: name one of DIR/m\nevents 2\n",
+        "both 0\n",
+        "DIR/m: healthy: made by uid 65534: 3 cells",
+        "named 0\n",
+        "all 0\n",
+        r#"["DIR/own","healthy",true,0]"#,
+        r#"["DIR/m","not asked",null,65534]"#,
+        "usual 0\n",
+        "self 0\n",
+    ] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+}
+
+#[test]
 fn a_cell_that_is_out_of_reach_is_a_problem_of_its_mount() {
     let proxy = Proxy::start(etcd::shared().port);
     let service = Service::at(Implementation::Etcd2, etcd::shared().endpoint(), &proxy.endpoint());

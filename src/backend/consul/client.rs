@@ -11,6 +11,7 @@ use super::call::{Call, Caller, MEDIUM, SMALL, causes};
 use super::pair::Pair;
 use super::token::{Token, fingerprint};
 use crate::backend::contract::{BackendError, Failure};
+use crate::given;
 use crate::name::CellName;
 
 /// Number of idle connections of a cell. An agent accepts 200 from one address (limits.http_max_conns_per_client), for
@@ -416,7 +417,8 @@ fn kv(key: &str) -> String {
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, BackendError> {
-    std::fs::read(path).map_err(|error| BackendError::new(Failure::Other, format!("{}: {error}", path.display())))
+    given::read(path, given::CERTIFICATE)
+        .map_err(|error| BackendError::new(Failure::Other, format!("{}: {error}", path.display())))
 }
 
 fn wrong(error: &reqwest::Error) -> BackendError {

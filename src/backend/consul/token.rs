@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::backend::contract::{BackendError, Failure};
+use crate::given;
 use crate::name::CellName;
 
 /// The token of one cell, and its file.
@@ -69,7 +70,7 @@ fn read(file: &Path, cell: &CellName) -> Result<Option<String>, BackendError> {
         acl_token: String,
     }
     let other = |message: String| BackendError::new(Failure::Other, format!("{}: {message}", file.display()));
-    let content = std::fs::read(file).map_err(|error| other(error.to_string()))?;
+    let content = given::read(file, given::SECRET).map_err(|error| other(error.to_string()))?;
     // The error contains a position, never the content.
     let all: HashMap<String, Credentials> = serde_json::from_slice(&content).map_err(|error| {
         other(format!("must be a JSON object like {{\"CELL\": {{\"acl_token\": \"...\"}}}}: line {}", error.line()))

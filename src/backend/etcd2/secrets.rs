@@ -10,6 +10,7 @@ use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use parking_lot::Mutex;
 
 use crate::backend::contract::{BackendError, Failure};
+use crate::given;
 
 /// How long a connection attempt may take, so that the next server gets its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -66,7 +67,7 @@ impl std::fmt::Debug for EtcdOptions {
 
 /// The password in a file that contains nothing else.
 pub fn read_password(file: &Path) -> std::io::Result<String> {
-    Ok(std::fs::read_to_string(file)?.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(given::read_text(file, given::SECRET)?.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// The secrets of a connection.
@@ -161,7 +162,8 @@ fn connect_options(options: &EtcdOptions, password: Option<&str>) -> Result<Conn
 
 fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, BackendError> {
     let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
+        given::read(path, given::CERTIFICATE)
+            .map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
     };
     let mut tls = match (&options.cert, &options.key) {
         (Some(cert), Some(key)) => TlsOptions::new().identity(Identity::from_pem(read(cert)?, read(key)?)),

@@ -4,7 +4,7 @@
 //! The client usually reconnects within its session by itself. A call without a connection starts a new session.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use zookeeper_client::{Client, Error as ZkError, SessionState, TlsOptions};
 
 use super::size::Sizes;
 use crate::backend::contract::{BackendError, Failure};
+use crate::given;
 
 /// How long to trust a silent connection before trying another server.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(4);
@@ -331,12 +332,12 @@ fn classify(error: &ZkError) -> Failure {
     }
 }
 
-fn read(path: &PathBuf) -> Result<String, BackendError> {
-    std::fs::read_to_string(path).map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
+fn read(path: &Path, most: u64) -> Result<String, BackendError> {
+    given::read_text(path, most).map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
 }
 
 fn read_auth(path: &PathBuf) -> Result<Auth, BackendError> {
-    let line = read(path)?;
+    let line = read(path, given::SECRET)?;
     match line.trim_end_matches(['\r', '\n']).split_once(':') {
         Some((scheme, secret)) => Ok(Auth { scheme: scheme.to_owned(), secret: secret.as_bytes().to_vec() }),
         None => {
@@ -352,6 +353,6 @@ fn tls(options: &ZkOptions) -> Result<Option<TlsOptions>, BackendError> {
     let Some(ca) = &options.ca else {
         return Err(BackendError::new(Failure::Other, "--topo-zk-tls-cert needs --topo-zk-tls-ca"));
     };
-    let tls = TlsOptions::new().with_pem_ca(&read(ca)?).map_err(wrong)?;
-    Ok(Some(tls.with_pem_identity(&read(cert)?, &read(key)?).map_err(wrong)?))
+    let tls = TlsOptions::new().with_pem_ca(&read(ca, given::CERTIFICATE)?).map_err(wrong)?;
+    Ok(Some(tls.with_pem_identity(&read(cert, given::CERTIFICATE)?, &read(key, given::CERTIFICATE)?).map_err(wrong)?))
 }

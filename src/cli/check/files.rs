@@ -7,6 +7,7 @@ use super::Finding;
 use crate::cli::flags::connect::ConnectArgs;
 use crate::cli::flags::process::ProcessArgs;
 use crate::cli::flags::view::ViewArgs;
+use crate::given;
 
 const STEP: &str = "file";
 /// Rights of those who need none on a secret.
@@ -31,23 +32,27 @@ pub(in crate::cli) fn files(connect: &ConnectArgs, view: &ViewArgs, process: &Pr
         ("--consul-auth-static-file", &connect.consul_auth_static_file),
         ("--topo-consul-tls-key", &connect.topo_consul_tls_key),
     ];
-    let one = |(flag, path): &(&'static str, &Option<PathBuf>), is_secret| Some(file(flag, path.as_ref()?, is_secret));
+    let one = |(flag, path): &(&'static str, &Option<PathBuf>), is_secret| {
+        let most = match *flag {
+            "--descriptor-set" => given::DESCRIPTORS,
+            flag if flag.contains("-tls-") => given::CERTIFICATE,
+            _ => given::SECRET,
+        };
+        Some(file(flag, path.as_ref()?, is_secret, most))
+    };
     let public = public.iter().filter_map(|named| one(named, false));
     public.chain(secret.iter().filter_map(|named| one(named, true))).chain(log_file(process)).collect()
 }
 
-fn file(flag: &str, path: &PathBuf, is_secret: bool) -> Finding {
+fn file(flag: &str, path: &PathBuf, is_secret: bool, most: u64) -> Finding {
     let subject = format!("{flag} {}", path.display());
-    // A pipe would wait for somebody who writes.
-    let looked = std::fs::metadata(path).and_then(|found| match found.is_file() {
-        true => std::fs::File::open(path).map(|_| found),
-        false => Ok(found),
-    });
-    match looked {
+    match given::look(path, most) {
+        Err(error) if error.raw_os_error().is_none() => {
+            Finding::failed(STEP, subject, error.to_string(), "name a file")
+        }
         Err(error) => {
             Finding::failed(STEP, subject, error.to_string(), "correct the name, or let this user read the file")
         }
-        Ok(found) if found.is_dir() => Finding::failed(STEP, subject, "is a directory", "name a file"),
         Ok(found) if is_secret && found.is_file() && found.mode() & OTHERS != 0 => {
             Finding::warning(STEP, subject, "everybody on this host can use it", "chmod o-rwx")
         }

@@ -11,6 +11,7 @@ use crate::cli::ask::{NoAnswer, ask};
 use crate::cli::health::{in_one_line, judge, summary};
 use crate::cli::host::Host;
 use crate::control::ControlFile;
+use crate::mount::Entry;
 
 /// Settings that are not flags of a check.
 const NOT_FLAGS: [&str; 1] = ["mountpoint"];
@@ -37,6 +38,7 @@ pub(in crate::cli) enum There {
 pub(in crate::cli) fn there(path: &Path, host: &Host, patience: Duration) -> anyhow::Result<There> {
     let place = host.find(path, true)?;
     let Some(mount) = place.mount.filter(|mount| mount.mountpoint == place.path) else { return Ok(There::Nothing) };
+    is_own(mount)?;
     let said = |file| match ask(mount, file, patience) {
         Ok(text) => Ok(Some(serde_json::from_str::<Value>(&text)?)),
         Err(NoAnswer::Dead) => Ok(None),
@@ -45,6 +47,11 @@ pub(in crate::cli) fn there(path: &Path, host: &Host, patience: Duration) -> any
     let (Some(config), Some(status)) = (said(ControlFile::Config)?, said(ControlFile::Status)?) else {
         return Ok(There::Dead(mount.source.to_string_lossy().into_owned()));
     };
+    // The mount may have gone meanwhile, and another user's have come to its place with its number.
+    let now = Host::read()?;
+    if now.find(path, true)?.mount != Some(mount) {
+        anyhow::bail!("{}: another mount has come to its place", mount.mountpoint.display());
+    }
     let subject = mount.mountpoint.display().to_string();
     let verdict = judge(&status);
     let finding = match verdict.problems.as_slice() {
@@ -54,6 +61,18 @@ pub(in crate::cli) fn there(path: &Path, host: &Host, patience: Duration) -> any
         }
     };
     Ok(There::Living(Living { config, finding }))
+}
+
+/// Another user's mount may say what that user likes: its settings could name this user's files, and servers of the
+/// other one, to which they would be sent.
+fn is_own(mount: &Entry) -> anyhow::Result<()> {
+    let own = nix::unistd::geteuid().as_raw();
+    let maker = match mount.user() {
+        Some(user) if user == own => return Ok(()),
+        Some(user) => format!("uid {user}: check it as that user, or name the flags"),
+        None => "an unknown user: name the flags".to_owned(),
+    };
+    anyhow::bail!("{}: its settings are not believed, because it was made by {maker}", mount.mountpoint.display())
 }
 
 /// The flags that settings stand for.

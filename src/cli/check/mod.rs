@@ -25,8 +25,10 @@ pub(super) use topology::{Looking, look};
 const ROUNDS: u32 = 4;
 /// The least time for all of them.
 const LEAST: Duration = Duration::from_secs(20);
+/// The most time for all of them, whatever the flags say: somebody waits for the answer.
+const MOST: Duration = Duration::from_secs(300);
 
 /// When everything must be over, with this operation timeout.
 pub(super) fn deadline(timeout: Duration) -> Instant {
-    Instant::now() + (timeout * ROUNDS).max(LEAST)
+    Instant::now() + timeout.saturating_mul(ROUNDS).clamp(LEAST, MOST)
 }

@@ -13,12 +13,15 @@ use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Ended;
-use crate::cli::ask::{Answering, OK, parse_device};
+use crate::cli::ask::{Answering, MOST, OK, parse_device};
+use crate::cli::askers;
 use crate::control::ControlFile;
 use crate::device::Device;
 
 /// How often a file that cannot be waited for is read again.
 const LOOK: Duration = Duration::from_secs(1);
+/// How much is passed on at a time.
+const PIECE: usize = 128 << 10;
 
 /// What to read.
 #[derive(Debug, Args)]
@@ -42,12 +45,9 @@ impl AskArgs {
     /// Reads, and says what it has read.
     pub fn run(&self) -> Ended {
         // It is started as `exe`, which would be its name among those who use the mount.
-        rustix::thread::set_name(match self.file {
-            ControlFile::Events => c"topofs events",
-            ControlFile::Errors => c"topofs errors",
-            ControlFile::Status => c"topofs status",
-            _ => c"topofs",
-        })?;
+        rustix::thread::set_name(if self.follow { askers::FOLLOWER } else { askers::ASKER })?;
+        // If who asks is killed, nobody else would kill this.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let answering = Answering { mountpoint: self.mountpoint.clone(), device: self.device };
         match self.answer(&answering) {
             Ok(()) => Ok(ExitCode::SUCCESS),
@@ -68,8 +68,10 @@ impl AskArgs {
         }
         let mut out = io::stdout().lock();
         let mut file = mount.file(self.file)?;
-        let mut text = Vec::new();
-        file.read_to_end(&mut text)?;
+        if self.file == ControlFile::Events {
+            return events(&mut file, self.follow, &mut out);
+        }
+        let text = read(file)?;
         writeln!(out, "{OK}")?;
         out.write_all(&text)?;
         out.flush()?;
@@ -77,26 +79,40 @@ impl AskArgs {
             return Ok(());
         }
         // From here on, any error is the end: of the mount, or of who listens.
-        let _ = match self.file {
-            ControlFile::Events => follow_growth(&mut file, &mut out).map_err(Into::into),
-            other => follow_changes(&text, || Ok(read(mount.file(other)?)?), &mut out),
-        };
+        let _ = follow_changes(&text, || Ok(read(mount.file(self.file)?)?), &mut out);
         Ok(())
     }
 }
 
-fn read(mut file: File) -> io::Result<Vec<u8>> {
+/// A file that is no longer than topofs makes it, or one byte more: then the listener refuses it.
+fn read(file: File) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
+    file.take(MOST as u64 + 1).read_to_end(&mut text)?;
     Ok(text)
+}
+
+/// Passes on the events. They may be many: the listener says when it has had enough.
+fn events(file: &mut File, follow: bool, out: &mut (impl Write + AsFd)) -> anyhow::Result<()> {
+    let mut piece = vec![0; PIECE];
+    // If the first read fails, that is the answer.
+    let mut count = file.read(&mut piece)?;
+    writeln!(out, "{OK}")?;
+    while count > 0 {
+        out.write_all(piece.get(..count).unwrap_or_default())?;
+        count = file.read(&mut piece)?;
+    }
+    out.flush()?;
+    if follow {
+        // From here on, any error is the end: of the mount, or of who listens.
+        let _ = follow_growth(file, out);
+    }
+    Ok(())
 }
 
 /// Passes on what comes at the end of a file that can be waited for.
 fn follow_growth(file: &mut File, out: &mut (impl Write + AsFd)) -> io::Result<()> {
     loop {
-        let mut text = Vec::new();
-        file.read_to_end(&mut text)?;
-        out.write_all(&text)?;
+        io::copy(file, out)?;
         out.flush()?;
         let more = PollFd::new(file.as_fd(), PollFlags::POLLIN);
         let mut fds = [more, PollFd::new(out.as_fd(), PollFlags::empty())];

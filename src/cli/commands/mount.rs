@@ -85,6 +85,7 @@ pub(super) fn serve(args: &ProcessArgs, settings: impl FnOnce(SetLogLevel) -> an
     }
     let inherited = confine::Inherited::note();
     let manager = Manager::of_environment(args.stays());
+    confine::enough_files()?;
     confine::daemon().context("cannot keep passwords out of core dumps")?;
     // From here on, every panic in the daemon is recorded.
     alive::note_panics();

@@ -15,7 +15,7 @@ use crate::cli::clock;
 use crate::cli::flags::output::ColorArgs;
 use crate::cli::flags::values::duration;
 use crate::cli::health::{Verdict, in_one_line, judge, number, summary, text};
-use crate::cli::host::Host;
+use crate::cli::host::{Host, is_trusted};
 use crate::cli::paint::{BOLD, DIM, GREEN, PLAIN, RED, Table, YELLOW, painted};
 use crate::control::ControlFile;
 use crate::mount::Entry;
@@ -33,9 +33,12 @@ const SERVER_WIDTH: usize = 60;
 /// Flags of `topofs status`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StatusArgs {
-    /// Only these mounts; any path in a mount will do [default: all mounts of this host]
+    /// Only these mounts; any path in a mount will do [default: those of this user and of root]
     #[arg(value_name = "MOUNTPOINT", value_hint = clap::ValueHint::DirPath)]
     mountpoints: Vec<PathBuf>,
+    /// Ask the mounts of other users, too, and count them
+    #[arg(long, conflicts_with = "mountpoints")]
+    all_users: bool,
     /// Print JSON: what .topofs/status says, with mountpoint, source, state, healthy, problems and notes
     ///
     /// One object for one MOUNTPOINT, otherwise a list of objects.
@@ -60,6 +63,8 @@ enum Known {
     Says(Value, Verdict),
     /// It says nothing.
     Nothing(NoAnswer),
+    /// It is another user's, and was not asked.
+    NotAsked,
 }
 
 /// One mount.
@@ -90,7 +95,12 @@ impl StatusArgs {
             }
             return Ok(out.end_command(UNKNOWN.into(), UNKNOWN));
         }
-        let seen: Vec<Seen<'_>> = look_at(mounts, &host, self.timeout);
+        // Anybody can make a mount that says anything, or nothing.
+        let is_asked = |mount: &Entry| self.all_users || !self.mountpoints.is_empty() || is_trusted(mount);
+        let (asked, others): (Vec<_>, Vec<_>) = mounts.into_iter().partition(|(mount, _)| is_asked(mount));
+        let is_known = !asked.is_empty();
+        let mut seen: Vec<Seen<'_>> = look_at(asked, &host, self.timeout);
+        seen.extend(others.into_iter().map(|(mount, others)| Seen { mount, others, known: Known::NotAsked }));
         let text = match (self.json, self.one_line, self.quiet) {
             (true, ..) => self.json(&seen),
             (_, true, _) => seen.iter().map(Seen::one_line).collect(),
@@ -98,6 +108,10 @@ impl StatusArgs {
             _ => seen.iter().map(Seen::for_people).collect::<Vec<_>>().join("\n"),
         };
         out.print(&text);
+        if !is_known {
+            complain("there is no mount of topofs of this user or of root (--all-users asks those of others)");
+            return Ok(out.end_command(UNKNOWN.into(), UNKNOWN));
+        }
         let worst = seen.iter().filter_map(Seen::exit_status).min();
         Ok(out.end_command(worst.map_or(ExitCode::SUCCESS, ExitCode::from), UNKNOWN))
     }
@@ -138,7 +152,7 @@ fn look_at<'a>(mounts: Vec<(&'a Entry, Vec<&'a Entry>)>, host: &Host, patience: 
                     let verdict = judge(&status);
                     Known::Says(status, verdict)
                 }
-                Err(error) => Known::Nothing(NoAnswer::Other(format!("its status is not JSON: {error}"))),
+                Err(error) => Known::Nothing(NoAnswer::Other(format!("not a status of topofs: {error}"))),
             },
         },
     };
@@ -161,7 +175,8 @@ impl Seen<'_> {
     fn exit_status(&self) -> Option<u8> {
         match &self.known {
             Known::Says(_, verdict) => (!verdict.problems.is_empty()).then_some(UNHEALTHY),
-            Known::Nothing(NoAnswer::Dead | NoAnswer::Silent(_)) => Some(UNHEALTHY),
+            Known::NotAsked => None,
+            Known::Nothing(NoAnswer::Dead | NoAnswer::Silent(_) | NoAnswer::Unanswered(_)) => Some(UNHEALTHY),
             Known::Nothing(NoAnswer::NotReadable | NoAnswer::Elsewhere | NoAnswer::Other(_)) => Some(UNKNOWN),
         }
     }
@@ -172,7 +187,8 @@ impl Seen<'_> {
             Known::Says(_, verdict) if verdict.problems.is_empty() => "healthy",
             Known::Says(..) => "not healthy",
             Known::Nothing(NoAnswer::Dead) => "dead",
-            Known::Nothing(NoAnswer::Silent(_)) => "silent",
+            Known::Nothing(NoAnswer::Silent(_) | NoAnswer::Unanswered(_)) => "silent",
+            Known::NotAsked => "not asked",
             Known::Nothing(NoAnswer::NotReadable) => "not readable",
             Known::Nothing(NoAnswer::Elsewhere) => "covered",
             Known::Nothing(NoAnswer::Other(_)) => "unknown",
@@ -183,13 +199,14 @@ impl Seen<'_> {
         match &self.known {
             Known::Says(_, verdict) => verdict.problems.clone(),
             Known::Nothing(reason) => vec![reason.to_string()],
+            Known::NotAsked => Vec::new(),
         }
     }
 
     fn notes(&self) -> &[String] {
         match &self.known {
             Known::Says(_, verdict) => &verdict.notes,
-            Known::Nothing(_) => &[],
+            Known::Nothing(_) | Known::NotAsked => &[],
         }
     }
 
@@ -201,7 +218,9 @@ impl Seen<'_> {
         let also: Vec<String> = self.others.iter().map(|other| path(&other.mountpoint)).collect();
         object.insert("also_mounted_at".to_owned(), json!(also));
         object.insert("state".to_owned(), json!(self.state()));
+        object.insert("user".to_owned(), json!(self.mount.user()));
         let healthy = match self.exit_status() {
+            None if matches!(self.known, Known::NotAsked) => Value::Null,
             None => json!(true),
             Some(UNHEALTHY) => json!(false),
             Some(_) => Value::Null,
@@ -219,19 +238,31 @@ impl Seen<'_> {
         let said = match &self.known {
             Known::Says(status, verdict) if verdict.problems.is_empty() => summary(status),
             Known::Says(..) | Known::Nothing(_) => in_one_line(&self.problems()),
+            Known::NotAsked => "not counted".to_owned(),
         };
         // The state in one word may be how the reason begins.
         let said = said.strip_prefix(self.state()).map_or(said.as_str(), |rest| rest.trim_start_matches([':', ' ']));
-        format!("{}: {}: {}\n", shown_path(&self.mount.mountpoint), self.painted_state(), shown(said))
+        let said = self.maker().map_or_else(|| said.to_owned(), |maker| format!("{maker}: {said}"));
+        format!("{}: {}: {}\n", shown_path(&self.mount.mountpoint), self.painted_state(), shown(&said))
     }
 
     fn painted_state(&self) -> String {
         let style = match self.exit_status() {
+            None if matches!(self.known, Known::NotAsked) => DIM,
             None => GREEN,
             Some(UNHEALTHY) => RED,
             Some(_) => YELLOW,
         };
         painted(style, self.state())
+    }
+
+    /// Who has made it, if it is neither this user nor root.
+    fn maker(&self) -> Option<String> {
+        match self.mount.user() {
+            _ if is_trusted(self.mount) => None,
+            Some(user) => Some(format!("made by uid {user}")),
+            None => Some("made by an unknown user".to_owned()),
+        }
     }
 
     fn for_people(&self) -> String {
@@ -241,6 +272,9 @@ impl Seen<'_> {
             self.painted_state(),
             painted(DIM, &self.mount.source.to_string_lossy())
         );
+        if let Some(maker) = self.maker() {
+            text += &format!("  {maker}\n");
+        }
         for other in &self.others {
             text += &format!("  also at {}\n", shown_path(&other.mountpoint));
         }

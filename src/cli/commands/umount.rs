@@ -15,7 +15,7 @@ use super::{Ended, USAGE, complain};
 use crate::cli::ask::{NoAnswer, ask};
 use crate::cli::flags::values::any_duration;
 use crate::cli::health::number;
-use crate::cli::holders::{NAMED, daemon_of, holders, is_ours, waiting};
+use crate::cli::holders::{NAMED, daemon_of, holders, is_asked, is_ours, waiting};
 use crate::cli::host::Host;
 use crate::control::ControlFile;
 use crate::mount::{Entry, Refused, unmount};
@@ -26,6 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The same for somebody who does not want to wait: a mount that is well has answered by then.
 const LEAST: Duration = Duration::from_millis(500);
+
+/// How long our own questions may keep the mount busy. They end at once if the mount answers.
+const ASKERS_GRACE: Duration = Duration::from_secs(1);
+/// How often to look whether they have ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Flags of `topofs umount`.
 #[derive(Debug, Args)]
@@ -75,7 +80,16 @@ impl UmountArgs {
         // Afterwards nobody could say which process it was.
         let begin = Instant::now();
         let daemon = Daemon::of(mount, PATIENCE.min(self.wait.max(LEAST)));
-        match unmount(mount, self.lazy) {
+        let mut lazy = self.lazy;
+        let mut outcome = unmount(mount, lazy);
+        // Our own questions end soon if the mount answers. Otherwise nobody can end them.
+        let end = Instant::now() + ASKERS_GRACE;
+        while !lazy && matches!(outcome, Err(Refused::Busy)) && is_held_by_askers_alone(mount, daemon.pid())? {
+            std::thread::sleep(LOOK);
+            lazy = Instant::now() >= end;
+            outcome = unmount(mount, lazy);
+        }
+        match outcome {
             Ok(()) => {}
             Err(Refused::Busy) => bail!("{}", why_busy(mount, daemon.pid())?),
             Err(Refused::Other(error)) => return Err(error.into()),
@@ -84,6 +98,12 @@ impl UmountArgs {
             Host::read()?.ours().find(|other| other.device == mount.device).map(|other| other.mountpoint.clone());
         match still {
             Some(place) => complain(&shown(&format!("the same mount is still at {}", place.display()))),
+            None if lazy && !self.lazy => complain(&shown(&format!(
+                "{}: it does not answer, and only our own questions kept it busy: it is taken out of the tree, and ends \
+                 with its daemon{}",
+                mount.mountpoint.display(),
+                daemon.pid().map_or_else(String::new, |pid| format!(" (process {pid})")),
+            ))),
             None if self.lazy || self.wait.is_zero() => {}
             None => daemon.wait(begin, self.wait)?,
         }
@@ -120,6 +140,12 @@ fn own_mounts() -> anyhow::Result<Vec<Entry>> {
     let uid = nix::unistd::geteuid();
     let is_own = |entry: &&Entry| uid.is_root() || entry.user() == Some(uid.as_raw());
     Ok(host.ours().rev().filter(is_own).cloned().collect())
+}
+
+/// Whether nobody uses a mount but processes of topofs that wait for its answer.
+fn is_held_by_askers_alone(mount: &Entry, daemon: Option<u32>) -> anyhow::Result<bool> {
+    let has_inner = Host::read()?.below(mount).next().is_some();
+    Ok(!has_inner && holders(mount, daemon).is_empty() && is_asked(mount))
 }
 
 /// Who keeps a mount busy.

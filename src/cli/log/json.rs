@@ -1,7 +1,7 @@
 //! Events as JSON, one object a line: time, level, target, message, and the fields of the event and of its spans. Texts
 //! may be anybody's: no control character stays.
 
-use std::fmt::{self, Debug, Write};
+use std::fmt::{self, Debug};
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
@@ -11,6 +11,8 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::plain::shown_json;
 
 /// The fields of a span, kept for the events in it.
 #[derive(Debug)]
@@ -56,22 +58,8 @@ where
             let name = if ["time", "level", "target"].contains(&name.as_str()) { format!("{name}_") } else { name };
             object.insert(name, value);
         }
-        writeln!(to, "{}", without_controls(&Value::Object(object).to_string()))
+        writeln!(to, "{}", shown_json(&Value::Object(object).to_string()))
     }
-}
-
-/// JSON may contain some control characters as they are; a terminal would obey them.
-fn without_controls(json: &str) -> String {
-    let mut shown = String::with_capacity(json.len());
-    for character in json.chars() {
-        if character.is_control() {
-            // Writing to a string cannot fail.
-            let _ = write!(shown, "\\u{:04x}", u32::from(character));
-        } else {
-            shown.push(character);
-        }
-    }
-    shown
 }
 
 #[derive(Default)]

@@ -8,6 +8,7 @@ use std::iter::Peekable;
 use std::os::unix::ffi::OsStrExt;
 
 use super::OptionError;
+use crate::plain::{SHOWN, short};
 
 /// An option as it stands in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +31,11 @@ impl Written {
         };
         let is_name = |c: char| !c.is_whitespace() && !c.is_control();
         if name.is_empty() || name.starts_with('-') || !name.chars().all(is_name) {
-            return Err(OptionError::Malformed(name));
+            return Err(OptionError::Malformed(short(&name, SHOWN)));
+        }
+        // No name, path or address has them, and a NUL would end the text for the kernel.
+        if value.as_ref().is_some_and(|value| value.chars().any(char::is_control)) {
+            return Err(OptionError::Control(short(&name, SHOWN)));
         }
         Ok(Self { name, value })
     }
@@ -51,7 +56,7 @@ fn split(list: &[u8]) -> Result<Vec<Vec<u8>>, OptionError> {
         match byte {
             b',' if !quoted => options.push(std::mem::take(&mut option)),
             b'"' => quoted = !quoted,
-            b'\\' => option.push(escaped(&mut bytes)),
+            b'\\' => option.push(escaped(&mut bytes)?),
             byte => option.push(byte),
         }
     }
@@ -60,14 +65,15 @@ fn split(list: &[u8]) -> Result<Vec<Vec<u8>>, OptionError> {
 }
 
 /// What follows a backslash; the backslash itself at the end of the list.
-fn escaped(bytes: &mut Peekable<impl Iterator<Item = u8> + Clone>) -> u8 {
+fn escaped(bytes: &mut Peekable<impl Iterator<Item = u8> + Clone>) -> Result<u8, OptionError> {
     let mut ahead = bytes.clone();
     let mut digit = |range: std::ops::RangeInclusive<u8>| ahead.next().filter(|byte| range.contains(byte));
-    if let (Some(first), Some(second), Some(third)) = (digit(b'0'..=b'3'), digit(b'0'..=b'7'), digit(b'0'..=b'7')) {
+    if let (Some(first), Some(second), Some(third)) = (digit(b'0'..=b'7'), digit(b'0'..=b'7'), digit(b'0'..=b'7')) {
         bytes.by_ref().take(3).for_each(drop);
-        return ((first - b'0') << 6) | ((second - b'0') << 3) | (third - b'0');
+        let number = [first, second, third].iter().fold(0, |number, digit| number * 8 + u16::from(digit - b'0'));
+        return u8::try_from(number).map_err(|_| OptionError::NotAByte);
     }
-    bytes.next().unwrap_or(b'\\')
+    Ok(bytes.next().unwrap_or(b'\\'))
 }
 
 #[cfg(test)]
@@ -92,7 +98,7 @@ mod tests {
             (r#"a="x\"y,z""#, &[("a", Some(r#"x"y,z"#))]),
             (r"a=x\040y\054z\303\244", &[("a", Some("x y,z\u{e4}"))]),
             (r"a=\\040", &[("a", Some(r"\040"))]),
-            (r"a=\48\400", &[("a", Some("48400"))]),
+            (r"a=\48\40x", &[("a", Some("4840x"))]),
             (r"a=b=c,d=", &[("a", Some("b=c")), ("d", Some(""))]),
             (r"a=\", &[("a", Some(r"\"))]),
         ] {
@@ -110,6 +116,13 @@ mod tests {
         assert_eq!(options("a\u{1b}[2J"), Err(OptionError::Malformed("a\u{1b}[2J".to_owned())));
         assert_eq!(options(r#"ro,a="b,c"#), Err(OptionError::OpenQuote));
         assert_eq!(options(r"a=\377"), Err(OptionError::NotText));
+        assert_eq!(options(r"a=\777"), Err(OptionError::NotAByte));
+        for control in [r"a=x\000", r"a=\012", r"a=\302\233", "a=\u{7f}"] {
+            assert_eq!(options(control), Err(OptionError::Control("a".to_owned())), "{control}");
+        }
+        let long = format!("--{}", "x".repeat(100_000));
+        let Err(OptionError::Malformed(name)) = options(&long) else { panic!("{long}") };
+        assert_eq!(name.chars().count(), 65);
     }
 
     proptest! {

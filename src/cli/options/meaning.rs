@@ -6,6 +6,7 @@ use clap::{ArgAction, Command};
 use super::OptionError;
 use super::list::Written;
 use crate::cli::near::nearest;
+use crate::plain::{SHOWN, short};
 
 /// Options that mount(8), fstab and systemd need, and options that are always so.
 pub(in crate::cli) const IGNORED: &[&str] = &[
@@ -145,13 +146,14 @@ pub(super) fn meaning(option: &Written, command: &Command, caller: Caller) -> Re
         }
         None if caller == (Caller::Mount8 { sloppy: true }) => Ok(Meaning::Nothing),
         None => {
-            Err(OptionError::Unknown { name: name.to_owned(), near: near(name, command, caller), after_value: false })
+            let near = near(name, command, caller);
+            Err(OptionError::Unknown { name: short(name, SHOWN), near, after_value: false })
         }
     }
 }
 
 fn without_value(option: &Written) -> Result<(), OptionError> {
-    if option.value.is_some() { Err(OptionError::TakesNoValue(option.name.clone())) } else { Ok(()) }
+    if option.value.is_some() { Err(OptionError::TakesNoValue(short(&option.name, SHOWN))) } else { Ok(()) }
 }
 
 /// The long names of a flag.

@@ -41,6 +41,12 @@ pub enum OptionError {
     /// Bytes that are not UTF-8.
     #[error("mount options must be UTF-8")]
     NotText,
+    /// A number that no byte has.
+    #[error("no byte in the mount options is more than \\\\377")]
+    NotAByte,
+    /// A value that holds a control character.
+    #[error("the value of mount option {0:?} must not hold control characters")]
+    Control(String),
     /// A quote without its end.
     #[error("a quote in the mount options has no end (a quote itself is written \\\")")]
     OpenQuote,

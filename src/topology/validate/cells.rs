@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use prost::Message;
 
 use super::facts::Facts;
-use super::problem::{Kind, Report, shown};
+use super::problem::{Kind, Report};
 use super::shell::{edit, file, remove_dir_of};
 use crate::error::Error;
 use crate::name::{CellName, TopoPath};
+use crate::plain::shown;
 use crate::record::layout::{CELLS_ALIASES, Key, is_among_records};
 use crate::record::messages::topodata;
 

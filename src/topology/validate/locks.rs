@@ -4,11 +4,12 @@
 use std::time::{Duration, SystemTime};
 
 use super::facts::Facts;
-use super::problem::{Kind, Report, short};
+use super::problem::{Kind, Report};
 use super::shell::file;
 use crate::backend::{Node, Owner};
 use crate::cells::lock_text;
 use crate::name::{CellName, TopoPath};
+use crate::plain::short;
 use crate::record::layout::is_election;
 
 /// The longest-lived locks of Vitess's tools, those of names, last for a day; clocks may differ by an hour.

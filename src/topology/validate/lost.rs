@@ -224,7 +224,7 @@ fn unseen(facts: &Facts<'_>) -> String {
         true => String::new(),
         false => format!(
             "; look at the cells first of which nothing is known: {}",
-            super::problem::shown(&unseen.into_iter().take(CELLS).collect::<Vec<_>>().join(", "))
+            crate::plain::shown(&unseen.into_iter().take(CELLS).collect::<Vec<_>>().join(", "))
         ),
     }
 }

@@ -2,9 +2,10 @@
 
 use super::facts::{Facts, VSchema, read};
 use super::lost::Lost;
-use super::problem::{Kind, Report, short};
+use super::problem::{Kind, Report};
 use super::shell::edit;
 use crate::name::CellName;
+use crate::plain::short;
 use crate::record::layout::Key;
 use crate::record::messages::vschema::{KeyspaceRoutingRules, MirrorRules, RoutingRules, ShardRoutingRules};
 

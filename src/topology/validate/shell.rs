@@ -1,8 +1,8 @@
 //! Commands that mend something, for a shell whose working directory is the mount point. A hostile name must never be
 //! more than one word of a command.
 
-use super::problem::{is_unsafe, shown};
 use crate::name::{CellName, TopoPath};
+use crate::plain::{is_unsafe, shown};
 
 /// A file or directory of the mount.
 pub(super) fn file(cell: &CellName, path: &TopoPath, suffix: &str) -> String {

@@ -64,7 +64,7 @@ fn empty(place: &Place<'_>, directory: &str, path: &TopoPath, report: &mut Repor
 
 /// A vttablet writes its Tablet record when it starts. No command here can do that.
 pub(super) fn restart(alias: &str) -> String {
-    format!("# restart the vttablet of {}: it writes its record again", super::problem::shown(alias))
+    format!("# restart the vttablet of {}: it writes its record again", crate::plain::shown(alias))
 }
 
 fn is_placed((place, directory, path): (&Place<'_>, &str, &TopoPath), tablet: &Tablet, report: &mut Report) -> bool {

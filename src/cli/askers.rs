@@ -78,7 +78,8 @@ fn asks(pid: u32, device: Device) -> Option<bool> {
     is_asked.then(|| arguments.contains(&FOLLOW.as_bytes()))
 }
 
-/// Whether a process is one that asks and does not go on listening, of any user: it runs this very program. Anybody can take its name.
+/// Whether a process is one that asks and does not go on listening, of any user: it runs this very program. Anybody
+/// can take its name.
 pub(super) fn is_one(pid: u32) -> bool {
     is_called(pid, &[ASKER])
 }

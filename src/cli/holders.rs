@@ -59,8 +59,8 @@ pub(super) fn is_asked(mount: &Entry) -> bool {
     process::all().any(|pid| askers::is_one(pid) && !uses(pid, mount).is_empty())
 }
 
-/// The processes that wait for the answer of a file system of FUSE, as far as the kernel shows that to this user. A file
-/// that is still being opened is no open file, and keeps the mount busy all the same.
+/// The processes that wait for the answer of a file system of FUSE, as far as the kernel shows that to this user. A
+/// file that is still being opened is no open file, and keeps the mount busy all the same.
 pub(super) fn waiting() -> Vec<(u32, String)> {
     /// Where in the kernel they wait.
     const WAITS: &str = "request_wait_answer";

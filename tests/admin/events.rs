@@ -174,7 +174,8 @@ fn the_mount_is_that_of_the_directory_or_the_only_one() {
         "only 0 1\nbelow 0 1\n0\n",
         "topofs: nonsense is neither in a mount of topofs nor a path of a topology\nnonsense 2\n",
         "name one of DIR/a, DIR/b\ntwo 2\n0\n1\n",
-        "global/metadata is not in a mount: there are several mounts of topofs on this host: name one of DIR/a, DIR/b\nshort 2\n",
+        "global/metadata is not in a mount: there are several mounts of topofs on this host: name one of DIR/a, \
+         DIR/b\nshort 2\n",
         "nothing is known of global/no/such, and nothing is there\n",
         "keyspaces/commerce is not locked.\nfree 0\n",
     ] {

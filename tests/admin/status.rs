@@ -108,7 +108,8 @@ fn what_other_users_mount_is_neither_believed_nor_counted() {
         &format!(
             "mount --bind fuse.conf /etc/fuse.conf; {USER} ./topofs demo --allow-other m
              $T check m; echo check $?; $T status -1; echo foreign $?; $T events; echo events $?
-             $T demo own; $T status -1; echo both $?; $T status -1 m; echo named $?; $T status -1 --all-users; echo all $?
+             $T demo own; $T status -1; echo both $?; $T status -1 m; echo named $?
+             $T status -1 --all-users; echo all $?
              $T status --json | jq -c '.[] | [.mountpoint, .state, .healthy, .user]'; $T events; echo usual $?
              {USER} ./topofs check m > /dev/null; echo self $?; $T umount m; $T umount own"
         ),

@@ -1,6 +1,6 @@
 //! The parts of Consul's HTTP API that topofs needs. Each call is bounded, and each answer has its index.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -416,7 +416,7 @@ fn kv(key: &str) -> String {
     path
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>, BackendError> {
+fn read(path: &Path) -> Result<Vec<u8>, BackendError> {
     given::read(path, given::CERTIFICATE)
         .map_err(|error| BackendError::new(Failure::Other, format!("{}: {error}", path.display())))
 }

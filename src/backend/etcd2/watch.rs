@@ -130,7 +130,8 @@ impl Watch {
                 },
                 () = sleep_until(alone.unwrap_or(self.last_heard + SILENCE_LIMIT)) => {
                     if alone.is_none() {
-                        let message = format!("etcd has given no sign of life for more than {} s", SILENCE_LIMIT.as_secs());
+                        let limit = SILENCE_LIMIT.as_secs();
+                        let message = format!("etcd has given no sign of life for more than {limit} s");
                         return Err(BackendError::new(Failure::Unreachable, message));
                     }
                     return Ok(self.lives());

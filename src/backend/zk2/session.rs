@@ -112,7 +112,7 @@ impl Sessions {
             servers: servers.join(","),
             timeout,
             base_timeout: options.base_timeout,
-            auth: Mutex::new(options.auth_file.as_ref().map(read_auth).transpose()?),
+            auth: Mutex::new(options.auth_file.as_ref().map(|path| read_auth(path)).transpose()?),
             auth_file: options.auth_file.clone(),
             tls: tls(options)?,
             sizes: Sizes::default(),
@@ -336,7 +336,7 @@ fn read(path: &Path, most: u64) -> Result<String, BackendError> {
     given::read_text(path, most).map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
 }
 
-fn read_auth(path: &PathBuf) -> Result<Auth, BackendError> {
+fn read_auth(path: &Path) -> Result<Auth, BackendError> {
     let line = read(path, given::SECRET)?;
     match line.trim_end_matches(['\r', '\n']).split_once(':') {
         Some((scheme, secret)) => Ok(Auth { scheme: scheme.to_owned(), secret: secret.as_bytes().to_vec() }),

@@ -1,7 +1,7 @@
 //! The files that flags name: whether they can be read, and by whom else. Must never print what is in them.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Finding;
 use crate::cli::flags::connect::ConnectArgs;
@@ -44,7 +44,7 @@ pub(in crate::cli) fn files(connect: &ConnectArgs, view: &ViewArgs, process: &Pr
     public.chain(secret.iter().filter_map(|named| one(named, true))).chain(log_file(process)).collect()
 }
 
-fn file(flag: &str, path: &PathBuf, is_secret: bool, most: u64) -> Finding {
+fn file(flag: &str, path: &Path, is_secret: bool, most: u64) -> Finding {
     let subject = format!("{flag} {}", path.display());
     match given::look(path, most) {
         Err(error) if error.raw_os_error().is_none() => {

@@ -99,8 +99,8 @@ impl UmountArgs {
         match still {
             Some(place) => complain(&shown(&format!("the same mount is still at {}", place.display()))),
             None if lazy && !self.lazy => complain(&shown(&format!(
-                "{}: it does not answer, and only our own questions kept it busy: it is taken out of the tree, and ends \
-                 with its daemon{}",
+                "{}: it does not answer, and only our own questions kept it busy: it is taken out of the tree, and \
+                 ends with its daemon{}",
                 mount.mountpoint.display(),
                 daemon.pid().map_or_else(String::new, |pid| format!(" (process {pid})")),
             ))),

@@ -99,7 +99,7 @@ impl Asking {
         let other = |error: std::io::Error| NoAnswer::Other(format!("cannot ask it: {error}"));
         askers::await_turn(mount.device, Instant::now() + patience).map_err(NoAnswer::Unanswered)?;
         let mut command = Command::new("/proc/self/exe");
-        command.args([ASK, askers::DEVICE, &device_text(mount.device), "--file", file.name()]);
+        command.args([ASK, askers::DEVICE, &askers::device_text(mount.device), "--file", file.name()]);
         command
             .args(more)
             .arg("--")
@@ -230,17 +230,6 @@ fn is_readable(fd: std::os::fd::BorrowedFd<'_>, deadline: Option<Instant>) -> bo
     }
 }
 
-/// A device as an argument.
-pub(super) fn device_text((major, minor): Device) -> String {
-    format!("{major}:{minor}")
-}
-
-/// Reads what [`device_text`] writes.
-pub(super) fn parse_device(text: &str) -> Result<Device, String> {
-    let parsed = text.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-    parsed.ok_or_else(|| "not of the form MAJOR:MINOR".to_owned())
-}
-
 /// The child's own place in the conversation: what it says is read by [`Asking`].
 pub(super) struct Answering {
     /// Where the mount is.
@@ -269,17 +258,4 @@ impl Answering {
 /// A mount point for people, on one line.
 pub(super) fn shown_path(path: &Path) -> String {
     crate::topology::validate::shown(&path.to_string_lossy())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_is_read_as_it_is_written() {
-        assert_eq!(parse_device(&device_text((7, 4_000_000))), Ok((7, 4_000_000)));
-        for wrong in ["", "1", "1:", ":1", "a:b", "1:-1"] {
-            assert!(parse_device(wrong).is_err(), "{wrong}");
-        }
-    }
 }

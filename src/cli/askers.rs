@@ -10,7 +10,6 @@ use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use super::ask::device_text;
 use crate::device::Device;
 use crate::process;
 
@@ -98,4 +97,28 @@ fn program(link: &std::path::Path) -> Option<(u32, u32, u64)> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = statx(file.as_fd(), "", flags, StatxFlags::INO).ok()?;
     Some((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+/// A device as an argument.
+pub(super) fn device_text((major, minor): Device) -> String {
+    format!("{major}:{minor}")
+}
+
+/// Reads what [`device_text`] writes.
+pub(super) fn parse_device(text: &str) -> Result<Device, String> {
+    let parsed = text.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    parsed.ok_or_else(|| "not of the form MAJOR:MINOR".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_read_as_it_is_written() {
+        assert_eq!(parse_device(&device_text((7, 4_000_000))), Ok((7, 4_000_000)));
+        for wrong in ["", "1", "1:", ":1", "a:b", "1:-1"] {
+            assert!(parse_device(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Mutex;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
@@ -12,6 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, reload};
 
+use super::flags::level::parse;
 use super::flags::process::{LogFormat, ProcessArgs};
 use super::one_line::OneLine;
 use crate::control::SetLogLevel;
@@ -21,10 +22,6 @@ mod journal;
 mod json;
 
 use journal::Journal;
-
-/// fuser logs every reply to a caller that was killed meanwhile; the ZooKeeper client logs every session and attempt.
-/// Both also return what matters as an error.
-const QUIET: &str = "fuser=off,zookeeper_client=off";
 
 /// What adds time and level to a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,40 +114,4 @@ where
 fn filter(args: &ProcessArgs) -> anyhow::Result<EnvFilter> {
     let level = if args.debug { "debug" } else { &args.log_level };
     parse(level).with_context(|| format!("--log-level {}", shown(&short(level, SHOWN))))
-}
-
-/// A level or a filter that can be used.
-pub(super) fn log_level(text: &str) -> Result<String, String> {
-    parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
-}
-
-fn parse(level: &str) -> anyhow::Result<EnvFilter> {
-    /// The words that are a level; EnvFilter would read any other word as the name of a module.
-    const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
-    let is_filter = level.contains(['=', ',']);
-    if !is_filter && !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
-        return Err(anyhow!("must be one of {}, or a filter such as warn,topofs::backend=debug", LEVELS.join(", ")));
-    }
-    // What the filter says of the same modules counts: it comes later.
-    Ok(EnvFilter::try_new(format!("{QUIET},{level}"))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_filter_names_modules_and_keeps_the_noisy_ones_quiet() {
-        let shown = |level: &str| {
-            let mut parts: Vec<String> = parse(level).unwrap().to_string().split(',').map(str::to_owned).collect();
-            parts.sort();
-            parts.join(" ")
-        };
-        assert_eq!(shown("info"), "fuser=off info zookeeper_client=off");
-        assert_eq!(shown("warn,topofs::backend=debug"), "fuser=off topofs::backend=debug warn zookeeper_client=off");
-        assert_eq!(shown("info,fuser=debug"), "fuser=debug info zookeeper_client=off");
-        for wrong in ["loud", "", "topofs::backend", "topofs=loud"] {
-            assert!(parse(wrong).is_err(), "{wrong}");
-        }
-    }
 }

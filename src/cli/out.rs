@@ -3,10 +3,9 @@
 
 use std::io::{BufWriter, ErrorKind, Stdout, Write};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use anstream::AutoStream;
-
-use super::commands::complain;
 
 /// What a command prints, and what came between.
 pub(super) struct Out {
@@ -66,4 +65,20 @@ impl Out {
 pub(super) fn write_error(error: &std::io::Error) -> String {
     let errno = error.raw_os_error().map(nix::Error::from_raw);
     format!("write error: {}", errno.map_or_else(|| error.to_string(), |errno| errno.desc().to_owned()))
+}
+
+/// The name under which the program was called, if it is another one.
+static NAME: OnceLock<&'static str> = OnceLock::new();
+
+/// Says under which name the program complains.
+pub(super) fn speak_as(name: &'static str) {
+    // Nobody has two names.
+    let _ = NAME.set(name);
+}
+
+/// Tells people why the command has failed.
+pub(super) fn complain(reason: &str) {
+    let name = NAME.get().unwrap_or(&"topofs");
+    // One call writes it, so the output of another process cannot split it. If the pipe is closed, nobody reads it.
+    let _ = std::io::stderr().write_all(format!("{name}: {reason}\n").as_bytes());
 }

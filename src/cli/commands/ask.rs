@@ -13,7 +13,7 @@ use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Ended;
-use crate::cli::ask::{Answering, MOST, OK, parse_device};
+use crate::cli::ask::{Answering, MOST, OK};
 use crate::cli::askers;
 use crate::control::ControlFile;
 use crate::device::Device;
@@ -27,7 +27,7 @@ const PIECE: usize = 128 << 10;
 #[derive(Debug, Args)]
 pub(in crate::cli) struct AskArgs {
     /// The device of the mount
-    #[arg(long, value_parser = parse_device)]
+    #[arg(long, value_parser = askers::parse_device)]
     device: Device,
     /// The name of the file
     #[arg(long, value_parser = |name: &str| ControlFile::of_name(name).ok_or("no such file"))]

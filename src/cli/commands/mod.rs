@@ -19,11 +19,10 @@ pub(super) mod unlock;
 pub(super) mod validate;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 
 use super::out::Out;
+pub(super) use super::out::{complain, speak_as};
 use crate::error::{Error, Result};
 use crate::topology::rebuild::Outcome;
 
@@ -32,22 +31,6 @@ pub(super) const USAGE: u8 = 1;
 
 /// How a command has ended. An error means that the command line was wrong, or that the command could not begin.
 pub(super) type Ended = anyhow::Result<ExitCode>;
-
-/// The name under which the program was called, if it is another one.
-static NAME: OnceLock<&'static str> = OnceLock::new();
-
-/// Says under which name the program complains.
-pub(super) fn speak_as(name: &'static str) {
-    // Nobody has two names.
-    let _ = NAME.set(name);
-}
-
-/// Tells people why the command has failed.
-pub(super) fn complain(reason: &str) {
-    let name = NAME.get().unwrap_or(&"topofs");
-    // One call writes it, so the output of another process cannot split it. If the pipe is closed, nobody reads it.
-    let _ = std::io::stderr().write_all(format!("{name}: {reason}\n").as_bytes());
-}
 
 /// Complaints that differ only in their keyspace are printed in full so many times; the rest is one line.
 const ALIKE: usize = 10;

@@ -1,6 +1,7 @@
 //! The flags: each is defined once, and help, man page and completions come from that.
 
 pub(super) mod connect;
+pub(super) mod level;
 pub(super) mod lock;
 pub(super) mod migrate;
 pub(super) mod output;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::log::log_level;
+use super::level::log_level;
 use crate::scrape::MetricsAddress;
 
 /// How a line of the log looks.

@@ -401,6 +401,10 @@ fn a_path_unit_acts_on_a_change() {
         Some(systemd.sh(&format!("cat {}/{path}.txt", instance.point()))).filter(|now| now.starts_with("sharded: true"))
     });
     eventually("the unit has acted", || (text(&systemd.bash("cat /run/topofs-example.vschema")) == now).then_some(()));
+    // systemd looks at the path again when the unit has ended.
+    eventually("the path is watched again", || {
+        (systemd.property("topofs-example.path", "SubState") == "waiting").then_some(())
+    });
     // And again, by a program on this mount.
     systemd.sh(&format!("cd {}; rm /run/topofs-example.vschema; echo 'sharded: true' > {path}.txt", instance.point()));
     eventually("the unit has acted again", || {

@@ -456,7 +456,7 @@ func (r *rebuilt) count(is bool, yes, no *int) {
 func TestRebuildAsVitess(t *testing.T) {
 	ctx := contextOf(t)
 	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("TOPOFS_REBUILD_SEED"); text != "" {
+	if text := os.Getenv("TOPOFS_TEST_REBUILD_SEED"); text != "" {
 		var err error
 		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
 			t.Fatal(err)
@@ -475,7 +475,7 @@ func TestRebuildAsVitess(t *testing.T) {
 			for n := range todo {
 				o := &ours{t, client, etcd.server(t), fmt.Sprintf("/rebuild-%d", n)}
 				if err := done.one(ctx, o, newTopology(n)); err != nil {
-					t.Errorf("TOPOFS_REBUILD_SEED=%d, topology %d: %v", seed, n-seed, err)
+					t.Errorf("TOPOFS_TEST_REBUILD_SEED=%d, topology %d: %v", seed, n-seed, err)
 				}
 			}
 		})

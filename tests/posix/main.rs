@@ -73,9 +73,9 @@ fn fsx_over_a_raw_record() {
     }
 }
 
-/// Operations of the long run: TOPOFS_MIXED_OPERATIONS for more or fewer.
+/// Operations of the long run: TOPOFS_TEST_MIXED_OPERATIONS for more or fewer.
 fn operations() -> usize {
-    std::env::var("TOPOFS_MIXED_OPERATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(100_000)
+    std::env::var("TOPOFS_TEST_MIXED_OPERATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(100_000)
 }
 
 #[test]

@@ -321,9 +321,9 @@ fn a_descriptor_set_replaces_the_messages() {
     assert!(Codec::from_file(&set).is_err());
 }
 
-/// Inputs tried: a short run by default, TOPOFS_HOSTILE_INPUTS=1000000 for a long one.
+/// Inputs tried: a short run by default, TOPOFS_TEST_HOSTILE_INPUTS=1000000 for a long one.
 fn hostile_inputs() -> u64 {
-    std::env::var("TOPOFS_HOSTILE_INPUTS").ok().and_then(|count| count.parse().ok()).unwrap_or(100_000)
+    std::env::var("TOPOFS_TEST_HOSTILE_INPUTS").ok().and_then(|count| count.parse().ok()).unwrap_or(100_000)
 }
 
 /// Bytes that are wrong in every way: noise, pieces of syntax, and valid records with damage.

@@ -1,5 +1,5 @@
 //! Everything at once for a while: nothing may hang, and what is shown in the end is what is stored.
-//! `TOPOFS_SOAK_SECONDS=600` makes it long.
+//! `TOPOFS_TEST_SOAK_SECONDS=600` makes it long.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::common::world::Service;
 use crate::common::{eventually, text};
 
 fn length() -> Duration {
-    let seconds = std::env::var("TOPOFS_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
+    let seconds = std::env::var("TOPOFS_TEST_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(60))
 }
 

@@ -17,3 +17,9 @@ pub(crate) fn device_of(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Device>
     let found = statx(dir, name, flags, StatxFlags::empty())?;
     Ok((found.stx_dev_major, found.stx_dev_minor))
 }
+
+/// Device and inode number of what a descriptor is open on. No file system is asked.
+pub(crate) fn identity(file: BorrowedFd<'_>) -> io::Result<(Device, u64)> {
+    let found = statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
+    Ok(((found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
+}

@@ -8,6 +8,7 @@ pub mod consul;
 mod contract;
 pub mod etcd2;
 pub mod faulty;
+mod files;
 pub mod inspect;
 mod keys;
 mod location;

@@ -257,5 +257,5 @@ impl Answering {
 
 /// A mount point for people, on one line.
 pub(super) fn shown_path(path: &Path) -> String {
-    crate::topology::validate::shown(&path.to_string_lossy())
+    crate::plain::shown(&path.to_string_lossy())
 }

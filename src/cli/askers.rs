@@ -3,14 +3,14 @@
 
 use std::ffi::CStr;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
-use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use crate::device::Device;
+use crate::device::{Device, identity};
 use crate::process;
 
 /// The name of such a process.
@@ -88,15 +88,13 @@ fn is_called(pid: u32, names: &[&CStr]) -> bool {
         && process::entry(pid, "exe")
             .ok()
             .and_then(|exe| program(&exe))
-            .is_some_and(|exe| program(std::path::Path::new("/proc/self/exe")) == Some(exe))
+            .is_some_and(|exe| program(Path::new("/proc/self/exe")) == Some(exe))
 }
 
 /// Which file a program is. No file system is asked.
-fn program(link: &std::path::Path) -> Option<(u32, u32, u64)> {
+fn program(link: &Path) -> Option<(Device, u64)> {
     let file = open(link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let found = statx(file.as_fd(), "", flags, StatxFlags::INO).ok()?;
-    Some((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+    identity(file.as_fd()).ok()
 }
 
 /// A device as an argument.

@@ -2,16 +2,16 @@
 //! only, never the mount.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::askers;
-use crate::device::Device;
+use crate::device::{Device, device_of};
 use crate::mount::Entry;
 use crate::process;
 
@@ -105,8 +105,7 @@ fn uses(pid: u32, mount: &Entry) -> Vec<String> {
 /// The file system that a link of /proc leads to. No file system is asked.
 fn device_behind(link: &Path) -> Option<Device> {
     let file = open(link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    let found = statx(file.as_fd(), "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::empty()).ok()?;
-    Some((found.stx_dev_major, found.stx_dev_minor))
+    device_of(file.as_fd(), OsStr::new("")).ok()
 }
 
 /// The process that answers for a mount, if the kernel shows that to this user: since Linux 6.10, to root.

@@ -24,7 +24,7 @@ use super::out::Out;
 use super::told::{self, Names};
 use crate::control::ControlFile;
 use crate::mount::Entry;
-use crate::topology::validate::{shown, shown_json};
+use crate::plain::{shown, shown_json};
 use crate::users::user_name;
 
 /// Exit status: it could not be found out.

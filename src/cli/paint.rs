@@ -4,7 +4,7 @@
 use anstyle::{AnsiColor, Style};
 use unicode_width::UnicodeWidthStr;
 
-use crate::topology::validate::shown;
+use crate::plain::shown;
 
 /// As it is.
 pub(super) const PLAIN: Style = Style::new();

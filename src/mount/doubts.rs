@@ -46,7 +46,7 @@ pub(super) fn of_cells(cells: &Cells, settings: &Settings, ready: &Readiness) {
 fn tell(warning: &str, ready: &Readiness) {
     if ready.is_awaited() {
         // A reason may hold words of a record.
-        let line = format!("topofs: {}\n", crate::topology::validate::shown(warning));
+        let line = format!("topofs: {}\n", crate::plain::shown(warning));
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     }
 }

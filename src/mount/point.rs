@@ -15,7 +15,7 @@ use nix::sys::stat::Mode;
 use rustix::fs::{AtFlags, FileType, StatxAttributes, StatxFlags, statx};
 
 use super::table::{Entry, KIND, Table};
-use crate::device::{Device, device_of};
+use crate::device::{Device, device_of, identity};
 
 /// How the types of all FUSE mounts begin.
 const FUSE: &[u8] = b"fuse";
@@ -228,12 +228,6 @@ fn detach(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// What a descriptor is open on, as a path.
 pub(super) fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
-}
-
-/// Device and inode number.
-fn identity(place: BorrowedFd<'_>) -> io::Result<(Device, u64)> {
-    let found = statx(place, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
-    Ok(((found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
 }
 
 fn open_place(dir: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {

@@ -1,6 +1,6 @@
 //! The parts of Consul's HTTP API that topofs needs. Each call is bounded, and each answer has its index.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::call::{Call, Caller, MEDIUM, SMALL, causes};
 use super::pair::Pair;
 use super::token::{Token, fingerprint};
 use crate::backend::contract::{BackendError, Failure};
-use crate::given;
+use crate::backend::files::read_certificate;
 use crate::name::CellName;
 
 /// Number of idle connections of a cell. An agent accepts 200 from one address (limits.http_max_conns_per_client), for
@@ -167,11 +167,11 @@ impl Client {
             .redirect(redirect)
             .https_only(secure);
         if let Some(ca) = &options.ca {
-            let ca = Certificate::from_pem(&read(ca)?).map_err(|error| wrong(&error))?;
+            let ca = Certificate::from_pem(&read_certificate(ca)?).map_err(|error| wrong(&error))?;
             builder = builder.tls_certs_only([ca]);
         }
         if let (Some(cert), Some(key)) = (&options.cert, &options.key) {
-            let both = [read(cert)?, read(key)?].concat();
+            let both = [read_certificate(cert)?, read_certificate(key)?].concat();
             builder = builder.identity(Identity::from_pem(&both).map_err(|error| wrong(&error))?);
         }
         let http = builder.build().map_err(|error| wrong(&error))?;
@@ -414,11 +414,6 @@ fn kv(key: &str) -> String {
         }
     }
     path
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, BackendError> {
-    given::read(path, given::CERTIFICATE)
-        .map_err(|error| BackendError::new(Failure::Other, format!("{}: {error}", path.display())))
 }
 
 fn wrong(error: &reqwest::Error) -> BackendError {

@@ -8,7 +8,8 @@ use std::sync::{Arc, LazyLock};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-use crate::backend::contract::{BackendError, Failure};
+use crate::backend::contract::BackendError;
+use crate::backend::files::wrong;
 use crate::given;
 use crate::name::CellName;
 
@@ -69,8 +70,8 @@ fn read(file: &Path, cell: &CellName) -> Result<Option<String>, BackendError> {
     struct Credentials {
         acl_token: String,
     }
-    let other = |message: String| BackendError::new(Failure::Other, format!("{}: {message}", file.display()));
-    let content = given::read(file, given::SECRET).map_err(|error| other(error.to_string()))?;
+    let other = |message: String| wrong(file, message);
+    let content = given::read(file, given::SECRET).map_err(|error| wrong(file, error))?;
     // The error contains a position, never the content.
     let all: HashMap<String, Credentials> = serde_json::from_slice(&content).map_err(|error| {
         other(format!("must be a JSON object like {{\"CELL\": {{\"acl_token\": \"...\"}}}}: line {}", error.line()))

@@ -10,6 +10,7 @@ use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use parking_lot::Mutex;
 
 use crate::backend::contract::{BackendError, Failure};
+use crate::backend::files::read_certificate;
 use crate::given;
 
 /// How long a connection attempt may take, so that the next server gets its turn.
@@ -161,12 +162,10 @@ fn connect_options(options: &EtcdOptions, password: Option<&str>) -> Result<Conn
 }
 
 fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, BackendError> {
-    let read = |path: &PathBuf| {
-        given::read(path, given::CERTIFICATE)
-            .map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
-    };
     let mut tls = match (&options.cert, &options.key) {
-        (Some(cert), Some(key)) => TlsOptions::new().identity(Identity::from_pem(read(cert)?, read(key)?)),
+        (Some(cert), Some(key)) => {
+            TlsOptions::new().identity(Identity::from_pem(read_certificate(cert)?, read_certificate(key)?))
+        }
         (None, None) if options.ca.is_some() => TlsOptions::new(),
         (None, None) => return Ok(None),
         _ => {
@@ -175,7 +174,7 @@ fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, BackendError> {
         }
     };
     if let Some(ca) = &options.ca {
-        tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
+        tls = tls.ca_certificate(Certificate::from_pem(read_certificate(ca)?));
     }
     Ok(Some(tls))
 }

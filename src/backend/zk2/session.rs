@@ -15,6 +15,7 @@ use zookeeper_client::{Client, Error as ZkError, SessionState, TlsOptions};
 
 use super::size::Sizes;
 use crate::backend::contract::{BackendError, Failure};
+use crate::backend::files::wrong;
 use crate::given;
 
 /// How long to trust a silent connection before trying another server.
@@ -333,17 +334,14 @@ fn classify(error: &ZkError) -> Failure {
 }
 
 fn read(path: &Path, most: u64) -> Result<String, BackendError> {
-    given::read_text(path, most).map_err(|e| BackendError::new(Failure::Other, format!("{}: {e}", path.display())))
+    given::read_text(path, most).map_err(|error| wrong(path, error))
 }
 
 fn read_auth(path: &Path) -> Result<Auth, BackendError> {
     let line = read(path, given::SECRET)?;
     match line.trim_end_matches(['\r', '\n']).split_once(':') {
         Some((scheme, secret)) => Ok(Auth { scheme: scheme.to_owned(), secret: secret.as_bytes().to_vec() }),
-        None => {
-            let message = format!("{}: not of the form SCHEME:AUTH", path.display());
-            Err(BackendError::new(Failure::Other, message))
-        }
+        None => Err(wrong(path, "not of the form SCHEME:AUTH")),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::cli::paint::{BOLD, GREEN, PLAIN, RED, YELLOW, padded, painted};
-use crate::topology::validate::shown_json;
+use crate::plain::shown_json;
 
 /// The width of the column with the outcome: `warning` is the longest.
 const OUTCOME_WIDTH: usize = 7;

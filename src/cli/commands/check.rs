@@ -25,7 +25,7 @@ use crate::cli::options::{Caller, Line};
 use crate::cli::source::Source;
 use crate::cli::{Cli, PLACES};
 use crate::mount::{operation_timeout, request_timeout};
-use crate::topology::validate::shown;
+use crate::plain::shown;
 
 /// Exit status: something does not work.
 const FAILED: u8 = 1;

@@ -19,7 +19,7 @@ use crate::cli::host::{Host, is_trusted};
 use crate::cli::paint::{BOLD, DIM, GREEN, PLAIN, RED, Table, YELLOW, painted};
 use crate::control::ControlFile;
 use crate::mount::Entry;
-use crate::topology::validate::{shown, shown_json};
+use crate::plain::{shown, shown_json};
 
 /// Exit status: something is wrong.
 const UNHEALTHY: u8 = 1;

@@ -19,7 +19,7 @@ use crate::cli::holders::{NAMED, daemon_of, holders, is_asked, is_ours, waiting}
 use crate::cli::host::Host;
 use crate::control::ControlFile;
 use crate::mount::{Entry, Refused, unmount};
-use crate::topology::validate::shown;
+use crate::plain::shown;
 
 /// How long to wait for a mount to say which process it is.
 const PATIENCE: Duration = Duration::from_secs(2);

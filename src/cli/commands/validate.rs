@@ -18,8 +18,9 @@ use crate::cli::mounted::{Mount, resolved};
 use crate::cli::out::Out;
 use crate::control::ControlFile;
 use crate::name::{CellName, CellPath, LOCK_FILE, TopoPath};
+use crate::plain::shown;
 use crate::record::{Codec, Form, Kinds, Records};
-use crate::topology::validate::{Severity, Sight, Within, problems, shown};
+use crate::topology::validate::{Severity, Sight, Within, problems};
 
 /// Exit status: there are problems.
 const PROBLEMS: u8 = 1;

@@ -25,7 +25,6 @@ mod tablets;
 
 pub use problem::{Kind, Problem, Report, Severity, Within};
 
-pub use crate::plain::{shown, shown_json};
 pub use sight::{Fingerprint, Sight};
 
 /// All problems of the records that somebody asks about.

@@ -1,5 +1,6 @@
 //! Records: creating, changing, deleting, listing, watching.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -313,6 +314,25 @@ conformance! {
             writing.await.unwrap();
             assert!(known.values().all(|value| *value == round.to_string()), "{known:?}");
         }
+    }
+
+    async fn a_watch_leaves_nothing_out_while_a_writer_does_not_pause(factory) {
+        let cell = factory.fresh();
+        let (_, mut watch) = cell.follow().await.unwrap();
+        let names: Vec<String> = (0..200).map(|n| format!("f{n}")).collect();
+        let mut missing: BTreeSet<TopoPath> = names.iter().map(|name| path(name)).collect();
+        let writer = cell.clone();
+        let writing = tokio::spawn(async move {
+            for name in names {
+                store(&*writer, &name, "1").await;
+            }
+        });
+        while !missing.is_empty() {
+            let batch = tokio::time::timeout(common::DEADLINE, watch.next()).await;
+            let batch = batch.unwrap_or_else(|_| panic!("never told of: {missing:?}")).unwrap().unwrap();
+            missing.retain(|path| batch.events.iter().all(|event| event.path != *path));
+        }
+        writing.await.unwrap();
     }
 
     async fn a_watch_tells_of_its_root_only(factory) {

@@ -3,8 +3,10 @@ package interop
 import (
 	"bufio"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -125,6 +127,7 @@ func TestInotify(t *testing.T) {
 		for number := 1; number <= edits; number++ {
 			missing[fmt.Sprintf("k%04d", number)] = true
 		}
+		watch.among = func() string { return fmt.Sprintf("still missing: %v", slices.Sorted(maps.Keys(missing))) }
 		for len(missing) > 0 {
 			delete(missing, watch.next())
 		}

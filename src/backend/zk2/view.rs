@@ -265,22 +265,18 @@ impl View {
         mut changed: BTreeSet<String>,
     ) -> Result<WatchBatch, Ended> {
         let mut all = WatchBatch::default();
-        for _ in 0..SETTLE_ROUNDS {
+        for round in 1..=SETTLE_ROUNDS {
             if changed.is_empty() {
                 break;
             }
-            let is_one_instant = changed.len() <= BATCH;
             let batch = self.read_again(sessions, changed.clone()).await?;
             all.events.extend(batch.events);
             all.skipped += batch.skipped;
             all.at = all.at.max(batch.at);
             self.collect()?;
-            // Events of changes up to that instant came before the answer.
-            let more = &self.pending.0;
-            if more.is_empty() || (is_one_instant && more.is_subset(&changed)) {
+            if !self.pending.join(&mut changed, round) {
                 break;
             }
-            changed.append(&mut std::mem::take(&mut self.pending.0));
         }
         Ok(all)
     }
@@ -392,6 +388,18 @@ impl Pending {
         self.0.insert(path);
         Ok(())
     }
+
+    /// What has arrived while the changed nodes were read for the `round`th time joins them, if all of it is to be read
+    /// once more. If not, it stays for the next call.
+    fn join(&mut self, changed: &mut BTreeSet<String>, round: usize) -> bool {
+        // Events of changes up to the instant of the answer came before the answer.
+        let is_one_instant = changed.len() <= BATCH && self.0.is_subset(changed);
+        if self.0.is_empty() || is_one_instant || round >= SETTLE_ROUNDS {
+            return false;
+        }
+        changed.append(&mut self.0);
+        true
+    }
 }
 
 /// Adds the result of a re-read to a listing.
@@ -416,5 +424,20 @@ mod tests {
         pending.add("/f0".to_owned()).expect("a path that is noted already takes no room");
         assert!(matches!(pending.add("/one/more".to_owned()), Err(Ended::Behind)));
         assert_eq!(pending.0.len(), PENDING);
+    }
+
+    #[test]
+    fn what_is_not_read_in_this_call_stays_for_the_next() {
+        let paths = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let (mut pending, mut changed) = (Pending(paths(&["/b"])), paths(&["/a"]));
+        assert!(pending.join(&mut changed, 1));
+        assert!(pending.0.is_empty() && changed == paths(&["/a", "/b"]));
+        assert!(!pending.join(&mut changed, 2), "nothing more has come");
+        pending.0 = paths(&["/a"]);
+        assert!(!pending.join(&mut changed, 2), "one instant was shown; this change came later");
+        assert_eq!(pending.0, paths(&["/a"]));
+        pending.0 = paths(&["/c"]);
+        assert!(!pending.join(&mut changed, SETTLE_ROUNDS), "writers do not pause");
+        assert_eq!((pending.0, changed), (paths(&["/c"]), paths(&["/a", "/b"])));
     }
 }

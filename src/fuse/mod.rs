@@ -233,11 +233,16 @@ impl fuser::Filesystem for Adapter {
             self.count(Op::Open, ino, None);
             return reply.error(Errno::ENOSYS);
         }
+        let mode = open_mode(flags.0);
+        let writes = mode.write;
         self.answer(
             (Op::Open, request, ino, None),
-            |tree, caller| async move { tree.open(&caller, ino.0, open_mode(flags.0)).await },
-            |result| match result {
+            |tree, caller| async move { tree.open(&caller, ino.0, mode).await },
+            move |result| match result {
                 Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.caching)),
+                // The kernel has found a name that is gone by now. It looks the name up again: who may make the file
+                // makes it, and nobody else is told anything but ENOENT.
+                Err(errno) if writes && errno.code() == libc::ENOENT => reply.error(Errno::ESTALE),
                 Err(errno) => reply.error(errno),
             },
         );

@@ -264,8 +264,6 @@ type running struct {
 	cmd   *exec.Cmd
 	lines chan string
 	input io.WriteCloser
-	// among says what is waited for, when nothing more comes.
-	among func() string
 }
 
 func start(t testing.TB, cmd *exec.Cmd) *running {
@@ -288,7 +286,7 @@ func startKeepingStderr(t testing.TB, cmd *exec.Cmd) *running {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	r := &running{t: t, cmd: cmd, lines: make(chan string, 10_000), input: input, among: func() string { return "" }}
+	r := &running{t: t, cmd: cmd, lines: make(chan string, 10_000), input: input}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -317,7 +315,7 @@ func (r *running) next() string {
 		}
 		return line
 	case <-time.After(deadline):
-		r.t.Fatalf("%v says nothing more: %s", r.cmd.Args, r.among())
+		r.t.Fatalf("%v says nothing more", r.cmd.Args)
 	}
 	return ""
 }

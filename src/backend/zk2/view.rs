@@ -265,10 +265,10 @@ impl View {
         mut changed: BTreeSet<String>,
     ) -> Result<WatchBatch, Ended> {
         let mut all = WatchBatch::default();
-        for round in 1..=SETTLE_ROUNDS {
-            if changed.is_empty() {
-                break;
-            }
+        if changed.is_empty() {
+            return Ok(all);
+        }
+        for round in 1.. {
             let batch = self.read_again(sessions, changed.clone()).await?;
             all.events.extend(batch.events);
             all.skipped += batch.skipped;

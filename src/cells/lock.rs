@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::cell::Cell;
 use crate::backend::lock::{first, guard};
@@ -32,6 +33,7 @@ pub struct LockPlace {
     /// Needed if the service has no queue.
     ticket: Option<u64>,
     held: Mutex<Option<Node>>,
+    refused: CancellationToken,
 }
 
 /// The holders of a cell's locks at the last report, at whatever location the cell had then; `None` if it was never
@@ -144,7 +146,8 @@ impl Cell {
         let place =
             self.ending.answer(true, self.backend.enter(dir, contents)).await.map_err(|error| self.explain(error))?;
         let ticket = (!self.backend.has_queue()).then(|| self.turns.take(dir));
-        Ok(LockPlace { cell: self.clone(), dir: dir.clone(), place, ticket, held: Mutex::default() })
+        let (held, refused) = (Mutex::default(), CancellationToken::new());
+        Ok(LockPlace { cell: self.clone(), dir: dir.clone(), place, ticket, held, refused })
     }
 
     /// Takes a lock away from its holder, if it is still the same lock.
@@ -202,10 +205,23 @@ impl LockPlace {
     pub async fn try_hold(&self) -> Result<bool> {
         let held =
             self.cell.ending.answer(true, self.place.try_hold()).await.map_err(|error| self.cell.explain(error))?;
-        let Some(node) = held else { return Ok(false) };
+        let Some(node) = held else {
+            self.refused.cancel();
+            return Ok(false);
+        };
         *self.held.lock() = Some(node);
         self.announce();
         Ok(true)
+    }
+
+    /// Completes when the service has said once that this place does not get the lock yet.
+    pub async fn refused(&self) {
+        self.refused.cancelled().await;
+    }
+
+    /// Whether the service has said so.
+    pub fn was_refused(&self) -> bool {
+        self.refused.is_cancelled()
     }
 
     /// Waits for the lock. The caller may give up at any moment, and the place stays. Fails with EIO if the place is

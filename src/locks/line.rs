@@ -18,7 +18,7 @@ use crate::alive;
 use crate::backend::Node;
 use crate::cells::lock_text::says_save;
 use crate::cells::{Cell, LockPlace};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::name::TopoPath;
 
 /// How long a save waits for other saves. A request that does not wait for locks still waits so long for saves.
@@ -115,9 +115,8 @@ impl Locks {
         grace: Duration,
     ) -> Result<Taken> {
         cell.snapshot().await?;
-        // If nobody can take the lock for another reason (Consul's delay), the request does not wait either.
         let is_quick = grace.is_zero() && !matches!(self.before(cell, dir, None), Some(Before::Save(_)));
-        let end = Instant::now() + self.patience.at_most(if is_quick { GRACE } else { MOMENT });
+        let end = Instant::now() + self.patience.at_most(MOMENT);
         // A needless place in line would tell others that the directory is locked.
         match timeout_at(end, self.in_the_way(cell, dir, grace, None)).await {
             Ok(Ok(None)) => {}
@@ -126,11 +125,21 @@ impl Locks {
             Err(_) => return Ok(Taken::Other(cell.holder(&cell.mirror.snapshot(), dir))),
         }
         let place = self.stand(cell, dir, who, text).await?;
+        // If nobody can take the lock for another reason (Consul's delay), such a request does not wait either. A
+        // service that is slow has not said so.
+        let nobody_can = async {
+            place.refused().await;
+            tokio::time::sleep(GRACE).await;
+        };
         let outcome = tokio::select! {
             biased;
             held = try_to_hold(&place) => held.map(|()| None),
             found = self.in_the_way(cell, dir, grace, Some(&place)) => found,
-            () = tokio::time::sleep_until(end) => Ok(Some(Taken::Other(cell.holder(&cell.mirror.snapshot(), dir)))),
+            () = nobody_can, if is_quick => Ok(Some(Taken::Other(cell.holder(&cell.mirror.snapshot(), dir)))),
+            () = tokio::time::sleep_until(end) => match cell.holder(&cell.mirror.snapshot(), dir) {
+                None if !place.was_refused() => Err(unanswered(cell, dir)),
+                holder => Ok(Some(Taken::Other(holder))),
+            },
         };
         match outcome {
             Ok(None) => Ok(Taken::Place(place)),
@@ -208,6 +217,10 @@ impl Locks {
             }
         }
     }
+}
+
+fn unanswered(cell: &Cell, dir: &TopoPath) -> Error {
+    Error::new(Kind::Unreachable, format!("{}/{dir}: the service has not said whether the lock is free", cell.name))
 }
 
 pub(super) fn same_lock(one: &Node, other: &Node) -> bool {

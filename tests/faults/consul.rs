@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use topofs::backend::{Action, Change, Failure, Guard, Implementation};
@@ -382,6 +383,17 @@ fn breaking_a_lock_leaves_its_successor_alone() {
         assert_eq!(cell.get(&node.path).await.unwrap().node.unwrap().owner(), successor.owner());
         second.leave().await.unwrap();
     });
+}
+
+#[test]
+fn a_free_lock_of_a_slow_service_is_not_reported_as_somebodys() {
+    /// Of each answer. Taking a lock takes four.
+    const DELAY: Duration = Duration::from_millis(400);
+    let service = Service::new(Implementation::Consul, shared().endpoint());
+    let proxy = Proxy::plain(shared().port);
+    let mount = Mount::of("consul", &proxy.endpoint(), &service.root, &[]);
+    proxy.delay(DELAY);
+    mount.sh("flock -n global/keyspaces/commerce/.lock true");
 }
 
 #[test]

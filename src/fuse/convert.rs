@@ -106,6 +106,13 @@ pub(super) fn reply_attr(reply: ReplyAttr) -> impl FnOnce(std::result::Result<En
     }
 }
 
+/// What a call hears that names an inode which is gone. The kernel had kept a name that leads there; it looks the name
+/// up again after ESTALE, as it does for NFS: who may make the file makes it, who finds another file there gets that,
+/// and everybody else is told ENOENT.
+pub(super) fn looked_up_again(errno: Errno) -> Errno {
+    if errno.code() == libc::ENOENT { Errno::ESTALE } else { errno }
+}
+
 pub(super) fn reply_xattr(reply: ReplyXattr, size: u32) -> impl FnOnce(std::result::Result<Vec<u8>, Errno>) + Send {
     move |result| match result {
         Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),

@@ -30,8 +30,8 @@ pub use caches::Caches;
 pub use waiting::Waiting;
 
 use convert::{
-    file_attr, kind, open_flags, open_mode, reply_attr, reply_empty, reply_entry, reply_found, reply_xattr, time,
-    time_of,
+    file_attr, kind, looked_up_again, open_flags, open_mode, reply_attr, reply_empty, reply_entry, reply_found,
+    reply_xattr, time, time_of,
 };
 
 /// How long the kernel may keep a lasting reply. It is invalidated earlier, unless the daemon has died.
@@ -100,7 +100,7 @@ impl fuser::Filesystem for Adapter {
         self.answer(
             (Op::Getattr, request, ino, None),
             |tree, caller| async move { tree.getattr(&caller, ino.0).await },
-            reply_attr(reply),
+            |result| reply_attr(reply)(result.map_err(looked_up_again)),
         );
     }
 
@@ -234,16 +234,12 @@ impl fuser::Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         let mode = open_mode(flags.0);
-        let writes = mode.write;
         self.answer(
             (Op::Open, request, ino, None),
             |tree, caller| async move { tree.open(&caller, ino.0, mode).await },
             move |result| match result {
                 Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.caching)),
-                // The kernel has found a name that is gone by now. It looks the name up again: who may make the file
-                // makes it, and nobody else is told anything but ENOENT.
-                Err(errno) if writes && errno.code() == libc::ENOENT => reply.error(Errno::ESTALE),
-                Err(errno) => reply.error(errno),
+                Err(errno) => reply.error(looked_up_again(errno)),
             },
         );
     }

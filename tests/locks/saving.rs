@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use topofs::backend::Implementation;
 
 use crate::common::mount::Mount;
-use crate::common::{eventually, signal};
+use crate::common::{eventually, process_has_ended, signal};
 use crate::on_each_service;
 use crate::{DIR, LOCK, events, is_free, py};
 
@@ -180,4 +180,34 @@ for save in saves: print(save.wait(), 'busy' in save.communicate()[1].decode())"
         two.read(&format!("{DIR}/Keyspace.txt")).contains("semi_sync")
             && two.path(&format!("{DIR}/shards/0/Shard")).exists()
     );
+}
+
+/// A directory that is being changed keeps its names, and the kernel can be told of none that is gone.
+#[test]
+fn a_name_that_is_kept_for_too_long_can_be_made_anew() {
+    let service = crate::etcd_service();
+    let mount = service.mount(&[]);
+    mount.sh(&format!("echo '{{}}' > {DIR}/VSchema.json; cat {DIR}/VSchema.txt"));
+    // A save of another mount, which does not end.
+    let lock = format!("{DIR}/locks/1");
+    service.put(&lock, br#"{"Action": "topofs: save below global/keyspaces/commerce"}"#);
+    eventually("it is shown", || mount.read(LOCK).contains("save below").then_some(()));
+    let mut removal = Command::new("rm").arg(mount.path(&format!("{DIR}/Keyspace"))).spawn().unwrap();
+    eventually("it waits for the save", || {
+        mount.read(".topofs/metrics").contains("topofs_requests_waiting 1").then_some(())
+    });
+    service.delete(&format!("{DIR}/VSchema"));
+    eventually("the deletion is known", || {
+        let is_it = |event: &serde_json::Value| event["path"] == "keyspaces/commerce/VSchema";
+        events(&mount, "deleted").iter().any(is_it).then_some(())
+    });
+    let script = format!("echo > {DIR}/VSchema.txt");
+    let mut maker = Command::new("bash").args(["-c", &script]).current_dir(mount.root()).spawn().unwrap();
+    eventually("it waits for the removal, or was told that there is nothing", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", maker.id())).unwrap();
+        stat.contains(") D ").then_some(()).or_else(|| process_has_ended(maker.id()).then_some(()))
+    });
+    service.delete(&lock);
+    assert!(maker.wait().unwrap().success());
+    removal.wait().unwrap();
 }

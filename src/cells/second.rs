@@ -29,6 +29,9 @@ use crate::backend::{
 use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 
+/// How often to ask the secondary for a lock of ours that its mirror has not shown yet, if it does not answer.
+const UNSEEN: Duration = Duration::from_secs(1);
+
 /// Where a cell is at the second service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecondPlace {
@@ -344,27 +347,38 @@ impl Second {
     /// node at the first place.
     pub(super) async fn lock_gone(&self, primary: &Node) -> BackendError {
         let fence = self.tee.fence_at_secondary(primary);
-        let (Some(mirror), Some(Change { path, guard: Guard::Held(holding), .. })) = (&self.mirror, fence) else {
+        let (Some(mirror), Some(backend), Some(Change { path, guard: Guard::Held(holding), .. })) =
+            (&self.mirror, &self.backend, fence)
+        else {
             return std::future::pending().await;
+        };
+        let is_ours = |node: &Node| node.owner() == holding.owner && node.version.created == holding.version.created;
+        let gone = || {
+            let place = self.place.to_string();
+            BackendError::new(Failure::LockLost, format!("somebody took it away at the secondary ({place})"))
         };
         let (mut changes, mut seen) = (mirror.lock_changes(), false);
         loop {
             changes.mark_unchanged();
-            let snapshot = mirror.snapshot();
-            let same = snapshot
-                .locks
-                .get(&path)
-                .is_some_and(|node| node.owner() == holding.owner && node.version.created == holding.version.created);
+            let same = mirror.snapshot().locks.get(&path).is_some_and(is_ours);
             if seen && !same {
-                let place = self.place.to_string();
-                return BackendError::new(
-                    Failure::LockLost,
-                    format!("somebody took it away at the secondary ({place})"),
-                );
+                return gone();
             }
             seen |= same;
-            // The mirror lives as long as its cell.
-            let _ = changes.changed().await;
+            if !seen && let Ok(now) = backend.get(&path).await {
+                // The mirror may never show it: what comes and goes at once is no change.
+                if !now.node.as_ref().is_some_and(is_ours) {
+                    return gone();
+                }
+                mirror.observe(&path, &now);
+                seen = true;
+                continue;
+            }
+            tokio::select! {
+                // The mirror lives as long as its cell.
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(UNSEEN), if !seen => {}
+            }
         }
     }
 
@@ -440,46 +454,4 @@ impl Backend for Missing {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_where_something_else_is_takes_nothing() {
-        let at = |server: &str, root: &str| Location {
-            implementation: crate::backend::Implementation::Etcd2,
-            server: server.to_owned(),
-            root: root.to_owned(),
-        };
-        let cell = |name: &str| CellName::new(name).unwrap();
-        // What the secondary says of zone1; the primary is on a, the secondary on b.
-        let refused = |place: &Location| {
-            let mut places = TeePlaces::default();
-            for (name, root) in [("global", "/t/global"), ("zone1", "/t/zone1"), ("zone2", "/t/zone2")] {
-                places.first.add(&at("a:1", root), cell(name));
-            }
-            for (name, root) in [("global", "/t/global"), ("zone2", "/t/zone2")] {
-                places.second.add(&at("b:1", root), cell(name));
-            }
-            places.second.add(place, cell("zone1"));
-            places.refuse(&cell("zone1"), place).map(|place| place.to_string())
-        };
-        assert_eq!(refused(&at("b:1", "/t/zone1")), None);
-        assert_eq!(refused(&at("c:1", "/t/zone2")), None);
-        for (server, root, other) in [
-            ("a:1", "/t/zone2", "zone2 of the primary"),
-            ("a:1", "/t/global", "global of the primary"),
-            ("a:1", "/t/global/keyspaces", "global of the primary"),
-            ("a:1", "t/zone2/tablets/", "zone2 of the primary"),
-            ("c:1,a:1", "/", "global of the primary"),
-            ("b:1", "/t/zone2", "zone2 of the secondary"),
-            ("b:1", "/t/global/cells", "global of the secondary"),
-            ("b:1", "/t", "global of the secondary"),
-        ] {
-            let reason = refused(&at(server, root)).unwrap_or_else(|| panic!("{server} {root} is used"));
-            assert!(reason.contains(other), "{server} {root}: {reason}");
-        }
-        let places = TeePlaces { global: Some(at("b:1", "/t/global")), ..TeePlaces::default() };
-        assert!(places.hide(&at("b:1", "/t/global/keyspaces")).is_some());
-        assert!(places.hide(&at("a:1", "/t/global")).is_none());
-    }
-}
+mod tests;

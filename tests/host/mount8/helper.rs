@@ -167,7 +167,8 @@ fn neither_environment_nor_descriptors_are_needed() {
         # Another namespace: mount(8) leaves it to the helper to go there.
         unshare --mount --propagation private sleep 60 &
         other=$!
-        until_true test "$(readlink /proc/self/ns/mnt)" != "$(readlink /proc/$other/ns/mnt)"
+        elsewhere() { [ "$(readlink /proc/self/ns/mnt)" != "$(readlink /proc/$other/ns/mnt)" ]; }
+        until_true elsewhere
         mount -N $other -t topofs demo "$M"
         mounted 0 "$M"
         nsenter --mount --target $other mountpoint -q "$M"

@@ -177,6 +177,11 @@ impl Namespace for Echo {
         let now = self.now.lock();
         let now = now.as_ref().ok_or_else(Error::not_found)?;
         if now.is_in(dir) && now.announcement.name == name {
+            // It exists again since the call was prepared. The kernel must not hold the directory above while it waits
+            // for whoever works in this one: he may wait for the directory above.
+            if now.announcement.happened == Happened::DirRemoved && self.records.is_dir_now(&now.announcement.file) {
+                return Err(Error::not_found());
+            }
             let creates = matches!(now.announcement.happened, Happened::Created | Happened::Linked | Happened::DirMade);
             return if creates == now.done { Ok(now.announcement.file.clone()) } else { Err(Error::not_found()) };
         }
@@ -381,5 +386,18 @@ mod tests {
         let space: &dyn Namespace = tree.records();
         assert!(space.lookup(&caller, &dir, "note").await.is_ok());
         assert!(echo.list(&caller, &dir).await.is_err() && echo.xattr_names(&dir).await.unwrap().is_empty());
+    }
+    #[tokio::test]
+    async fn a_directory_that_exists_again_is_not_removed_by_a_call_that_comes_late() {
+        let tree = conformance::tree().await;
+        let (echo, caller) = (Echo::new(&tree), Caller::new(0, 0, 7));
+        let above = FileId::Dir(at("keyspaces"));
+        tree.kernel().inodes.count_lookup(&above);
+        let gone = at("keyspaces/gone");
+        echo.begin(&Announcement::of_dir(&gone.cell, &gone.path, Happened::DirRemoved)).unwrap();
+        assert!(echo.lookup(&caller, &above, "gone").await.is_ok());
+        let space: &dyn Namespace = tree.records();
+        space.mkdir(&caller, Name { dir: &above, name: "gone" }).await.unwrap();
+        assert!(echo.lookup(&caller, &above, "gone").await.is_err());
     }
 }

@@ -29,7 +29,7 @@ use crate::backend::{
 use crate::mirror::{Health, Mirror, Record, Snapshot};
 use crate::name::{CellName, TopoPath};
 
-/// How often to ask the secondary for a lock of ours that its mirror has not shown yet, if it does not answer.
+/// How often to ask the secondary for a lock of ours, until its mirror has shown it.
 const UNSEEN: Duration = Duration::from_secs(1);
 
 /// Where a cell is at the second service.
@@ -357,29 +357,25 @@ impl Second {
             let place = self.place.to_string();
             BackendError::new(Failure::LockLost, format!("somebody took it away at the secondary ({place})"))
         };
-        let (mut changes, mut seen) = (mirror.lock_changes(), false);
-        loop {
-            changes.mark_unchanged();
-            let same = mirror.snapshot().locks.get(&path).is_some_and(is_ours);
-            if seen && !same {
+        let mut changes = mirror.lock_changes();
+        let is_shown = || mirror.snapshot().locks.get(&path).is_some_and(is_ours);
+        // The mirror may never show it: what comes and goes at once is no change. Until it does, the service is asked.
+        while !is_shown() {
+            if let Ok(now) = backend.get(&path).await
+                && !now.node.as_ref().is_some_and(is_ours)
+            {
                 return gone();
-            }
-            seen |= same;
-            if !seen && let Ok(now) = backend.get(&path).await {
-                // The mirror may never show it: what comes and goes at once is no change.
-                if !now.node.as_ref().is_some_and(is_ours) {
-                    return gone();
-                }
-                mirror.observe(&path, &now);
-                seen = true;
-                continue;
             }
             tokio::select! {
                 // The mirror lives as long as its cell.
                 _ = changes.changed() => {}
-                () = tokio::time::sleep(UNSEEN), if !seen => {}
+                () = tokio::time::sleep(UNSEEN) => {}
             }
         }
+        while is_shown() {
+            let _ = changes.changed().await;
+        }
+        gone()
     }
 
     /// Who holds the lock of a directory at the second place, but not by this mount and not for a save. Believes the

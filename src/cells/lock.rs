@@ -214,14 +214,9 @@ impl LockPlace {
         Ok(true)
     }
 
-    /// Completes when the service has said once that this place does not get the lock yet.
-    pub async fn refused(&self) {
-        self.refused.cancelled().await;
-    }
-
-    /// Whether the service has said so.
-    pub fn was_refused(&self) -> bool {
-        self.refused.is_cancelled()
+    /// Cancelled when the service has said once that this place does not get the lock yet.
+    pub fn refused(&self) -> &CancellationToken {
+        &self.refused
     }
 
     /// Waits for the lock. The caller may give up at any moment, and the place stays. Fails with EIO if the place is

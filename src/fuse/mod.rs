@@ -233,11 +233,10 @@ impl fuser::Filesystem for Adapter {
             self.count(Op::Open, ino, None);
             return reply.error(Errno::ENOSYS);
         }
-        let mode = open_mode(flags.0);
         self.answer(
             (Op::Open, request, ino, None),
-            |tree, caller| async move { tree.open(&caller, ino.0, mode).await },
-            move |result| match result {
+            |tree, caller| async move { tree.open(&caller, ino.0, open_mode(flags.0)).await },
+            |result| match result {
                 Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.caching)),
                 Err(errno) => reply.error(looked_up_again(errno)),
             },

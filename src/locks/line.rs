@@ -117,27 +117,28 @@ impl Locks {
         cell.snapshot().await?;
         let is_quick = grace.is_zero() && !matches!(self.before(cell, dir, None), Some(Before::Save(_)));
         let end = Instant::now() + self.patience.at_most(MOMENT);
+        let holder = || cell.holder(&cell.mirror.snapshot(), dir);
         // A needless place in line would tell others that the directory is locked.
         match timeout_at(end, self.in_the_way(cell, dir, grace, None)).await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(taken))) => return Ok(taken),
             Ok(Err(error)) => return Err(error),
-            Err(_) => return Ok(Taken::Other(cell.holder(&cell.mirror.snapshot(), dir))),
+            Err(_) => return Ok(Taken::Other(holder())),
         }
         let place = self.stand(cell, dir, who, text).await?;
         // If nobody can take the lock for another reason (Consul's delay), such a request does not wait either. A
         // service that is slow has not said so.
         let nobody_can = async {
-            place.refused().await;
+            place.refused().cancelled().await;
             tokio::time::sleep(GRACE).await;
         };
         let outcome = tokio::select! {
             biased;
             held = try_to_hold(&place) => held.map(|()| None),
             found = self.in_the_way(cell, dir, grace, Some(&place)) => found,
-            () = nobody_can, if is_quick => Ok(Some(Taken::Other(cell.holder(&cell.mirror.snapshot(), dir)))),
-            () = tokio::time::sleep_until(end) => match cell.holder(&cell.mirror.snapshot(), dir) {
-                None if !place.was_refused() => Err(unanswered(cell, dir)),
+            () = nobody_can, if is_quick => Ok(Some(Taken::Other(holder()))),
+            () = tokio::time::sleep_until(end) => match holder() {
+                None if !place.refused().is_cancelled() => Err(unanswered(cell, dir)),
                 holder => Ok(Some(Taken::Other(holder))),
             },
         };

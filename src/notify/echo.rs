@@ -102,7 +102,7 @@ impl Echo {
         let attr = match announcement.happened {
             // A directory that exists again must not become a dead inode: callers on their way through it would not
             // arrive.
-            Happened::DirRemoved if records.is_dir_now(&announcement.file) => return None,
+            _ if self.exists_again(announcement) => return None,
             Happened::DirMade | Happened::DirRemoved => records.defaults.dir(),
             Happened::InvalidateOnly => return None,
             // Where a link points is known without its record.
@@ -117,6 +117,11 @@ impl Echo {
         let (size, number) = (attr.size, self.calls.fetch_add(1, Ordering::Relaxed));
         *self.now.lock() = Some(Call { number, announcement: announcement.clone(), attr, done: false });
         Some((number, size))
+    }
+
+    /// Whether the end of a directory is to be announced that is there again.
+    fn exists_again(&self, announcement: &Announcement) -> bool {
+        announcement.happened == Happened::DirRemoved && self.records.is_dir_now(&announcement.file)
     }
 
     /// A call has been made, or has failed.
@@ -179,7 +184,7 @@ impl Namespace for Echo {
         if now.is_in(dir) && now.announcement.name == name {
             // It exists again since the call was prepared. The kernel must not hold the directory above while it waits
             // for whoever works in this one: he may wait for the directory above.
-            if now.announcement.happened == Happened::DirRemoved && self.records.is_dir_now(&now.announcement.file) {
+            if self.exists_again(&now.announcement) {
                 return Err(Error::not_found());
             }
             let creates = matches!(now.announcement.happened, Happened::Created | Happened::Linked | Happened::DirMade);
@@ -387,6 +392,7 @@ mod tests {
         assert!(space.lookup(&caller, &dir, "note").await.is_ok());
         assert!(echo.list(&caller, &dir).await.is_err() && echo.xattr_names(&dir).await.unwrap().is_empty());
     }
+
     #[tokio::test]
     async fn a_directory_that_exists_again_is_not_removed_by_a_call_that_comes_late() {
         let tree = conformance::tree().await;

@@ -7,7 +7,7 @@ use crate::mirror::MirrorOptions;
 #[test]
 fn a_place_where_something_else_is_takes_nothing() {
     let at = |server: &str, root: &str| Location {
-        implementation: crate::backend::Implementation::Etcd2,
+        implementation: Implementation::Etcd2,
         server: server.to_owned(),
         root: root.to_owned(),
     };

@@ -131,6 +131,10 @@ async fn accept(listener: Arc<TcpListener>, server: Arc<Server>) {
         if open.len() >= CONNECTIONS {
             open.pop_front().iter().for_each(AbortHandle::abort);
         }
+        // Only a task that has ended has given its descriptor back: a burst of clients comes faster than tasks end.
+        while tasks.len() >= CONNECTIONS {
+            tasks.join_next().await;
+        }
         open.push_back(tasks.spawn(server.clone().connection(stream)));
     }
 }
@@ -226,6 +230,38 @@ fn with(mut response: Response<Full<Bytes>>, name: HeaderName, value: &'static s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How many connections to a port have been accepted and not been closed: those that wait have no inode.
+    fn accepted(port: u16) -> usize {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let of_port = format!("0100007F:{port:04X} ");
+        let established = |line: &&str| line.contains(&format!(": {of_port}")) && line.contains(" 01 ");
+        table.lines().filter(established).filter(|line| line.split_whitespace().nth(9) != Some("0")).count()
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_clients_does_not_open_more_connections_than_there_may_be() {
+        let Listening { listener, address } = Listening::at("0".parse().unwrap()).unwrap();
+        let listener = Arc::new(TcpListener::from_std(listener).unwrap());
+        let page: Page = Arc::new(|| Box::pin(async { Ok(Bytes::new()) }));
+        let server = Server { page, media_type: "text/plain", is_for_us: true, made: Mutex::default() };
+        // They wait to be accepted, all at once.
+        let clients: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let mut accepting = Box::pin(accept(listener, Arc::new(server)));
+        let (begun, mut most) = (Instant::now(), 0);
+        while most < CONNECTIONS {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{most} of {} are open", clients.len());
+            // Tasks run between two polls, never within one.
+            std::future::poll_fn(|context| {
+                assert!(accepting.as_mut().poll(context).is_pending(), "connections are taken for ever");
+                std::task::Poll::Ready(())
+            })
+            .await;
+            most = most.max(accepted(address.port()));
+            tokio::task::yield_now().await;
+        }
+        assert!(most <= CONNECTIONS + 1, "{most} are open at once");
+    }
 
     #[test]
     fn a_port_alone_is_one_of_this_host() {

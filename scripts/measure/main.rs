@@ -2,7 +2,9 @@
 
 mod consulfs;
 mod copying;
+mod costs;
 mod latency;
+mod million;
 mod reading;
 mod service;
 mod snapshot;
@@ -20,6 +22,9 @@ fn main() -> Result<()> {
     let only = match std::env::args().nth(1).as_deref() {
         Some("topo2topo") => Some(copying::measure as fn() -> Result<()>),
         Some("snapshot") => Some(snapshot::measure as fn() -> Result<()>),
+        Some("service") => Some(costs::measure as fn() -> Result<()>),
+        Some("million") => Some(million::measure as fn() -> Result<()>),
+        Some("requests") => Some(requests as fn() -> Result<()>),
         _ => None,
     };
     if let Some(measure) = only {
@@ -50,6 +55,7 @@ fn main() -> Result<()> {
         }
         println!();
     }
+    costs::measure()?;
     snapshot::measure()?;
     consulfs::measure()?;
     copying::measure()
@@ -96,10 +102,7 @@ fn start(topology: &Topology) -> Result<Duration> {
         })?;
         ready.push(time);
         drop(mount);
-        let get = format!(
-            "ETCDCTL_API=3 etcdctl --endpoints {} get --prefix {} > /dev/null",
-            topology.endpoint, topology.root
-        );
+        let get = topology.bulk_read();
         bulk.push(timed(|| bash(&get))?.0);
     }
     let (ready, bulk) = (median(ready), median(bulk));
@@ -107,6 +110,16 @@ fn start(topology: &Topology) -> Result<Duration> {
     let loop_of_gets = topology.loop_of_gets()?;
     row("the same / `etcdctl get` for each record", ready, loop_of_gets);
     Ok(ready)
+}
+
+/// What one change and warm reading cost.
+fn requests() -> Result<()> {
+    /// Tablets.
+    const TABLETS: usize = 10_000;
+    let topology = Topology::start(TABLETS)?;
+    println!("| what | topofs | beside it | ratio |\n|---|---|---|---|");
+    latency::measure(&topology)?;
+    reading::measure(&topology)
 }
 
 /// Resident memory of the daemon.

@@ -47,8 +47,7 @@ pub fn measure() -> Result<()> {
     })?;
     made.sort();
     let longest = made.last().copied().unwrap_or_default();
-    let get =
-        format!("ETCDCTL_API=3 etcdctl --endpoints {} get --prefix {} > /dev/null", topology.endpoint, topology.root);
+    let get = topology.bulk_read();
     let bulk = median((0..REPEAT).map(|_| Ok(timed(|| bash(&get))?.0)).collect::<Result<_>>()?);
     row(&format!("mkdir of a snapshot, median of {SNAPSHOTS} / one bulk read"), median(made), bulk);
     row("the longest of them / one bulk read", longest, bulk);

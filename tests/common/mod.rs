@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 /// Debian's Python: another one on the PATH need not be there for other users.
 pub const PYTHON: &str = "/usr/bin/python3";
 
-/// Longest time that something which must happen may take.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+/// Longest time that something which must happen may take, on a machine that has ten times too much to do.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Polls until there is a value.
 pub fn eventually<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {

@@ -14,9 +14,10 @@ use imbl::OrdMap;
 use prometheus::Histogram;
 
 use super::contract::{
-    Along, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Part,
-    Place, Revision, SharedPlace, Take, WatchStream,
+    Along, Applied, Backend, BackendError, Change, Compared, Earlier, Failure, Fetched, Limits, Listing, Node, Owner,
+    Part, Place, Revision, SharedPlace, Shown, Take, WatchStream,
 };
+use super::mark::Mark;
 use crate::journal::metrics::BACKEND_DURATION;
 use crate::name::TopoPath;
 
@@ -33,6 +34,7 @@ macro_rules! calls {
 
 calls! {
     List "list",
+    Compare "compare",
     ListAt "list_at",
     Get "get",
     Earlier "earlier",
@@ -205,6 +207,10 @@ impl Backend for Metered {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.pass(Call::List, self.inner.list(dir)).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.pass(Call::Compare, self.inner.compare(shown, mark)).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {

@@ -100,6 +100,16 @@ pub trait Shown: Send + Sync {
     fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version));
 }
 
+impl Listing {
+    /// Whether a node was written before the version that is shown, and so is of another history: in one history, no
+    /// node becomes older.
+    pub(crate) fn contradicts(&self, shown: &dyn Shown) -> bool {
+        let is_older =
+            |node: &Node| shown.version(&node.path).is_some_and(|version| version.written > node.version.written);
+        self.nodes.iter().any(is_older)
+    }
+}
+
 /// How a service differs from what is shown.
 #[derive(Debug, Clone)]
 pub enum Compared {
@@ -419,8 +429,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// How the cell differs from what is shown now. `mark` is that of the last list or comparison that the shower has
     /// merged. The differences are exact, whatever the shower has missed since then; a service that cannot know them
-    /// for certain answers with the whole list. If its history has gone back, the point of the answer is before
-    /// something that is shown, and nothing else of the answer counts.
+    /// for certain answers with the whole list. Fails with [`Failure::Compacted`] if the history is certainly another
+    /// one. If it has only gone back, the point of the answer may tell: it is before something that is shown.
     async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
         let _ = (shown, mark);
         self.list(&TopoPath::root()).await.map(Compared::Whole)

@@ -78,10 +78,7 @@ impl Etcd {
             Since::Replaced => Err(replaced()),
             Since::Doubtful => {
                 let listing = self.list_root().await?;
-                // In one history, no key becomes older.
-                let is_older =
-                    |node: &Node| shown.version(&node.path).is_some_and(|shown| shown.written > node.version.written);
-                match listing.nodes.iter().any(is_older) {
+                match listing.contradicts(shown) {
                     true => Err(replaced()),
                     false => Ok(Compared::Whole(listing)),
                 }

@@ -504,6 +504,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Everything below the root at one point, and everything that happens there afterwards.
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError>;
 
+    /// The same after an absence, with the differences from what is shown if they can be known, as for
+    /// [`Backend::compare`]. If the history may be another one, the answer is a whole list.
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let _ = (shown, mark);
+        let (listing, stream) = self.follow().await?;
+        Ok((Compared::Whole(listing), stream))
+    }
+
     /// The directory to whose lock a lock node belongs; `None` if Vitess keeps no locks at that path.
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath>;
 

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Listing, Node, Revision, SIGN_OF_LIFE, WatchBatch,
-    WatchStream,
+    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Listing, Node, Revision, SIGN_OF_LIFE,
+    WatchBatch, WatchStream,
 };
 use crate::name::TopoPath;
 
@@ -434,27 +434,31 @@ impl Mirror {
 
     /// One connection: list, watch, follow. Returns why it ended.
     async fn follow(&self, pace: &mut Pace, doubts: u64) -> BackendError {
-        self.state.lock().begin_list();
-        let (listing, mut stream) = match self.backend.follow().await {
+        let (compared, mut stream) = match self.connect().await {
             Ok(connected) => connected,
             Err(error) => return error,
         };
         let again = self.is_loaded();
-        let went_back = listing.at < self.revision();
+        let at = compared.listing().at;
+        // Differences are told only within one history.
+        let went_back = matches!(compared, Compared::Whole(_)) && at < self.revision();
         if went_back {
-            let (from, to) = (self.revision().0, listing.at.0);
+            let (from, to) = (self.revision().0, at.0);
             tracing::warn!(from, to, "the service's history has gone back: the service was restored or recreated");
             self.counters.restorations.fetch_add(1, Ordering::Relaxed);
         }
-        self.count_skipped(&listing);
-        let agreed = Agreed::on(&listing);
-        let (at, mut is_whole, mut differences) = (listing.at, true, 0);
+        self.count_skipped(compared.listing());
+        let agreed = self.agreed.lock().clone().after(&compared);
+        let (mut is_whole, mut differences) = (true, 0);
         if went_back {
             // What the revisions said before says nothing about those that come.
             self.history.cut(at, SystemTime::now());
         }
         self.change(false, |state| {
-            let updates = state.restart(listing, SystemTime::now());
+            let updates = match compared {
+                Compared::Whole(listing) => state.restart(listing, SystemTime::now()),
+                Compared::Differences { changed, gone } => Some(state.resume(changed, gone, SystemTime::now())),
+            };
             is_whole = updates.is_some();
             let updates = updates.unwrap_or_default();
             differences = updates.len() as u64;

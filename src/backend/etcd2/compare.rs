@@ -86,6 +86,15 @@ impl Etcd {
         }
     }
 
+    /// The differences from what is shown, or the whole list if they cannot be known, or if the history has been
+    /// replaced.
+    pub(super) async fn differences_or_list(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        match self.since(shown, mark).await? {
+            Since::Known(compared) => Ok(compared),
+            Since::Doubtful | Since::Replaced => self.list_root().await.map(Compared::Whole),
+        }
+    }
+
     async fn since(&self, shown: &dyn Shown, mark: &Mark) -> Result<Since, BackendError> {
         let Some(equal) = mark.get::<Equal>() else { return Ok(Since::Doubtful) };
         let mut attempt = 1;

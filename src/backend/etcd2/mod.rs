@@ -113,6 +113,11 @@ impl Etcd {
         }
     }
 
+    async fn watch_after(&self, at: Revision) -> Result<WatchStream, BackendError> {
+        let told = past::Told::new(&self.deletions, at);
+        watch::start(self.connection.clone(), self.keys.clone(), (at, told)).await
+    }
+
     async fn get_range(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, BackendError> {
         self.connection
             .read(|client| {
@@ -346,10 +351,15 @@ impl Backend for Etcd {
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let listing = self.list(&TopoPath::root()).await?;
-        let told = past::Told::new(&self.deletions, listing.at);
-        let stream = watch::start(self.connection.clone(), self.keys.clone(), (listing.at, told)).await?;
+        let listing = self.list_root().await?;
+        let stream = self.watch_after(listing.at).await?;
         Ok((listing, stream))
+    }
+
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let compared = self.differences_or_list(shown, mark).await?;
+        let stream = self.watch_after(compared.listing().at).await?;
+        Ok((compared, stream))
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {

@@ -314,24 +314,25 @@ fn restore(etcd: &mut Etcd, backup: &str) {
     etcd.restart();
 }
 
-/// Makes a backup, deletes a key, calls back, restores the backup, and deletes another key: as many keys as before, none
-/// of them written since, and a higher revision than before.
+/// Makes a backup, deletes a key, calls back, restores the backup, and deletes another key: as many keys as before,
+/// none of them written since, and a higher revision than before.
 fn restored_and_written_past(etcd: &mut Etcd, meanwhile: impl FnOnce()) {
     for key in ["a", "b", "c"] {
         etcd.put(&format!("/t/global/metadata/{key}"), b"x");
     }
+    // A log that has been used for some time.
+    let elsewhere = etcd_cell(&etcd.endpoint(), "/elsewhere");
+    let write = || drop(runtime().block_on(elsewhere.apply(&[put("metadata/x", "x")])).unwrap());
+    (0..300).for_each(|_| write());
     let backup = back_up(etcd);
-    // What a log has that has been used for some time.
-    for round in 0..30 {
-        etcd.put("/elsewhere", round.to_string().as_bytes());
-    }
+    (0..30).for_each(|_| write());
     etcd.ctl(&["del", "/t/global/metadata/b"]);
     let before = etcd.revision();
     meanwhile();
     restore(etcd, &backup);
     etcd.ctl(&["del", "/t/global/metadata/c"]);
     while etcd.revision() <= before {
-        etcd.put("/elsewhere", b"again");
+        etcd.put("/elsewhere/metadata/x", b"again");
     }
 }
 

@@ -1,8 +1,8 @@
 //! How a cell differs from what is shown, without reading what is equal.
 //!
 //! A prefix has an index: the highest of its keys and of its tombstones. Whatever happens below it gets a higher one
-//! than there was anywhere in the store. So the index of the whole cell, a few bytes, says whether anything has happened
-//! since the last point, and the search of the watch (`changes`) finds what it was.
+//! than there was anywhere in the store. So the index of the whole cell, a few bytes, says whether anything has
+//! happened since the last point, and the search of the watch (`changes`) finds what it was.
 //!
 //! Consul forgets tombstones after 15 minutes, and the index falls back. So it says nothing of deletions that may be
 //! older than that, and an index that is lower than it was says nothing at all: the store may have been restored.

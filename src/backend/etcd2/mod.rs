@@ -2,7 +2,8 @@
 //!
 //! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
 //! credentials, `errors` the meaning of failures, `watch` the watch stream, `past` the past of a record, `pages` long
-//! lists, `compare` differences, `lineage` whether this is the same history as before. This file translates the contract into range reads and transactions.
+//! lists, `compare` differences, `lineage` whether this is still the same history. This file translates the contract
+//! into range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;

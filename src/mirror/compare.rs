@@ -132,3 +132,21 @@ impl Mirror {
 fn gone_back() -> BackendError {
     BackendError::new(Failure::Compacted, "the service's history has gone back")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn differences_do_not_put_off_the_next_whole_list() {
+        let differences = Compared::Differences { changed: Listing::default(), gone: Vec::new() };
+        let agreed = Agreed::default();
+        tokio::time::advance(WHOLE_LIST / 2).await;
+        let agreed = agreed.after(&differences);
+        assert!(!agreed.is_old());
+        tokio::time::advance(WHOLE_LIST / 2).await;
+        let agreed = agreed.after(&differences);
+        assert!(agreed.is_old());
+        assert!(!agreed.after(&Compared::Whole(Listing::default())).is_old());
+    }
+}

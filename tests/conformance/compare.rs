@@ -8,13 +8,13 @@ use super::*;
 
 /// What somebody has who has no watch, and hears of nothing but by comparisons.
 #[derive(Default)]
-struct Copy {
+struct Reader {
     nodes: BTreeMap<TopoPath, Node>,
     at: Revision,
     mark: Mark,
 }
 
-impl Shown for Copy {
+impl Shown for Reader {
     fn version(&self, path: &TopoPath) -> Option<Version> {
         self.nodes.get(path).map(|node| node.version)
     }
@@ -32,7 +32,7 @@ fn by_path(listing: &Listing) -> BTreeMap<TopoPath, Node> {
     listing.nodes.iter().map(|node| (node.path.clone(), node.clone())).collect()
 }
 
-impl Copy {
+impl Reader {
     async fn of(cell: &dyn Backend) -> Self {
         let listing = cell.list(&TopoPath::root()).await.unwrap();
         Self { nodes: by_path(&listing), at: listing.at, mark: listing.mark }
@@ -40,7 +40,7 @@ impl Copy {
 
     /// Compares once. Returns the number of nodes that were brought or taken away, and whether everything was listed.
     async fn compare(&mut self, cell: &dyn Backend) -> (usize, bool) {
-        let compared = cell.compare(self, &self.mark).await.unwrap();
+        let compared = cell.compare(&*self, &self.mark).await.unwrap();
         assert!(compared.listing().at >= self.at);
         match compared {
             Compared::Whole(listing) => {
@@ -90,7 +90,7 @@ conformance! {
         const KEYS: usize = 700;
         let cell = factory.fresh();
         fill(&*cell, KEYS).await;
-        let (mut copy, mut dice, mut found) = (Copy::of(&*cell).await, Dice(7), 0);
+        let (mut copy, mut dice, mut found) = (Reader::of(&*cell).await, Dice(7), 0);
         for round in 0..40 {
             // Nothing, single changes of each kind, bursts; now and then of the same node.
             let before = copy.nodes.clone();
@@ -120,7 +120,7 @@ conformance! {
     async fn locks_are_compared_as_records_are(factory) {
         let cell = factory.fresh();
         store(&*cell, "keyspaces/ks/Keyspace", "x").await;
-        let mut copy = Copy::of(&*cell).await;
+        let mut copy = Reader::of(&*cell).await;
         let place = cell.enter(&path("keyspaces/ks"), &"who".into()).await.unwrap();
         place.try_hold().await.unwrap().unwrap();
         copy.compare(&*cell).await;
@@ -134,7 +134,7 @@ conformance! {
     async fn a_mark_of_another_service_is_none(factory) {
         let cell = factory.fresh();
         fill(&*cell, 10).await;
-        let mut copy = Copy { mark: Mark::new("another"), ..Copy::default() };
+        let mut copy = Reader { mark: Mark::new("another"), ..Reader::default() };
         assert_eq!(copy.compare(&*cell).await, (10, true));
     }
 }
@@ -145,7 +145,7 @@ async fn etcd_and_consul_tell_only_what_differs() {
     for factory in [Factory::etcd2(), Factory::consul()] {
         let cell = factory.fresh();
         fill(&*cell, 300).await;
-        let mut copy = Copy::of(&*cell).await;
+        let mut copy = Reader::of(&*cell).await;
         assert_eq!(copy.compare(&*cell).await, (0, false));
         store(&*cell, "metadata/0/n0000", "other").await;
         apply_one(&*cell, delete("metadata/1/n0001", Guard::Any)).await.unwrap();

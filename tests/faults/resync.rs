@@ -120,7 +120,8 @@ impl Lost {
             let events = mount.read(".topofs/events");
             let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
             for line in events.lines().filter(|line| line.contains("metadata/lost")) {
-                let kind = ["created", "changed", "deleted"].into_iter().find(|kind| line.contains(kind));
+                let kind = ["created", "changed", "deleted"];
+                let kind = kind.into_iter().find(|kind| line.contains(&format!("\"kind\":\"{kind}\"")));
                 *counts.entry(kind.unwrap()).or_default() += 1;
             }
             counts
@@ -182,8 +183,8 @@ fn a_comparison_finds_a_thousand_of_a_thousand_lost_changes_of_consul() {
         let end = runtime().block_on(lost.cell.apply(&[put("global/end", round.to_string())])).unwrap().at;
         eventually("the mount waits for what comes next", || {
             let waits_after = |request: &String| {
-                let index = request.split_once("&index=")?.1.split('&').next()?.parse().ok();
-                index.filter(|index: &u64| *index >= end.0)
+                let index: Option<u64> = request.split_once("&index=")?.1.split('&').next()?.parse().ok();
+                index.filter(|index| *index >= end.0)
             };
             http.requests().iter().rev().find_map(waits_after).map(drop)
         });

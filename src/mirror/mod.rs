@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Listing, Node, Revision, SIGN_OF_LIFE,
-    WatchBatch, WatchStream,
+    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Node, Revision, SIGN_OF_LIFE, WatchBatch,
+    WatchStream,
 };
 use crate::name::TopoPath;
 

@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
     Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Node, Revision, SIGN_OF_LIFE, WatchBatch,
-    WatchStream,
 };
 use crate::name::TopoPath;
 

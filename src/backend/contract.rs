@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use imbl::OrdMap;
 
+use super::mark::Mark;
 use crate::error::UNCERTAIN;
 use crate::name::TopoPath;
 
@@ -83,6 +84,53 @@ pub struct Listing {
     pub skipped: u64,
     /// How many of them could be, but end with a session and are no locks.
     pub ephemeral: u64,
+    /// For [`Backend::compare`]: whoever has all that this shows is equal to the service at this point.
+    pub mark: Mark,
+}
+
+/// What somebody shows of a cell, at one moment.
+pub trait Shown: Send + Sync {
+    /// The version of a node, record or lock; `None` if it is not shown.
+    fn version(&self, path: &TopoPath) -> Option<Version>;
+
+    /// Number of nodes.
+    fn count(&self) -> usize;
+
+    /// Tells all nodes, in no particular order.
+    fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version));
+}
+
+impl Listing {
+    /// Whether a node was written before the version that is shown, and so is of another history: in one history, no
+    /// node becomes older.
+    pub(crate) fn contradicts(&self, shown: &dyn Shown) -> bool {
+        let is_older =
+            |node: &Node| shown.version(&node.path).is_some_and(|version| version.written > node.version.written);
+        self.nodes.iter().any(is_older)
+    }
+}
+
+/// How a service differs from what is shown.
+#[derive(Debug, Clone)]
+pub enum Compared {
+    /// Everything that the service has: the caller compares.
+    Whole(Listing),
+    /// Only what differs.
+    Differences {
+        /// All nodes that are not shown, or have another version. Everything else is as in a whole list.
+        changed: Listing,
+        /// Shown nodes that the service did not have at that point.
+        gone: Vec<TopoPath>,
+    },
+}
+
+impl Compared {
+    /// The point of the comparison, with the nodes that it has brought.
+    pub fn listing(&self) -> &Listing {
+        match self {
+            Compared::Whole(listing) | Compared::Differences { changed: listing, .. } => listing,
+        }
+    }
 }
 
 /// One node, and the point at which it was read.
@@ -379,6 +427,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Err(BackendError::new(Failure::NotKept, "this kind of service keeps no earlier revisions"))
     }
 
+    /// How the cell differs from what is shown now. `mark` is that of the last list or comparison that the shower has
+    /// merged. The differences are exact, whatever the shower has missed since then; a service that cannot know them
+    /// for certain answers with the whole list. Fails with [`Failure::Compacted`] if the history is certainly another
+    /// one. If it has only gone back, the point of the answer may tell: it is before something that is shown.
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        let _ = (shown, mark);
+        self.list(&TopoPath::root()).await.map(Compared::Whole)
+    }
+
     /// One node, as the service has it now (linearizable if the service offers that).
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError>;
 
@@ -446,6 +503,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Everything below the root at one point, and everything that happens there afterwards.
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError>;
+
+    /// The same after an absence, with the differences from what is shown if they can be known, as for
+    /// [`Backend::compare`]. If the history may be another one, the answer is a whole list.
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let _ = (shown, mark);
+        let (listing, stream) = self.follow().await?;
+        Ok((Compared::Whole(listing), stream))
+    }
 
     /// The directory to whose lock a lock node belongs; `None` if Vitess keeps no locks at that path.
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath>;

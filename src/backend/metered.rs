@@ -14,9 +14,10 @@ use imbl::OrdMap;
 use prometheus::Histogram;
 
 use super::contract::{
-    Along, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Part,
-    Place, Revision, SharedPlace, Take, WatchStream,
+    Along, Applied, Backend, BackendError, Change, Compared, Earlier, Failure, Fetched, Limits, Listing, Node, Owner,
+    Part, Place, Revision, SharedPlace, Shown, Take, WatchStream,
 };
+use super::mark::Mark;
 use crate::journal::metrics::BACKEND_DURATION;
 use crate::name::TopoPath;
 
@@ -33,6 +34,7 @@ macro_rules! calls {
 
 calls! {
     List "list",
+    Compare "compare",
     ListAt "list_at",
     Get "get",
     Earlier "earlier",
@@ -187,6 +189,11 @@ impl Metered {
         };
         answer
     }
+
+    fn counting(&self, stream: WatchStream) -> WatchStream {
+        let errors = self.errors.clone();
+        stream.inspect_err(move |error| errors.count(error.failure)).boxed()
+    }
 }
 
 #[async_trait]
@@ -205,6 +212,10 @@ impl Backend for Metered {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.pass(Call::List, self.inner.list(dir)).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.pass(Call::Compare, self.inner.compare(shown, mark)).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
@@ -258,8 +269,12 @@ impl Backend for Metered {
     /// The end of a watch counts as an error of its own.
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let (listing, stream) = self.pass(Call::Follow, self.inner.follow()).await?;
-        let errors = self.errors.clone();
-        Ok((listing, stream.inspect_err(move |error| errors.count(error.failure)).boxed()))
+        Ok((listing, self.counting(stream)))
+    }
+
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let (compared, stream) = self.pass(Call::Follow, self.inner.follow_again(shown, mark)).await?;
+        Ok((compared, self.counting(stream)))
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {

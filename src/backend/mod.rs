@@ -2,6 +2,7 @@
 //! implements it and knows no other service; `open` chooses between them. `faulty` wraps any of them, for tests;
 //! `metered` counts and times the calls of each connection; `tee` makes one of two; `inspect` asks what a user may do.
 //! The other files are for all services: `keys` (spelling), `lock` (the layout of locks, and keeping them alive),
+//! `mark` (where a comparison goes on),
 //! `location` and `servers` (where a cell is, and which servers get credentials).
 
 pub mod consul;
@@ -13,6 +14,7 @@ pub mod inspect;
 mod keys;
 mod location;
 pub mod lock;
+mod mark;
 pub mod memory;
 mod metered;
 mod open;
@@ -25,6 +27,7 @@ pub mod zk2;
 
 pub use contract::*;
 pub use location::{Implementation, Location};
+pub use mark::Mark;
 pub use metered::{Errors, Meter, Metered};
 pub use open::{inspect, open};
 pub use options::{ConnectOptions, TeeOptions, Wrap};

@@ -1,4 +1,4 @@
-//! The mirror of one cell: a bulk list loads it, a watch keeps it current, and it is compared with a bulk list at
+//! The mirror of one cell: a bulk list loads it, a watch keeps it current, and it is compared with the service at
 //! intervals.
 //!
 //! Readers take snapshots and never wait for the watcher. A mirror that has lost its watch says so ([`Health`]); only
@@ -18,15 +18,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Listing, Node, Revision, SIGN_OF_LIFE, WatchBatch,
-    WatchStream,
+    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Node, Revision, SIGN_OF_LIFE, WatchBatch,
 };
 use crate::name::TopoPath;
 
+mod compare;
 mod doubt;
 mod history;
 mod state;
 
+use compare::Agreed;
 use doubt::Doubtful;
 use history::History;
 pub use history::{Histories, HistoryLimits, HistoryUsage, Maker, Past, Unknown};
@@ -42,17 +43,15 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// The same while the service refuses us: only a person can change that, and checking a password is expensive for the
 /// service.
 const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
-/// How long the watch may lag behind a bulk list before its undelivered changes count as missed.
-const RESYNC_GRACE: Duration = Duration::from_secs(2);
 /// The cause that a cell shows between a panic and the next list.
 const DOUBTED: &str = "a task of topofs panicked while it changed the mirror";
-/// Random share of the resync interval, so that many mounts do not list at the same moment.
+/// Random share of the resync interval, so that many mounts do not ask at the same moment.
 const RESYNC_JITTER: f64 = 0.1;
 
 /// How to keep a mirror.
 #[derive(Debug, Clone, Copy)]
 pub struct MirrorOptions {
-    /// How often to compare the mirror with a bulk list.
+    /// How often to compare the mirror with the service.
     pub resync_interval: Duration,
     /// How long the watch may be broken before the snapshot is no longer shown.
     pub stale_after: Duration,
@@ -95,7 +94,7 @@ enum Link {
 pub struct Counters {
     /// Watch events merged.
     pub events: AtomicU64,
-    /// Bulk lists compared.
+    /// Comparisons with the service.
     pub resyncs: AtomicU64,
     /// Changes that the watch should have delivered and did not.
     pub missed: AtomicU64,
@@ -136,6 +135,8 @@ pub struct Mirror {
     /// When the watch last gave a sign of life: the snapshot was true then.
     last_heard: Mutex<Instant>,
     history: History,
+    /// Where mirror and service were last equal.
+    agreed: Mutex<Agreed>,
     /// What has happened to this mirror.
     pub counters: Counters,
 }
@@ -164,6 +165,7 @@ impl Mirror {
             last_event: Mutex::new(None),
             last_heard: Mutex::new(Instant::now()),
             history: History::new(histories),
+            agreed: Mutex::default(),
             counters: Counters::default(),
         })
     }
@@ -350,7 +352,7 @@ impl Mirror {
         }
     }
 
-    /// Asks for a comparison with a bulk list now.
+    /// Asks for a comparison with the service now.
     pub fn request_resync(&self) {
         self.resync.notify_one();
     }
@@ -431,26 +433,31 @@ impl Mirror {
 
     /// One connection: list, watch, follow. Returns why it ended.
     async fn follow(&self, pace: &mut Pace, doubts: u64) -> BackendError {
-        self.state.lock().begin_list();
-        let (listing, mut stream) = match self.backend.follow().await {
+        let (compared, mut stream) = match self.connect().await {
             Ok(connected) => connected,
             Err(error) => return error,
         };
         let again = self.is_loaded();
-        let went_back = listing.at < self.revision();
+        let at = compared.listing().at;
+        // Differences are told only within one history.
+        let went_back = matches!(compared, Compared::Whole(_)) && at < self.revision();
         if went_back {
-            let (from, to) = (self.revision().0, listing.at.0);
+            let (from, to) = (self.revision().0, at.0);
             tracing::warn!(from, to, "the service's history has gone back: the service was restored or recreated");
             self.counters.restorations.fetch_add(1, Ordering::Relaxed);
         }
-        self.count_skipped(&listing);
-        let (at, mut is_whole, mut differences) = (listing.at, true, 0);
+        self.count_skipped(compared.listing());
+        let agreed = self.agreed.lock().clone().after(&compared);
+        let (mut is_whole, mut differences) = (true, 0);
         if went_back {
             // What the revisions said before says nothing about those that come.
             self.history.cut(at, SystemTime::now());
         }
         self.change(false, |state| {
-            let updates = state.restart(listing, SystemTime::now());
+            let updates = match compared {
+                Compared::Whole(listing) => state.restart(listing, SystemTime::now()),
+                Compared::Differences { changed, gone } => Some(state.resume(changed, gone, SystemTime::now())),
+            };
             is_whole = updates.is_some();
             let updates = updates.unwrap_or_default();
             differences = updates.len() as u64;
@@ -460,6 +467,7 @@ impl Mirror {
         if !is_whole {
             return BackendError::new(Failure::Other, "this mount changed too many records while it read the list");
         }
+        *self.agreed.lock() = agreed;
         self.history.begins(at, SystemTime::now());
         if again {
             self.counters.caught_up.fetch_add(differences, Ordering::Relaxed);
@@ -487,42 +495,6 @@ impl Mirror {
         }
     }
 
-    /// Compares with a bulk list while the watch goes on. A change counts as missed only if the watch has not delivered
-    /// it after a grace time.
-    async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
-        let root = TopoPath::root();
-        let (before, begun) = (self.revision(), SystemTime::now());
-        let listing = self.merge_until(stream, self.backend.list(&root)).await??;
-        if listing.at < before {
-            return Err(BackendError::new(Failure::Compacted, "the service's history has gone back"));
-        }
-        self.merge_until(stream, tokio::time::sleep(RESYNC_GRACE)).await?;
-        let at = listing.at;
-        let missed = self.take_over(listing);
-        self.history.compared(missed > 0, begun, SystemTime::now());
-        self.state.lock().forget_deletions(at);
-        self.counters.resyncs.fetch_add(1, Ordering::Relaxed);
-        self.counters.missed.fetch_add(missed, Ordering::Relaxed);
-        if missed > 0 {
-            tracing::warn!(missed, "the watch missed changes; a comparison with a list has found them");
-        }
-        Ok(())
-    }
-
-    /// Merges events until the other future ends.
-    async fn merge_until<T>(&self, stream: &mut WatchStream, done: impl Future<Output = T>) -> Result<T, BackendError> {
-        tokio::pin!(done);
-        loop {
-            tokio::select! {
-                value = &mut done => return Ok(value),
-                batch = stream.next() => match batch {
-                    Some(batch) => self.merge(batch?),
-                    None => return Err(BackendError::new(Failure::Unreachable, "the watch ended")),
-                },
-            }
-        }
-    }
-
     fn merge(&self, batch: WatchBatch) {
         let now = SystemTime::now();
         *self.last_heard.lock() = Instant::now();
@@ -543,22 +515,6 @@ impl Mirror {
             state.snapshot.at = state.snapshot.at.max(batch.at);
             updates
         });
-    }
-
-    fn count_skipped(&self, listing: &Listing) {
-        self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
-        self.counters.unnameable.store(listing.skipped.saturating_sub(listing.ephemeral), Ordering::Relaxed);
-    }
-
-    fn take_over(&self, listing: Listing) -> u64 {
-        self.count_skipped(&listing);
-        let mut count = 0;
-        self.change(false, |state| {
-            let updates = state.reconcile(listing, SystemTime::now());
-            count = updates.len() as u64;
-            updates
-        });
-        count
     }
 
     /// Changes the state, remembers what has changed, and publishes it, all under one lock: an older snapshot cannot

@@ -222,6 +222,7 @@ impl Shared {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
+            self.bytes.fetch_add(header.len() + length, Ordering::SeqCst);
             to.write_all(&header)?;
             to.write_all(&payload)?;
         }

@@ -16,6 +16,7 @@ mod etcd;
 mod panics;
 mod partition;
 mod restored;
+mod resync;
 mod rig;
 mod size;
 mod stop;

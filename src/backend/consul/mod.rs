@@ -1,6 +1,7 @@
 //! Consul.
 //!
-//! `client` speaks the HTTP API, `changes` finds out what has changed. This file translates the contract.
+//! `client` speaks the HTTP API, `changes` finds out what has changed, `compare` what a watch
+//! has lost. This file translates the contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +13,13 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::contract::{
-    Action, Along, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Part,
-    Revision, SharedPlace, Version, WatchStream, check_limits, check_most, check_values, too_large,
+    Action, Along, Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Guard, Limits, Listing, Node,
+    Part, Revision, SharedPlace, Shown, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
 use super::lock::removal;
+use super::mark::Mark;
 use super::together::{Keyed, all_keyed, by_part, keyed};
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{LOCK, Lockable, is_election, needs_no_records};
@@ -25,6 +27,7 @@ use crate::record::layout::{LOCK, Lockable, is_election, needs_no_records};
 mod call;
 mod changes;
 mod client;
+mod compare;
 mod folders;
 mod inspect;
 mod lock;
@@ -79,12 +82,11 @@ impl Consul {
         Ok(Self { client, keys, terms, rights })
     }
 
-    async fn list_prefix(&self, prefix: &str) -> Result<(Listing, Vec<Pair>), BackendError> {
+    /// All keys with a prefix. The index of a prefix can be lower than that of a deletion below it; the index of the
+    /// whole store, read before the list, cannot.
+    async fn list_prefix(&self, prefix: &str, at: u64) -> Result<(Listing, Vec<Pair>), BackendError> {
         // If rights go during the list, they are missing before or after it.
         self.rights.check().await?;
-        // The index of a prefix can be lower than that of a deletion below it; the index of the whole store, read
-        // before the list, cannot.
-        let at = self.client.newest().await?;
         let pairs = self.client.pairs(prefix, call::LARGE).await?.value;
         self.rights.check().await?;
         self.rights.listed(prefix, pairs.iter().map(|pair| pair.key.clone()).collect(), at).await?;
@@ -176,7 +178,15 @@ impl Backend for Consul {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        Ok(self.list_prefix(&self.keys.dir_prefix(dir)).await?.0)
+        if dir.is_root() {
+            return Ok(self.list_root().await?.0);
+        }
+        let at = self.client.newest().await?;
+        Ok(self.list_prefix(&self.keys.dir_prefix(dir), at).await?.0)
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.compare_with(shown, mark).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -226,7 +236,7 @@ impl Backend for Consul {
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let (listing, pairs) = self.list_prefix(self.keys.prefix()).await?;
+        let (listing, pairs) = self.list_root().await?;
         let changes = Changes::new(self.client.clone(), self.rights.clone(), self.keys.clone(), listing.at.0, &pairs);
         let stream = futures::stream::unfold(Some(changes), |changes| async move {
             let mut changes = changes?;

@@ -2,7 +2,8 @@
 //!
 //! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
 //! credentials, `errors` the meaning of failures, `watch` the watch stream, `past` the past of a record, `pages` long
-//! lists. This file translates the contract into range reads and transactions.
+//! lists, `compare` differences, `lineage` whether this is still the same history. This file translates the contract
+//! into range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,26 +15,31 @@ use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, Tx
 use imbl::OrdMap;
 
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Guard, Limits, Listing, Node, Owner,
-    Part, Revision, SharedPlace, Take, Version, WatchStream, check_limits, check_most, check_values, too_large,
+    Action, Applied, Backend, BackendError, Change, Compared, Earlier, Failure, Fetched, Guard, Limits, Listing, Node,
+    Owner, Part, Revision, SharedPlace, Shown, Take, Version, WatchStream, check_limits, check_most, check_values,
+    too_large,
 };
 use super::keys::KeySpace;
 use super::location::Location;
 use super::lock::removal;
+use super::mark::Mark;
 use super::together::{Keyed, all_keyed, by_part, keyed};
 use crate::name::TopoPath;
 use crate::record::layout::needs_no_records;
 
+mod compare;
 mod connection;
 mod errors;
 mod inspect;
 mod key;
+mod lineage;
 mod lock;
 mod pages;
 mod past;
 mod secrets;
 mod watch;
 
+use compare::Equal;
 use connection::Connection;
 use key::{header_revision, locked_dir, node, version};
 pub use secrets::{EtcdOptions, read_password};
@@ -84,6 +90,33 @@ impl Etcd {
         };
         let at = self.pages(prefix, None, &mut take).await?;
         Ok(Listing { nodes, at, skipped, ..Listing::default() })
+    }
+
+    /// Everything, with the mark for a comparison.
+    async fn list_root(&self) -> Result<Listing, BackendError> {
+        // Before the list: if the history is replaced meanwhile, the next comparison sees it.
+        let lineage = self.lineage().await;
+        let mut listing = self.list_dir(&TopoPath::root()).await?;
+        if let Some(lineage) = lineage {
+            listing.mark = Mark::new(Equal { at: listing.at, skipped: listing.skipped, lineage });
+        }
+        Ok(listing)
+    }
+
+    async fn list_dir(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
+        let prefix = self.keys.dir_prefix(dir);
+        let mut attempt = 1;
+        loop {
+            match self.list_once(&prefix).await {
+                Err(error) if error.failure == Failure::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn watch_after(&self, at: Revision) -> Result<WatchStream, BackendError> {
+        let told = past::Told::new(&self.deletions, at);
+        watch::start(self.connection.clone(), self.keys.clone(), (at, told)).await
     }
 
     async fn get_range(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, BackendError> {
@@ -265,14 +298,14 @@ impl Backend for Etcd {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        let prefix = self.keys.dir_prefix(dir);
-        let mut attempt = 1;
-        loop {
-            match self.list_once(&prefix).await {
-                Err(error) if error.failure == Failure::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
-                result => return result,
-            }
+        if dir.is_root() {
+            return self.list_root().await;
         }
+        self.list_dir(dir).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.compare_with(shown, mark).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
@@ -319,10 +352,15 @@ impl Backend for Etcd {
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let listing = self.list(&TopoPath::root()).await?;
-        let told = past::Told::new(&self.deletions, listing.at);
-        let stream = watch::start(self.connection.clone(), self.keys.clone(), (listing.at, told)).await?;
+        let listing = self.list_root().await?;
+        let stream = self.watch_after(listing.at).await?;
         Ok((listing, stream))
+    }
+
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let compared = self.differences_or_list(shown, mark).await?;
+        let stream = self.watch_after(compared.listing().at).await?;
+        Ok((compared, stream))
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {

@@ -16,10 +16,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::contract::{
-    Action, Along, Applied, Backend, BackendError, Change, Earlier, Fetched, Guard, Limits, Listing, Node, Owner, Part,
-    Revision, Role, SharedPlace, Take, Version, WatchStream, check_limits,
+    Action, Along, Applied, Backend, BackendError, Change, Compared, Earlier, Fetched, Guard, Limits, Listing, Node,
+    Owner, Part, Revision, Role, SharedPlace, Shown, Take, Version, WatchStream, check_limits,
 };
 use super::lock::guard;
+use super::mark::Mark;
 use crate::name::TopoPath;
 use crate::record::layout::Key;
 
@@ -280,6 +281,10 @@ impl Backend for Tee {
         self.0.primary.list(dir).await
     }
 
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.0.primary.compare(shown, mark).await
+    }
+
     /// Revisions are those of the primary.
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
         self.0.primary.list_at(dir, at, take).await
@@ -343,6 +348,10 @@ impl Backend for Tee {
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         self.0.primary.follow().await
+    }
+
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        self.0.primary.follow_again(shown, mark).await
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {

@@ -33,8 +33,9 @@ fn a_list_that_was_overtaken_changes_nothing() {
     state.put(node("gone", "x", 3), now);
     state.delete(&TopoPath::parse("gone").unwrap(), Revision(8));
     let nodes = vec![node("kept", "old", 2), node("gone", "x", 3)];
-    assert!(state.reconcile(Listing { nodes, at: Revision(5), ..Listing::default() }, now).is_empty());
-    let updates = state.reconcile(Listing { nodes: vec![], at: Revision(10), ..Listing::default() }, now);
+    assert!(state.reconcile(Compared::Whole(Listing { nodes, at: Revision(5), ..Listing::default() }), now).is_empty());
+    let updates =
+        state.reconcile(Compared::Whole(Listing { nodes: vec![], at: Revision(10), ..Listing::default() }), now);
     assert_eq!(updates.len(), 1);
     assert!(state.snapshot.records.is_empty());
 }
@@ -80,9 +81,9 @@ fn list(at: u64, nodes: Vec<Node>) -> Listing {
 }
 
 /// Path, old value, new value.
-type Shown<'a> = (&'a str, Option<&'a [u8]>, Option<&'a [u8]>);
+type Difference<'a> = (&'a str, Option<&'a [u8]>, Option<&'a [u8]>);
 
-fn changes(updates: &[Update]) -> Vec<Shown<'_>> {
+fn changes(updates: &[Update]) -> Vec<Difference<'_>> {
     fn value(record: Option<&Record>) -> Option<&[u8]> {
         record.map(|record| &record.value[..])
     }
@@ -134,9 +135,9 @@ fn the_newest_revision_is_that_of_any_report() {
     assert_eq!(state.snapshot.at, Revision(12));
     state.delete(&path("nothing"), Revision(11));
     assert_eq!(state.snapshot.at, Revision(12));
-    state.reconcile(list(11, vec![]), NOW);
+    state.reconcile(Compared::Whole(list(11, vec![])), NOW);
     assert_eq!(state.snapshot.at, Revision(12));
-    state.reconcile(list(14, vec![]), NOW);
+    state.reconcile(Compared::Whole(list(14, vec![])), NOW);
     assert_eq!(state.snapshot.at, Revision(14));
     // Unless the service has been restored.
     state.begin_list();
@@ -182,7 +183,7 @@ fn only_so_many_deletions_are_remembered() {
     state.delete(&path("one more"), Revision(9));
     assert_eq!(state.deleted.len(), 1);
     assert!(state.put(node("d0", "late", 8), NOW).is_some(), "until the next comparison");
-    assert_eq!(changes(&state.reconcile(list(9, vec![]), NOW)), [("d0", Some(&b"late"[..]), None)]);
+    assert_eq!(changes(&state.reconcile(Compared::Whole(list(9, vec![])), NOW)), [("d0", Some(&b"late"[..]), None)]);
 }
 
 #[test]
@@ -205,7 +206,7 @@ fn a_comparison_takes_away_what_it_does_not_show_and_would_have_to() {
     state.put(node("listed", "x", 1), NOW);
     state.locks_changed = false;
     let nodes = vec![node("listed", "x", 1), node("new", "y", 3), node("r6", "older", 2)];
-    let updates = state.reconcile(list(5, nodes), NOW);
+    let updates = state.reconcile(Compared::Whole(list(5, nodes)), NOW);
     let x = Some(&b"x"[..]);
     assert_eq!(changes(&updates), [("r4", x, None), ("r5", x, None), ("new", None, Some(&b"y"[..]))]);
     assert_eq!(values(&state), [("listed", &b"x"[..]), ("new", b"y"), ("r6", b"x")]);
@@ -380,7 +381,7 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
     // After a comparison, which forgets the deletions that it has passed.
     state.put(node("gone", "again", 4), now);
     state.delete(&gone, Revision(6));
-    state.reconcile(Listing { nodes: vec![], at: Revision(7), ..Listing::default() }, now);
+    state.reconcile(Compared::Whole(Listing { nodes: vec![], at: Revision(7), ..Listing::default() }), now);
     state.forget_deletions(Revision(7));
     assert!(state.put_own(node("gone", "saved", 5), now).is_none());
     assert!(state.put_own(node("gone", "new", 8), now).is_some());
@@ -445,4 +446,39 @@ fn an_own_report_as_old_as_the_list_is_in_it_or_gone() {
     }
     state.restart(list(5, vec![]), NOW).unwrap();
     assert_eq!(values(&state), [("newer", &b"x"[..])]);
+}
+
+#[test]
+fn differences_undo_nothing_that_is_newer() {
+    let mut state = State::default();
+    for (name, written) in [("changed", 2), ("gone", 3), ("anew", 4), ("kept", 1)] {
+        state.put(node(name, "x", written), NOW);
+    }
+    // These come before the differences of an earlier point are merged.
+    state.put(node("changed", "newer", 9), NOW);
+    state.put(node("anew", "newer", 8), NOW);
+    let changed = list(7, vec![node("changed", "older", 6), node("made", "y", 7)]);
+    let updates = state.reconcile(Compared::Differences { changed, gone: vec![path("gone"), path("anew")] }, NOW);
+    assert_eq!(changes(&updates), [("gone", Some(&b"x"[..]), None), ("made", None, Some(&b"y"[..]))]);
+    assert_eq!(
+        values(&state),
+        [("anew", &b"newer"[..]), ("changed", b"newer"), ("kept", b"x"), ("made", b"y")],
+        "what the differences do not name stays"
+    );
+}
+
+#[test]
+fn after_an_absence_differences_and_own_saves_both_count() {
+    let mut state = State::default();
+    state.put(node("a", "1", 1), NOW);
+    state.put(node("gone", "1", 2), NOW);
+    state.delete(&path("before"), Revision(3));
+    state.begin_list();
+    state.put_own(node("mine", "saved", 9), NOW);
+    state.note_own(&path("mine"));
+    let updates = state.resume(list(8, vec![node("a", "2", 6)]), vec![path("gone")], NOW);
+    assert_eq!(changes(&updates), [("gone", Some(&b"1"[..]), None), ("a", Some(&b"1"[..]), Some(&b"2"[..]))]);
+    assert_eq!(values(&state), [("a", &b"2"[..]), ("mine", b"saved")]);
+    assert!(state.deleted.is_empty() && !state.counts_own());
+    assert!(state.put_own(node("before", "late", 2), NOW).is_none(), "it was gone by then");
 }

@@ -2,7 +2,8 @@
 //!
 //! A backend is one cell: the keys below one root of one service. tests/conformance checks this contract:
 //!
-//! - Every call ends within the operation timeout given at construction (for a list, each of its requests does).
+//! - Every call ends within the operation timeout given at construction. For a list, each of its requests does, or, if it
+//!   is a single one, no pause in its answer is longer.
 //! - [`Backend::list`] shows one consistent point, [`Listing::at`]. [`Backend::follow`] goes on from such a point and
 //!   misses nothing.
 //! - [`Backend::apply`] applies all changes or none.
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use imbl::OrdMap;
 
+use super::loading::Loading;
 use crate::error::UNCERTAIN;
 use crate::name::TopoPath;
 
@@ -442,6 +444,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// As whom requests are made, if cells of one service may be different users. Equal numbers mean the same.
     fn identity(&self) -> Option<u64> {
         None
+    }
+
+    /// How far the list of [`Backend::follow`] has come. A service that answers at once need not say so.
+    fn loading(&self) -> Loading {
+        Loading::default()
     }
 
     /// Everything below the root at one point, and everything that happens there afterwards.

@@ -21,6 +21,7 @@ use super::contract::{
     Along, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Part,
     Place, Revision, SharedPlace, Take, WatchBatch, WatchStream,
 };
+use super::loading::Loading;
 use crate::name::TopoPath;
 
 /// A kind of call. Each has its own count.
@@ -324,6 +325,10 @@ impl Backend for Faulty {
 
     fn identity(&self) -> Option<u64> {
         self.0.inner.identity()
+    }
+
+    fn loading(&self) -> Loading {
+        self.0.inner.loading()
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

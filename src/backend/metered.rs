@@ -17,6 +17,7 @@ use super::contract::{
     Along, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Part,
     Place, Revision, SharedPlace, Take, WatchStream,
 };
+use super::loading::Loading;
 use crate::journal::metrics::BACKEND_DURATION;
 use crate::name::TopoPath;
 
@@ -253,6 +254,10 @@ impl Backend for Metered {
 
     fn identity(&self) -> Option<u64> {
         self.inner.identity()
+    }
+
+    fn loading(&self) -> Loading {
+        self.inner.loading()
     }
 
     /// The end of a watch counts as an error of its own.

@@ -114,16 +114,14 @@ impl Cell {
             Health::Down | Health::Denied => return self.down(),
             Health::Idle | Health::Loading => {}
         }
-        // A load that takes longer than a call goes on; only this caller stops waiting.
-        let loaded = async {
-            tokio::select! {
-                () = self.mirror.load() => {}
-                () = self.ending.given_up() => {}
-            }
+        // A load goes on when this caller stops waiting.
+        let is_answered = tokio::select! {
+            is_answered = self.mirror.load_while_answered(self.timeout) => is_answered,
+            () = self.ending.given_up() => true,
         };
-        if tokio::time::timeout(self.timeout, loaded).await.is_err() {
-            let waited = humantime::format_duration(self.timeout);
-            return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
+        if !is_answered {
+            let silence = humantime::format_duration(self.timeout);
+            return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded, and no answer within {silence}")));
         }
         self.snapshot_now()
     }
@@ -437,7 +435,7 @@ mod tests {
                 let waited = tokio::time::timeout(Duration::from_secs(16), cell.snapshot()).await;
                 let error = waited.expect("it ends in time").unwrap_err();
                 assert_eq!(error.kind, Kind::Unreachable);
-                assert!(error.reason.contains("not loaded within 15s"), "{error}");
+                assert!(error.reason.contains("not loaded, and no answer within 15s"), "{error}");
             }
             assert!(cell.snapshot_now().is_err(), "what was never loaded is not shown as empty");
         }

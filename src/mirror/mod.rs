@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use backon::BackoffBuilder;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, watch};
@@ -18,30 +17,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Listing, Node, Revision, SIGN_OF_LIFE, WatchBatch,
-    WatchStream,
+    Applied, Backend, BackendError, Change, Failure, Fetched, Listing, Loading, Node, Revision, SIGN_OF_LIFE, Step,
+    WatchBatch, WatchStream,
 };
 use crate::name::TopoPath;
 
 mod doubt;
 mod history;
+mod pace;
 mod state;
 
 use doubt::Doubtful;
 use history::History;
 pub use history::{Histories, HistoryLimits, HistoryUsage, Maker, Past, Unknown};
 use imbl::OrdMap;
+use pace::Pace;
 use state::State;
 pub use state::{Batch, Entry, Record, Snapshot, Update, has_below, names_below};
 
 /// Number of batches that may wait for a slow listener. One more, and the listener loses the oldest: the channel says
 /// so, and the listener compares what it knows with the snapshot.
 const UPDATE_QUEUE: usize = 1_024;
-/// First and longest pause between attempts to connect.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// The same while the service refuses us: only a person can change that, and checking a password is expensive for the
-/// service.
-const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// How long the watch may lag behind a bulk list before its undelivered changes count as missed.
 const RESYNC_GRACE: Duration = Duration::from_secs(2);
 /// The cause that a cell shows between a panic and the next list.
@@ -130,6 +126,8 @@ pub struct Mirror {
     bytes: AtomicUsize,
     /// Counts changes of locks.
     locks: watch::Sender<u64>,
+    /// How far a list has come that begins a watch.
+    loading: Loading,
     resync: Notify,
     wanted: Notify,
     last_event: Mutex<Option<SystemTime>>,
@@ -149,6 +147,7 @@ impl Mirror {
     /// An empty mirror. It remembers the past together with others.
     pub fn remembering(backend: Arc<dyn Backend>, options: MirrorOptions, histories: Arc<Histories>) -> Arc<Self> {
         Arc::new(Self {
+            loading: backend.loading(),
             backend,
             options,
             state: Doubtful::default(),
@@ -258,6 +257,30 @@ impl Mirror {
         let mut link = self.link.subscribe();
         // The sender lives as long as self, so waiting cannot fail.
         let _ = link.wait_for(|link| !matches!(link, Link::Idle | Link::Loading)).await;
+    }
+
+    /// The same, but gives up if the service has not answered anything for so long. However long the list takes, a
+    /// service that goes on answering is waited for. False if it was given up.
+    pub async fn load_while_answered(&self, silence: Duration) -> bool {
+        let mut loaded = std::pin::pin!(self.load());
+        let mut answers = self.loading.subscribe();
+        loop {
+            // What the mirror does with the list is not the service's silence.
+            let asks = answers.borrow_and_update().step != Step::TakingOver;
+            tokio::select! {
+                biased;
+                () = &mut loaded => return true,
+                // The sender lives as long as self.
+                _ = answers.changed() => {}
+                () = tokio::time::sleep(silence), if asks => return false,
+            }
+        }
+    }
+
+    /// How many records a list has brought so far that begins a watch; `None` if none is under way.
+    pub fn loading(&self) -> Option<u64> {
+        let progress = self.loading.progress();
+        (progress.step != Step::None).then_some(progress.records)
     }
 
     /// Waits until there is a first list, without asking for it.
@@ -404,7 +427,7 @@ impl Mirror {
             () = stop.cancelled() => return,
             () = self.wanted.notified() => self.set_link(Link::Loading),
         }
-        let (mut pace, mut panics) = (Pace::new(), alive::Pauses::default());
+        let (mut pace, mut panics) = (Pace::default(), alive::Pauses::default());
         loop {
             let doubts = self.state.renew(&self.snapshot());
             let outcome = tokio::select! {
@@ -415,7 +438,7 @@ impl Mirror {
             };
             let (cause, pause) = match outcome {
                 Ok(error) => {
-                    let pause = pace.after(&error);
+                    let pause = pace.after(error.failure, Instant::now());
                     (error, pause)
                 }
                 Err(panic) => (self.panicked(&panic), panics.pause()),
@@ -432,7 +455,10 @@ impl Mirror {
     /// One connection: list, watch, follow. Returns why it ended.
     async fn follow(&self, pace: &mut Pace, doubts: u64) -> BackendError {
         self.state.lock().begin_list();
-        let (listing, mut stream) = match self.backend.follow().await {
+        self.loading.begin();
+        let connected = self.backend.follow().await;
+        self.loading.told();
+        let (listing, mut stream) = match connected {
             Ok(connected) => connected,
             Err(error) => return error,
         };
@@ -450,12 +476,12 @@ impl Mirror {
             self.history.cut(at, SystemTime::now());
         }
         self.change(false, |state| {
-            let updates = state.restart(listing, SystemTime::now());
+            // The first list contains nothing new: the records were always there.
+            let updates = state.restart(listing, again, SystemTime::now());
             is_whole = updates.is_some();
             let updates = updates.unwrap_or_default();
             differences = updates.len() as u64;
-            // The first list contains nothing new: the records were always there.
-            if again { updates } else { Vec::new() }
+            updates
         });
         if !is_whole {
             return BackendError::new(Failure::Other, "this mount changed too many records while it read the list");
@@ -469,7 +495,7 @@ impl Mirror {
         *self.last_heard.lock() = Instant::now();
         self.state.settle(doubts);
         self.delivers();
-        *pace = Pace::new();
+        pace.watches(Instant::now());
         let mut tick = tokio::time::interval_at(Instant::now() + self.resync_interval(), self.resync_interval());
         loop {
             tokio::select! {
@@ -597,6 +623,7 @@ impl Mirror {
     /// The watch delivers. If it was broken, the log has said so, and says when that is over.
     fn delivers(&self) {
         let before = self.link.send_replace(Link::Live);
+        self.loading.end();
         if let Link::Broken { since, .. } = before {
             let after = humantime::format_duration(Duration::from_millis(whole_millis(since.elapsed())));
             tracing::info!(%after, "the watch delivers again");
@@ -623,6 +650,7 @@ impl Mirror {
             let denied = cause.failure == Failure::Denied || matches!(&*link, Link::Broken { denied: true, .. });
             *link = Link::Broken { since, cause, denied };
         });
+        self.loading.end();
     }
 
     fn resync_interval(&self) -> Duration {
@@ -641,36 +669,6 @@ impl Mirror {
 /// Finer than that, nobody wants to read it.
 fn whole_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// How long to wait between attempts to connect.
-struct Pace {
-    denied: bool,
-    backoff: backon::ExponentialBackoff,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { denied: false, backoff: backoff(BACKOFF) }
-    }
-
-    fn after(&mut self, error: &BackendError) -> Duration {
-        let denied = error.failure == Failure::Denied;
-        let limits = if denied { DENIED_BACKOFF } else { BACKOFF };
-        if self.denied != denied {
-            *self = Self { denied, backoff: backoff(limits) };
-        }
-        self.backoff.next().unwrap_or(limits.1)
-    }
-}
-
-fn backoff((first, longest): (Duration, Duration)) -> backon::ExponentialBackoff {
-    backon::ExponentialBuilder::new()
-        .with_min_delay(first)
-        .with_max_delay(longest)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 #[cfg(test)]

@@ -18,6 +18,10 @@ struct Shared {
     silent: AtomicBool,
     /// How late the answers of the server are, in milliseconds.
     late: AtomicUsize,
+    /// How many bytes of the server pass in a second on each connection; 0: all that come.
+    pace: AtomicUsize,
+    /// After so many more bytes of the server, nothing passes any more; 0: never.
+    stop_after: AtomicUsize,
     /// New connections are refused.
     refuse: AtomicBool,
     /// Messages of the server that contain these bytes are lost.
@@ -99,6 +103,16 @@ impl Proxy {
         self.shared.late.store(delay.as_millis() as usize, Ordering::Relaxed);
     }
 
+    /// From now on so many bytes of the server pass in a second on each connection; 0: all that come.
+    pub fn slow_down(&self, bytes: usize) {
+        self.shared.pace.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Becomes silent when so many more bytes of the server have passed.
+    pub fn silence_after(&self, bytes: usize) {
+        self.shared.stop_after.store(bytes, Ordering::Relaxed);
+    }
+
     pub fn silence(&self, silent: bool) {
         self.shared.silent.store(silent, Ordering::Relaxed);
     }
@@ -141,6 +155,23 @@ impl Shared {
         }
     }
 
+    /// Bytes of the server are about to pass.
+    fn slow(&self, bytes: usize) {
+        let pace = self.pace.load(Ordering::Relaxed);
+        if pace > 0 {
+            std::thread::sleep(Duration::from_secs_f64(bytes as f64 / pace as f64));
+        }
+        let left = self.stop_after.load(Ordering::Relaxed);
+        if left > 0 {
+            let after = left.saturating_sub(bytes);
+            self.stop_after.store(after, Ordering::Relaxed);
+            if after == 0 {
+                self.silent.store(true, Ordering::Relaxed);
+            }
+        }
+        self.wait_while_silent();
+    }
+
     fn pass(&self, mut from: TcpStream, mut to: TcpStream, up: bool) {
         let mut buffer = vec![0; 64 << 10];
         let mut seen: Vec<u8> = Vec::new();
@@ -148,6 +179,7 @@ impl Shared {
             self.wait_while_silent();
             if !up {
                 std::thread::sleep(Duration::from_millis(self.late.load(Ordering::Relaxed) as u64));
+                self.slow(count);
             }
             if up && self.is_lost(&buffer[..count], &mut to) {
                 break;
@@ -222,8 +254,10 @@ impl Shared {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
+            self.slow(header.len() + payload.len());
             to.write_all(&header)?;
             to.write_all(&payload)?;
+            self.bytes.fetch_add(header.len() + payload.len(), Ordering::SeqCst);
         }
     }
 }

@@ -16,6 +16,7 @@ use super::contract::{
     Revision, SharedPlace, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
+use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
 use super::together::{Keyed, all_keyed, by_part, keyed};
@@ -28,6 +29,7 @@ mod client;
 mod folders;
 mod inspect;
 mod lock;
+mod objects;
 mod pair;
 mod rights;
 mod token;
@@ -55,6 +57,7 @@ pub struct Consul {
     keys: KeySpace,
     terms: Arc<lock::Terms>,
     rights: Arc<Rights>,
+    loading: Loading,
 }
 
 impl Consul {
@@ -76,17 +79,19 @@ impl Consul {
         let client = Arc::new(Client::new(&location.server, cell, timeout, options)?);
         let terms = Arc::new(lock::Terms::new(options));
         let rights = Arc::new(Rights::new(client.clone(), keys.clone()));
-        Ok(Self { client, keys, terms, rights })
+        Ok(Self { client, keys, terms, rights, loading: Loading::default() })
     }
 
-    async fn list_prefix(&self, prefix: &str) -> Result<(Listing, Vec<Pair>), BackendError> {
+    async fn list_prefix(&self, prefix: &str, loading: &Loading) -> Result<(Listing, Vec<Pair>), BackendError> {
         // If rights go during the list, they are missing before or after it.
         self.rights.check().await?;
         // The index of a prefix can be lower than that of a deletion below it; the index of the whole store, read
         // before the list, cannot.
         let at = self.client.newest().await?;
-        let pairs = self.client.pairs(prefix, call::LARGE).await?.value;
+        loading.answered(0);
+        let pairs = self.client.all_pairs(prefix, loading).await?.value;
         self.rights.check().await?;
+        loading.answered(0);
         self.rights.listed(prefix, pairs.iter().map(|pair| pair.key.clone()).collect(), at).await?;
         let mut listing = Listing { at: Revision(at), ..Listing::default() };
         for pair in &pairs {
@@ -176,7 +181,7 @@ impl Backend for Consul {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        Ok(self.list_prefix(&self.keys.dir_prefix(dir)).await?.0)
+        Ok(self.list_prefix(&self.keys.dir_prefix(dir), &Loading::default()).await?.0)
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -225,8 +230,12 @@ impl Backend for Consul {
         self.client.identity()
     }
 
+    fn loading(&self) -> Loading {
+        self.loading.clone()
+    }
+
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let (listing, pairs) = self.list_prefix(self.keys.prefix()).await?;
+        let (listing, pairs) = self.list_prefix(self.keys.prefix(), &self.loading).await?;
         let changes = Changes::new(self.client.clone(), self.rights.clone(), self.keys.clone(), listing.at.0, &pairs);
         let stream = futures::stream::unfold(Some(changes), |changes| async move {
             let mut changes = changes?;

@@ -18,6 +18,7 @@ use super::contract::{
     Part, Revision, SharedPlace, Take, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
+use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
 use super::together::{Keyed, all_keyed, by_part, keyed};
@@ -57,6 +58,7 @@ pub struct Etcd {
     lease_ttl: Duration,
     limits: Limits,
     deletions: Arc<past::Deletions>,
+    loading: Loading,
     /// Largest request.
     request_bytes: usize,
 }
@@ -70,10 +72,23 @@ impl Etcd {
         let limits = Limits { value, changes: CHANGE_LIMIT };
         let (connection, request_bytes) = (Arc::new(connection), options.max_request_bytes);
         let keys = KeySpace::new(&location.root);
-        Ok(Self { connection, keys, lease_ttl, limits, deletions: Arc::default(), request_bytes })
+        let (deletions, loading) = (Arc::default(), Loading::default());
+        Ok(Self { connection, keys, lease_ttl, limits, deletions, loading, request_bytes })
     }
 
-    async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
+    async fn list_counted(&self, dir: &TopoPath, loading: &Loading) -> Result<Listing, BackendError> {
+        let prefix = self.keys.dir_prefix(dir);
+        let mut attempt = 1;
+        loop {
+            match self.list_once(&prefix, loading).await {
+                Err(error) if error.failure == Failure::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+            loading.begin();
+        }
+    }
+
+    async fn list_once(&self, prefix: &str, loading: &Loading) -> Result<Listing, BackendError> {
         let (mut nodes, mut skipped) = (Vec::new(), 0);
         let mut take = |kv| {
             match node(&self.keys, kv) {
@@ -82,7 +97,7 @@ impl Etcd {
             }
             Ok(())
         };
-        let at = self.pages(prefix, None, &mut take).await?;
+        let at = self.pages(prefix, None, loading, &mut take).await?;
         Ok(Listing { nodes, at, skipped, ..Listing::default() })
     }
 
@@ -265,19 +280,12 @@ impl Backend for Etcd {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        let prefix = self.keys.dir_prefix(dir);
-        let mut attempt = 1;
-        loop {
-            match self.list_once(&prefix).await {
-                Err(error) if error.failure == Failure::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
-                result => return result,
-            }
-        }
+        self.list_counted(dir, &Loading::default()).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
         let mut take = |kv| node(&self.keys, kv).map_or(Ok(()), &mut *take);
-        self.pages(&self.keys.dir_prefix(dir), Some(at), &mut take).await.map(drop)
+        self.pages(&self.keys.dir_prefix(dir), Some(at), &Loading::default(), &mut take).await.map(drop)
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -318,8 +326,12 @@ impl Backend for Etcd {
         too_large(value.len(), self.limits).or_else(is_lock)
     }
 
+    fn loading(&self) -> Loading {
+        self.loading.clone()
+    }
+
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let listing = self.list(&TopoPath::root()).await?;
+        let listing = self.list_counted(&TopoPath::root(), &self.loading).await?;
         let told = past::Told::new(&self.deletions, listing.at);
         let stream = watch::start(self.connection.clone(), self.keys.clone(), (listing.at, told)).await?;
         Ok((listing, stream))

@@ -19,6 +19,7 @@ use super::contract::{
     Action, Along, Applied, Backend, BackendError, Change, Earlier, Fetched, Guard, Limits, Listing, Node, Owner, Part,
     Revision, Role, SharedPlace, Take, Version, WatchStream, check_limits,
 };
+use super::loading::Loading;
 use super::lock::guard;
 use crate::name::TopoPath;
 use crate::record::layout::Key;
@@ -339,6 +340,10 @@ impl Backend for Tee {
 
     fn identity(&self) -> Option<u64> {
         self.0.primary.identity()
+    }
+
+    fn loading(&self) -> Loading {
+        self.0.primary.loading()
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

@@ -17,6 +17,7 @@ use super::contract::{
     SharedPlace, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
+use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
 use super::together::by_part;
@@ -65,6 +66,7 @@ pub struct Zk {
     keys: KeySpace,
     /// What the newest watch has seen.
     seen: Mutex<Nodes>,
+    loading: Loading,
 }
 
 impl Zk {
@@ -82,7 +84,8 @@ impl Zk {
             None => voters.clone(),
         };
         let keys = key_space(&location.root);
-        Ok(Self { voters, readers, lines: Lines::new(lasting, keys.clone()), keys, seen: Mutex::default() })
+        let lines = Lines::new(lasting, keys.clone());
+        Ok(Self { voters, readers, lines, keys, seen: Mutex::default(), loading: Loading::default() })
     }
 
     /// Repeats a refused call if the credentials have changed.
@@ -106,9 +109,9 @@ impl Zk {
         renewed
     }
 
-    async fn view(&self, dir: &TopoPath) -> Result<(Listing, View), BackendError> {
+    async fn view(&self, dir: &TopoPath, loading: &Loading) -> Result<(Listing, View), BackendError> {
         let before = self.seen.lock().clone();
-        let opened = View::open(&self.readers, &self.keys, dir, before).await;
+        let opened = View::open(&self.readers, &self.keys, dir, (before, loading)).await;
         opened.map_err(|ended| Self::ended(&self.readers, ended))
     }
 
@@ -214,7 +217,7 @@ impl Backend for Zk {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        self.with_credentials(|| async { self.view(dir).await.map(|(listing, _)| listing) }).await
+        self.with_credentials(|| async { self.view(dir, &Loading::default()).await.map(|(listing, _)| listing) }).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -259,10 +262,14 @@ impl Backend for Zk {
         Ok(by_part(&applied, parts))
     }
 
+    fn loading(&self) -> Loading {
+        self.loading.clone()
+    }
+
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let sessions = self.readers.clone();
         let root = TopoPath::root();
-        let (listing, view) = self.with_credentials(|| self.view(&root)).await?;
+        let (listing, view) = self.with_credentials(|| self.view(&root, &self.loading)).await?;
         *self.seen.lock() = view.nodes();
         let stream = futures::stream::unfold(Some((view, sessions)), |state| async move {
             let (mut view, sessions) = state?;

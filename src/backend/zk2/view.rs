@@ -16,6 +16,7 @@ use super::session::{CallError, Sessions};
 use super::znode::{Znode, ancestors, newest, node, znode_path};
 use crate::backend::contract::{Listing, Revision, Role, WatchBatch, WatchEvent};
 use crate::backend::keys::KeySpace;
+use crate::backend::loading::Loading;
 use crate::name::TopoPath;
 
 /// Nodes read in one request.
@@ -40,6 +41,7 @@ pub(super) struct View {
     pending: Pending,
     /// What the previous watch has seen: a node that we may no longer read is not gone.
     before: Nodes,
+    loading: Loading,
 }
 
 /// The znodes that a watch has read, by path.
@@ -81,14 +83,16 @@ impl View {
         sessions: &Sessions,
         keys: &KeySpace,
         dir: &TopoPath,
-        before: Nodes,
+        (before, loading): (Nodes, &Loading),
     ) -> Result<(Listing, Self), Ended> {
         let client = sessions.open().await?;
+        loading.answered(0);
         let root = znode_path(keys, dir);
         let watching = client.clone();
         let watcher = sessions.bounded(watching.watch(&root, AddWatchMode::PersistentRecursive)).await?;
         // A follower or an observer may not yet have the last writes of this mount.
         sessions.bounded(client.sync(&root)).await?;
+        loading.answered(0);
         let mut view = Self {
             client,
             watcher,
@@ -97,6 +101,7 @@ impl View {
             nodes: Nodes::default(),
             pending: Pending::default(),
             before,
+            loading: loading.clone(),
         };
         let mut listing = view.read_all(sessions, dir).await?;
         let changed = view.arrived()?;
@@ -211,6 +216,9 @@ impl View {
             };
             found.push((path, znode));
         }
+        // What a znode is for is not known yet. Directories have no content.
+        let has_content = |znode: &&Znode| !znode.data.is_empty();
+        self.loading.answered(found.iter().filter_map(|(_, znode)| znode.as_ref()).filter(has_content).count());
         Ok(found)
     }
 
@@ -237,6 +245,7 @@ impl View {
                     reader.commit().await
                 };
                 let results = sessions.bounded(request).await?;
+                self.loading.answered(0);
                 let mut found = Vec::new();
                 for (parent, result) in batch.iter().zip(results) {
                     match result {

@@ -11,7 +11,7 @@ use crate::backend::Failure;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// The same while the service refuses us: only a person can change that, and checking a password is expensive for the
 /// service.
-const DENIED_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+pub(super) const DENIED_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// The same if a list is too large: each attempt costs the service as much as it can send, and the cell does not become
 /// small within seconds.
 const TOO_LARGE_PAUSES: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(300));

@@ -1,7 +1,7 @@
 //! ZooKeeper.
 //!
-//! `session` owns the connections, `view` reads and watches a subtree, `look` reads single nodes, `write` applies
-//! changes, `roles` tells what a node is.
+//! `session` owns the connections, `reader` reads a subtree, `view` watches it, `look` reads single nodes, `write`
+//! applies changes, `roles` tells what a node is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +25,11 @@ use crate::name::TopoPath;
 use crate::record::layout;
 
 mod admit;
+mod compare;
 mod inspect;
 mod lock;
 mod look;
+mod reader;
 mod roles;
 mod session;
 mod size;
@@ -37,9 +39,10 @@ mod znode;
 
 use lock::Lines;
 use look::{Access, look};
+use reader::Nodes;
 pub use session::ZkOptions;
 use session::{CallError, Sessions};
-use view::{Ended, Nodes, View};
+use view::{Ended, View};
 use write::CellChanges;
 use znode::{Spot, version, znode_path};
 

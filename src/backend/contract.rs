@@ -22,6 +22,7 @@ use futures::stream::BoxStream;
 use imbl::OrdMap;
 
 use super::loading::Loading;
+use super::mark::Mark;
 use crate::error::UNCERTAIN;
 use crate::name::TopoPath;
 
@@ -85,6 +86,43 @@ pub struct Listing {
     pub skipped: u64,
     /// How many of them could be, but end with a session and are no locks.
     pub ephemeral: u64,
+    /// For [`Backend::compare`]: whoever has all that this shows is equal to the service at this point.
+    pub mark: Mark,
+}
+
+/// What somebody shows of a cell, at one moment.
+pub trait Shown: Send + Sync {
+    /// The version of a node, record or lock; `None` if it is not shown.
+    fn version(&self, path: &TopoPath) -> Option<Version>;
+
+    /// Number of nodes.
+    fn count(&self) -> usize;
+
+    /// Tells all nodes, in no particular order.
+    fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version));
+}
+
+/// How a service differs from what is shown.
+#[derive(Debug, Clone)]
+pub enum Compared {
+    /// Everything that the service has: the caller compares.
+    Whole(Listing),
+    /// Only what differs.
+    Differences {
+        /// All nodes that are not shown, or have another version. Everything else is as in a whole list.
+        changed: Listing,
+        /// Shown nodes that the service did not have at that point.
+        gone: Vec<TopoPath>,
+    },
+}
+
+impl Compared {
+    /// The point of the comparison, with the nodes that it has brought.
+    pub fn listing(&self) -> &Listing {
+        match self {
+            Compared::Whole(listing) | Compared::Differences { changed: listing, .. } => listing,
+        }
+    }
 }
 
 /// One node, and the point at which it was read.
@@ -379,6 +417,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
         let _ = (dir, at, take);
         Err(BackendError::new(Failure::NotKept, "this kind of service keeps no earlier revisions"))
+    }
+
+    /// How the cell differs from what is shown now. `mark` is that of the last list or comparison that the shower has
+    /// merged. The differences are exact, whatever the shower has missed since then; a service that cannot know them
+    /// for certain answers with the whole list. If its history has gone back, the point of the answer is before
+    /// something that is shown, and nothing else of the answer counts.
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        let _ = (shown, mark);
+        self.list(&TopoPath::root()).await.map(Compared::Whole)
     }
 
     /// One node, as the service has it now (linearizable if the service offers that).

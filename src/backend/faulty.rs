@@ -18,10 +18,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::contract::{
-    Along, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Part,
-    Place, Revision, SharedPlace, Take, WatchBatch, WatchStream,
+    Along, Applied, Backend, BackendError, Change, Compared, Earlier, Failure, Fetched, Limits, Listing, Node, Owner,
+    Part, Place, Revision, SharedPlace, Shown, Take, WatchBatch, WatchStream,
 };
 use super::loading::Loading;
+use super::mark::Mark;
 use crate::name::TopoPath;
 
 /// A kind of call. Each has its own count.
@@ -33,6 +34,8 @@ pub enum Call {
     LockedDir,
     /// [`Backend::list`].
     List,
+    /// [`Backend::compare`].
+    Compare,
     /// [`Backend::list_at`].
     ListAt,
     /// [`Backend::get`].
@@ -277,6 +280,10 @@ impl Backend for Faulty {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.pass(Call::List, self.0.inner.list(dir)).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.pass(Call::Compare, self.0.inner.compare(shown, mark)).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {

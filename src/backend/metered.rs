@@ -14,10 +14,11 @@ use imbl::OrdMap;
 use prometheus::Histogram;
 
 use super::contract::{
-    Along, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Limits, Listing, Node, Owner, Part,
-    Place, Revision, SharedPlace, Take, WatchStream,
+    Along, Applied, Backend, BackendError, Change, Compared, Earlier, Failure, Fetched, Limits, Listing, Node, Owner,
+    Part, Place, Revision, SharedPlace, Shown, Take, WatchStream,
 };
 use super::loading::Loading;
+use super::mark::Mark;
 use crate::journal::metrics::BACKEND_DURATION;
 use crate::name::TopoPath;
 
@@ -34,6 +35,7 @@ macro_rules! calls {
 
 calls! {
     List "list",
+    Compare "compare",
     ListAt "list_at",
     Get "get",
     Earlier "earlier",
@@ -206,6 +208,10 @@ impl Backend for Metered {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.pass(Call::List, self.inner.list(dir)).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.pass(Call::Compare, self.inner.compare(shown, mark)).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {

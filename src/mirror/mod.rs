@@ -1,4 +1,4 @@
-//! The mirror of one cell: a bulk list loads it, a watch keeps it current, and it is compared with a bulk list at
+//! The mirror of one cell: a bulk list loads it, a watch keeps it current, and it is compared with the service at
 //! intervals.
 //!
 //! Readers take snapshots and never wait for the watcher. A mirror that has lost its watch says so ([`Health`]); only
@@ -22,11 +22,13 @@ use crate::backend::{
 };
 use crate::name::TopoPath;
 
+mod compare;
 mod doubt;
 mod history;
 mod pace;
 mod state;
 
+use compare::Agreed;
 use doubt::Doubtful;
 use history::History;
 pub use history::{Histories, HistoryLimits, HistoryUsage, Maker, Past, Unknown};
@@ -38,17 +40,15 @@ pub use state::{Batch, Entry, Record, Snapshot, Update, has_below, names_below};
 /// Number of batches that may wait for a slow listener. One more, and the listener loses the oldest: the channel says
 /// so, and the listener compares what it knows with the snapshot.
 const UPDATE_QUEUE: usize = 1_024;
-/// How long the watch may lag behind a bulk list before its undelivered changes count as missed.
-const RESYNC_GRACE: Duration = Duration::from_secs(2);
 /// The cause that a cell shows between a panic and the next list.
 const DOUBTED: &str = "a task of topofs panicked while it changed the mirror";
-/// Random share of the resync interval, so that many mounts do not list at the same moment.
+/// Random share of the resync interval, so that many mounts do not ask at the same moment.
 const RESYNC_JITTER: f64 = 0.1;
 
 /// How to keep a mirror.
 #[derive(Debug, Clone, Copy)]
 pub struct MirrorOptions {
-    /// How often to compare the mirror with a bulk list.
+    /// How often to compare the mirror with the service.
     pub resync_interval: Duration,
     /// How long the watch may be broken before the snapshot is no longer shown.
     pub stale_after: Duration,
@@ -91,7 +91,7 @@ enum Link {
 pub struct Counters {
     /// Watch events merged.
     pub events: AtomicU64,
-    /// Bulk lists compared.
+    /// Comparisons with the service.
     pub resyncs: AtomicU64,
     /// Changes that the watch should have delivered and did not.
     pub missed: AtomicU64,
@@ -134,6 +134,8 @@ pub struct Mirror {
     /// When the watch last gave a sign of life: the snapshot was true then.
     last_heard: Mutex<Instant>,
     history: History,
+    /// Where mirror and service were last equal.
+    agreed: Mutex<Agreed>,
     /// What has happened to this mirror.
     pub counters: Counters,
 }
@@ -163,6 +165,7 @@ impl Mirror {
             last_event: Mutex::new(None),
             last_heard: Mutex::new(Instant::now()),
             history: History::new(histories),
+            agreed: Mutex::default(),
             counters: Counters::default(),
         })
     }
@@ -373,7 +376,7 @@ impl Mirror {
         }
     }
 
-    /// Asks for a comparison with a bulk list now.
+    /// Asks for a comparison with the service now.
     pub fn request_resync(&self) {
         self.resync.notify_one();
     }
@@ -470,6 +473,7 @@ impl Mirror {
             self.counters.restorations.fetch_add(1, Ordering::Relaxed);
         }
         self.count_skipped(&listing);
+        let agreed = Agreed::on(&listing);
         let (at, mut is_whole, mut differences) = (listing.at, true, 0);
         if went_back {
             // What the revisions said before says nothing about those that come.
@@ -486,6 +490,7 @@ impl Mirror {
         if !is_whole {
             return BackendError::new(Failure::Other, "this mount changed too many records while it read the list");
         }
+        *self.agreed.lock() = agreed;
         self.history.begins(at, SystemTime::now());
         if again {
             self.counters.caught_up.fetch_add(differences, Ordering::Relaxed);
@@ -513,42 +518,6 @@ impl Mirror {
         }
     }
 
-    /// Compares with a bulk list while the watch goes on. A change counts as missed only if the watch has not delivered
-    /// it after a grace time.
-    async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
-        let root = TopoPath::root();
-        let (before, begun) = (self.revision(), SystemTime::now());
-        let listing = self.merge_until(stream, self.backend.list(&root)).await??;
-        if listing.at < before {
-            return Err(BackendError::new(Failure::Compacted, "the service's history has gone back"));
-        }
-        self.merge_until(stream, tokio::time::sleep(RESYNC_GRACE)).await?;
-        let at = listing.at;
-        let missed = self.take_over(listing);
-        self.history.compared(missed > 0, begun, SystemTime::now());
-        self.state.lock().forget_deletions(at);
-        self.counters.resyncs.fetch_add(1, Ordering::Relaxed);
-        self.counters.missed.fetch_add(missed, Ordering::Relaxed);
-        if missed > 0 {
-            tracing::warn!(missed, "the watch missed changes; a comparison with a list has found them");
-        }
-        Ok(())
-    }
-
-    /// Merges events until the other future ends.
-    async fn merge_until<T>(&self, stream: &mut WatchStream, done: impl Future<Output = T>) -> Result<T, BackendError> {
-        tokio::pin!(done);
-        loop {
-            tokio::select! {
-                value = &mut done => return Ok(value),
-                batch = stream.next() => match batch {
-                    Some(batch) => self.merge(batch?),
-                    None => return Err(BackendError::new(Failure::Unreachable, "the watch ended")),
-                },
-            }
-        }
-    }
-
     fn merge(&self, batch: WatchBatch) {
         let now = SystemTime::now();
         *self.last_heard.lock() = Instant::now();
@@ -569,22 +538,6 @@ impl Mirror {
             state.snapshot.at = state.snapshot.at.max(batch.at);
             updates
         });
-    }
-
-    fn count_skipped(&self, listing: &Listing) {
-        self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
-        self.counters.unnameable.store(listing.skipped.saturating_sub(listing.ephemeral), Ordering::Relaxed);
-    }
-
-    fn take_over(&self, listing: Listing) -> u64 {
-        self.count_skipped(&listing);
-        let mut count = 0;
-        self.change(false, |state| {
-            let updates = state.reconcile(listing, SystemTime::now());
-            count = updates.len() as u64;
-            updates
-        });
-        count
     }
 
     /// Changes the state, remembers what has changed, and publishes it, all under one lock: an older snapshot cannot

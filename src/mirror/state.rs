@@ -13,7 +13,7 @@ use bytes::Bytes;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
-use crate::backend::{Listing, Node, Revision, Role, Version};
+use crate::backend::{Compared, Listing, Node, Revision, Role, Shown, Version};
 use crate::name::TopoPath;
 
 /// A record as the mirror knows it.
@@ -92,6 +92,22 @@ impl Snapshot {
             entries.push(Entry { name: name.to_owned(), path: child, is_record, is_directory });
         }
         entries
+    }
+}
+
+impl Shown for Snapshot {
+    fn version(&self, path: &TopoPath) -> Option<Version> {
+        let record = self.records.get(path).map(|record| record.version);
+        record.or_else(|| self.locks.get(path).map(|lock| lock.version))
+    }
+
+    fn count(&self) -> usize {
+        self.records.len() + self.locks.len()
+    }
+
+    fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version)) {
+        self.records.iter().for_each(|(path, record)| tell(path, record.version));
+        self.locks.iter().for_each(|(path, lock)| tell(path, lock.version));
     }
 }
 
@@ -282,20 +298,31 @@ impl State {
         self.locks_changed |= self.snapshot.locks.remove(path).is_some();
     }
 
-    /// Merges a bulk list. Its differences replace the state, unless a newer report has overtaken them.
-    pub fn reconcile(&mut self, listing: Listing, now: SystemTime) -> Vec<Update> {
-        let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
-        let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
-        let locks = self.snapshot.locks.iter().map(|(path, lock)| (path, lock.version));
-        let vanished: Vec<TopoPath> = records
-            .chain(locks)
-            .filter(|(path, version)| version.written <= listing.at && !listed.contains(*path))
-            .map(|(path, _)| path.clone())
-            .collect();
-        let mut updates: Vec<Update> = vanished.iter().filter_map(|path| self.delete(path, listing.at)).collect();
+    /// Merges a comparison. Its differences replace the state, unless a newer report has overtaken them.
+    pub fn reconcile(&mut self, compared: Compared, now: SystemTime) -> Vec<Update> {
+        let (listing, gone) = match compared {
+            Compared::Whole(listing) => {
+                let gone = self.not_in(&listing);
+                (listing, gone)
+            }
+            Compared::Differences { changed, gone } => (changed, gone),
+        };
+        let mut updates: Vec<Update> = gone.iter().filter_map(|path| self.delete(path, listing.at)).collect();
         updates.extend(listing.nodes.into_iter().filter_map(|node| self.put(node, now)));
         self.snapshot.at = self.snapshot.at.max(listing.at);
         updates
+    }
+
+    /// What is shown, was so before a list, and is not in it.
+    fn not_in(&self, listing: &Listing) -> Vec<TopoPath> {
+        let listed: HashSet<&TopoPath> = listing.nodes.iter().map(|node| &node.path).collect();
+        let mut gone = Vec::new();
+        self.snapshot.each(&mut |path, version| {
+            if version.written <= listing.at && !listed.contains(path) {
+                gone.push(path.clone());
+            }
+        });
+        gone
     }
 
     /// A request for a list begins.

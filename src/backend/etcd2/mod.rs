@@ -2,7 +2,7 @@
 //!
 //! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
 //! credentials, `errors` the meaning of failures, `watch` the watch stream, `past` the past of a record, `pages` long
-//! lists. This file translates the contract into range reads and transactions.
+//! lists, `compare` differences, `lineage` whether this is the same history as before. This file translates the contract into range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,27 +14,32 @@ use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, Tx
 use imbl::OrdMap;
 
 use super::contract::{
-    Action, Applied, Backend, BackendError, Change, Earlier, Failure, Fetched, Guard, Limits, Listing, Node, Owner,
-    Part, Revision, SharedPlace, Take, Version, WatchStream, check_limits, check_most, check_values, too_large,
+    Action, Applied, Backend, BackendError, Change, Compared, Earlier, Failure, Fetched, Guard, Limits, Listing, Node,
+    Owner, Part, Revision, SharedPlace, Shown, Take, Version, WatchStream, check_limits, check_most, check_values,
+    too_large,
 };
 use super::keys::KeySpace;
 use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
+use super::mark::Mark;
 use super::together::{Keyed, all_keyed, by_part, keyed};
 use crate::name::TopoPath;
 use crate::record::layout::needs_no_records;
 
+mod compare;
 mod connection;
 mod errors;
 mod inspect;
 mod key;
+mod lineage;
 mod lock;
 mod pages;
 mod past;
 mod secrets;
 mod watch;
 
+use compare::Equal;
 use connection::Connection;
 use key::{header_revision, locked_dir, node, version};
 pub use secrets::{EtcdOptions, read_password};
@@ -76,7 +81,7 @@ impl Etcd {
         Ok(Self { connection, keys, lease_ttl, limits, deletions, loading, request_bytes })
     }
 
-    async fn list_counted(&self, dir: &TopoPath, loading: &Loading) -> Result<Listing, BackendError> {
+    async fn list_dir(&self, dir: &TopoPath, loading: &Loading) -> Result<Listing, BackendError> {
         let prefix = self.keys.dir_prefix(dir);
         let mut attempt = 1;
         loop {
@@ -99,6 +104,17 @@ impl Etcd {
         };
         let at = self.pages(prefix, None, loading, &mut take).await?;
         Ok(Listing { nodes, at, skipped, ..Listing::default() })
+    }
+
+    /// Everything, with the mark for a comparison.
+    async fn list_root(&self, loading: &Loading) -> Result<Listing, BackendError> {
+        // Before the list: if the history is replaced meanwhile, the next comparison sees it.
+        let lineage = self.lineage().await;
+        let mut listing = self.list_dir(&TopoPath::root(), loading).await?;
+        if let Some(lineage) = lineage {
+            listing.mark = Mark::new(Equal { at: listing.at, skipped: listing.skipped, lineage });
+        }
+        Ok(listing)
     }
 
     async fn get_range(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, BackendError> {
@@ -280,7 +296,14 @@ impl Backend for Etcd {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        self.list_counted(dir, &Loading::default()).await
+        if dir.is_root() {
+            return self.list_root(&Loading::default()).await;
+        }
+        self.list_dir(dir, &Loading::default()).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.compare_with(shown, mark).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
@@ -331,7 +354,7 @@ impl Backend for Etcd {
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let listing = self.list_counted(&TopoPath::root(), &self.loading).await?;
+        let listing = self.list_root(&self.loading).await?;
         let told = past::Told::new(&self.deletions, listing.at);
         let stream = watch::start(self.connection.clone(), self.keys.clone(), (listing.at, told)).await?;
         Ok((listing, stream))

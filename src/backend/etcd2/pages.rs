@@ -143,7 +143,7 @@ impl Range {
 }
 
 /// A revision as etcd takes it: 0 and less would mean the newest.
-fn positive(at: Revision) -> Result<i64, BackendError> {
+pub(super) fn positive(at: Revision) -> Result<i64, BackendError> {
     let positive = i64::try_from(at.0).ok().filter(|at| *at > 0);
     positive.ok_or_else(|| BackendError::new(Failure::NotKept, format!("{} is not a revision of etcd", at.0)))
 }
@@ -189,7 +189,7 @@ impl PageSize {
 }
 
 /// The end of the key range of a prefix.
-fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
         if last < 0xff {

@@ -16,11 +16,12 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::contract::{
-    Action, Along, Applied, Backend, BackendError, Change, Earlier, Fetched, Guard, Limits, Listing, Node, Owner, Part,
-    Revision, Role, SharedPlace, Take, Version, WatchStream, check_limits,
+    Action, Along, Applied, Backend, BackendError, Change, Compared, Earlier, Fetched, Guard, Limits, Listing, Node,
+    Owner, Part, Revision, Role, SharedPlace, Shown, Take, Version, WatchStream, check_limits,
 };
 use super::loading::Loading;
 use super::lock::guard;
+use super::mark::Mark;
 use crate::name::TopoPath;
 use crate::record::layout::Key;
 
@@ -279,6 +280,10 @@ impl Backend for Tee {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.0.primary.list(dir).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        self.0.primary.compare(shown, mark).await
     }
 
     /// Revisions are those of the primary.

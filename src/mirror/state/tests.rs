@@ -33,8 +33,9 @@ fn a_list_that_was_overtaken_changes_nothing() {
     state.put(node("gone", "x", 3), now);
     state.delete(&TopoPath::parse("gone").unwrap(), Revision(8));
     let nodes = vec![node("kept", "old", 2), node("gone", "x", 3)];
-    assert!(state.reconcile(Listing { nodes, at: Revision(5), ..Listing::default() }, now).is_empty());
-    let updates = state.reconcile(Listing { nodes: vec![], at: Revision(10), ..Listing::default() }, now);
+    assert!(state.reconcile(Compared::Whole(Listing { nodes, at: Revision(5), ..Listing::default() }), now).is_empty());
+    let updates =
+        state.reconcile(Compared::Whole(Listing { nodes: vec![], at: Revision(10), ..Listing::default() }), now);
     assert_eq!(updates.len(), 1);
     assert!(state.snapshot.records.is_empty());
 }
@@ -82,9 +83,9 @@ fn list(at: u64, nodes: Vec<Node>) -> Listing {
 }
 
 /// Path, old value, new value.
-type Shown<'a> = (&'a str, Option<&'a [u8]>, Option<&'a [u8]>);
+type Difference<'a> = (&'a str, Option<&'a [u8]>, Option<&'a [u8]>);
 
-fn changes(updates: &[Update]) -> Vec<Shown<'_>> {
+fn changes(updates: &[Update]) -> Vec<Difference<'_>> {
     fn value(record: Option<&Record>) -> Option<&[u8]> {
         record.map(|record| &record.value[..])
     }
@@ -136,9 +137,9 @@ fn the_newest_revision_is_that_of_any_report() {
     assert_eq!(state.snapshot.at, Revision(12));
     state.delete(&path("nothing"), Revision(11));
     assert_eq!(state.snapshot.at, Revision(12));
-    state.reconcile(list(11, vec![]), NOW);
+    state.reconcile(Compared::Whole(list(11, vec![])), NOW);
     assert_eq!(state.snapshot.at, Revision(12));
-    state.reconcile(list(14, vec![]), NOW);
+    state.reconcile(Compared::Whole(list(14, vec![])), NOW);
     assert_eq!(state.snapshot.at, Revision(14));
     // Unless the service has been restored.
     state.begin_list();
@@ -184,7 +185,7 @@ fn only_so_many_deletions_are_remembered() {
     state.delete(&path("one more"), Revision(9));
     assert_eq!(state.deleted.len(), 1);
     assert!(state.put(node("d0", "late", 8), NOW).is_some(), "until the next comparison");
-    assert_eq!(changes(&state.reconcile(list(9, vec![]), NOW)), [("d0", Some(&b"late"[..]), None)]);
+    assert_eq!(changes(&state.reconcile(Compared::Whole(list(9, vec![])), NOW)), [("d0", Some(&b"late"[..]), None)]);
 }
 
 #[test]
@@ -207,7 +208,7 @@ fn a_comparison_takes_away_what_it_does_not_show_and_would_have_to() {
     state.put(node("listed", "x", 1), NOW);
     state.locks_changed = false;
     let nodes = vec![node("listed", "x", 1), node("new", "y", 3), node("r6", "older", 2)];
-    let updates = state.reconcile(list(5, nodes), NOW);
+    let updates = state.reconcile(Compared::Whole(list(5, nodes)), NOW);
     let x = Some(&b"x"[..]);
     assert_eq!(changes(&updates), [("r4", x, None), ("r5", x, None), ("new", None, Some(&b"y"[..]))]);
     assert_eq!(values(&state), [("listed", &b"x"[..]), ("new", b"y"), ("r6", b"x")]);
@@ -382,7 +383,7 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
     // After a comparison, which forgets the deletions that it has passed.
     state.put(node("gone", "again", 4), now);
     state.delete(&gone, Revision(6));
-    state.reconcile(Listing { nodes: vec![], at: Revision(7), ..Listing::default() }, now);
+    state.reconcile(Compared::Whole(Listing { nodes: vec![], at: Revision(7), ..Listing::default() }), now);
     state.forget_deletions(Revision(7));
     assert!(state.put_own(node("gone", "saved", 5), now).is_none());
     assert!(state.put_own(node("gone", "new", 8), now).is_some());

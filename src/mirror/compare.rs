@@ -1,0 +1,113 @@
+//! Comparing a mirror with its service while the watch goes on: what a watch has lost is found, merged and counted.
+//!
+//! The service is asked for its differences from what is shown, which costs little where there are none. Now and then
+//! it is asked for everything, whatever it says about differences.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use super::Mirror;
+use crate::backend::{BackendError, Compared, Failure, Listing, Mark, WatchStream};
+use crate::name::TopoPath;
+
+/// How long the watch may lag behind a comparison before its undelivered changes count as missed.
+const RESYNC_GRACE: Duration = Duration::from_secs(2);
+/// How long differences alone may be asked for. Then everything is read: what differences cannot show (a disk of the
+/// service that was put back to an earlier state without a trace, a fault of topofs itself) lasts no longer. A thousand
+/// mounts then list one cell of a service every 22 seconds.
+const WHOLE_LIST: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// Where a mirror and its service were equal.
+#[derive(Debug, Clone)]
+pub(super) struct Agreed {
+    mark: Mark,
+    /// When a whole list was last merged.
+    whole: Instant,
+}
+
+impl Default for Agreed {
+    fn default() -> Self {
+        Self { mark: Mark::default(), whole: Instant::now() }
+    }
+}
+
+impl Agreed {
+    /// After a whole list.
+    pub fn on(listing: &Listing) -> Self {
+        Self { mark: listing.mark.clone(), whole: Instant::now() }
+    }
+
+    /// After a comparison.
+    fn after(self, compared: &Compared) -> Self {
+        match compared {
+            Compared::Whole(listing) => Self::on(listing),
+            Compared::Differences { changed, .. } => Self { mark: changed.mark.clone(), ..self },
+        }
+    }
+}
+
+impl Mirror {
+    /// Compares with the service while the watch goes on. A change counts as missed only if the watch has not delivered
+    /// it after a grace time.
+    pub(super) async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
+        let (shown, begun) = (self.snapshot(), SystemTime::now());
+        let agreed = self.agreed.lock().clone();
+        let is_due = agreed.whole.elapsed() >= WHOLE_LIST;
+        let asked = async {
+            match is_due {
+                true => self.backend.list(&TopoPath::root()).await.map(Compared::Whole),
+                false => self.backend.compare(&*shown, &agreed.mark).await,
+            }
+        };
+        let compared = self.merge_until(stream, asked).await??;
+        let at = compared.listing().at;
+        if at < shown.at {
+            return Err(BackendError::new(Failure::Compacted, "the service's history has gone back"));
+        }
+        self.merge_until(stream, tokio::time::sleep(RESYNC_GRACE)).await?;
+        let agreed = agreed.after(&compared);
+        let missed = self.take_over(compared);
+        *self.agreed.lock() = agreed;
+        self.history.compared(missed > 0, begun, SystemTime::now());
+        self.state.lock().forget_deletions(at);
+        self.counters.resyncs.fetch_add(1, Ordering::Relaxed);
+        self.counters.missed.fetch_add(missed, Ordering::Relaxed);
+        if missed > 0 {
+            tracing::warn!(missed, "the watch missed changes; a comparison with the service has found them");
+        }
+        Ok(())
+    }
+
+    /// Merges events until the other future ends.
+    async fn merge_until<T>(&self, stream: &mut WatchStream, done: impl Future<Output = T>) -> Result<T, BackendError> {
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                value = &mut done => return Ok(value),
+                batch = stream.next() => match batch {
+                    Some(batch) => self.merge(batch?),
+                    None => return Err(BackendError::new(Failure::Unreachable, "the watch ended")),
+                },
+            }
+        }
+    }
+
+    pub(super) fn count_skipped(&self, listing: &Listing) {
+        self.counters.skipped.store(listing.skipped, Ordering::Relaxed);
+        self.counters.unnameable.store(listing.skipped.saturating_sub(listing.ephemeral), Ordering::Relaxed);
+    }
+
+    fn take_over(&self, compared: Compared) -> u64 {
+        self.count_skipped(compared.listing());
+        let mut count = 0;
+        self.change(false, |state| {
+            let updates = state.reconcile(compared, SystemTime::now());
+            count = updates.len() as u64;
+            updates
+        });
+        count
+    }
+}

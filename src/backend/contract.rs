@@ -98,6 +98,9 @@ pub trait Shown: Send + Sync {
     /// Number of nodes.
     fn count(&self) -> usize;
 
+    /// The newest revision that was seen.
+    fn at(&self) -> Revision;
+
     /// Tells all nodes, in no particular order.
     fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version));
 }
@@ -422,9 +425,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// How the cell differs from what is shown now. `mark` is that of the last list or comparison that the shower has
     /// merged. The differences are exact, whatever the shower has missed since then; a service that cannot know them
     /// for certain answers with the whole list. If its history has gone back, the point of the answer is before
-    /// something that is shown, and nothing else of the answer counts.
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
-        let _ = (shown, mark);
+    /// something that is shown, and nothing else of the answer counts. A service for which this is much work spreads it
+    /// over the given time; with none, the caller waits.
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        let _ = (shown, mark, time);
         self.list(&TopoPath::root()).await.map(Compared::Whole)
     }
 

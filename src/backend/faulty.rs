@@ -282,8 +282,8 @@ impl Backend for Faulty {
         self.pass(Call::List, self.0.inner.list(dir)).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
-        self.pass(Call::Compare, self.0.inner.compare(shown, mark)).await
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        self.pass(Call::Compare, self.0.inner.compare(shown, mark, time)).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {

@@ -210,8 +210,8 @@ impl Backend for Metered {
         self.pass(Call::List, self.inner.list(dir)).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
-        self.pass(Call::Compare, self.inner.compare(shown, mark)).await
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        self.pass(Call::Compare, self.inner.compare(shown, mark, time)).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {

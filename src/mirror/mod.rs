@@ -509,11 +509,8 @@ impl Mirror {
                     Some(Err(error)) => return error,
                     None => return BackendError::new(Failure::Unreachable, "the watch ended"),
                 },
-                _ = tick.tick() => if let Err(error) = self.compare(&mut stream).await { return error },
-                () = self.resync.notified() => {
-                    self.backend.reread_secrets().await;
-                    if let Err(error) = self.compare(&mut stream).await { return error }
-                }
+                _ = tick.tick() => if let Err(error) = self.compare_at_leisure(&mut stream).await { return error },
+                () = self.resync.notified() => if let Err(error) = self.compare_now(&mut stream).await { return error },
             }
         }
     }

@@ -105,6 +105,10 @@ impl Shown for Snapshot {
         self.records.len() + self.locks.len()
     }
 
+    fn at(&self) -> Revision {
+        self.at
+    }
+
     fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version)) {
         self.records.iter().for_each(|(path, record)| tell(path, record.version));
         self.locks.iter().for_each(|(path, lock)| tell(path, lock.version));

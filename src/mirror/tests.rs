@@ -268,6 +268,19 @@ async fn a_history_that_has_gone_back_is_believed_also_while_connected() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_comparison_that_is_asked_for_does_not_wait_for_one_at_leisure() {
+    let (mirror, service, _watch) = loaded(listing(5, &[("a", "1", 2)])).await;
+    // At its time, by itself.
+    let at_leisure = service.call().await;
+    mirror.request_resync();
+    let asked_for = service.call().await;
+    assert!(at_leisure.is_closed(), "nobody waits for it any more");
+    asked_for.send(Ok((listing(6, &[("a", "2", 6)]), None))).unwrap();
+    until(&mirror, &[("a", "2")]).await;
+    assert_eq!(mirror.counters.resyncs.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_whose_watch_breaks_at_once_is_not_listed_all_the_time() {
     let (mirror, service, watch) = loaded(listing(5, &[("a", "1", 2)])).await;
     let begun = Instant::now();

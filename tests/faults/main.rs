@@ -27,4 +27,5 @@ mod tee_locks;
 mod tools;
 mod zookeeper;
 mod zookeeper_async;
+mod zookeeper_lost;
 mod zookeeper_rights;

@@ -302,7 +302,7 @@ impl Backend for Etcd {
         self.list_dir(dir, &Loading::default()).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, _: Duration) -> Result<Compared, BackendError> {
         self.compare_with(shown, mark).await
     }
 

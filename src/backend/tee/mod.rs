@@ -282,8 +282,8 @@ impl Backend for Tee {
         self.0.primary.list(dir).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
-        self.0.primary.compare(shown, mark).await
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        self.0.primary.compare(shown, mark, time).await
     }
 
     /// Revisions are those of the primary.

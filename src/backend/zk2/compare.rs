@@ -17,7 +17,7 @@ use zookeeper_client::Stat;
 use super::reader::{Known, Nodes, Reader};
 use super::session::{CallError, Sessions};
 use super::znode::{ancestors, newest, parent, version, znode_path};
-use crate::backend::contract::{Listing, Revision, Version};
+use crate::backend::contract::{Listing, Revision, Shown, Version};
 use crate::backend::keys::KeySpace;
 use crate::backend::loading::Loading;
 use crate::name::TopoPath;
@@ -27,14 +27,7 @@ const STATS: usize = 32;
 /// Stats between two pauses, if there is time. A server answers so many within some ten milliseconds.
 const SLICE: usize = 256;
 
-/// What is shown of a cell.
-pub(super) struct Shown {
-    pub nodes: Vec<(TopoPath, Version)>,
-    /// The newest revision that was seen.
-    pub at: Revision,
-}
-
-/// How a cell differs from that.
+/// How a cell differs from what is shown.
 #[derive(Debug, Default)]
 pub(super) struct Differences {
     /// What is not shown, or has another version, or may have another meaning. If the cell's history has gone back, its
@@ -56,17 +49,17 @@ struct Expected {
 
 impl Expected {
     /// Everything that is shown, and the directories above it.
-    fn of(keys: &KeySpace, root: &str, shown: Vec<(TopoPath, Version)>) -> BTreeMap<String, Self> {
+    fn of(keys: &KeySpace, root: &str, shown: &dyn Shown) -> BTreeMap<String, Self> {
         let mut expected: BTreeMap<String, Self> = BTreeMap::from([(root.to_owned(), Self::default())]);
-        for (path, version) in shown {
-            let znode = znode_path(keys, &path);
+        shown.each(&mut |path, version| {
+            let znode = znode_path(keys, path);
             let mut below = znode.as_str();
             while let Some(above) = parent(below).filter(|above| !expected.contains_key(*above)) {
                 expected.insert(above.to_owned(), Self::default());
                 below = above;
             }
-            expected.entry(znode).or_default().shown = Some((path, version));
-        }
+            expected.entry(znode).or_default().shown = Some((path.clone(), version));
+        });
         expected
     }
 }
@@ -75,19 +68,17 @@ impl Expected {
 pub(super) async fn differences(
     sessions: &Sessions,
     (keys, seen): (&KeySpace, &Nodes),
-    shown: Shown,
+    shown: &dyn Shown,
     time: Duration,
 ) -> Result<Differences, CallError> {
     let root = znode_path(keys, &TopoPath::root());
-    let mut pass = Pass { expected: Expected::of(keys, &root, shown.nodes), ..Pass::default() };
+    let mut pass = Pass { expected: Expected::of(keys, &root, shown), ..Pass::default() };
     pass.ask(sessions, (&root, seen), time).await?;
     let client = sessions.client().await?;
     let reader = Reader::new((client, root), keys, seen.clone(), &Loading::default());
     pass.read(sessions, &reader).await?;
     let mut found = pass.found;
-    if found.changed.at >= shown.at {
-        found.changed.at = shown.at;
-    }
+    found.changed.at = found.changed.at.min(shown.at());
     remember(&reader.nodes, seen);
     Ok(found)
 }
@@ -197,14 +188,35 @@ fn remember(read: &Nodes, seen: &Nodes) {
 mod tests {
     use super::*;
 
+    /// These paths are shown.
+    struct Paths(Vec<TopoPath>);
+
+    impl Shown for Paths {
+        fn version(&self, _: &TopoPath) -> Option<Version> {
+            None
+        }
+        fn count(&self) -> usize {
+            self.0.len()
+        }
+        fn at(&self) -> Revision {
+            Revision(1)
+        }
+        fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version)) {
+            let version = Version { number: 1, written: Revision(1), created: Revision(1) };
+            self.0.iter().for_each(|path| tell(path, version));
+        }
+    }
+
     #[test]
     fn what_is_expected_is_what_is_shown_and_its_directories() {
-        let version = Version { number: 1, written: Revision(1), created: Revision(1) };
-        let shown = ["a/b/c", "a/b/d", "a/b", "e"].map(|path| (TopoPath::parse(path).unwrap(), version));
-        let expected = Expected::of(&KeySpace::new("/t"), "/t", shown.to_vec());
-        let expected: Vec<_> =
-            expected.iter().map(|(path, expected)| (path.as_str(), expected.shown.is_some())).collect();
-        let records = [("/t/a/b", true), ("/t/a/b/c", true), ("/t/a/b/d", true), ("/t/e", true)];
-        assert_eq!(expected, [&[("/t", false), ("/t/a", false)], &records[..]].concat());
+        let shown = Paths(["a/b/c", "a/b/d", "a/b", "e"].map(|path| TopoPath::parse(path).unwrap()).to_vec());
+        for (root, above) in [("/t", "/t"), ("/", "")] {
+            let expected = Expected::of(&KeySpace::new(root), root, &shown);
+            let expected: Vec<_> =
+                expected.into_iter().map(|(path, expected)| (path, expected.shown.is_some())).collect();
+            let below = [("/a", false), ("/a/b", true), ("/a/b/c", true), ("/a/b/d", true), ("/e", true)];
+            let below = below.map(|(path, is_shown)| (format!("{above}{path}"), is_shown));
+            assert_eq!(expected, [&[(root.to_owned(), false)], &below[..]].concat());
+        }
     }
 }

@@ -13,13 +13,14 @@ use parking_lot::Mutex;
 use zookeeper_client::Permission;
 
 use super::contract::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Part, SIGN_OF_LIFE,
-    SharedPlace, WatchStream, check_limits, check_most, check_values, too_large,
+    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Guard, Limits, Listing, Node, Part,
+    SIGN_OF_LIFE, SharedPlace, Shown, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
 use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
+use super::mark::Mark;
 use super::together::by_part;
 use crate::name::TopoPath;
 use crate::record::layout;
@@ -37,6 +38,7 @@ mod view;
 mod write;
 mod znode;
 
+use compare::Differences;
 use lock::Lines;
 use look::{Access, look};
 use reader::Nodes;
@@ -116,6 +118,13 @@ impl Zk {
         let before = self.seen.lock().clone();
         let opened = View::open(&self.readers, &self.keys, dir, (before, loading)).await;
         opened.map_err(|ended| Self::ended(&self.readers, ended))
+    }
+
+    async fn differences(&self, shown: &dyn Shown, time: Duration) -> Result<Compared, BackendError> {
+        let seen = self.seen.lock().clone();
+        let found = compare::differences(&self.readers, (&self.keys, &seen), shown, time).await;
+        let Differences { changed, gone } = found.map_err(|error| self.readers.explain(&error))?;
+        Ok(Compared::Differences { changed, gone })
     }
 
     async fn look_at(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -221,6 +230,10 @@ impl Backend for Zk {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         self.with_credentials(|| async { self.view(dir, &Loading::default()).await.map(|(listing, _)| listing) }).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, _: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        self.with_credentials(|| self.differences(shown, time)).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {

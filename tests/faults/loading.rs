@@ -15,10 +15,20 @@ use crate::rig::{PATIENCE, state, wait_for_state};
 
 /// Time for one call.
 const CALL: Duration = Duration::from_secs(2);
-const RECORDS: usize = 4_000;
+const RECORDS: usize = 5_000;
 const BYTES: usize = 1_000;
 /// What passes in a second: all records take at least twice as long as a call may.
 const PACE: usize = 1_000_000;
+
+/// Bytes that cannot be packed.
+fn noise(seed: usize) -> Vec<u8> {
+    let mut state = seed as u64;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    };
+    std::iter::repeat_with(next).take(BYTES).collect()
+}
 
 /// A large cell behind a proxy, and a mount that has not looked into it yet.
 fn large_cell(service: &Service) -> (Proxy, Mount) {
@@ -30,8 +40,7 @@ fn large_cell(service: &Service) -> (Proxy, Mount) {
     };
     let cell = service.cell();
     runtime().block_on(async {
-        let changes: Vec<_> =
-            (0..RECORDS).map(|number| put(&format!("zone1/bulk/r{number}"), "x".repeat(BYTES))).collect();
+        let changes: Vec<_> = (0..RECORDS).map(|number| put(&format!("zone1/bulk/r{number}"), noise(number))).collect();
         for some in changes.chunks(cell.limits().changes) {
             cell.apply(some).await.unwrap();
         }

@@ -187,6 +187,7 @@ fn remember(read: &Nodes, seen: &Nodes) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::zk2::key_space;
 
     /// These paths are shown.
     struct Paths(Vec<TopoPath>);
@@ -211,7 +212,7 @@ mod tests {
     fn what_is_expected_is_what_is_shown_and_its_directories() {
         let shown = Paths(["a/b/c", "a/b/d", "a/b", "e"].map(|path| TopoPath::parse(path).unwrap()).to_vec());
         for (root, above) in [("/t", "/t"), ("/", "")] {
-            let expected = Expected::of(&KeySpace::new(root), root, &shown);
+            let expected = Expected::of(&key_space(root), root, &shown);
             let expected: Vec<_> =
                 expected.into_iter().map(|(path, expected)| (path, expected.shown.is_some())).collect();
             let below = [("/a", false), ("/a/b", true), ("/a/b/c", true), ("/a/b/d", true), ("/e", true)];

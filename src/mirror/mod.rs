@@ -17,8 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Listing, Loading, Node, Revision, SIGN_OF_LIFE, Step,
-    WatchBatch, WatchStream,
+    Applied, Backend, BackendError, Change, Failure, Fetched, Loading, Node, Revision, SIGN_OF_LIFE, Step, WatchBatch,
 };
 use crate::name::TopoPath;
 

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 use crate::backend::SharedPlace;
-use crate::backend::{Action, Guard, Limits, Role, Version, WatchEvent};
+use crate::backend::{Action, Guard, Limits, Listing, Role, Version, WatchEvent, WatchStream};
 
 mod panics;
 

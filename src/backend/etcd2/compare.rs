@@ -17,6 +17,7 @@ use super::lineage::Lineage;
 use super::pages::{positive, prefix_end};
 use super::{BackendError, Etcd, Failure, LIST_ATTEMPTS, Listing, Node, Revision, Version, connection};
 use crate::backend::contract::{Compared, Shown};
+use crate::backend::loading::Loading;
 use crate::backend::mark::Mark;
 use crate::name::TopoPath;
 

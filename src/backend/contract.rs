@@ -98,11 +98,25 @@ pub trait Shown: Send + Sync {
     /// Number of nodes.
     fn count(&self) -> usize;
 
-    /// The newest revision that was seen.
-    fn at(&self) -> Revision;
+    /// The newest revision that was seen, or that of the newest node.
+    fn at(&self) -> Revision {
+        let mut newest = Revision::default();
+        self.each(&mut |_, version| newest = newest.max(version.written));
+        newest
+    }
 
     /// Tells all nodes, in no particular order.
     fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version));
+}
+
+impl Listing {
+    /// Whether a node was written before the version that is shown, and so is of another history: in one history, no
+    /// node becomes older.
+    pub(crate) fn contradicts(&self, shown: &dyn Shown) -> bool {
+        let is_older =
+            |node: &Node| shown.version(&node.path).is_some_and(|version| version.written > node.version.written);
+        self.nodes.iter().any(is_older)
+    }
 }
 
 /// How a service differs from what is shown.
@@ -424,9 +438,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// How the cell differs from what is shown now. `mark` is that of the last list or comparison that the shower has
     /// merged. The differences are exact, whatever the shower has missed since then; a service that cannot know them
-    /// for certain answers with the whole list. If its history has gone back, the point of the answer is before
-    /// something that is shown, and nothing else of the answer counts. A service for which this is much work spreads it
-    /// over the given time; with none, the caller waits.
+    /// for certain answers with the whole list. Fails with [`Failure::Compacted`] if the history is certainly another
+    /// one. If it has only gone back, the point of the answer may tell: it is before something that is shown. A service
+    /// for which this is much work spreads it over the given time; with none, the caller waits.
     async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
         let _ = (shown, mark, time);
         self.list(&TopoPath::root()).await.map(Compared::Whole)
@@ -504,6 +518,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Everything below the root at one point, and everything that happens there afterwards.
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError>;
+
+    /// The same after an absence, with the differences from what is shown if they can be known, as for
+    /// [`Backend::compare`]. If the history may be another one, the answer is a whole list.
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let _ = (shown, mark);
+        let (listing, stream) = self.follow().await?;
+        Ok((Compared::Whole(listing), stream))
+    }
 
     /// The directory to whose lock a lock node belongs; `None` if Vitess keeps no locks at that path.
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath>;

@@ -48,7 +48,7 @@ pub enum Call {
     Attribute,
     /// [`Backend::apply`], [`Backend::apply_parts`].
     Apply,
-    /// [`Backend::follow`]: the list, and the beginning of the watch.
+    /// [`Backend::follow`], [`Backend::follow_again`]: the list, and the beginning of the watch.
     Follow,
     /// A batch that a watch delivers.
     Watch,
@@ -237,6 +237,17 @@ impl Faulty {
         }
     }
 
+    /// A watch, with the faults from the script.
+    fn faults_of(&self, stream: WatchStream) -> WatchStream {
+        let stream = futures::stream::unfold(Some((self.clone(), stream)), |state| async move {
+            let (faulty, mut stream) = state?;
+            let next = faulty.next_batch(&mut stream).await?;
+            let state = next.is_ok().then_some((faulty, stream));
+            Some((next, state))
+        });
+        stream.boxed()
+    }
+
     /// The next batch of a watch, with the fault from the script; `None` if the watch has ended.
     async fn next_batch(&self, stream: &mut WatchStream) -> Option<Result<WatchBatch, BackendError>> {
         loop {
@@ -340,13 +351,12 @@ impl Backend for Faulty {
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let (listing, stream) = self.pass(Call::Follow, self.0.inner.follow()).await?;
-        let stream = futures::stream::unfold(Some((self.clone(), stream)), |state| async move {
-            let (faulty, mut stream) = state?;
-            let next = faulty.next_batch(&mut stream).await?;
-            let state = next.is_ok().then_some((faulty, stream));
-            Some((next, state))
-        });
-        Ok((listing, stream.boxed()))
+        Ok((listing, self.faults_of(stream)))
+    }
+
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let (compared, stream) = self.pass(Call::Follow, self.0.inner.follow_again(shown, mark)).await?;
+        Ok((compared, self.faults_of(stream)))
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {

@@ -1,5 +1,5 @@
-//! What a service wants to be told again: where it was when a mirror and it were equal. Only the service's own code reads
-//! it.
+//! What a service wants to be told again: where it was when a mirror and it were equal. Only the service's own code
+//! reads it.
 
 use std::any::Any;
 use std::fmt;

@@ -190,6 +190,11 @@ impl Metered {
         };
         answer
     }
+
+    fn counting(&self, stream: WatchStream) -> WatchStream {
+        let errors = self.errors.clone();
+        stream.inspect_err(move |error| errors.count(error.failure)).boxed()
+    }
 }
 
 #[async_trait]
@@ -269,8 +274,12 @@ impl Backend for Metered {
     /// The end of a watch counts as an error of its own.
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let (listing, stream) = self.pass(Call::Follow, self.inner.follow()).await?;
-        let errors = self.errors.clone();
-        Ok((listing, stream.inspect_err(move |error| errors.count(error.failure)).boxed()))
+        Ok((listing, self.counting(stream)))
+    }
+
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let (compared, stream) = self.pass(Call::Follow, self.inner.follow_again(shown, mark)).await?;
+        Ok((compared, self.counting(stream)))
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {

@@ -28,7 +28,7 @@ pub struct BreakLock {
 /// The content of `control`: the commands that it takes.
 pub const HELP: &str = "\
 # Write one of these commands to this file:
-#   resync [CELL]   compare the mirror with a bulk list now
+#   resync [CELL]   compare the mirror with the service now
 #   repair [CELL]   bring everything at the secondary of a tee to what the primary has
 #   unlock PATH KEY take a lock away from its holder (better: topofs unlock --force PATH)
 #                   KEY is the one in locks; write names with spaces as JSON strings

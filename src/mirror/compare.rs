@@ -38,17 +38,17 @@ impl Default for Agreed {
 }
 
 impl Agreed {
-    /// After a whole list.
-    pub fn on(listing: &Listing) -> Self {
-        Self { mark: listing.mark.clone(), whole: Instant::now() }
-    }
-
-    /// After a comparison.
-    fn after(self, compared: &Compared) -> Self {
+    /// After what has been merged.
+    pub fn after(self, compared: &Compared) -> Self {
         match compared {
-            Compared::Whole(listing) => Self::on(listing),
+            Compared::Whole(listing) => Self { mark: listing.mark.clone(), whole: Instant::now() },
             Compared::Differences { changed, .. } => Self { mark: changed.mark.clone(), ..self },
         }
+    }
+
+    /// Whether everything must be read.
+    fn is_old(&self) -> bool {
+        self.whole.elapsed() >= WHOLE_LIST
     }
 }
 
@@ -70,14 +70,31 @@ impl Mirror {
         self.compare(stream, Duration::ZERO).await
     }
 
+    /// Begins a watch: with a whole list, or with what has happened since mirror and service were last equal.
+    pub(super) async fn connect(&self) -> Result<(Compared, WatchStream), BackendError> {
+        self.state.lock().begin_list();
+        let (shown, agreed) = (self.snapshot(), self.agreed.lock().clone());
+        // What is doubtful, or could not be read for a while, is read again.
+        let is_sound = self.is_loaded() && !self.state.is_doubted() && !self.is_denied();
+        if !is_sound || agreed.is_old() {
+            let (listing, stream) = self.backend.follow().await?;
+            return Ok((Compared::Whole(listing), stream));
+        }
+        let connected = self.backend.follow_again(&*shown, &agreed.mark).await?;
+        if matches!(&connected.0, Compared::Differences { changed, .. } if changed.at < shown.at) {
+            *self.agreed.lock() = Agreed::default();
+            return Err(gone_back());
+        }
+        Ok(connected)
+    }
+
     /// Compares with the service while the watch goes on. A change counts as missed only if the watch has not delivered
     /// it after a grace time.
     async fn compare(&self, stream: &mut WatchStream, time: Duration) -> Result<(), BackendError> {
         let (shown, begun) = (self.snapshot(), SystemTime::now());
         let agreed = self.agreed.lock().clone();
-        let is_due = agreed.whole.elapsed() >= WHOLE_LIST;
         let asked = async {
-            match is_due {
+            match agreed.is_old() {
                 true => self.backend.list(&TopoPath::root()).await.map(Compared::Whole),
                 false => self.backend.compare(&*shown, &agreed.mark, time).await,
             }
@@ -85,7 +102,7 @@ impl Mirror {
         let compared = self.merge_until(stream, asked).await??;
         let at = compared.listing().at;
         if at < shown.at {
-            return Err(BackendError::new(Failure::Compacted, "the service's history has gone back"));
+            return Err(gone_back());
         }
         self.merge_until(stream, tokio::time::sleep(RESYNC_GRACE)).await?;
         let agreed = agreed.after(&compared);
@@ -129,5 +146,27 @@ impl Mirror {
             updates
         });
         count
+    }
+}
+
+fn gone_back() -> BackendError {
+    BackendError::new(Failure::Compacted, "the service's history has gone back")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn differences_do_not_put_off_the_next_whole_list() {
+        let differences = Compared::Differences { changed: Listing::default(), gone: Vec::new() };
+        let agreed = Agreed::default();
+        tokio::time::advance(WHOLE_LIST / 2).await;
+        let agreed = agreed.after(&differences);
+        assert!(!agreed.is_old());
+        tokio::time::advance(WHOLE_LIST / 2).await;
+        let agreed = agreed.after(&differences);
+        assert!(agreed.is_old());
+        assert!(!agreed.after(&Compared::Whole(Listing::default())).is_old());
     }
 }

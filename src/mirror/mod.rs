@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Loading, Node, Revision, SIGN_OF_LIFE, Step, WatchBatch,
+    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Loading, Node, Revision, SIGN_OF_LIFE, Step,
+    WatchBatch,
 };
 use crate::name::TopoPath;
 
@@ -456,31 +457,35 @@ impl Mirror {
 
     /// One connection: list, watch, follow. Returns why it ended.
     async fn follow(&self, pace: &mut Pace, doubts: u64) -> BackendError {
-        self.state.lock().begin_list();
         self.loading.begin();
-        let connected = self.backend.follow().await;
+        let connected = self.connect().await;
         self.loading.told();
-        let (listing, mut stream) = match connected {
+        let (compared, mut stream) = match connected {
             Ok(connected) => connected,
             Err(error) => return error,
         };
         let again = self.is_loaded();
-        let went_back = listing.at < self.revision();
+        let at = compared.listing().at;
+        // Differences are told only within one history.
+        let went_back = matches!(compared, Compared::Whole(_)) && at < self.revision();
         if went_back {
-            let (from, to) = (self.revision().0, listing.at.0);
+            let (from, to) = (self.revision().0, at.0);
             tracing::warn!(from, to, "the service's history has gone back: the service was restored or recreated");
             self.counters.restorations.fetch_add(1, Ordering::Relaxed);
         }
-        self.count_skipped(&listing);
-        let agreed = Agreed::on(&listing);
-        let (at, mut is_whole, mut differences) = (listing.at, true, 0);
+        self.count_skipped(compared.listing());
+        let agreed = self.agreed.lock().clone().after(&compared);
+        let (mut is_whole, mut differences) = (true, 0);
         if went_back {
             // What the revisions said before says nothing about those that come.
             self.history.cut(at, SystemTime::now());
         }
         self.change(false, |state| {
-            // The first list contains nothing new: the records were always there.
-            let updates = state.restart(listing, again, SystemTime::now());
+            let updates = match compared {
+                // The first list contains nothing new: the records were always there.
+                Compared::Whole(listing) => state.restart(listing, again, SystemTime::now()),
+                Compared::Differences { changed, gone } => Some(state.resume(changed, gone, SystemTime::now())),
+            };
             is_whole = updates.is_some();
             let updates = updates.unwrap_or_default();
             differences = updates.len() as u64;

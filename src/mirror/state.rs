@@ -398,6 +398,15 @@ impl State {
             .collect()
     }
 
+    /// Merges the differences that begin a new watch of the same history.
+    pub fn resume(&mut self, changed: Listing, gone: Vec<TopoPath>, now: SystemTime) -> Vec<Update> {
+        self.own = None;
+        let at = changed.at;
+        let updates = self.reconcile(Compared::Differences { changed, gone }, now);
+        self.forget_deletions(at);
+        updates
+    }
+
     /// Forgets deletions up to a revision that a list has shown and that the watch has passed.
     pub fn forget_deletions(&mut self, passed: Revision) {
         self.deleted.retain(|_, at| *at > passed);

@@ -6,8 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
-use crate::backend::SharedPlace;
-use crate::backend::{Action, Guard, Limits, Listing, Role, Version, WatchEvent, WatchStream};
+use crate::backend::{Action, Guard, Limits, Listing, Role, SharedPlace, Version, WatchEvent, WatchStream};
 
 mod panics;
 

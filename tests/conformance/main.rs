@@ -185,6 +185,7 @@ fn failure<T: std::fmt::Debug>(result: Result<T, BackendError>) -> Failure {
 
 mod above;
 mod bounds;
+mod compare;
 mod faults;
 mod locks;
 mod records;

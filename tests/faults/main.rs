@@ -17,6 +17,7 @@ mod loading;
 mod panics;
 mod partition;
 mod restored;
+mod resync;
 mod rig;
 mod size;
 mod stop;

@@ -14,10 +14,10 @@ use crate::common::{consul, etcd, eventually, zookeeper};
 /// A call may take as long as it takes: this is about whether large cells load, not about how busy the machine is.
 const PATIENT: Duration = Duration::from_secs(600);
 /// The same for a mount.
-const PATIENTLY: &[&str] = &["--remote-operation-timeout=10m", "--stale-after=10m"];
+pub const PATIENTLY: &[&str] = &["--remote-operation-timeout=10m", "--stale-after=10m"];
 
 /// Stores keys of 300 bytes each.
-fn fill(implementation: Implementation, server: &str, root: &str, count: usize) {
+pub fn fill(implementation: Implementation, server: &str, root: &str, count: usize) {
     let location = Location { implementation, server: server.to_owned(), root: format!("{root}/global") };
     let options = ConnectOptions { timeout: PATIENT, ..connect_options() };
     runtime().block_on(async {

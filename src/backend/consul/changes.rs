@@ -63,7 +63,28 @@ impl Drop for Changes {
 impl Changes {
     pub fn new(client: Arc<Client>, rights: Arc<Rights>, keys: KeySpace, told: u64, pairs: &[Pair]) -> Self {
         let known = pairs.iter().map(|pair| (pair.key.clone(), pair.modify_index)).collect();
+        Self::knowing(client, rights, keys, told, known)
+    }
+
+    /// Goes on from keys with their ModifyIndex.
+    pub fn knowing(
+        client: Arc<Client>,
+        rights: Arc<Rights>,
+        keys: KeySpace,
+        told: u64,
+        known: BTreeMap<String, u64>,
+    ) -> Self {
         Self { client, rights, keys, told, known, waited: 0, ahead: None, waiting: None }
+    }
+
+    /// What differs from the known keys by an index, or later. Not of one moment.
+    pub async fn found(&mut self, index: u64) -> Result<Vec<WatchEvent>, BackendError> {
+        Ok(self.search(index).await?.batch.events)
+    }
+
+    /// The keys as last found, with their ModifyIndex.
+    pub fn into_known(mut self) -> BTreeMap<String, u64> {
+        std::mem::take(&mut self.known)
     }
 
     /// The next changes, or a sign of life.

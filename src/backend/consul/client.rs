@@ -18,6 +18,8 @@ use crate::name::CellName;
 /// Number of idle connections of a cell. An agent accepts 200 from one address (limits.http_max_conns_per_client), for
 /// all cells and mounts of a host together.
 const IDLE: usize = 2;
+/// Highest index to believe: a thousand changes a microsecond would need 292 years for more.
+const MOST_INDEX: u64 = u64::MAX / 2;
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -217,6 +219,11 @@ impl Client {
         let index = answer.index.ok_or_else(|| {
             BackendError::new(Failure::Other, format!("{}: the answer has no X-Consul-Index", self.caller.shown))
         })?;
+        // Nothing that happens would ever come after it.
+        if index > MOST_INDEX {
+            let message = format!("{}: {index} is not an index of Consul", self.caller.shown);
+            return Err(BackendError::new(Failure::Other, message));
+        }
         let found = answer.status != StatusCode::NOT_FOUND;
         Ok(Indexed { value: if found { self.caller.parse(&answer)? } else { T::default() }, index })
     }
@@ -290,7 +297,12 @@ impl Client {
 
     /// The index of the whole store.
     pub async fn newest(&self) -> Result<u64, BackendError> {
-        let call = Call { limit: MEDIUM, ..self.sure("", &[("keys", ""), ("separator", "/")]) };
+        self.index_of("").await
+    }
+
+    /// The index of all keys with a prefix; that of the whole store if there are none.
+    pub async fn index_of(&self, prefix: &str) -> Result<u64, BackendError> {
+        let call = Call { limit: MEDIUM, ..self.sure(prefix, &[("keys", ""), ("separator", "/")]) };
         Ok(self.indexed::<Vec<String>>(call).await?.index)
     }
 

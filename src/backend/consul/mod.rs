@@ -1,6 +1,7 @@
 //! Consul.
 //!
-//! `client` speaks the HTTP API, `changes` finds out what has changed. This file translates the contract.
+//! `client` speaks the HTTP API, `changes` finds out what has changed, `compare` what a watch
+//! has lost. This file translates the contract.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,14 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::contract::{
-    Action, Along, Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Part,
-    Revision, SharedPlace, Version, WatchStream, check_limits, check_most, check_values, too_large,
+    Action, Along, Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Guard, Limits, Listing, Node,
+    Part, Revision, SharedPlace, Shown, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
 use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
+use super::mark::Mark;
 use super::together::{Keyed, all_keyed, by_part, keyed};
 use crate::name::{CellName, TopoPath};
 use crate::record::layout::{LOCK, Lockable, is_election, needs_no_records};
@@ -26,6 +28,7 @@ use crate::record::layout::{LOCK, Lockable, is_election, needs_no_records};
 mod call;
 mod changes;
 mod client;
+mod compare;
 mod folders;
 mod inspect;
 mod lock;
@@ -82,12 +85,16 @@ impl Consul {
         Ok(Self { client, keys, terms, rights, loading: Loading::default() })
     }
 
-    async fn list_prefix(&self, prefix: &str, loading: &Loading) -> Result<(Listing, Vec<Pair>), BackendError> {
+    /// All keys with a prefix. The index of a prefix can be lower than that of a deletion below it; the index of the
+    /// whole store, read before the list, cannot.
+    async fn list_prefix(
+        &self,
+        prefix: &str,
+        at: u64,
+        loading: &Loading,
+    ) -> Result<(Listing, Vec<Pair>), BackendError> {
         // If rights go during the list, they are missing before or after it.
         self.rights.check().await?;
-        // The index of a prefix can be lower than that of a deletion below it; the index of the whole store, read
-        // before the list, cannot.
-        let at = self.client.newest().await?;
         loading.answered(0);
         let pairs = self.client.all_pairs(prefix, loading).await?.value;
         self.rights.check().await?;
@@ -181,7 +188,15 @@ impl Backend for Consul {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        Ok(self.list_prefix(&self.keys.dir_prefix(dir), &Loading::default()).await?.0)
+        if dir.is_root() {
+            return Ok(self.list_root(&Loading::default()).await?.0);
+        }
+        let at = self.client.newest().await?;
+        Ok(self.list_prefix(&self.keys.dir_prefix(dir), at, &Loading::default()).await?.0)
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, _: Duration) -> Result<Compared, BackendError> {
+        self.compare_with(shown, mark).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -235,7 +250,7 @@ impl Backend for Consul {
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let (listing, pairs) = self.list_prefix(self.keys.prefix(), &self.loading).await?;
+        let (listing, pairs) = self.list_root(&self.loading).await?;
         let changes = Changes::new(self.client.clone(), self.rights.clone(), self.keys.clone(), listing.at.0, &pairs);
         let stream = futures::stream::unfold(Some(changes), |changes| async move {
             let mut changes = changes?;

@@ -79,14 +79,20 @@ impl Etcd {
             Since::Replaced => Err(replaced()),
             Since::Doubtful => {
                 let listing = self.list_root(&Loading::default()).await?;
-                // In one history, no key becomes older.
-                let is_older =
-                    |node: &Node| shown.version(&node.path).is_some_and(|shown| shown.written > node.version.written);
-                match listing.nodes.iter().any(is_older) {
+                match listing.contradicts(shown) {
                     true => Err(replaced()),
                     false => Ok(Compared::Whole(listing)),
                 }
             }
+        }
+    }
+
+    /// The differences from what is shown, or the whole list if they cannot be known, or if the history has been
+    /// replaced.
+    pub(super) async fn differences_or_list(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+        match self.since(shown, mark).await? {
+            Since::Known(compared) => Ok(compared),
+            Since::Doubtful | Since::Replaced => self.list_root(&Loading::default()).await.map(Compared::Whole),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! `connection` owns the clients (one for each server, because the crate has no fail-over), `secrets` their
 //! credentials, `errors` the meaning of failures, `watch` the watch stream, `past` the past of a record, `pages` long
-//! lists, `compare` differences, `lineage` whether this is the same history as before. This file translates the contract into range reads and transactions.
+//! lists, `compare` differences, `lineage` whether this is still the same history. This file translates the contract
+//! into range reads and transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,6 +116,11 @@ impl Etcd {
             listing.mark = Mark::new(Equal { at: listing.at, skipped: listing.skipped, lineage });
         }
         Ok(listing)
+    }
+
+    async fn watch_after(&self, at: Revision) -> Result<WatchStream, BackendError> {
+        let told = past::Told::new(&self.deletions, at);
+        watch::start(self.connection.clone(), self.keys.clone(), (at, told)).await
     }
 
     async fn get_range(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, BackendError> {
@@ -355,9 +361,14 @@ impl Backend for Etcd {
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let listing = self.list_root(&self.loading).await?;
-        let told = past::Told::new(&self.deletions, listing.at);
-        let stream = watch::start(self.connection.clone(), self.keys.clone(), (listing.at, told)).await?;
+        let stream = self.watch_after(listing.at).await?;
         Ok((listing, stream))
+    }
+
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        let compared = self.differences_or_list(shown, mark).await?;
+        let stream = self.watch_after(compared.listing().at).await?;
+        Ok((compared, stream))
     }
 
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {

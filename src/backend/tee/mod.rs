@@ -355,6 +355,10 @@ impl Backend for Tee {
         self.0.primary.follow().await
     }
 
+    async fn follow_again(&self, shown: &dyn Shown, mark: &Mark) -> Result<(Compared, WatchStream), BackendError> {
+        self.0.primary.follow_again(shown, mark).await
+    }
+
     fn locked_dir(&self, node: &TopoPath) -> Option<TopoPath> {
         self.0.primary.locked_dir(node)
     }

@@ -22,6 +22,13 @@ use crate::backend::keys::KeySpace;
 use crate::backend::loading::Loading;
 use crate::name::TopoPath;
 
+/// That somebody had all that a list showed, and as whom it was read: another user may be allowed less, which no stat
+/// shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Equal {
+    pub user: u64,
+}
+
 /// Stats that are asked for at the same time: half of what a connection may have under way by default.
 const STATS: usize = 32;
 /// Stats between two pauses, if there is time. A server answers so many within some ten milliseconds.
@@ -131,10 +138,11 @@ impl Pass {
             return;
         };
         expected.found = Some(stat.num_children);
-        // The rights of a node are not part of its version: what may not be read any more must be noticed.
-        let rights = seen.lock().get(path).map(|known| known.rights);
+        // The rights of a node are not part of its version: what may not be read any more must be noticed. Those of a
+        // new node have the version 0.
+        let rights = seen.lock().get(path).map_or(0, |known| known.rights);
         let is_same = match &expected.shown {
-            Some((_, shown)) => *shown == version(&stat) && stat.data_length > 0 && rights == Some(stat.aversion),
+            Some((_, shown)) => *shown == version(&stat) && stat.data_length > 0 && rights == stat.aversion,
             None => stat.data_length == 0 && stat.num_children > 0 && stat.ephemeral_owner == 0,
         };
         if !is_same {
@@ -155,6 +163,12 @@ impl Pass {
         let shown = again.iter().filter_map(|path| self.expected.get(path)?.shown.as_ref());
         let gone: Vec<TopoPath> = shown.map(|(path, _)| path).filter(|path| !listed.contains(path)).cloned().collect();
         self.found.gone.extend(gone);
+        // What was read for another reason than its version.
+        let is_other = |path: &TopoPath, found| {
+            let shown = self.expected.get(&znode_path(&reader.keys, path)).and_then(|expected| expected.shown.as_ref());
+            shown.is_none_or(|(_, shown)| *shown != found)
+        };
+        self.found.changed.nodes.retain(|node| is_other(&node.path, node.version));
         let has_others = |expected: &Expected| expected.found.is_some_and(|found| found != expected.there);
         let parents = self.expected.iter().filter(|(_, expected)| has_others(expected)).map(|(path, _)| path.clone());
         let mut new = reader.children(sessions, parents.collect()).await?;
@@ -198,9 +212,6 @@ mod tests {
         }
         fn count(&self) -> usize {
             self.0.len()
-        }
-        fn at(&self) -> Revision {
-            Revision(1)
         }
         fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version)) {
             let version = Version { number: 1, written: Revision(1), created: Revision(1) };

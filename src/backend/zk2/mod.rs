@@ -38,7 +38,7 @@ mod view;
 mod write;
 mod znode;
 
-use compare::Differences;
+use compare::{Differences, Equal};
 use lock::Lines;
 use look::{Access, look};
 use reader::Nodes;
@@ -115,15 +115,21 @@ impl Zk {
     }
 
     async fn view(&self, dir: &TopoPath, loading: &Loading) -> Result<(Listing, View), BackendError> {
-        let before = self.seen.lock().clone();
+        let (before, equal) = (self.seen.lock().clone(), self.equal());
         let opened = View::open(&self.readers, &self.keys, dir, (before, loading)).await;
-        opened.map_err(|ended| Self::ended(&self.readers, ended))
+        let (listing, view) = opened.map_err(|ended| Self::ended(&self.readers, ended))?;
+        Ok((Listing { mark: Mark::new(equal), ..listing }, view))
+    }
+
+    fn equal(&self) -> Equal {
+        Equal { user: self.readers.user() }
     }
 
     async fn differences(&self, shown: &dyn Shown, time: Duration) -> Result<Compared, BackendError> {
-        let seen = self.seen.lock().clone();
+        let (seen, equal) = (self.seen.lock().clone(), self.equal());
         let found = compare::differences(&self.readers, (&self.keys, &seen), shown, time).await;
         let Differences { changed, gone } = found.map_err(|error| self.readers.explain(&error))?;
+        let changed = Listing { mark: Mark::new(equal), ..changed };
         Ok(Compared::Differences { changed, gone })
     }
 
@@ -232,7 +238,10 @@ impl Backend for Zk {
         self.with_credentials(|| async { self.view(dir, &Loading::default()).await.map(|(listing, _)| listing) }).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, _: &Mark, time: Duration) -> Result<Compared, BackendError> {
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        if mark.get() != Some(&self.equal()) {
+            return self.list(&TopoPath::root()).await.map(Compared::Whole);
+        }
         self.with_credentials(|| self.differences(shown, time)).await
     }
 

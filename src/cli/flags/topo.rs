@@ -61,7 +61,7 @@ pub(in crate::cli) struct TopoArgs {
     /// first used.
     #[arg(long, value_name = "CELL,...", value_delimiter = ',', env = "TOPOFS_CELLS")]
     pub cells: Option<Vec<String>>,
-    /// How often to compare the mirror with a bulk list of the service
+    /// How often to compare the mirror with the service
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration, env = "TOPOFS_RESYNC_INTERVAL")]
     pub resync_interval: Duration,
     /// How long the watch of a cell may be broken before reads fail with ETIMEDOUT

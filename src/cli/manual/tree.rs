@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn commands_come_from_the_text_that_the_mount_shows() {
         let commands = [commands(COMMANDS), commands(STAGE_COMMANDS)].concat();
-        let resync = ("`resync [CELL]`".to_owned(), "compare the mirror with a bulk list now".to_owned());
+        let resync = ("`resync [CELL]`".to_owned(), "compare the mirror with the service now".to_owned());
         assert_eq!(commands.first(), Some(&resync));
         for (command, text) in &commands {
             assert!(!command.contains("  ") && !text.starts_with(' ') && !text.is_empty(), "{command}: {text}");

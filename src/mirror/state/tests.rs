@@ -449,3 +449,38 @@ fn an_own_report_as_old_as_the_list_is_in_it_or_gone() {
     state.restart(list(5, vec![]), true, NOW).unwrap();
     assert_eq!(values(&state), [("newer", &b"x"[..])]);
 }
+
+#[test]
+fn differences_undo_nothing_that_is_newer() {
+    let mut state = State::default();
+    for (name, written) in [("changed", 2), ("gone", 3), ("anew", 4), ("kept", 1)] {
+        state.put(node(name, "x", written), NOW);
+    }
+    // These come before the differences of an earlier point are merged.
+    state.put(node("changed", "newer", 9), NOW);
+    state.put(node("anew", "newer", 8), NOW);
+    let changed = list(7, vec![node("changed", "older", 6), node("made", "y", 7)]);
+    let updates = state.reconcile(Compared::Differences { changed, gone: vec![path("gone"), path("anew")] }, NOW);
+    assert_eq!(changes(&updates), [("gone", Some(&b"x"[..]), None), ("made", None, Some(&b"y"[..]))]);
+    assert_eq!(
+        values(&state),
+        [("anew", &b"newer"[..]), ("changed", b"newer"), ("kept", b"x"), ("made", b"y")],
+        "what the differences do not name stays"
+    );
+}
+
+#[test]
+fn after_an_absence_differences_and_own_saves_both_count() {
+    let mut state = State::default();
+    state.put(node("a", "1", 1), NOW);
+    state.put(node("gone", "1", 2), NOW);
+    state.delete(&path("before"), Revision(3));
+    state.begin_list();
+    state.put_own(node("mine", "saved", 9), NOW);
+    state.note_own(&path("mine"));
+    let updates = state.resume(list(8, vec![node("a", "2", 6)]), vec![path("gone")], NOW);
+    assert_eq!(changes(&updates), [("gone", Some(&b"1"[..]), None), ("a", Some(&b"1"[..]), Some(&b"2"[..]))]);
+    assert_eq!(values(&state), [("a", &b"2"[..]), ("mine", b"saved")]);
+    assert!(state.deleted.is_empty() && !state.counts_own());
+    assert!(state.put_own(node("before", "late", 2), NOW).is_none(), "it was gone by then");
+}

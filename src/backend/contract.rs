@@ -2,8 +2,8 @@
 //!
 //! A backend is one cell: the keys below one root of one service. tests/conformance checks this contract:
 //!
-//! - Every call ends within the operation timeout given at construction. For a list, each of its requests does, or, if it
-//!   is a single one, no pause in its answer is longer.
+//! - Every call ends within the operation timeout given at construction. For a list, each of its requests does, or, if
+//!   it is a single one, no pause in its answer is longer.
 //! - [`Backend::list`] shows one consistent point, [`Listing::at`]. [`Backend::follow`] goes on from such a point and
 //!   misses nothing.
 //! - [`Backend::apply`] applies all changes or none.

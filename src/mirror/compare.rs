@@ -15,8 +15,8 @@ use crate::name::TopoPath;
 
 /// How long the watch may lag behind a comparison before its undelivered changes count as missed.
 const RESYNC_GRACE: Duration = Duration::from_secs(2);
-/// The share of the resync interval that a comparison may take which nobody waits for: it ends before the next one, also
-/// if that comes early.
+/// The share of the resync interval that a comparison may take which nobody waits for: it ends before the next one,
+/// also if that comes early.
 const LEISURE: f64 = 0.75;
 /// How long differences alone may be asked for. Then everything is read: what differences cannot show (a disk of the
 /// service that was put back to an earlier state without a trace, a fault of topofs itself) lasts no longer. A thousand

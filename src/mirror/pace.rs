@@ -15,8 +15,8 @@ pub(super) const DENIED_PAUSES: (Duration, Duration) = (Duration::from_secs(1), 
 /// The same if a list is too large: each attempt costs the service as much as it can send, and the cell does not become
 /// small within seconds.
 const TOO_LARGE_PAUSES: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(300));
-/// A watch that has lasted so long begins the pauses anew. One that breaks earlier does not: each attempt lists the whole
-/// cell, and many mounts may do so.
+/// A watch that has lasted so long begins the pauses anew. One that breaks earlier does not: each attempt lists the
+/// whole cell, and many mounts may do so.
 const STEADY: Duration = Duration::from_secs(5);
 
 /// How long to wait between attempts to connect.

@@ -39,8 +39,8 @@ pub(super) struct Call {
     pub writes: bool,
     /// Largest answer.
     pub limit: usize,
-    /// For an answer that may be so large that it takes longer than one call may: how far it has come. The time limit is
-    /// then that of each pause in it.
+    /// For an answer that may be so large that it takes longer than one call may: how far it has come. The time limit
+    /// is then that of each pause in it.
     pub loading: Option<Loading>,
 }
 

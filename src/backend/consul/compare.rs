@@ -114,7 +114,9 @@ impl Consul {
     /// All keys that are shown or cannot be, with their ModifyIndex.
     fn known(&self, shown: &dyn Shown, equal: &Equal) -> BTreeMap<String, u64> {
         let mut known = equal.odd.clone();
-        shown.each(&mut |path, version| drop(known.insert(self.keys.key(path), version.number)));
+        shown.each(&mut |path, version| {
+            known.insert(self.keys.key(path), version.number);
+        });
         known
     }
 

@@ -1,5 +1,5 @@
-//! Reads znodes in bulk: a whole subtree, some nodes of it, or nodes at one instant. Remembers what it has read. Watches
-//! nothing.
+//! Reads znodes in bulk: a whole subtree, some nodes of it, or nodes at one instant. Remembers what it has read.
+//! Watches nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;

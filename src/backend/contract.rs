@@ -2,7 +2,8 @@
 //!
 //! A backend is one cell: the keys below one root of one service. tests/conformance checks this contract:
 //!
-//! - Every call ends within the operation timeout given at construction (for a list, each of its requests does).
+//! - Every call ends within the operation timeout given at construction. For a list, each of its requests does, or, if
+//!   it is a single one, no pause in its answer is longer.
 //! - [`Backend::list`] shows one consistent point, [`Listing::at`]. [`Backend::follow`] goes on from such a point and
 //!   misses nothing.
 //! - [`Backend::apply`] applies all changes or none.
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use imbl::OrdMap;
 
+use super::loading::Loading;
 use super::mark::Mark;
 use crate::error::UNCERTAIN;
 use crate::name::TopoPath;
@@ -95,6 +97,13 @@ pub trait Shown: Send + Sync {
 
     /// Number of nodes.
     fn count(&self) -> usize;
+
+    /// The newest revision that was seen, or that of the newest node.
+    fn at(&self) -> Revision {
+        let mut newest = Revision::default();
+        self.each(&mut |_, version| newest = newest.max(version.written));
+        newest
+    }
 
     /// Tells all nodes, in no particular order.
     fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version));
@@ -430,9 +439,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// How the cell differs from what is shown now. `mark` is that of the last list or comparison that the shower has
     /// merged. The differences are exact, whatever the shower has missed since then; a service that cannot know them
     /// for certain answers with the whole list. Fails with [`Failure::Compacted`] if the history is certainly another
-    /// one. If it has only gone back, the point of the answer may tell: it is before something that is shown.
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
-        let _ = (shown, mark);
+    /// one. If it has only gone back, the point of the answer may tell: it is before something that is shown. A service
+    /// for which this is much work spreads it over the given time; with none, the caller waits.
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        let _ = (shown, mark, time);
         self.list(&TopoPath::root()).await.map(Compared::Whole)
     }
 
@@ -499,6 +509,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// As whom requests are made, if cells of one service may be different users. Equal numbers mean the same.
     fn identity(&self) -> Option<u64> {
         None
+    }
+
+    /// How far the list of [`Backend::follow`] has come. A service that answers at once need not say so.
+    fn loading(&self) -> Loading {
+        Loading::default()
     }
 
     /// Everything below the root at one point, and everything that happens there afterwards.

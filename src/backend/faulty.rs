@@ -21,6 +21,7 @@ use super::contract::{
     Along, Applied, Backend, BackendError, Change, Compared, Earlier, Failure, Fetched, Limits, Listing, Node, Owner,
     Part, Place, Revision, SharedPlace, Shown, Take, WatchBatch, WatchStream,
 };
+use super::loading::Loading;
 use super::mark::Mark;
 use crate::name::TopoPath;
 
@@ -292,8 +293,8 @@ impl Backend for Faulty {
         self.pass(Call::List, self.0.inner.list(dir)).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
-        self.pass(Call::Compare, self.0.inner.compare(shown, mark)).await
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        self.pass(Call::Compare, self.0.inner.compare(shown, mark, time)).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
@@ -342,6 +343,10 @@ impl Backend for Faulty {
 
     fn identity(&self) -> Option<u64> {
         self.0.inner.identity()
+    }
+
+    fn loading(&self) -> Loading {
+        self.0.inner.loading()
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

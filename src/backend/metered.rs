@@ -17,6 +17,7 @@ use super::contract::{
     Along, Applied, Backend, BackendError, Change, Compared, Earlier, Failure, Fetched, Limits, Listing, Node, Owner,
     Part, Place, Revision, SharedPlace, Shown, Take, WatchStream,
 };
+use super::loading::Loading;
 use super::mark::Mark;
 use crate::journal::metrics::BACKEND_DURATION;
 use crate::name::TopoPath;
@@ -214,8 +215,8 @@ impl Backend for Metered {
         self.pass(Call::List, self.inner.list(dir)).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
-        self.pass(Call::Compare, self.inner.compare(shown, mark)).await
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        self.pass(Call::Compare, self.inner.compare(shown, mark, time)).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
@@ -264,6 +265,10 @@ impl Backend for Metered {
 
     fn identity(&self) -> Option<u64> {
         self.inner.identity()
+    }
+
+    fn loading(&self) -> Loading {
+        self.inner.loading()
     }
 
     /// The end of a watch counts as an error of its own.

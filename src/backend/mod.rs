@@ -2,8 +2,8 @@
 //! implements it and knows no other service; `open` chooses between them. `faulty` wraps any of them, for tests;
 //! `metered` counts and times the calls of each connection; `tee` makes one of two; `inspect` asks what a user may do.
 //! The other files are for all services: `keys` (spelling), `lock` (the layout of locks, and keeping them alive),
-//! `mark` (where a comparison goes on),
-//! `location` and `servers` (where a cell is, and which servers get credentials).
+//! `location` and `servers` (where a cell is, and which servers get credentials), `loading` (how far a list has come),
+//! `mark` (where a comparison goes on).
 
 pub mod consul;
 mod contract;
@@ -12,6 +12,7 @@ pub mod faulty;
 mod files;
 pub mod inspect;
 mod keys;
+mod loading;
 mod location;
 pub mod lock;
 mod mark;
@@ -26,6 +27,7 @@ mod together;
 pub mod zk2;
 
 pub use contract::*;
+pub use loading::{Loading, Progress, Step};
 pub use location::{Implementation, Location};
 pub use mark::Mark;
 pub use metered::{Errors, Meter, Metered};

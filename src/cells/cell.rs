@@ -114,16 +114,14 @@ impl Cell {
             Health::Down | Health::Denied => return self.down(),
             Health::Idle | Health::Loading => {}
         }
-        // A load that takes longer than a call goes on; only this caller stops waiting.
-        let loaded = async {
-            tokio::select! {
-                () = self.mirror.load() => {}
-                () = self.ending.given_up() => {}
-            }
+        // A load goes on when this caller stops waiting.
+        let is_answered = tokio::select! {
+            is_answered = self.mirror.load_while_answered(self.timeout) => is_answered,
+            () = self.ending.given_up() => true,
         };
-        if tokio::time::timeout(self.timeout, loaded).await.is_err() {
-            let waited = humantime::format_duration(self.timeout);
-            return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded within {waited}")));
+        if !is_answered {
+            let silence = humantime::format_duration(self.timeout);
+            return Err(Error::new(Kind::Unreachable, format!("{self}: not loaded, and no answer within {silence}")));
         }
         self.snapshot_now()
     }
@@ -365,12 +363,12 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::backend::{Implementation, Listing, SharedPlace, WatchStream};
+    use crate::backend::{Implementation, Listing, Loading, SharedPlace, WatchStream};
     use crate::mirror::MirrorOptions;
 
     /// A service whose first list never comes.
-    #[derive(Debug)]
-    struct Never;
+    #[derive(Debug, Default)]
+    struct Never(Loading);
 
     #[async_trait::async_trait]
     impl Backend for Never {
@@ -386,6 +384,9 @@ mod tests {
         async fn apply(&self, _: &[Change]) -> std::result::Result<Applied, BackendError> {
             std::future::pending().await
         }
+        fn loading(&self) -> Loading {
+            self.0.clone()
+        }
         async fn follow(&self) -> std::result::Result<(Listing, WatchStream), BackendError> {
             std::future::pending().await
         }
@@ -400,46 +401,65 @@ mod tests {
         }
     }
 
+    /// The cell of such a service.
+    fn never(serve_stale: bool) -> (Cell, Loading) {
+        let backend = Arc::new(Never::default());
+        let (resync_interval, stale_after) = (Duration::from_secs(3600), Duration::from_secs(10));
+        let mirror = Mirror::new(backend.clone(), MirrorOptions { resync_interval, stale_after, serve_stale });
+        let stop = CancellationToken::new();
+        tokio::spawn(mirror.clone().run("the mirror", stop.clone()));
+        let (implementation, server) = (Implementation::Memory, "never".to_owned());
+        let loading = backend.loading();
+        let cell = Cell {
+            name: CellName::global(),
+            location: Location { implementation, server, root: "/x".to_owned() },
+            mirror,
+            second: None,
+            errors: Errors::default(),
+            backend,
+            turns: Turns::default(),
+            ending: Ending::default(),
+            past_turns: Semaphore::new(PAST_READERS),
+            timeout: Duration::from_secs(15),
+            stop,
+            serve_stale,
+            untold_port: None,
+            holds_global: true,
+        };
+        (cell, loading)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_cell_that_loads_for_ever_is_not_waited_for_for_ever() {
         for serve_stale in [false, true] {
-            let backend = Arc::new(Never);
-            let options = MirrorOptions {
-                resync_interval: Duration::from_secs(3600),
-                stale_after: Duration::from_secs(10),
-                serve_stale,
-            };
-            let mirror = Mirror::new(backend.clone(), options);
-            let stop = CancellationToken::new();
-            tokio::spawn(mirror.clone().run("the mirror", stop.clone()));
-            let cell = Cell {
-                name: CellName::global(),
-                location: Location {
-                    implementation: Implementation::Memory,
-                    server: "never".to_owned(),
-                    root: "/x".to_owned(),
-                },
-                mirror,
-                second: None,
-                errors: Errors::default(),
-                backend,
-                turns: Turns::default(),
-                ending: Ending::default(),
-                past_turns: Semaphore::new(PAST_READERS),
-                timeout: Duration::from_secs(15),
-                stop,
-                serve_stale,
-                untold_port: None,
-                holds_global: true,
-            };
+            let (cell, _) = never(serve_stale);
             // A later caller waits no longer than the first.
             for _ in 0..2 {
                 let waited = tokio::time::timeout(Duration::from_secs(16), cell.snapshot()).await;
                 let error = waited.expect("it ends in time").unwrap_err();
                 assert_eq!(error.kind, Kind::Unreachable);
-                assert!(error.reason.contains("not loaded within 15s"), "{error}");
+                assert!(error.reason.contains("not loaded, and no answer within 15s"), "{error}");
             }
             assert!(cell.snapshot_now().is_err(), "what was never loaded is not shown as empty");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cell_whose_service_goes_on_answering_is_waited_for() {
+        let (cell, loading) = never(false);
+        let answering = async {
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_secs(14)).await;
+                loading.answered(1_000);
+            }
+        };
+        let begun = tokio::time::Instant::now();
+        let (waited, ()) = tokio::join!(cell.snapshot(), answering);
+        assert_eq!(waited.unwrap_err().kind, Kind::Unreachable);
+        assert_eq!(begun.elapsed().as_secs(), 10 * 14 + 15, "no longer than a call after the last answer");
+        assert_eq!(cell.mirror.loading(), Some(10_000));
+        // What the mirror does with a list is no silence of the service.
+        loading.told();
+        assert!(tokio::time::timeout(Duration::from_secs(600), cell.snapshot()).await.is_err());
     }
 }

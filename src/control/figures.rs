@@ -40,6 +40,8 @@ impl Figures {
 pub(super) struct MirrorFigures {
     pub state: &'static str,
     pub records: usize,
+    /// Records that a list has brought so far which begins a watch.
+    pub loading: Option<u64>,
     pub bytes: usize,
     pub revision: u64,
     /// Since the last sign of life.
@@ -54,6 +56,7 @@ impl MirrorFigures {
         Self {
             state: state_of(&mirror.health(), serves_stale),
             records: snapshot.records.len(),
+            loading: mirror.loading(),
             bytes: mirror.bytes(),
             revision: snapshot.at.0,
             silent_for: mirror.silent_for(),

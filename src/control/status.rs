@@ -176,6 +176,7 @@ fn second_status(figures: &SecondFigures<'_>) -> (Value, Value) {
         object.insert("state".to_owned(), json!(state));
         object.insert("records".to_owned(), json!(mirror.records));
         object.insert("revision".to_owned(), json!(mirror.revision));
+        insert_loading(object, mirror);
         insert_trouble(object, mirror);
     }
     let drift = json!({
@@ -190,6 +191,12 @@ fn second_status(figures: &SecondFigures<'_>) -> (Value, Value) {
         "failing": failing.as_ref().map(|(_, cause)| cause.to_string()),
     });
     (status, drift)
+}
+
+fn insert_loading(object: &mut Map<String, Value>, mirror: &MirrorFigures) {
+    if let Some(records) = mirror.loading {
+        object.insert("loaded_so_far".to_owned(), json!(records));
+    }
 }
 
 fn insert_trouble(object: &mut Map<String, Value>, mirror: &MirrorFigures) {
@@ -218,6 +225,7 @@ fn cell_status(figures: &CellFigures) -> Value {
         "skipped_keys": figures.skipped_keys,
     });
     if let Some(object) = status.as_object_mut() {
+        insert_loading(object, mirror);
         insert_trouble(object, mirror);
         if let Some(second) = figures.second() {
             let (place, drift) = second_status(&second);

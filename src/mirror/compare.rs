@@ -15,6 +15,9 @@ use crate::name::TopoPath;
 
 /// How long the watch may lag behind a comparison before its undelivered changes count as missed.
 const RESYNC_GRACE: Duration = Duration::from_secs(2);
+/// The share of the resync interval that a comparison may take which nobody waits for: it ends before the next one,
+/// also if that comes early.
+const LEISURE: f64 = 0.75;
 /// How long differences alone may be asked for. Then everything is read: what differences cannot show (a disk of the
 /// service that was put back to an earlier state without a trace, a fault of topofs itself) lasts no longer. A thousand
 /// mounts then list one cell of a service every 22 seconds.
@@ -50,6 +53,23 @@ impl Agreed {
 }
 
 impl Mirror {
+    /// Compares at leisure, as it is done at intervals: the service may spread its work. If somebody asks for a
+    /// comparison meanwhile, that one is made instead.
+    pub(super) async fn compare_at_leisure(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
+        let time = self.options.resync_interval.mul_f64(LEISURE);
+        tokio::select! {
+            compared = self.compare(stream, time) => return compared,
+            () = self.resync.notified() => {}
+        }
+        self.compare_now(stream).await
+    }
+
+    /// Compares because somebody has asked for it.
+    pub(super) async fn compare_now(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
+        self.backend.reread_secrets().await;
+        self.compare(stream, Duration::ZERO).await
+    }
+
     /// Begins a watch: with a whole list, or with what has happened since mirror and service were last equal.
     pub(super) async fn connect(&self) -> Result<(Compared, WatchStream), BackendError> {
         self.state.lock().begin_list();
@@ -70,13 +90,13 @@ impl Mirror {
 
     /// Compares with the service while the watch goes on. A change counts as missed only if the watch has not delivered
     /// it after a grace time.
-    pub(super) async fn compare(&self, stream: &mut WatchStream) -> Result<(), BackendError> {
+    async fn compare(&self, stream: &mut WatchStream, time: Duration) -> Result<(), BackendError> {
         let (shown, begun) = (self.snapshot(), SystemTime::now());
         let agreed = self.agreed.lock().clone();
         let asked = async {
             match agreed.is_old() {
                 true => self.backend.list(&TopoPath::root()).await.map(Compared::Whole),
-                false => self.backend.compare(&*shown, &agreed.mark).await,
+                false => self.backend.compare(&*shown, &agreed.mark, time).await,
             }
         };
         let compared = self.merge_until(stream, asked).await??;

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use backon::BackoffBuilder;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, watch};
@@ -18,13 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alive::{self, Panic, TaskName};
 use crate::backend::{
-    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Node, Revision, SIGN_OF_LIFE, WatchBatch,
+    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Loading, Node, Revision, SIGN_OF_LIFE, Step,
+    WatchBatch,
 };
 use crate::name::TopoPath;
 
 mod compare;
 mod doubt;
 mod history;
+mod pace;
 mod state;
 
 use compare::Agreed;
@@ -32,17 +33,13 @@ use doubt::Doubtful;
 use history::History;
 pub use history::{Histories, HistoryLimits, HistoryUsage, Maker, Past, Unknown};
 use imbl::OrdMap;
+use pace::Pace;
 use state::State;
 pub use state::{Batch, Entry, Record, Snapshot, Update, has_below, names_below};
 
 /// Number of batches that may wait for a slow listener. One more, and the listener loses the oldest: the channel says
 /// so, and the listener compares what it knows with the snapshot.
 const UPDATE_QUEUE: usize = 1_024;
-/// First and longest pause between attempts to connect.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// The same while the service refuses us: only a person can change that, and checking a password is expensive for the
-/// service.
-const DENIED_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// The cause that a cell shows between a panic and the next list.
 const DOUBTED: &str = "a task of topofs panicked while it changed the mirror";
 /// Random share of the resync interval, so that many mounts do not ask at the same moment.
@@ -129,6 +126,8 @@ pub struct Mirror {
     bytes: AtomicUsize,
     /// Counts changes of locks.
     locks: watch::Sender<u64>,
+    /// How far a list has come that begins a watch.
+    loading: Loading,
     resync: Notify,
     wanted: Notify,
     last_event: Mutex<Option<SystemTime>>,
@@ -150,6 +149,7 @@ impl Mirror {
     /// An empty mirror. It remembers the past together with others.
     pub fn remembering(backend: Arc<dyn Backend>, options: MirrorOptions, histories: Arc<Histories>) -> Arc<Self> {
         Arc::new(Self {
+            loading: backend.loading(),
             backend,
             options,
             state: Doubtful::default(),
@@ -260,6 +260,30 @@ impl Mirror {
         let mut link = self.link.subscribe();
         // The sender lives as long as self, so waiting cannot fail.
         let _ = link.wait_for(|link| !matches!(link, Link::Idle | Link::Loading)).await;
+    }
+
+    /// The same, but gives up if the service has not answered anything for so long. However long the list takes, a
+    /// service that goes on answering is waited for. False if it was given up.
+    pub async fn load_while_answered(&self, silence: Duration) -> bool {
+        let mut loaded = std::pin::pin!(self.load());
+        let mut answers = self.loading.subscribe();
+        loop {
+            // What the mirror does with the list is not the service's silence.
+            let asks = answers.borrow_and_update().step != Step::TakingOver;
+            tokio::select! {
+                biased;
+                () = &mut loaded => return true,
+                // The sender lives as long as self.
+                _ = answers.changed() => {}
+                () = tokio::time::sleep(silence), if asks => return false,
+            }
+        }
+    }
+
+    /// How many records a list has brought so far that begins a watch; `None` if none is under way.
+    pub fn loading(&self) -> Option<u64> {
+        let progress = self.loading.progress();
+        (progress.step != Step::None).then_some(progress.records)
     }
 
     /// Waits until there is a first list, without asking for it.
@@ -406,7 +430,7 @@ impl Mirror {
             () = stop.cancelled() => return,
             () = self.wanted.notified() => self.set_link(Link::Loading),
         }
-        let (mut pace, mut panics) = (Pace::new(), alive::Pauses::default());
+        let (mut pace, mut panics) = (Pace::default(), alive::Pauses::default());
         loop {
             let doubts = self.state.renew(&self.snapshot());
             let outcome = tokio::select! {
@@ -417,7 +441,7 @@ impl Mirror {
             };
             let (cause, pause) = match outcome {
                 Ok(error) => {
-                    let pause = pace.after(&error);
+                    let pause = pace.after(error.failure, Instant::now());
                     (error, pause)
                 }
                 Err(panic) => (self.panicked(&panic), panics.pause()),
@@ -433,7 +457,10 @@ impl Mirror {
 
     /// One connection: list, watch, follow. Returns why it ended.
     async fn follow(&self, pace: &mut Pace, doubts: u64) -> BackendError {
-        let (compared, mut stream) = match self.connect().await {
+        self.loading.begin();
+        let connected = self.connect().await;
+        self.loading.told();
+        let (compared, mut stream) = match connected {
             Ok(connected) => connected,
             Err(error) => return error,
         };
@@ -455,14 +482,14 @@ impl Mirror {
         }
         self.change(false, |state| {
             let updates = match compared {
-                Compared::Whole(listing) => state.restart(listing, SystemTime::now()),
+                // The first list contains nothing new: the records were always there.
+                Compared::Whole(listing) => state.restart(listing, again, SystemTime::now()),
                 Compared::Differences { changed, gone } => Some(state.resume(changed, gone, SystemTime::now())),
             };
             is_whole = updates.is_some();
             let updates = updates.unwrap_or_default();
             differences = updates.len() as u64;
-            // The first list contains nothing new: the records were always there.
-            if again { updates } else { Vec::new() }
+            updates
         });
         if !is_whole {
             return BackendError::new(Failure::Other, "this mount changed too many records while it read the list");
@@ -477,7 +504,7 @@ impl Mirror {
         *self.last_heard.lock() = Instant::now();
         self.state.settle(doubts);
         self.delivers();
-        *pace = Pace::new();
+        pace.watches(Instant::now());
         let mut tick = tokio::time::interval_at(Instant::now() + self.resync_interval(), self.resync_interval());
         loop {
             tokio::select! {
@@ -486,11 +513,8 @@ impl Mirror {
                     Some(Err(error)) => return error,
                     None => return BackendError::new(Failure::Unreachable, "the watch ended"),
                 },
-                _ = tick.tick() => if let Err(error) = self.compare(&mut stream).await { return error },
-                () = self.resync.notified() => {
-                    self.backend.reread_secrets().await;
-                    if let Err(error) = self.compare(&mut stream).await { return error }
-                }
+                _ = tick.tick() => if let Err(error) = self.compare_at_leisure(&mut stream).await { return error },
+                () = self.resync.notified() => if let Err(error) = self.compare_now(&mut stream).await { return error },
             }
         }
     }
@@ -553,6 +577,7 @@ impl Mirror {
     /// The watch delivers. If it was broken, the log has said so, and says when that is over.
     fn delivers(&self) {
         let before = self.link.send_replace(Link::Live);
+        self.loading.end();
         if let Link::Broken { since, .. } = before {
             let after = humantime::format_duration(Duration::from_millis(whole_millis(since.elapsed())));
             tracing::info!(%after, "the watch delivers again");
@@ -579,6 +604,7 @@ impl Mirror {
             let denied = cause.failure == Failure::Denied || matches!(&*link, Link::Broken { denied: true, .. });
             *link = Link::Broken { since, cause, denied };
         });
+        self.loading.end();
     }
 
     fn resync_interval(&self) -> Duration {
@@ -597,36 +623,6 @@ impl Mirror {
 /// Finer than that, nobody wants to read it.
 fn whole_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// How long to wait between attempts to connect.
-struct Pace {
-    denied: bool,
-    backoff: backon::ExponentialBackoff,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { denied: false, backoff: backoff(BACKOFF) }
-    }
-
-    fn after(&mut self, error: &BackendError) -> Duration {
-        let denied = error.failure == Failure::Denied;
-        let limits = if denied { DENIED_BACKOFF } else { BACKOFF };
-        if self.denied != denied {
-            *self = Self { denied, backoff: backoff(limits) };
-        }
-        self.backoff.next().unwrap_or(limits.1)
-    }
-}
-
-fn backoff((first, longest): (Duration, Duration)) -> backon::ExponentialBackoff {
-    backon::ExponentialBuilder::new()
-        .with_min_delay(first)
-        .with_max_delay(longest)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 #[cfg(test)]

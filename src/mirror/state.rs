@@ -105,6 +105,10 @@ impl Shown for Snapshot {
         self.records.len() + self.locks.len()
     }
 
+    fn at(&self) -> Revision {
+        self.at
+    }
+
     fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version)) {
         self.records.iter().for_each(|(path, record)| tell(path, record.version));
         self.locks.iter().for_each(|(path, lock)| tell(path, lock.version));
@@ -348,19 +352,11 @@ impl State {
 
     /// Merges a list that begins a new watch: it is the truth, unless our own calls have reported something newer.
     /// `None` if they have reported too much: the list then changes nothing, and must be requested again.
-    pub fn restart(&mut self, listing: Listing, now: SystemTime) -> Option<Vec<Update>> {
+    /// `counts` says whether anybody wants to know the changes: a first list is not news, and may be large.
+    pub fn restart(&mut self, listing: Listing, counts: bool, now: SystemTime) -> Option<Vec<Update>> {
         let own = self.own.take()?;
-        let listed: HashSet<TopoPath> = listing.nodes.iter().map(|node| node.path.clone()).collect();
-        let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
-        let locks = self.snapshot.locks.iter().map(|(path, lock)| (path, lock.version));
-        let newer = |path: &TopoPath, version: Version| own.contains(path) && version.written > listing.at;
-        let vanished: Vec<TopoPath> = records
-            .chain(locks)
-            .filter(|(path, version)| !listed.contains(*path) && !newer(path, *version))
-            .map(|(path, _)| path.clone())
-            .collect();
         let mut updates = Vec::new();
-        for path in vanished {
+        for path in self.vanished(&listing, &own) {
             self.remove_lock(&path);
             let old = self.take_record(&path);
             updates.extend(old.map(|old| Update { path, old: Some(old), new: None, at: listing.at }));
@@ -374,15 +370,32 @@ impl State {
                     (lock.version, &lock.value, lock.role) == (node.version, &node.value, node.role)
                 }),
             };
-            if own.contains(&node.path) {
-                updates.extend(self.put(node, now));
-            } else if !shown {
-                updates.extend(self.insert(node, now));
-            }
+            let update = match own.contains(&node.path) {
+                true => self.put(node, now),
+                false if shown => None,
+                false => self.insert(node, now),
+            };
+            updates.extend(update.filter(|_| counts));
         }
         self.snapshot.at = listing.at;
         self.complete = listing.at;
         Some(updates)
+    }
+
+    /// What a list that begins a watch shows to be gone.
+    fn vanished(&self, listing: &Listing, own: &HashSet<TopoPath>) -> Vec<TopoPath> {
+        if self.snapshot.records.is_empty() && self.snapshot.locks.is_empty() {
+            return Vec::new();
+        }
+        let listed: HashSet<&TopoPath> = listing.nodes.iter().map(|node| &node.path).collect();
+        let records = self.snapshot.records.iter().map(|(path, record)| (path, record.version));
+        let locks = self.snapshot.locks.iter().map(|(path, lock)| (path, lock.version));
+        let newer = |path: &TopoPath, version: Version| own.contains(path) && version.written > listing.at;
+        records
+            .chain(locks)
+            .filter(|(path, version)| !listed.contains(path) && !newer(path, *version))
+            .map(|(path, _)| path.clone())
+            .collect()
     }
 
     /// Merges the differences that begin a new watch of the same history.

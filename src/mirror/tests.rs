@@ -267,6 +267,31 @@ async fn a_history_that_has_gone_back_is_believed_also_while_connected() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_comparison_that_is_asked_for_does_not_wait_for_one_at_leisure() {
+    let (mirror, service, _watch) = loaded(listing(5, &[("a", "1", 2)])).await;
+    // At its time, by itself.
+    let at_leisure = service.call().await;
+    mirror.request_resync();
+    let asked_for = service.call().await;
+    assert!(at_leisure.is_closed(), "nobody waits for it any more");
+    asked_for.send(Ok((listing(6, &[("a", "2", 6)]), None))).unwrap();
+    until(&mirror, &[("a", "2")]).await;
+    assert_eq!(mirror.counters.resyncs.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_whose_watch_breaks_at_once_is_not_listed_all_the_time() {
+    let (mirror, service, watch) = loaded(listing(5, &[("a", "1", 2)])).await;
+    let begun = Instant::now();
+    drop(watch);
+    for _ in 0..50 {
+        drop(service.begin(listing(5, &[("a", "1", 2)])).await);
+    }
+    assert!(begun.elapsed() > Duration::from_secs(5) * 40, "{:?}", begun.elapsed());
+    assert_eq!(mirror.snapshot().records.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_may_not_be_read_any_more_is_neither_shown_nor_deleted() {
     let denied = || BackendError::new(Failure::Denied, "permission denied");
     let (mirror, service, watch) = loaded(listing(5, &[("a", "1", 2)])).await;
@@ -282,7 +307,7 @@ async fn what_may_not_be_read_any_more_is_neither_shown_nor_deleted() {
     for _ in 0..10 {
         service.call().await.send(Err(denied())).unwrap();
     }
-    assert!(begun.elapsed() > DENIED_BACKOFF.1 * 5, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() > pace::DENIED_PAUSES.1 * 5, "{:?}", begun.elapsed());
     assert_eq!((published(&mut batches), mirror.health()), (vec![], Health::Denied));
     // A service that does not answer has not restored the right.
     service.call().await.send(Err(broken())).unwrap();

@@ -18,11 +18,19 @@ struct Shared {
     silent: AtomicBool,
     /// How late the answers of the server are, in milliseconds.
     late: AtomicUsize,
+    /// How many bytes of the server pass in a second on each connection; 0: all that come.
+    pace: AtomicUsize,
+    /// After so many more bytes of the server, nothing passes any more; 0: never.
+    stop_after: AtomicUsize,
     /// New connections are refused.
     refuse: AtomicBool,
     /// Messages of the server that contain these bytes are lost.
     drop_marked: Mutex<Option<Vec<u8>>>,
     dropped: AtomicUsize,
+    /// So many of a hundred events of a ZooKeeper's watches are lost.
+    lost_events: AtomicUsize,
+    /// The server is a ZooKeeper: its messages are passed one by one.
+    is_zookeeper: bool,
     /// How often each of these stands in what the client has sent, or the server has answered.
     counted: Mutex<Vec<(Vec<u8>, isize)>>,
     count: AtomicIsize,
@@ -52,6 +60,11 @@ impl Proxy {
     pub fn counting(target: u16, texts: &[(&str, isize)]) -> Self {
         let counted = texts.iter().map(|(text, number)| (text.as_bytes().to_vec(), *number)).collect();
         Self::with(target, Shared { counted: Mutex::new(counted), plain: true, ..Shared::default() })
+    }
+
+    /// In front of a ZooKeeper.
+    pub fn zookeeper(target: u16) -> Self {
+        Self::with(target, Shared { is_zookeeper: true, ..Shared::default() })
     }
 
     /// In front of any server.
@@ -99,6 +112,16 @@ impl Proxy {
         self.shared.late.store(delay.as_millis() as usize, Ordering::Relaxed);
     }
 
+    /// From now on so many bytes of the server pass in a second on each connection; 0: all that come.
+    pub fn slow_down(&self, bytes: usize) {
+        self.shared.pace.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Becomes silent when so many more bytes of the server have passed.
+    pub fn silence_after(&self, bytes: usize) {
+        self.shared.stop_after.store(bytes, Ordering::Relaxed);
+    }
+
     pub fn silence(&self, silent: bool) {
         self.shared.silent.store(silent, Ordering::Relaxed);
     }
@@ -106,6 +129,11 @@ impl Proxy {
     /// From now on messages of the server that contain these bytes are lost.
     pub fn drop_containing(&self, marker: Option<&str>) {
         *self.shared.drop_marked.lock().unwrap() = marker.map(|text| text.as_bytes().to_vec());
+    }
+
+    /// From now on so many of a hundred events of watches are lost, chosen by chance.
+    pub fn lose_events(&self, percent: usize) {
+        self.shared.lost_events.store(percent, Ordering::Relaxed);
     }
 
     /// The next request that contains these bytes gets no answer: the connection ends. The server gets it or not, and
@@ -141,6 +169,23 @@ impl Shared {
         }
     }
 
+    /// Bytes of the server are about to pass.
+    fn slow(&self, bytes: usize) {
+        let pace = self.pace.load(Ordering::Relaxed);
+        if pace > 0 {
+            std::thread::sleep(Duration::from_secs_f64(bytes as f64 / pace as f64));
+        }
+        let left = self.stop_after.load(Ordering::Relaxed);
+        if left > 0 {
+            let after = left.saturating_sub(bytes);
+            self.stop_after.store(after, Ordering::Relaxed);
+            if after == 0 {
+                self.silent.store(true, Ordering::Relaxed);
+            }
+        }
+        self.wait_while_silent();
+    }
+
     fn pass(&self, mut from: TcpStream, mut to: TcpStream, up: bool) {
         let mut buffer = vec![0; 64 << 10];
         let mut seen: Vec<u8> = Vec::new();
@@ -148,6 +193,7 @@ impl Shared {
             self.wait_while_silent();
             if !up {
                 std::thread::sleep(Duration::from_millis(self.late.load(Ordering::Relaxed) as u64));
+                self.slow(count);
             }
             if up && self.is_lost(&buffer[..count], &mut to) {
                 break;
@@ -201,8 +247,34 @@ impl Shared {
         if self.plain {
             return self.pass(from, to, false);
         }
-        let _ = self.try_pass_frames(&mut from, &mut to);
+        let _ = match self.is_zookeeper {
+            true => self.try_pass_messages(&mut from, &mut to),
+            false => self.try_pass_frames(&mut from, &mut to),
+        };
         let _ = to.shutdown(Shutdown::Both);
+    }
+
+    /// Passes messages of a ZooKeeper, except lost events of watches.
+    fn try_pass_messages(&self, from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
+        /// The number of the request that an event answers: none.
+        const EVENT: [u8; 4] = (-1_i32).to_be_bytes();
+        // The answer to the first request has no number.
+        let (mut is_first, mut chance) = (true, 1_u64);
+        loop {
+            let mut length = [0; 4];
+            from.read_exact(&mut length)?;
+            let mut message = vec![0; u32::from_be_bytes(length) as usize];
+            from.read_exact(&mut message)?;
+            self.slow(length.len() + message.len());
+            let is_event = !std::mem::take(&mut is_first) && message.starts_with(&EVENT);
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            if is_event && (chance >> 33) % 100 < self.lost_events.load(Ordering::Relaxed) as u64 {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            to.write_all(&[&length[..], &message].concat())?;
+            self.bytes.fetch_add(length.len() + message.len(), Ordering::SeqCst);
+        }
     }
 
     fn try_pass_frames(&self, from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
@@ -222,9 +294,10 @@ impl Shared {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            self.bytes.fetch_add(header.len() + length, Ordering::SeqCst);
+            self.slow(header.len() + payload.len());
             to.write_all(&header)?;
             to.write_all(&payload)?;
+            self.bytes.fetch_add(header.len() + payload.len(), Ordering::SeqCst);
         }
     }
 }

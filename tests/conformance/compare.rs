@@ -23,6 +23,10 @@ impl Shown for Reader {
         self.nodes.len()
     }
 
+    fn at(&self) -> Revision {
+        self.at
+    }
+
     fn each(&self, tell: &mut dyn FnMut(&TopoPath, Version)) {
         self.nodes.iter().for_each(|(path, node)| tell(path, node.version));
     }
@@ -40,7 +44,7 @@ impl Reader {
 
     /// Compares once. Returns the number of nodes that were brought or taken away, and whether everything was listed.
     async fn compare(&mut self, cell: &dyn Backend) -> (usize, bool) {
-        let compared = cell.compare(&*self, &self.mark).await.unwrap();
+        let compared = cell.compare(&*self, &self.mark, std::time::Duration::ZERO).await.unwrap();
         assert!(compared.listing().at >= self.at);
         match compared {
             Compared::Whole(listing) => {
@@ -142,8 +146,8 @@ conformance! {
 
 /// The differences alone: a whole list would pass all other tests.
 #[tokio::test]
-async fn etcd_and_consul_tell_only_what_differs() {
-    for factory in [Factory::etcd2(), Factory::consul()] {
+async fn a_service_that_can_tells_only_what_differs() {
+    for factory in [Factory::etcd2(), Factory::zk2(), Factory::consul()] {
         let cell = factory.fresh();
         fill(&*cell, 300).await;
         let mut copy = Reader::of(&*cell).await;

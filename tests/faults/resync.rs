@@ -346,7 +346,7 @@ fn a_backup_that_was_restored_and_written_past_is_no_continuation() {
     let read = || listed = Some(Listed::of(&*cell));
     restored_and_written_past(&mut etcd, read);
     let listed = listed.unwrap();
-    let outcome = runtime().block_on(cell.compare(&listed, &listed.1));
+    let outcome = runtime().block_on(cell.compare(&listed, &listed.1, std::time::Duration::ZERO));
     assert_eq!(outcome.unwrap_err().failure, Failure::Compacted);
 }
 
@@ -385,7 +385,7 @@ fn compaction_takes_nothing_away_from_a_comparison() {
     etcd.ctl(&["del", "/t/metadata/b"]);
     etcd.ctl(&["del", "/t/metadata//odd"]);
     etcd.ctl(&["compact", &etcd.revision().to_string()]);
-    let compared = runtime().block_on(cell.compare(&listed, &listed.1)).unwrap();
+    let compared = runtime().block_on(cell.compare(&listed, &listed.1, std::time::Duration::ZERO)).unwrap();
     let Compared::Differences { changed, gone } = compared else { panic!("everything was listed") };
     let mut names: Vec<&str> = changed.nodes.iter().map(|node| node.path.as_str()).collect();
     names.sort_unstable();

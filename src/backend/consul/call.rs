@@ -9,11 +9,15 @@ use bytes::{Bytes, BytesMut};
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use super::objects::Objects;
 use super::token::Token;
 use crate::backend::contract::{BackendError, Failure};
+use crate::backend::loading::Loading;
 
+/// The words for an answer that does not come, or does not go on.
+const LATE: &str = "no answer in time";
 /// Longest reason of the server to pass on, in bytes.
 const REASON_LIMIT: usize = 500;
 /// Largest answer to a read of one key, or to a change: a value of 512 KiB in base64, with room for servers that accept
@@ -35,6 +39,9 @@ pub(super) struct Call {
     pub writes: bool,
     /// Largest answer.
     pub limit: usize,
+    /// For an answer that may be so large that it takes longer than one call may: how far it has come. The time limit
+    /// is then that of each pause in it.
+    pub loading: Option<Loading>,
 }
 
 impl Call {
@@ -140,18 +147,27 @@ impl Caller {
         let lost = |error: &reqwest::Error| {
             certain(self.failed(error).uncertain_if(call.writes && !error.is_connect() && !error.is_builder()))
         };
-        let mut response = request.timeout(left).send().await.map_err(|error| lost(&error))?;
+        let late = || certain(self.late().uncertain_if(call.writes));
+        // The time of an answer that goes on is that of each of its pauses.
+        let request = if call.loading.is_some() { request } else { request.timeout(left) };
+        let sent = timeout(left, request.send()).await.map_err(|_| late())?;
+        let mut response = sent.map_err(|error| lost(&error))?;
         let status = response.status();
         let wanted = status.is_success() || matches!(status, StatusCode::NOT_FOUND | StatusCode::CONFLICT);
         // The beginning of a refusal is enough.
         if !wanted {
-            let body = read(&mut response, REASON_LIMIT).await.map(|(body, _)| body).unwrap_or_default();
+            let reason = timeout(left, read(&mut response, REASON_LIMIT)).await;
+            let body = reason.ok().and_then(Result::ok).map(|(body, _)| body).unwrap_or_default();
             return Err(self.refused(status, &body, call.writes));
         }
-        let (body, whole) = read(&mut response, call.limit).await.map_err(|error| lost(&error))?;
+        let read = match &call.loading {
+            None => read(&mut response, call.limit).await,
+            Some(loading) => read_on(&mut response, call, loading).await.ok_or_else(late)?,
+        };
+        let (body, whole) = read.map_err(|error| lost(&error))?;
         if !whole {
             let message = format!("{}: the answer is larger than {} MiB", self.shown, call.limit >> 20);
-            return Err(certain(BackendError::new(Failure::Other, message).uncertain_if(call.writes)));
+            return Err(certain(BackendError::new(Failure::TooLarge, message).uncertain_if(call.writes)));
         }
         if let Some(reason) = (status == StatusCode::CONFLICT).then(|| denial(&body)).flatten() {
             return Err(certain(BackendError::new(Failure::Denied, format!("{}: {reason}", self.shown))));
@@ -197,6 +213,10 @@ impl Caller {
         Refusal { error, again: is_rate || (no_leader && writes) }
     }
 
+    fn late(&self) -> BackendError {
+        BackendError::new(Failure::Unreachable, format!("{}: {LATE}", self.shown))
+    }
+
     pub(super) fn failed(&self, error: &reqwest::Error) -> BackendError {
         let failure = if error.is_decode() || error.is_builder() { Failure::Other } else { Failure::Unreachable };
         BackendError::new(failure, format!("{}: {}", self.shown, causes(error)))
@@ -216,14 +236,34 @@ impl Caller {
 async fn read(response: &mut Response, limit: usize) -> reqwest::Result<(Bytes, bool)> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await? {
-        let room = limit - body.len();
-        if chunk.len() > room {
-            body.extend_from_slice(chunk.get(..room).unwrap_or_default());
+        if !take(&mut body, &chunk, limit) {
             return Ok((body.freeze(), false));
         }
-        body.extend_from_slice(&chunk);
     }
     Ok((body.freeze(), true))
+}
+
+/// The same for an answer that may take long. `None` if it stops for longer than the call may take.
+async fn read_on(response: &mut Response, call: &Call, loading: &Loading) -> Option<reqwest::Result<(Bytes, bool)>> {
+    let (mut body, mut objects) = (BytesMut::new(), Objects::default());
+    loop {
+        let chunk = match timeout(call.time, response.chunk()).await.ok()? {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Some(Ok((body.freeze(), true))),
+            Err(error) => return Some(Err(error)),
+        };
+        if !take(&mut body, &chunk, call.limit) {
+            return Some(Ok((body.freeze(), false)));
+        }
+        loading.answered(objects.count(&chunk));
+    }
+}
+
+/// Appends a part of a body as far as there is room. Whether it has fitted.
+fn take(body: &mut BytesMut, chunk: &[u8], limit: usize) -> bool {
+    let room = limit - body.len();
+    body.extend_from_slice(chunk.get(..room).unwrap_or(chunk));
+    chunk.len() <= room
 }
 
 /// The reason if a transaction was refused for missing rights, and not because of stored values.
@@ -236,7 +276,7 @@ fn denial(body: &[u8]) -> Option<String> {
 /// The whole chain of causes, without the address: it may contain a secret, and the message already names the server.
 pub(super) fn causes(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return "no answer in time".to_owned();
+        return LATE.to_owned();
     }
     let mut texts: Vec<String> = Vec::new();
     let mut source = std::error::Error::source(error);

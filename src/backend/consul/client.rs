@@ -7,11 +7,12 @@ use std::time::Duration;
 use reqwest::{Certificate, Identity, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::call::{Call, Caller, MEDIUM, SMALL, causes};
+use super::call::{Call, Caller, LARGE, MEDIUM, SMALL, causes};
 use super::pair::Pair;
 use super::token::{Token, fingerprint};
 use crate::backend::contract::{BackendError, Failure};
 use crate::backend::files::read_certificate;
+use crate::backend::loading::Loading;
 use crate::name::CellName;
 
 /// Number of idle connections of a cell. An agent accepts 200 from one address (limits.http_max_conns_per_client), for
@@ -197,7 +198,7 @@ impl Client {
     fn call(&self, method: reqwest::Method, path: &str) -> Call {
         let writes = method != reqwest::Method::GET;
         let request = self.http.request(method, format!("{}/v1/{path}", self.base));
-        Call { request, time: self.timeout, writes, limit: SMALL }
+        Call { request, time: self.timeout, writes, limit: SMALL, loading: None }
     }
 
     fn get(&self, path: &str) -> Call {
@@ -241,6 +242,16 @@ impl Client {
         }
         let pairs = self.indexed::<Vec<Pair>>(self.sure(key, &[])).await?;
         Ok(Indexed { index: pairs.index, value: pairs.value.into_iter().next() })
+    }
+
+    /// All keys of a cell or a directory, with their values. That may take longer than one call may, as long as the
+    /// answer goes on.
+    pub async fn all_pairs(&self, prefix: &str, loading: &Loading) -> Result<Indexed<Vec<Pair>>, BackendError> {
+        if has_dots(prefix) {
+            return self.by_transaction("get-tree", prefix).await;
+        }
+        let loading = Some(loading.clone());
+        self.indexed(Call { limit: LARGE, loading, ..self.sure(prefix, &[("recurse", "")]) }).await
     }
 
     /// All keys that begin with a prefix, with their values.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::changes::Changes;
 use super::{BackendError, Consul, Failure, Listing, Node, Pair, Revision};
 use crate::backend::contract::{Compared, Shown};
+use crate::backend::loading::Loading;
 use crate::backend::mark::Mark;
 use crate::name::TopoPath;
 
@@ -73,7 +74,7 @@ impl Consul {
         {
             return Ok(compared);
         }
-        let listing = self.list_root().await?.0;
+        let listing = self.list_root(&Loading::default()).await?.0;
         match listing.contradicts(shown) {
             true => Err(BackendError::new(Failure::Compacted, "Consul's store was replaced")),
             false => Ok(Compared::Whole(listing)),
@@ -159,9 +160,9 @@ impl Consul {
     }
 
     /// Everything, with the mark for a comparison.
-    pub(super) async fn list_root(&self) -> Result<(Listing, Vec<Pair>), BackendError> {
+    pub(super) async fn list_root(&self, loading: &Loading) -> Result<(Listing, Vec<Pair>), BackendError> {
         let now = self.moment().await?;
-        let (mut listing, pairs) = self.list_prefix(self.keys.prefix(), now.at()).await?;
+        let (mut listing, pairs) = self.list_prefix(self.keys.prefix(), now.at(), loading).await?;
         let odd = pairs.iter().filter(|pair| self.keys.path(pair.key.as_bytes()).is_none());
         listing.mark = now.mark(odd.take(ODD_KEYS + 1).map(|pair| (pair.key.clone(), pair.modify_index)).collect());
         Ok((listing, pairs))

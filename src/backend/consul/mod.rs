@@ -17,6 +17,7 @@ use super::contract::{
     Part, Revision, SharedPlace, Shown, Version, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
+use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
 use super::mark::Mark;
@@ -31,6 +32,7 @@ mod compare;
 mod folders;
 mod inspect;
 mod lock;
+mod objects;
 mod pair;
 mod rights;
 mod token;
@@ -58,6 +60,7 @@ pub struct Consul {
     keys: KeySpace,
     terms: Arc<lock::Terms>,
     rights: Arc<Rights>,
+    loading: Loading,
 }
 
 impl Consul {
@@ -79,16 +82,23 @@ impl Consul {
         let client = Arc::new(Client::new(&location.server, cell, timeout, options)?);
         let terms = Arc::new(lock::Terms::new(options));
         let rights = Arc::new(Rights::new(client.clone(), keys.clone()));
-        Ok(Self { client, keys, terms, rights })
+        Ok(Self { client, keys, terms, rights, loading: Loading::default() })
     }
 
     /// All keys with a prefix. The index of a prefix can be lower than that of a deletion below it; the index of the
     /// whole store, read before the list, cannot.
-    async fn list_prefix(&self, prefix: &str, at: u64) -> Result<(Listing, Vec<Pair>), BackendError> {
+    async fn list_prefix(
+        &self,
+        prefix: &str,
+        at: u64,
+        loading: &Loading,
+    ) -> Result<(Listing, Vec<Pair>), BackendError> {
         // If rights go during the list, they are missing before or after it.
         self.rights.check().await?;
-        let pairs = self.client.pairs(prefix, call::LARGE).await?.value;
+        loading.answered(0);
+        let pairs = self.client.all_pairs(prefix, loading).await?.value;
         self.rights.check().await?;
+        loading.answered(0);
         self.rights.listed(prefix, pairs.iter().map(|pair| pair.key.clone()).collect(), at).await?;
         let mut listing = Listing { at: Revision(at), ..Listing::default() };
         for pair in &pairs {
@@ -179,13 +189,13 @@ impl Backend for Consul {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         if dir.is_root() {
-            return Ok(self.list_root().await?.0);
+            return Ok(self.list_root(&Loading::default()).await?.0);
         }
         let at = self.client.newest().await?;
-        Ok(self.list_prefix(&self.keys.dir_prefix(dir), at).await?.0)
+        Ok(self.list_prefix(&self.keys.dir_prefix(dir), at, &Loading::default()).await?.0)
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, _: Duration) -> Result<Compared, BackendError> {
         self.compare_with(shown, mark).await
     }
 
@@ -235,8 +245,12 @@ impl Backend for Consul {
         self.client.identity()
     }
 
+    fn loading(&self) -> Loading {
+        self.loading.clone()
+    }
+
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let (listing, pairs) = self.list_root().await?;
+        let (listing, pairs) = self.list_root(&self.loading).await?;
         let changes = Changes::new(self.client.clone(), self.rights.clone(), self.keys.clone(), listing.at.0, &pairs);
         let stream = futures::stream::unfold(Some(changes), |changes| async move {
             let mut changes = changes?;

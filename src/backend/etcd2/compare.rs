@@ -17,6 +17,7 @@ use super::lineage::Lineage;
 use super::pages::{positive, prefix_end};
 use super::{BackendError, Etcd, Failure, LIST_ATTEMPTS, Listing, Node, Revision, Version, connection};
 use crate::backend::contract::{Compared, Shown};
+use crate::backend::loading::Loading;
 use crate::backend::mark::Mark;
 use crate::name::TopoPath;
 
@@ -77,7 +78,7 @@ impl Etcd {
             Since::Known(compared) => Ok(compared),
             Since::Replaced => Err(replaced()),
             Since::Doubtful => {
-                let listing = self.list_root().await?;
+                let listing = self.list_root(&Loading::default()).await?;
                 match listing.contradicts(shown) {
                     true => Err(replaced()),
                     false => Ok(Compared::Whole(listing)),
@@ -91,7 +92,7 @@ impl Etcd {
     pub(super) async fn differences_or_list(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
         match self.since(shown, mark).await? {
             Since::Known(compared) => Ok(compared),
-            Since::Doubtful | Since::Replaced => self.list_root().await.map(Compared::Whole),
+            Since::Doubtful | Since::Replaced => self.list_root(&Loading::default()).await.map(Compared::Whole),
         }
     }
 

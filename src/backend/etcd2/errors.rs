@@ -32,6 +32,9 @@ const CANNOT_SERVE: [&str; 5] = [
 /// The message of a server's transport if a request is too large.
 const LARGER_THAN_TAKEN: &str = "received message larger than max";
 
+/// The message of our own transport if an answer is too large.
+const LARGER_THAN_WE_TAKE: &str = "decoded message length too large";
+
 /// The class of a failure, and its text for people.
 pub(super) fn classify(error: &etcd_client::Error) -> BackendError {
     let etcd_client::Error::GRpcStatus(status) = error else {
@@ -66,6 +69,7 @@ fn class(code: i32, message: &str) -> Failure {
         FAILED_PRECONDITION if message.contains("authentication") => Failure::Denied,
         RESOURCE_EXHAUSTED if message.contains(LARGER_THAN_TAKEN) => Failure::TooLarge,
         RESOURCE_EXHAUSTED if message.contains("space exceeded") => Failure::NoSpace,
+        OUT_OF_RANGE | RESOURCE_EXHAUSTED if message.contains(LARGER_THAN_WE_TAKE) => Failure::TooLarge,
         OUT_OF_RANGE if message.contains("compacted") => Failure::Compacted,
         OUT_OF_RANGE if message.contains("future revision") => Failure::NotKept,
         _ => Failure::Other,
@@ -160,6 +164,7 @@ mod tests {
             (RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", Failure::NoSpace),
             (RESOURCE_EXHAUSTED, "etcdserver: too many requests", Failure::Unreachable),
             (RESOURCE_EXHAUSTED, "grpc: received message larger than max (3 vs. 2)", Failure::TooLarge),
+            (OUT_OF_RANGE, "Error, decoded message length too large: found 2 bytes", Failure::TooLarge),
             (OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted", Failure::Compacted),
             (OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision", Failure::NotKept),
             (UNAVAILABLE, "etcdserver: no leader", Failure::Unreachable),

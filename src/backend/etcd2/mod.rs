@@ -20,6 +20,7 @@ use super::contract::{
     too_large,
 };
 use super::keys::KeySpace;
+use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
 use super::mark::Mark;
@@ -63,6 +64,7 @@ pub struct Etcd {
     lease_ttl: Duration,
     limits: Limits,
     deletions: Arc<past::Deletions>,
+    loading: Loading,
     /// Largest request.
     request_bytes: usize,
 }
@@ -76,10 +78,23 @@ impl Etcd {
         let limits = Limits { value, changes: CHANGE_LIMIT };
         let (connection, request_bytes) = (Arc::new(connection), options.max_request_bytes);
         let keys = KeySpace::new(&location.root);
-        Ok(Self { connection, keys, lease_ttl, limits, deletions: Arc::default(), request_bytes })
+        let (deletions, loading) = (Arc::default(), Loading::default());
+        Ok(Self { connection, keys, lease_ttl, limits, deletions, loading, request_bytes })
     }
 
-    async fn list_once(&self, prefix: &str) -> Result<Listing, BackendError> {
+    async fn list_dir(&self, dir: &TopoPath, loading: &Loading) -> Result<Listing, BackendError> {
+        let prefix = self.keys.dir_prefix(dir);
+        let mut attempt = 1;
+        loop {
+            match self.list_once(&prefix, loading).await {
+                Err(error) if error.failure == Failure::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+            loading.begin();
+        }
+    }
+
+    async fn list_once(&self, prefix: &str, loading: &Loading) -> Result<Listing, BackendError> {
         let (mut nodes, mut skipped) = (Vec::new(), 0);
         let mut take = |kv| {
             match node(&self.keys, kv) {
@@ -88,30 +103,19 @@ impl Etcd {
             }
             Ok(())
         };
-        let at = self.pages(prefix, None, &mut take).await?;
+        let at = self.pages(prefix, None, loading, &mut take).await?;
         Ok(Listing { nodes, at, skipped, ..Listing::default() })
     }
 
     /// Everything, with the mark for a comparison.
-    async fn list_root(&self) -> Result<Listing, BackendError> {
+    async fn list_root(&self, loading: &Loading) -> Result<Listing, BackendError> {
         // Before the list: if the history is replaced meanwhile, the next comparison sees it.
         let lineage = self.lineage().await;
-        let mut listing = self.list_dir(&TopoPath::root()).await?;
+        let mut listing = self.list_dir(&TopoPath::root(), loading).await?;
         if let Some(lineage) = lineage {
             listing.mark = Mark::new(Equal { at: listing.at, skipped: listing.skipped, lineage });
         }
         Ok(listing)
-    }
-
-    async fn list_dir(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        let prefix = self.keys.dir_prefix(dir);
-        let mut attempt = 1;
-        loop {
-            match self.list_once(&prefix).await {
-                Err(error) if error.failure == Failure::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
-                result => return result,
-            }
-        }
     }
 
     async fn watch_after(&self, at: Revision) -> Result<WatchStream, BackendError> {
@@ -299,18 +303,18 @@ impl Backend for Etcd {
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
         if dir.is_root() {
-            return self.list_root().await;
+            return self.list_root(&Loading::default()).await;
         }
-        self.list_dir(dir).await
+        self.list_dir(dir, &Loading::default()).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, _: Duration) -> Result<Compared, BackendError> {
         self.compare_with(shown, mark).await
     }
 
     async fn list_at(&self, dir: &TopoPath, at: Revision, take: &mut Take<'_>) -> Result<(), BackendError> {
         let mut take = |kv| node(&self.keys, kv).map_or(Ok(()), &mut *take);
-        self.pages(&self.keys.dir_prefix(dir), Some(at), &mut take).await.map(drop)
+        self.pages(&self.keys.dir_prefix(dir), Some(at), &Loading::default(), &mut take).await.map(drop)
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -351,8 +355,12 @@ impl Backend for Etcd {
         too_large(value.len(), self.limits).or_else(is_lock)
     }
 
+    fn loading(&self) -> Loading {
+        self.loading.clone()
+    }
+
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
-        let listing = self.list_root().await?;
+        let listing = self.list_root(&self.loading).await?;
         let stream = self.watch_after(listing.at).await?;
         Ok((listing, stream))
     }

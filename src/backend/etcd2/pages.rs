@@ -1,19 +1,46 @@
-//! Lists in pages: all keys below a prefix at one revision, of now or of the past. Must never hold more than a page.
+//! Lists in pages: all keys below a prefix at one revision, of now or of the past. Must never hold more than two pages:
+//! one is read while the one before is taken.
+//!
+//! With each page, etcd counts all keys that are left, so many small pages of a large cell cost more than its content.
+//! So pages grow as long as they come quickly.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use etcd_client::{GetOptions, KeyValue};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::connection::{self, Connection};
 use super::key::header_revision;
 use super::{BackendError, Etcd, Failure, Revision};
+use crate::alive;
+use crate::backend::loading::Loading;
 
-/// Target size of a page of a listing: well below every message limit on the way.
-const PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Keys of the first page, before the size of the values is known.
 const FIRST_PAGE: i64 = 256;
 /// Most keys of one page.
-const LARGEST_PAGE: i64 = 10_000;
+const LARGEST_PAGE: i64 = 100_000;
+/// Target size of the second page, and bounds of those after it, in bytes. The largest is far below the answer that a
+/// client takes (`connection::MAX_ANSWER`): the next values may be larger than those before. The smallest comes in time
+/// over a line of some ten kilobytes a second.
+const PAGE_BYTES: Bounds = Bounds { first: 2 << 20, smallest: 128 << 10, largest: 32 << 20 };
+/// Pages that come sooner than this grow, so that a large cell takes few of them. The share of the time for one call
+/// leaves room for a page of twice the size that takes four times as long.
+const QUICK: (Duration, f64) = (Duration::from_millis(500), 0.125);
+/// Pages that take longer than this shrink: each must come within the time for one call.
+const SLOW: (Duration, f64) = (Duration::from_secs(2), 0.25);
+/// How much a page shrinks whose values turn out too large for one answer.
+const TOO_LARGE_FACTOR: i64 = 8;
 
 /// Takes the keys one by one, and ends the list with its first error.
 type TakeKey<'a> = dyn FnMut(KeyValue) -> Result<(), BackendError> + Send + 'a;
+
+struct Bounds {
+    first: usize,
+    smallest: usize,
+    largest: usize,
+}
 
 impl Etcd {
     /// Takes all keys below a prefix at a revision, or now. Returns the revision.
@@ -21,37 +48,97 @@ impl Etcd {
         &self,
         prefix: &str,
         at: Option<Revision>,
+        loading: &Loading,
         take: &mut TakeKey<'_>,
     ) -> Result<Revision, BackendError> {
-        let end = prefix_end(prefix.as_bytes());
-        let mut at = at.map(|at| positive(at).map(|_| at)).transpose()?;
         // An empty key is not allowed; NUL is the first possible key.
-        let mut start = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-        let mut limit = FIRST_PAGE;
+        let start = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
+        let at = at.map(positive).transpose()?;
+        let range = Range { end: prefix_end(prefix.as_bytes()), start, at, limit: FIRST_PAGE };
+        let mut size = PageSize::within(self.connection.timeout());
+        let mut page = range.read(&self.connection).await?;
         loop {
-            let mut options = GetOptions::new().with_range(end.clone()).with_limit(limit);
-            if let Some(at) = at {
-                options = options.with_revision(positive(at)?);
-            }
-            let mut page = self.get_range(start.clone(), options).await?;
-            let shown = match at {
-                Some(at) => at,
-                None => header_revision(page.header())?,
+            loading.answered(page.keys.len());
+            let next = page.rest.take().map(|rest| {
+                let limit = size.limit(&page.keys, page.took);
+                Range { limit, ..rest }.read_ahead(&self.connection)
+            });
+            std::mem::take(&mut page.keys).into_iter().try_for_each(&mut *take)?;
+            page = match next {
+                None => return Ok(page.at),
+                Some(next) => next.await.unwrap_or_else(|error| {
+                    Err(BackendError::new(Failure::Other, format!("a page of the list was not read: {error}")))
+                })?,
             };
-            at = Some(shown);
-            let more = page.more();
-            let kvs = page.take_kvs();
-            match kvs.last() {
-                Some(last) => start = [last.key(), &[0]].concat(),
-                None if more => return Err(BackendError::new(Failure::Other, "etcd promises more keys, but has none")),
-                None => {}
-            }
-            limit = next_page(&kvs);
-            kvs.into_iter().try_for_each(&mut *take)?;
-            if !more {
-                return Ok(shown);
+        }
+    }
+}
+
+/// The keys that are still to be read.
+#[derive(Clone)]
+struct Range {
+    start: Vec<u8>,
+    end: Vec<u8>,
+    /// `None` for the present, which the first page decides.
+    at: Option<i64>,
+    limit: i64,
+}
+
+/// A page of a list.
+struct Page {
+    keys: Vec<KeyValue>,
+    at: Revision,
+    /// How long it took.
+    took: Duration,
+    /// What comes after it.
+    rest: Option<Range>,
+}
+
+impl Range {
+    /// Reads the first page in a task of its own: another processor reads it while this one takes the page before.
+    fn read_ahead(self, connection: &Arc<Connection>) -> AbortOnDropHandle<Result<Page, BackendError>> {
+        let connection = connection.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let read = alive::guarded("a page of a list", self.read(&connection)).await;
+            read.unwrap_or_else(|panic| Err(BackendError::new(Failure::Other, panic.to_string())))
+        }))
+    }
+
+    /// Reads the first page. If the values are too large for one answer, the page is a smaller one.
+    async fn read(mut self, connection: &Connection) -> Result<Page, BackendError> {
+        loop {
+            match self.try_read(connection).await {
+                Err(error) if error.failure == Failure::TooLarge && self.limit > 1 => {
+                    self.limit = (self.limit / TOO_LARGE_FACTOR).max(1);
+                }
+                outcome => return outcome,
             }
         }
+    }
+
+    async fn try_read(&self, connection: &Connection) -> Result<Page, BackendError> {
+        let begun = Instant::now();
+        let mut options = GetOptions::new().with_range(self.end.clone()).with_limit(self.limit);
+        if let Some(at) = self.at {
+            options = options.with_revision(at);
+        }
+        let mut answer = connection
+            .read(|client| {
+                let (key, options) = (self.start.clone(), options.clone());
+                async move { connection::kv(&client).get(key, Some(options)).await }
+            })
+            .await?;
+        let at = match self.at {
+            Some(at) => Revision(at.cast_unsigned()),
+            None => header_revision(answer.header())?,
+        };
+        let (more, keys) = (answer.more(), answer.take_kvs());
+        let rest = match keys.last() {
+            _ if !more => None,
+            Some(last) => Some(Range { start: [last.key(), &[0]].concat(), at: Some(positive(at)?), ..self.clone() }),
+            None => return Err(BackendError::new(Failure::Other, "etcd promises more keys, but has none")),
+        };
+        Ok(Page { keys, at, took: begun.elapsed(), rest })
     }
 }
 
@@ -61,10 +148,44 @@ pub(super) fn positive(at: Revision) -> Result<i64, BackendError> {
     positive.ok_or_else(|| BackendError::new(Failure::NotKept, format!("{} is not a revision of etcd", at.0)))
 }
 
-fn next_page(kvs: &[KeyValue]) -> i64 {
-    let bytes: usize = kvs.iter().map(|kv| kv.key().len() + kv.value().len() + 32).sum();
-    let average = bytes / kvs.len().max(1) + 1;
-    i64::try_from(PAGE_BYTES / average).unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
+/// The size of pages.
+struct PageSize {
+    /// The target of the last page, in bytes; `None` before the second.
+    target: Option<usize>,
+    quick: Duration,
+    slow: Duration,
+}
+
+impl PageSize {
+    /// Each page must come within the time for one call.
+    fn within(time: Duration) -> Self {
+        let share = |(most, share): (Duration, f64)| most.min(time.mul_f64(share));
+        Self { target: None, quick: share(QUICK), slow: share(SLOW) }
+    }
+
+    /// How many keys to ask for after a page that took so long.
+    fn limit(&mut self, keys: &[KeyValue], took: Duration) -> i64 {
+        let sizes = keys.iter().map(|kv| kv.key().len() + kv.value().len());
+        self.after(sizes.sum(), keys.len(), took)
+    }
+
+    fn after(&mut self, bytes: usize, keys: usize, took: Duration) -> i64 {
+        /// What a key costs beside its name and its value.
+        const BESIDE: usize = 32;
+        let target = match self.target {
+            // As much as comes in time at the pace of the first page.
+            None => {
+                let in_time = bytes as f64 * (self.slow.as_secs_f64() / took.as_secs_f64().max(f64::EPSILON));
+                PAGE_BYTES.first.min(in_time as usize).max(PAGE_BYTES.smallest)
+            }
+            Some(before) if took <= self.quick => before.saturating_mul(2).min(PAGE_BYTES.largest),
+            Some(before) if took > self.slow => (before / 4).max(PAGE_BYTES.smallest),
+            Some(before) => before,
+        };
+        self.target = Some(target);
+        let average = bytes / keys.max(1) + BESIDE;
+        i64::try_from(target / average).unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
+    }
 }
 
 /// The end of the key range of a prefix.
@@ -78,4 +199,38 @@ pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     }
     // All keys.
     vec![0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALL: Duration = Duration::from_secs(15);
+
+    #[test]
+    fn pages_grow_while_they_come_quickly_and_shrink_when_they_do_not() {
+        let mut size = PageSize::within(CALL);
+        let page = |size: &mut PageSize, took| size.after(1_000 * 968, 1_000, took);
+        assert_eq!(page(&mut size, QUICK.0), (2 << 20) / 1_000);
+        assert_eq!(page(&mut size, QUICK.0), (4 << 20) / 1_000);
+        assert_eq!(page(&mut size, SLOW.0), (4 << 20) / 1_000, "neither quick nor slow");
+        let largest = (0..20).map(|_| page(&mut size, QUICK.0)).last();
+        assert_eq!(largest, Some((32 << 20) / 1_000));
+        let smallest = (0..20).map(|_| page(&mut size, SLOW.0 * 2)).last();
+        assert_eq!(smallest, Some((128 << 10) / 1_000));
+        // The first page came over a slow line: the second is as large as what comes in time.
+        assert_eq!(page(&mut PageSize::within(CALL), SLOW.0 * 2), 484);
+        assert_eq!(page(&mut PageSize::within(CALL), SLOW.0 * 100), (128 << 10) / 1_000);
+        // If a call may take one second, a page of half a second is already a slow one.
+        let mut hurried = PageSize { target: Some(4 << 20), ..PageSize::within(Duration::from_secs(1)) };
+        assert_eq!(page(&mut hurried, QUICK.0), (1 << 20) / 1_000);
+    }
+
+    #[test]
+    fn a_page_has_a_key_at_least_and_not_too_many() {
+        assert_eq!(PageSize::within(CALL).after(100 << 20, 1, QUICK.0), 1);
+        let mut size = PageSize { target: Some(PAGE_BYTES.largest), ..PageSize::within(CALL) };
+        assert_eq!(size.after(10, 10, QUICK.0), LARGEST_PAGE);
+        assert_eq!(size.after(0, 0, QUICK.0), LARGEST_PAGE, "a page without keys");
+    }
 }

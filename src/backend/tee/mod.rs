@@ -19,6 +19,7 @@ use super::contract::{
     Action, Along, Applied, Backend, BackendError, Change, Compared, Earlier, Fetched, Guard, Limits, Listing, Node,
     Owner, Part, Revision, Role, SharedPlace, Shown, Take, Version, WatchStream, check_limits,
 };
+use super::loading::Loading;
 use super::lock::guard;
 use super::mark::Mark;
 use crate::name::TopoPath;
@@ -281,8 +282,8 @@ impl Backend for Tee {
         self.0.primary.list(dir).await
     }
 
-    async fn compare(&self, shown: &dyn Shown, mark: &Mark) -> Result<Compared, BackendError> {
-        self.0.primary.compare(shown, mark).await
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        self.0.primary.compare(shown, mark, time).await
     }
 
     /// Revisions are those of the primary.
@@ -344,6 +345,10 @@ impl Backend for Tee {
 
     fn identity(&self) -> Option<u64> {
         self.0.primary.identity()
+    }
+
+    fn loading(&self) -> Loading {
+        self.0.primary.loading()
     }
 
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {

@@ -1,7 +1,7 @@
 //! ZooKeeper.
 //!
-//! `session` owns the connections, `view` reads and watches a subtree, `look` reads single nodes, `write` applies
-//! changes, `roles` tells what a node is.
+//! `session` owns the connections, `reader` reads a subtree, `view` watches it, `look` reads single nodes, `write`
+//! applies changes, `roles` tells what a node is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +13,24 @@ use parking_lot::Mutex;
 use zookeeper_client::Permission;
 
 use super::contract::{
-    Applied, Backend, BackendError, Change, Failure, Fetched, Guard, Limits, Listing, Node, Part, SIGN_OF_LIFE,
-    SharedPlace, WatchStream, check_limits, check_most, check_values, too_large,
+    Applied, Backend, BackendError, Change, Compared, Failure, Fetched, Guard, Limits, Listing, Node, Part,
+    SIGN_OF_LIFE, SharedPlace, Shown, WatchStream, check_limits, check_most, check_values, too_large,
 };
 use super::keys::KeySpace;
+use super::loading::Loading;
 use super::location::Location;
 use super::lock::removal;
+use super::mark::Mark;
 use super::together::by_part;
 use crate::name::TopoPath;
 use crate::record::layout;
 
 mod admit;
+mod compare;
 mod inspect;
 mod lock;
 mod look;
+mod reader;
 mod roles;
 mod session;
 mod size;
@@ -34,11 +38,13 @@ mod view;
 mod write;
 mod znode;
 
+use compare::{Differences, Equal};
 use lock::Lines;
 use look::{Access, look};
+use reader::Nodes;
 pub use session::ZkOptions;
 use session::{CallError, Sessions};
-use view::{Ended, Nodes, View};
+use view::{Ended, View};
 use write::CellChanges;
 use znode::{Spot, version, znode_path};
 
@@ -65,6 +71,7 @@ pub struct Zk {
     keys: KeySpace,
     /// What the newest watch has seen.
     seen: Mutex<Nodes>,
+    loading: Loading,
 }
 
 impl Zk {
@@ -82,7 +89,8 @@ impl Zk {
             None => voters.clone(),
         };
         let keys = key_space(&location.root);
-        Ok(Self { voters, readers, lines: Lines::new(lasting, keys.clone()), keys, seen: Mutex::default() })
+        let lines = Lines::new(lasting, keys.clone());
+        Ok(Self { voters, readers, lines, keys, seen: Mutex::default(), loading: Loading::default() })
     }
 
     /// Repeats a refused call if the credentials have changed.
@@ -106,10 +114,23 @@ impl Zk {
         renewed
     }
 
-    async fn view(&self, dir: &TopoPath) -> Result<(Listing, View), BackendError> {
-        let before = self.seen.lock().clone();
-        let opened = View::open(&self.readers, &self.keys, dir, before).await;
-        opened.map_err(|ended| Self::ended(&self.readers, ended))
+    async fn view(&self, dir: &TopoPath, loading: &Loading) -> Result<(Listing, View), BackendError> {
+        let (before, equal) = (self.seen.lock().clone(), self.equal());
+        let opened = View::open(&self.readers, &self.keys, dir, (before, loading)).await;
+        let (listing, view) = opened.map_err(|ended| Self::ended(&self.readers, ended))?;
+        Ok((Listing { mark: Mark::new(equal), ..listing }, view))
+    }
+
+    fn equal(&self) -> Equal {
+        Equal { user: self.readers.user() }
+    }
+
+    async fn differences(&self, shown: &dyn Shown, time: Duration) -> Result<Compared, BackendError> {
+        let (seen, equal) = (self.seen.lock().clone(), self.equal());
+        let found = compare::differences(&self.readers, (&self.keys, &seen), shown, time).await;
+        let Differences { changed, gone } = found.map_err(|error| self.readers.explain(&error))?;
+        let changed = Listing { mark: Mark::new(equal), ..changed };
+        Ok(Compared::Differences { changed, gone })
     }
 
     async fn look_at(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -214,7 +235,14 @@ impl Backend for Zk {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        self.with_credentials(|| async { self.view(dir).await.map(|(listing, _)| listing) }).await
+        self.with_credentials(|| async { self.view(dir, &Loading::default()).await.map(|(listing, _)| listing) }).await
+    }
+
+    async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {
+        if mark.get() != Some(&self.equal()) {
+            return self.list(&TopoPath::root()).await.map(Compared::Whole);
+        }
+        self.with_credentials(|| self.differences(shown, time)).await
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
@@ -259,10 +287,14 @@ impl Backend for Zk {
         Ok(by_part(&applied, parts))
     }
 
+    fn loading(&self) -> Loading {
+        self.loading.clone()
+    }
+
     async fn follow(&self) -> Result<(Listing, WatchStream), BackendError> {
         let sessions = self.readers.clone();
         let root = TopoPath::root();
-        let (listing, view) = self.with_credentials(|| self.view(&root)).await?;
+        let (listing, view) = self.with_credentials(|| self.view(&root, &self.loading)).await?;
         *self.seen.lock() = view.nodes();
         let stream = futures::stream::unfold(Some((view, sessions)), |state| async move {
             let (mut view, sessions) = state?;

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -69,6 +70,8 @@ pub(super) struct Sessions {
     /// The file with the credentials, and its last content.
     auth_file: Option<PathBuf>,
     auth: Mutex<Option<Auth>>,
+    /// Counts changes of the credentials.
+    user: AtomicU64,
     tls: Option<TlsOptions>,
     /// What is known about the size of requests.
     pub sizes: Sizes,
@@ -115,6 +118,7 @@ impl Sessions {
             base_timeout: options.base_timeout,
             auth: Mutex::new(options.auth_file.as_ref().map(|path| read_auth(path)).transpose()?),
             auth_file: options.auth_file.clone(),
+            user: AtomicU64::new(0),
             tls: tls(options)?,
             sizes: Sizes::default(),
             slots: Semaphore::new(options.max_concurrency.max(1)),
@@ -122,6 +126,11 @@ impl Sessions {
             lasting,
             connecting: tokio::sync::Mutex::new(()),
         }))
+    }
+
+    /// As whom requests are made. Equal numbers mean the same.
+    pub fn user(&self) -> u64 {
+        self.user.load(Ordering::Relaxed)
     }
 
     /// Longest time for one call.
@@ -210,6 +219,7 @@ impl Sessions {
         }
         tracing::info!(servers = self.servers, "the credentials in the file have changed");
         *self.auth.lock() = Some(new.clone());
+        self.user.fetch_add(1, Ordering::Relaxed);
         if !self.lasting {
             *self.client.lock() = None;
             return true;

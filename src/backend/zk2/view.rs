@@ -5,23 +5,19 @@
 //! one request that shows one instant, until no event comes in between.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
-use futures::{FutureExt, StreamExt, TryStreamExt};
-use parking_lot::Mutex;
-use zookeeper_client::{AddWatchMode, Client, Error as ZkError, EventType, MultiReadResult, PersistentWatcher, Stat};
+use futures::FutureExt;
+use zookeeper_client::{AddWatchMode, EventType, PersistentWatcher};
 
-use super::roles::{Judged, by_acl, is_shown, judge};
+use super::reader::{BATCH, Known, Nodes, Reader};
+use super::roles::is_shown;
 use super::session::{CallError, Sessions};
-use super::znode::{Znode, ancestors, newest, node, znode_path};
-use crate::backend::contract::{Listing, Revision, Role, WatchBatch, WatchEvent};
+use super::znode::{Znode, ancestors, node, znode_path};
+use crate::backend::contract::{Listing, Revision, WatchBatch, WatchEvent};
 use crate::backend::keys::KeySpace;
+use crate::backend::loading::Loading;
 use crate::name::TopoPath;
 
-/// Nodes read in one request.
-const BATCH: usize = 64;
-/// Number of requests of a bulk read at the same time; the answer to the oldest lets the next one go.
-const PIPELINE: usize = 8;
 /// Maximum number of changed paths to read again. A watch that is further behind ends with [`Failure::Compacted`], and
 /// its mirror begins again with a list.
 const PENDING: usize = 100_000;
@@ -32,26 +28,9 @@ const SETTLE_ROUNDS: usize = 50;
 /// A subtree, as one session sees it.
 pub(super) struct View {
     /// Owns the session: the watch ends with it.
-    client: Client,
+    reader: Reader,
     watcher: PersistentWatcher,
-    keys: KeySpace,
-    root: String,
-    nodes: Nodes,
     pending: Pending,
-    /// What the previous watch has seen: a node that we may no longer read is not gone.
-    before: Nodes,
-}
-
-/// The znodes that a watch has read, by path.
-pub(super) type Nodes = Arc<Mutex<HashMap<String, Known>>>;
-
-/// What a watch remembers of a znode.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Known {
-    created: i64,
-    written: i64,
-    /// How it is shown; `None` for a plain directory.
-    role: Option<Role>,
 }
 
 /// The paths of arrived events that have not been read again yet.
@@ -81,24 +60,19 @@ impl View {
         sessions: &Sessions,
         keys: &KeySpace,
         dir: &TopoPath,
-        before: Nodes,
+        (before, loading): (Nodes, &Loading),
     ) -> Result<(Listing, Self), Ended> {
         let client = sessions.open().await?;
+        loading.answered(0);
         let root = znode_path(keys, dir);
         let watching = client.clone();
         let watcher = sessions.bounded(watching.watch(&root, AddWatchMode::PersistentRecursive)).await?;
         // A follower or an observer may not yet have the last writes of this mount.
         sessions.bounded(client.sync(&root)).await?;
-        let mut view = Self {
-            client,
-            watcher,
-            keys: keys.clone(),
-            root,
-            nodes: Nodes::default(),
-            pending: Pending::default(),
-            before,
-        };
-        let mut listing = view.read_all(sessions, dir).await?;
+        loading.answered(0);
+        let reader = Reader::new((client, root), keys, before, loading);
+        let mut view = Self { reader, watcher, pending: Pending::default() };
+        let mut listing = view.reader.read_all(sessions, dir).await?;
         let changed = view.arrived()?;
         let batch = view.read_whole(sessions, changed).await?;
         merge(&mut listing, batch);
@@ -107,7 +81,7 @@ impl View {
 
     /// Its memory, kept current.
     pub fn nodes(&self) -> Nodes {
-        self.nodes.clone()
+        self.reader.nodes.clone()
     }
 
     /// Waits for changes. The caller may give up at any moment: nothing is lost.
@@ -121,7 +95,7 @@ impl View {
 
     /// Asks for a sign of life.
     pub async fn probe(&self, sessions: &Sessions) -> Result<WatchBatch, Ended> {
-        sessions.bounded(self.client.check_stat(&self.root)).await?;
+        sessions.bounded(self.reader.client.check_stat(&self.reader.root)).await?;
         Ok(WatchBatch::default())
     }
 
@@ -137,124 +111,6 @@ impl View {
             self.pending.note(event)?;
         }
         Ok(())
-    }
-
-    async fn read_all(&mut self, sessions: &Sessions, dir: &TopoPath) -> Result<Listing, Ended> {
-        let mut listing = Listing::default();
-        let mut level = vec![self.root.clone()];
-        while !level.is_empty() {
-            let found = self.read_level(sessions, level).await?;
-            let has_children = |(path, node): &&(String, Znode)| node.stat.num_children > 0 && self.may_show(path);
-            let parents: Vec<String> = found.iter().filter(has_children).map(|(path, _)| path.clone()).collect();
-            level = self.children(sessions, parents).await?;
-            for (path, znode) in found {
-                listing.at = listing.at.max(newest(&znode.stat));
-                if !self.may_show(&path) {
-                    // Once for everything that may be below it.
-                    listing.skipped += 1;
-                    continue;
-                }
-                let role = self.role(sessions, &path, &znode).await?;
-                self.nodes.lock().insert(path.clone(), Known::of(&znode.stat, role));
-                match (role, self.keys.path(path.as_bytes())) {
-                    (Some(role), Some(path)) if path != *dir && !is_shown(&path, role) => {
-                        listing.skipped += 1;
-                        listing.ephemeral += 1;
-                    }
-                    (Some(role), Some(path)) if path != *dir => listing.nodes.push(node(path, znode, role)),
-                    _ => {}
-                }
-            }
-        }
-        // If the last node below the root goes, the change shows above it.
-        let above = self.read_level(sessions, ancestors(&self.root)).await?;
-        listing.at = above.iter().map(|(_, node)| newest(&node.stat)).fold(listing.at, Revision::max);
-        Ok(listing)
-    }
-
-    async fn read_level(&self, sessions: &Sessions, level: Vec<String>) -> Result<Vec<(String, Znode)>, Ended> {
-        let batches: Vec<Vec<String>> = level.chunks(BATCH).map(<[String]>::to_vec).collect();
-        let found: Vec<Vec<(String, Option<Znode>)>> = futures::stream::iter(batches)
-            .map(|batch| self.read_at_once(sessions, batch))
-            .buffered(PIPELINE)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().filter_map(|(path, node)| Some((path, node?))).collect())
-    }
-
-    /// Nodes at one instant.
-    async fn read_at_once(
-        &self,
-        sessions: &Sessions,
-        paths: Vec<String>,
-    ) -> Result<Vec<(String, Option<Znode>)>, CallError> {
-        let request = async {
-            let mut reader = self.client.new_multi_reader();
-            paths.iter().try_for_each(|path| reader.add_get_data(path))?;
-            reader.commit().await
-        };
-        let results = sessions.bounded(request).await?;
-        let mut found = Vec::new();
-        for (path, result) in paths.into_iter().zip(results) {
-            let znode = match result {
-                MultiReadResult::Data { data, stat } => Some(Znode { data, stat }),
-                MultiReadResult::Error { err: ZkError::NoNode } => None,
-                // If nothing may be read, that is an error. If a part may not be read, it is not shown, unless it was
-                // shown before.
-                MultiReadResult::Error { err: ZkError::NoAuth }
-                    if path != self.root && !self.was_readable(sessions, &path).await? =>
-                {
-                    None
-                }
-                MultiReadResult::Error { err } => return Err(CallError::Client(err)),
-                other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),
-            };
-            found.push((path, znode));
-        }
-        Ok(found)
-    }
-
-    /// Whether a znode that we may not read now was read before: nothing disappears because rights were removed.
-    async fn was_readable(&self, sessions: &Sessions, path: &str) -> Result<bool, CallError> {
-        let known = self.nodes.lock().get(path).or(self.before.lock().get(path)).copied();
-        let Some(known) = known else { return Ok(false) };
-        let stat = sessions.bounded(self.client.check_stat(path)).await?;
-        Ok(stat.is_some_and(|stat| stat.czxid == known.created))
-    }
-
-    /// Whether the names in a path are valid file names. Other paths are not read further: they may have any depth.
-    fn may_show(&self, path: &str) -> bool {
-        path == self.root || self.keys.path(path.as_bytes()).is_some()
-    }
-
-    async fn children(&self, sessions: &Sessions, parents: Vec<String>) -> Result<Vec<String>, Ended> {
-        let batches: Vec<Vec<String>> = parents.chunks(BATCH).map(<[String]>::to_vec).collect();
-        let found: Vec<Vec<String>> = futures::stream::iter(batches)
-            .map(|batch| async move {
-                let request = async {
-                    let mut reader = self.client.new_multi_reader();
-                    batch.iter().try_for_each(|path| reader.add_get_children(path))?;
-                    reader.commit().await
-                };
-                let results = sessions.bounded(request).await?;
-                let mut found = Vec::new();
-                for (parent, result) in batch.iter().zip(results) {
-                    match result {
-                        MultiReadResult::Children { children } => {
-                            let parent = parent.trim_end_matches('/');
-                            found.extend(children.into_iter().map(|name| format!("{parent}/{name}")));
-                        }
-                        MultiReadResult::Error { err: ZkError::NoNode } => {}
-                        MultiReadResult::Error { err } => return Err(CallError::Client(err)),
-                        other => return Err(CallError::Client(ZkError::UnexpectedError(format!("{other:?}")))),
-                    }
-                }
-                Ok::<_, CallError>(found)
-            })
-            .buffered(PIPELINE)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().collect())
     }
 
     /// Reads the changed nodes, and whatever has changed meanwhile, until all of it was read at one instant: then no
@@ -285,14 +141,14 @@ impl View {
     async fn read_again(&mut self, sessions: &Sessions, changed: BTreeSet<String>) -> Result<WatchBatch, Ended> {
         let mut batch = WatchBatch::default();
         let (changed, skipped): (Vec<String>, Vec<String>) =
-            changed.into_iter().filter(|path| *path != self.root).partition(|path| self.may_show(path));
+            changed.into_iter().filter(|path| *path != self.reader.root).partition(|path| self.reader.may_show(path));
         batch.skipped = u64::try_from(skipped.len()).unwrap_or(u64::MAX);
         for part in changed.chunks(BATCH) {
             // A deletion shows in the nearest remaining ancestor.
             let mut paths: BTreeSet<String> = part.iter().cloned().collect();
             paths.extend(part.iter().flat_map(|path| ancestors(path)));
             let found: HashMap<String, Option<Znode>> =
-                self.read_at_once(sessions, paths.into_iter().collect()).await?.into_iter().collect();
+                self.reader.read_at_once(sessions, paths.into_iter().collect()).await?.into_iter().collect();
             let gone_at: HashMap<&String, Revision> = part
                 .iter()
                 .filter_map(|path| {
@@ -323,12 +179,12 @@ impl View {
         gone_at: Revision,
         batch: &mut WatchBatch,
     ) -> Result<(), Ended> {
-        let known = self.nodes.lock().get(path).map(|known| (known.written, known.role));
+        let known = self.reader.nodes.lock().get(path).map(|known| (known.written, known.role));
         let shown_before = known.is_some_and(|(_, role)| role.is_some());
-        let shown = self.keys.path(path.as_bytes());
+        let shown = self.reader.keys.path(path.as_bytes());
         let role = match &znode {
             None => {
-                self.nodes.lock().remove(path);
+                self.reader.nodes.lock().remove(path);
                 None
             }
             Some(znode) if known.is_some_and(|(written, _)| written == znode.stat.mzxid) => return Ok(()),
@@ -336,9 +192,9 @@ impl View {
                 let role = match known {
                     // An emptied record is still a record.
                     Some((_, role @ Some(_))) if znode.stat.num_children == 0 => role,
-                    _ => self.role(sessions, path, znode).await?,
+                    _ => self.reader.role(sessions, path, znode).await?,
                 };
-                self.nodes.lock().insert(path.to_owned(), Known::of(&znode.stat, role));
+                self.reader.nodes.lock().insert(path.to_owned(), Known::of(&znode.stat, role));
                 role
             }
         };
@@ -356,19 +212,6 @@ impl View {
             (Some(_), ..) => {}
         }
         Ok(())
-    }
-
-    async fn role(&self, sessions: &Sessions, path: &str, znode: &Znode) -> Result<Option<Role>, CallError> {
-        match judge(self.keys.path(path.as_bytes()).as_ref(), znode.data.is_empty(), &znode.stat) {
-            Judged::Is(role) => Ok(role),
-            Judged::Unclear => by_acl(sessions.bounded(self.client.get_acl(path)).await),
-        }
-    }
-}
-
-impl Known {
-    fn of(stat: &Stat, role: Option<Role>) -> Self {
-        Self { created: stat.czxid, written: stat.mzxid, role }
     }
 }
 

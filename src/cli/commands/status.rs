@@ -317,12 +317,14 @@ fn cells(status: &Value) -> Table {
         };
         let last = text(cell, "last_event").zip(now).and_then(|(last, now)| clock::between(last, now));
         let last = last.map_or_else(|| "-".to_owned(), |ago| format!("{ago} ago"));
-        let records = number(cell, &["records"]).filter(|_| state != "idle");
+        let so_far = number(cell, &["loaded_so_far"]).filter(|_| state == "loading");
+        let so_far = so_far.map(|records| format!("{records} so far"));
+        let records = number(cell, &["records"]).filter(|_| state != "idle").map(|records| records.to_string());
         let server = [text(cell, "implementation"), text(cell, "server")].map(Option::unwrap_or_default).join(":");
         table.row(vec![
             (PLAIN, name.clone()),
             (style, state.to_owned()),
-            (PLAIN, records.map_or_else(|| "-".to_owned(), |records| records.to_string())),
+            (PLAIN, so_far.or(records).unwrap_or_else(|| "-".to_owned())),
             (PLAIN, last),
             (PLAIN, cut(server)),
             (PLAIN, text(cell, "root").unwrap_or_default().to_owned()),
@@ -355,6 +357,16 @@ fn trouble(cell: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cell_that_is_being_loaded_says_how_far_it_is() {
+        let cells_of = |cell: Value| cells(&json!({ "cells": { "a": cell } })).lines("");
+        let loading = cells_of(json!({ "state": "loading", "records": 0, "loaded_so_far": 4_711 }));
+        assert!(loading.contains("4711 so far"), "{loading}");
+        // What is shown meanwhile is whole.
+        let again = cells_of(json!({ "state": "reconnecting", "records": 12, "loaded_so_far": 4_711 }));
+        assert!(again.contains("12") && !again.contains("so far"), "{again}");
+    }
 
     #[test]
     fn a_long_list_of_servers_does_not_push_the_columns_apart() {

@@ -49,7 +49,7 @@ fn a_restored_service_is_believed() {
     state.delete(&TopoPath::parse("back").unwrap(), Revision(7));
     state.begin_list();
     let nodes = vec![node("a", "restored", 2), node("back", "restored", 3)];
-    let updates = state.restart(Listing { nodes, at: Revision(5), ..Listing::default() }, now).unwrap();
+    let updates = state.restart(Listing { nodes, at: Revision(5), ..Listing::default() }, true, now).unwrap();
     assert_eq!(updates.len(), 3);
     let shown: Vec<_> =
         state.snapshot.records.iter().map(|(path, record)| (path.as_str(), &record.value[..])).collect();
@@ -64,7 +64,9 @@ fn an_own_save_during_a_list_stands() {
     state.begin_list();
     state.put(node("mine", "saved", 9), now);
     state.note_own(&TopoPath::parse("mine").unwrap());
-    state.restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), ..Listing::default() }, now).unwrap();
+    state
+        .restart(Listing { nodes: vec![node("mine", "old", 2)], at: Revision(8), ..Listing::default() }, true, now)
+        .unwrap();
     assert_eq!(state.snapshot.records[&TopoPath::parse("mine").unwrap()].value, "saved");
 }
 
@@ -141,7 +143,7 @@ fn the_newest_revision_is_that_of_any_report() {
     assert_eq!(state.snapshot.at, Revision(14));
     // Unless the service has been restored.
     state.begin_list();
-    state.restart(list(2, vec![]), NOW).unwrap();
+    state.restart(list(2, vec![]), true, NOW).unwrap();
     assert_eq!(state.snapshot.at, Revision(2));
 }
 
@@ -228,7 +230,7 @@ fn a_list_that_begins_a_watch_changes_only_what_is_different() {
     state.locks_changed = false;
     let nodes = vec![node("same", "x", 5), lock("lock", "x", 5, 1), lock("other owner", "x", 5, 1)];
     let rest = vec![node("version", "x", 4), node("value", "y", 5), lock("role", "x", 5, 1), lock("gone", "x", 5, 1)];
-    let updates = state.restart(list(5, nodes.clone().into_iter().chain(rest.clone()).collect()), NOW).unwrap();
+    let updates = state.restart(list(5, nodes.clone().into_iter().chain(rest.clone()).collect()), true, NOW).unwrap();
     let (x, y) = (Some(&b"x"[..]), Some(&b"y"[..]));
     assert_eq!(changes(&updates), [("version", x, x), ("value", x, y), ("role", x, None)]);
     assert!(std::mem::take(&mut state.locks_changed), "there is one more");
@@ -241,13 +243,13 @@ fn a_list_that_begins_a_watch_changes_only_what_is_different() {
     ] {
         state.begin_list();
         let others = nodes.iter().chain(&rest).filter(|node| node.path != lock.path).cloned();
-        assert!(state.restart(list(5, others.chain([lock.clone()]).collect()), NOW).unwrap().is_empty());
+        assert!(state.restart(list(5, others.chain([lock.clone()]).collect()), true, NOW).unwrap().is_empty());
         assert_eq!(std::mem::take(&mut state.locks_changed), is_different, "{lock:?}");
     }
     // A lock that is not listed is gone.
     state.begin_list();
     let kept = nodes.into_iter().chain(rest).filter(|node| node.path != path("gone") && node.path != path("lock"));
-    state.restart(list(5, kept.collect()), NOW).unwrap();
+    state.restart(list(5, kept.collect()), true, NOW).unwrap();
     assert!(state.locks_changed && !state.snapshot.locks.contains_key(&path("gone")));
 }
 
@@ -271,7 +273,7 @@ fn what_our_own_calls_report_beside_a_list_is_merged_by_its_revision() {
         node("dead", "listed", 5),
         node("own dead", "listed", 5),
     ];
-    let updates = state.restart(list(7, nodes), NOW).unwrap();
+    let updates = state.restart(list(7, nodes), true, NOW).unwrap();
     let (old, own, listed) = (Some(&b"old"[..]), Some(&b"own"[..]), Some(&b"listed"[..]));
     let expected = [("vanished", old, None), ("newer", own, listed), ("changed", old, listed), ("dead", None, listed)];
     assert_eq!(changes(&updates), expected);
@@ -281,7 +283,7 @@ fn what_our_own_calls_report_beside_a_list_is_merged_by_its_revision() {
     assert!(!state.counts_own());
     state.note_own(&path("kept"));
     state.begin_list();
-    state.restart(list(7, vec![]), NOW).unwrap();
+    state.restart(list(7, vec![]), true, NOW).unwrap();
     assert!(values(&state).is_empty());
 }
 
@@ -293,7 +295,7 @@ fn a_list_counts_beside_so_many_own_reports_and_no_more() {
         // The same record again does not count twice.
         (0..own).for_each(|number| state.note_own(&path(&format!("d{number}"))));
         (0..9).for_each(|_| state.note_own(&path("d0")));
-        assert_eq!(state.restart(list(1, vec![]), NOW).is_some(), counts, "{own}");
+        assert_eq!(state.restart(list(1, vec![]), true, NOW).is_some(), counts, "{own}");
     }
 }
 
@@ -376,7 +378,7 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
     let gone = TopoPath::parse("gone").unwrap();
     // After a list that begins a watch.
     state.begin_list();
-    state.restart(Listing { nodes: vec![], at: Revision(3), ..Listing::default() }, now).unwrap();
+    state.restart(Listing { nodes: vec![], at: Revision(3), ..Listing::default() }, true, now).unwrap();
     assert!(state.put_own(node("gone", "saved", 1), now).is_none());
     // After a comparison, which forgets the deletions that it has passed.
     state.put(node("gone", "again", 4), now);
@@ -391,12 +393,12 @@ fn a_late_answer_brings_nothing_back_that_a_list_has_shown_to_be_gone() {
     assert!(state.put_own(node("brief", "saved", 10), now).is_some());
     state.note_own(&TopoPath::parse("brief").unwrap());
     let updates = state
-        .restart(Listing { nodes: vec![node("gone", "newer", 9)], at: Revision(11), ..Listing::default() }, now)
+        .restart(Listing { nodes: vec![node("gone", "newer", 9)], at: Revision(11), ..Listing::default() }, true, now)
         .unwrap();
     assert_eq!(updates.len(), 1, "what was saved and deleted before the list is gone");
     // A restored service begins again at a lower number, and is believed.
     state.begin_list();
-    state.restart(Listing { nodes: vec![], at: Revision(2), ..Listing::default() }, now).unwrap();
+    state.restart(Listing { nodes: vec![], at: Revision(2), ..Listing::default() }, true, now).unwrap();
     assert!(state.put_own(node("gone", "saved", 3), now).is_some());
 }
 
@@ -420,7 +422,7 @@ fn what_is_below_a_directory_is_neither_itself_nor_its_neighbours() {
 fn an_own_answer_about_what_is_shown_is_merged_by_its_revision() {
     let mut state = State::default();
     state.begin_list();
-    state.restart(list(9, vec![node("record", "2", 2), lock("lock", "2", 2, 1)]), NOW).unwrap();
+    state.restart(list(9, vec![node("record", "2", 2), lock("lock", "2", 2, 1)]), true, NOW).unwrap();
     assert!(state.put_own(node("record", "1", 1), NOW).is_none());
     assert!(state.put_own(node("record", "3", 3), NOW).is_some());
     state.put_own(lock("lock", "3", 3, 1), NOW);
@@ -444,7 +446,7 @@ fn an_own_report_as_old_as_the_list_is_in_it_or_gone() {
         state.put_own(node(name, "x", written), NOW);
         state.note_own(&path(name));
     }
-    state.restart(list(5, vec![]), NOW).unwrap();
+    state.restart(list(5, vec![]), true, NOW).unwrap();
     assert_eq!(values(&state), [("newer", &b"x"[..])]);
 }
 

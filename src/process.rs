@@ -90,7 +90,7 @@ impl Process {
 }
 
 /// The process number of a thread, if /proc shows it.
-pub fn pid_of(thread: u32) -> Option<u32> {
+fn pid_of(thread: u32) -> Option<u32> {
     status(thread).ok()?.pid
 }
 
@@ -174,18 +174,32 @@ pub fn has_ended(id: u32) -> bool {
     life(id) == Life::Ended
 }
 
-/// Why a thread is closing a file.
-pub fn ending(thread: u32) -> Ending {
+/// A thread that closes a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closing {
+    /// Its process, if /proc shows it.
+    pub process: Option<u32>,
+    /// How it goes on.
+    pub ending: Ending,
+}
+
+/// Which process closes a file, and why. Every save asks, so it is one look.
+pub fn closing(thread: u32) -> Closing {
+    match status(thread) {
+        Ok(status) => Closing { process: status.pid, ending: ending(thread, &status) },
+        Err(_) => Closing { process: None, ending: Ending::Unknown },
+    }
+}
+
+fn ending(thread: u32, status: &Status) -> Ending {
     /// linux/sched.h: getting shut down; killed by a signal.
     const PF_EXITING: u32 = 0x4;
     const PF_SIGNALED: u32 = 0x400;
     /// The part of an exit code that is a signal.
     const SIGNAL: i32 = 0x7f;
-    match status(thread) {
-        Err(_) => return Ending::Unknown,
-        // A thread that ends releases its memory before it closes its files. A thread with memory may be in execve(2).
-        Ok(Status { has_memory: true, .. }) => return Ending::Own,
-        Ok(_) => {}
+    // A thread that ends releases its memory before it closes its files. A thread with memory may be in execve(2).
+    if status.has_memory {
+        return Ending::Own;
     }
     let Ok(found) = stat(thread) else { return Ending::Unknown };
     if found.flags & PF_EXITING == 0 {
@@ -340,7 +354,8 @@ mod tests {
     fn this_process_is_there() {
         let own = std::process::id();
         let process = Process::of(own).unwrap();
-        assert_eq!((process.pid, process.life(), ending(own)), (own, Life::Running, Ending::Own));
+        assert_eq!((process.pid, process.life()), (own, Life::Running));
+        assert_eq!(closing(own), Closing { process: Some(own), ending: Ending::Own });
         assert!(descends_from(own, own) && descends_from(own, 1) && !descends_from(1, own));
         assert!(name(own).is_some());
         assert!(has_ended(u32::MAX >> 1) && !has_ended(own));
@@ -351,8 +366,8 @@ mod tests {
         assert_eq!(Process::of(0), None);
         assert!(!has_ended(0));
         assert!(!descends_from(std::process::id(), 0) && !descends_from(0, 1) && !descends_from(0, 0));
-        assert_eq!(ending(0), Ending::Unknown);
-        assert_eq!(ending(u32::MAX >> 1), Ending::Unknown);
+        let unknown = Closing { process: None, ending: Ending::Unknown };
+        assert_eq!((closing(0), closing(u32::MAX >> 1)), (unknown, unknown));
     }
 
     #[test]

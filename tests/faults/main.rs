@@ -13,6 +13,7 @@ mod each;
 mod elsewhere;
 mod ensemble;
 mod etcd;
+mod interrupted;
 mod panics;
 mod partition;
 mod restored;

@@ -1,8 +1,9 @@
 //! What /proc says about other processes and threads. They come and go at any moment, and /proc may hide them. The
 //! functions report an unknown answer as unknown, never as the best case.
 
-use std::fs::read_to_string;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 use std::sync::LazyLock;
 
 use nix::errno::Errno;
@@ -11,6 +12,10 @@ use nix::unistd::Pid;
 
 /// How many ancestors of a process to look at.
 const ANCESTORS: usize = 64;
+/// The size of nearly all files of /proc, in bytes. They do not tell it, and a buffer that begins small takes eight reads.
+const FILE_SIZE: usize = 4_096;
+/// The longest one, in bytes: a process may have 65,536 groups of up to 11 bytes each.
+const FILE_LIMIT: u64 = 1 << 20;
 /// How many threads to remember the process of.
 const THREADS: usize = 10_000;
 
@@ -25,6 +30,17 @@ pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
         true => Ok(format!("/proc/{id}/{file}").into()),
         false => Err(io::ErrorKind::NotFound.into()),
     }
+}
+
+/// The content of a file of /proc. Every open and every save asks for some.
+fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(FILE_SIZE);
+    File::open(path)?.take(FILE_LIMIT).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+fn read_to_string(path: impl AsRef<Path>) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// The user and the process that an action is for.
@@ -109,7 +125,7 @@ struct Status {
 
 fn status(id: u32) -> io::Result<Status> {
     // Names may have any encoding.
-    let text = std::fs::read(entry(id, "status")?)?;
+    let text = read(entry(id, "status")?)?;
     let text = String::from_utf8_lossy(&text);
     let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let number = |name: &str| line(name)?.parse().ok();
@@ -139,7 +155,7 @@ struct Stat {
 /// This read waits while the process is in execve(2), and execve waits for us when it closes a file of the mount: both
 /// would wait for ever. So do not call it for a process that may be in execve.
 fn stat(id: u32) -> io::Result<Stat> {
-    let text = std::fs::read(entry(id, "stat")?)?;
+    let text = read(entry(id, "stat")?)?;
     let text = String::from_utf8_lossy(&text);
     let unknown = || io::Error::other("a field in /proc cannot be read");
     let fields: Vec<&str> = text.rsplit_once(')').ok_or_else(unknown)?.1.split_whitespace().collect();

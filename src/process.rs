@@ -12,7 +12,8 @@ use nix::unistd::Pid;
 
 /// How many ancestors of a process to look at.
 const ANCESTORS: usize = 64;
-/// The size of nearly all files of /proc, in bytes. They do not tell it, and a buffer that begins small takes eight reads.
+/// The size of nearly all files of /proc, in bytes. They do not tell it, and a buffer that begins small takes eight
+/// reads.
 const FILE_SIZE: usize = 4_096;
 /// The longest one, in bytes: a process may have 65,536 groups of up to 11 bytes each.
 const FILE_LIMIT: u64 = 1 << 20;

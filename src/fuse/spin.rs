@@ -206,7 +206,9 @@ mod tests {
         session.0.spun(false);
         session.request(1_000);
         assert!(!session.request(50));
-        (0..TOGETHER).for_each(|_| drop(session.request(50)));
+        for _ in 0..TOGETHER {
+            session.request(50);
+        }
         session.0.spun(true);
         session.request(1_000);
         assert!(session.request(50), "a hit ends the pause");

@@ -70,9 +70,9 @@ fn torn(flags: &[&str], readings: usize) -> usize {
     let writes = !flags.contains(&"--read-only");
     eventually("it is there", || (mount.read(RECORD) == of_digit(1)).then_some(()));
     let is_over = AtomicBool::new(false);
+    let digits = || (0..).take_while(|_| !is_over.load(Ordering::Relaxed)).map(|round: usize| 1 + (round * 7) % 9);
     std::thread::scope(|scope| {
         let over = scopeguard::guard((), |()| is_over.store(true, Ordering::Relaxed));
-        let digits = || (0..).take_while(|_| !is_over.load(Ordering::Relaxed)).map(|round: usize| 1 + (round * 7) % 9);
         scope.spawn(|| digits().for_each(store));
         if writes {
             // Beside the saves from elsewhere, so most of them are refused.

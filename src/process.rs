@@ -1,8 +1,9 @@
 //! What /proc says about other processes and threads. They come and go at any moment, and /proc may hide them. The
 //! functions report an unknown answer as unknown, never as the best case.
 
-use std::fs::read_to_string;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 use std::sync::LazyLock;
 
 use nix::errno::Errno;
@@ -11,6 +12,11 @@ use nix::unistd::Pid;
 
 /// How many ancestors of a process to look at.
 const ANCESTORS: usize = 64;
+/// The size of nearly all files of /proc, in bytes. They do not tell it, and a buffer that begins small takes eight
+/// reads.
+const FILE_SIZE: usize = 4_096;
+/// The longest one, in bytes: a process may have 65,536 groups of up to 11 bytes each.
+const FILE_LIMIT: u64 = 1 << 20;
 /// How many threads to remember the process of.
 const THREADS: usize = 10_000;
 
@@ -25,6 +31,17 @@ pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
         true => Ok(format!("/proc/{id}/{file}").into()),
         false => Err(io::ErrorKind::NotFound.into()),
     }
+}
+
+/// The content of a file of /proc. Every open and every save asks for some.
+fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(FILE_SIZE);
+    File::open(path)?.take(FILE_LIMIT).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+fn read_to_string(path: impl AsRef<Path>) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// The user and the process that an action is for.
@@ -90,7 +107,7 @@ impl Process {
 }
 
 /// The process number of a thread, if /proc shows it.
-pub fn pid_of(thread: u32) -> Option<u32> {
+fn pid_of(thread: u32) -> Option<u32> {
     status(thread).ok()?.pid
 }
 
@@ -109,7 +126,7 @@ struct Status {
 
 fn status(id: u32) -> io::Result<Status> {
     // Names may have any encoding.
-    let text = std::fs::read(entry(id, "status")?)?;
+    let text = read(entry(id, "status")?)?;
     let text = String::from_utf8_lossy(&text);
     let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let number = |name: &str| line(name)?.parse().ok();
@@ -139,7 +156,7 @@ struct Stat {
 /// This read waits while the process is in execve(2), and execve waits for us when it closes a file of the mount: both
 /// would wait for ever. So do not call it for a process that may be in execve.
 fn stat(id: u32) -> io::Result<Stat> {
-    let text = std::fs::read(entry(id, "stat")?)?;
+    let text = read(entry(id, "stat")?)?;
     let text = String::from_utf8_lossy(&text);
     let unknown = || io::Error::other("a field in /proc cannot be read");
     let fields: Vec<&str> = text.rsplit_once(')').ok_or_else(unknown)?.1.split_whitespace().collect();
@@ -174,18 +191,32 @@ pub fn has_ended(id: u32) -> bool {
     life(id) == Life::Ended
 }
 
-/// Why a thread is closing a file.
-pub fn ending(thread: u32) -> Ending {
+/// A thread that closes a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closing {
+    /// Its process, if /proc shows it.
+    pub process: Option<u32>,
+    /// How it goes on.
+    pub ending: Ending,
+}
+
+/// Which process closes a file, and why. Every save asks, so it is one look.
+pub fn closing(thread: u32) -> Closing {
+    match status(thread) {
+        Ok(status) => Closing { process: status.pid, ending: ending(thread, &status) },
+        Err(_) => Closing { process: None, ending: Ending::Unknown },
+    }
+}
+
+fn ending(thread: u32, status: &Status) -> Ending {
     /// linux/sched.h: getting shut down; killed by a signal.
     const PF_EXITING: u32 = 0x4;
     const PF_SIGNALED: u32 = 0x400;
     /// The part of an exit code that is a signal.
     const SIGNAL: i32 = 0x7f;
-    match status(thread) {
-        Err(_) => return Ending::Unknown,
-        // A thread that ends releases its memory before it closes its files. A thread with memory may be in execve(2).
-        Ok(Status { has_memory: true, .. }) => return Ending::Own,
-        Ok(_) => {}
+    // A thread that ends releases its memory before it closes its files. A thread with memory may be in execve(2).
+    if status.has_memory {
+        return Ending::Own;
     }
     let Ok(found) = stat(thread) else { return Ending::Unknown };
     if found.flags & PF_EXITING == 0 {
@@ -340,7 +371,8 @@ mod tests {
     fn this_process_is_there() {
         let own = std::process::id();
         let process = Process::of(own).unwrap();
-        assert_eq!((process.pid, process.life(), ending(own)), (own, Life::Running, Ending::Own));
+        assert_eq!((process.pid, process.life()), (own, Life::Running));
+        assert_eq!(closing(own), Closing { process: Some(own), ending: Ending::Own });
         assert!(descends_from(own, own) && descends_from(own, 1) && !descends_from(1, own));
         assert!(name(own).is_some());
         assert!(has_ended(u32::MAX >> 1) && !has_ended(own));
@@ -351,8 +383,8 @@ mod tests {
         assert_eq!(Process::of(0), None);
         assert!(!has_ended(0));
         assert!(!descends_from(std::process::id(), 0) && !descends_from(0, 1) && !descends_from(0, 0));
-        assert_eq!(ending(0), Ending::Unknown);
-        assert_eq!(ending(u32::MAX >> 1), Ending::Unknown);
+        let unknown = Closing { process: None, ending: Ending::Unknown };
+        assert_eq!((closing(0), closing(u32::MAX >> 1)), (unknown, unknown));
     }
 
     #[test]

@@ -61,8 +61,10 @@ impl CommonArgs {
         put_faults_in(&mut cells)?;
         let mut settings = self.view.settings(mountpoint, cells, retry, set_log_level)?;
         settings.metrics = self.process.metrics_address;
+        settings.spin = self.process.spin;
         if let Some(config) = settings.config.as_object_mut() {
             config.insert("metrics-address".to_owned(), json!(settings.metrics.map(|address| address.to_string())));
+            config.insert("spin".to_owned(), json!(humantime::format_duration(settings.spin).to_string()));
         }
         Ok(settings)
     }
@@ -148,6 +150,7 @@ impl ViewArgs {
             retry,
             set_log_level,
             metrics: None,
+            spin: Duration::ZERO,
         })
     }
 
@@ -188,6 +191,7 @@ impl ViewArgs {
             scratch_quota: self.scratch_quota,
             respect_locks: self.respect_locks,
             request_timeout: request_timeout(),
+            direct_io: self.direct_io,
             allow_unseen_writers: self.allow_unseen_writers,
         }
     }
@@ -251,6 +255,7 @@ impl ViewArgs {
             "uid": tree.uid,
             "gid": tree.gid,
             "umask": format!("{:03o}", tree.umask),
+            "direct-io": tree.direct_io,
             "respect-locks": tree.respect_locks,
             "allow-other": self.allow_other,
             "allow-unseen-writers": tree.allow_unseen_writers,

@@ -109,6 +109,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         figures.hidden.iter().map(|(name, reason)| (name.to_string(), json!(reason))).collect();
     let requests: Map<String, Value> =
         control.requests.counts().map(|(op, count)| (op.name().to_owned(), json!(count))).collect();
+    let (spins, hits) = control.requests.spins();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
@@ -117,6 +118,7 @@ pub(super) fn status(control: &Control, cells: &Cells, counts: &TreeCounts) -> V
         "cells": described,
         "cells_not_shown": hidden,
         "requests": requests,
+        "spins": { "count": spins, "hits": hits },
         "inodes": counts.inodes,
         "handles": counts.handles,
         "scratch": {

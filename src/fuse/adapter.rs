@@ -2,15 +2,18 @@
 
 use std::ffi::OsStr;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fuser::{Errno, FileHandle, INodeNo, PollNotifier, Request};
 use tokio::sync::watch;
 
 use super::UNOPENED;
+use super::interrupted::unless_interrupted;
 use super::pollers::{Poller, Pollers};
+use super::spin::Spinner;
 use super::waiting::{Call, Waiting};
 use crate::alive;
 use crate::error::{Error, Result};
@@ -25,6 +28,8 @@ pub struct Adapter {
     waiting: Waiting,
     /// The open files that wait for more to read.
     pollers: Arc<Pollers>,
+    /// Looks for the next request before a session thread sleeps.
+    spinner: Option<Spinner>,
 }
 
 impl Adapter {
@@ -34,7 +39,12 @@ impl Adapter {
         // After a panic it wakes nobody until it begins again; then everybody who still waits looks again.
         let (growth, waiting) = (tree.control().events.growth(), Arc::downgrade(&pollers));
         runtime.spawn(alive::restarted("the waking of readers", move || wake(growth.clone(), waiting.clone())));
-        Self { tree, runtime, waiting: Waiting::default(), pollers }
+        Self { tree, runtime, waiting: Waiting::default(), pollers, spinner: None }
+    }
+
+    /// After a reply, session threads look for the next request on this device of theirs, for at most so long.
+    pub fn spin(&mut self, device: OwnedFd, longest: Duration) {
+        self.spinner = Spinner::new(device, longest);
     }
 
     /// The requests that wait for a service. When the last request has come, wait for these.
@@ -129,6 +139,11 @@ impl Adapter {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let (op, uid, pid, came) = (call.op, call.uid, call.pid, call.came);
+        // Requests about `.topofs` itself are no reason to spin: a look at the counts does not change them.
+        let spinner = self.spinner.as_ref().zip(came).map(|(spinner, came)| {
+            spinner.came(came);
+            spinner
+        });
         let call = Arc::new(call);
         let caller = Caller::new(uid, request.gid(), pid);
         let tree = self.tree.clone();
@@ -138,6 +153,10 @@ impl Adapter {
         let known = call.clone();
         let mut task = Box::pin(async move {
             let outcome = match operation {
+                Ok(operation) if op.may_be_given_up() => {
+                    let operation = unless_interrupted(tree.locks().patience(), pid, operation);
+                    alive::guarded(op.task(), operation).await
+                }
                 Ok(operation) => alive::guarded(op.task(), operation).await,
                 Err(panic) => Err(panic),
             };
@@ -158,7 +177,11 @@ impl Adapter {
         let mut context = Context::from_waker(Waker::noop());
         // If the reply itself panics, it is dropped, which answers EIO.
         match self.at_once(op, || task.as_mut().poll(&mut context)) {
-            Ok(Poll::Ready(())) | Err(_) => {}
+            Ok(Poll::Ready(())) | Err(_) => {
+                if let Some(spinner) = spinner {
+                    spinner.replied(&self.tree.control().requests);
+                }
+            }
             Ok(Poll::Pending) => {
                 let counted = came.map(|_| self.tree.control().requests.wait());
                 let rest = async move {

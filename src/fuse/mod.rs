@@ -22,7 +22,9 @@ use crate::tree::{LockCall, OpenMode, SetAttr};
 mod adapter;
 mod caches;
 mod convert;
+mod interrupted;
 mod pollers;
+mod spin;
 mod waiting;
 
 pub use adapter::Adapter;

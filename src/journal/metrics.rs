@@ -81,6 +81,10 @@ metrics! {
         "Requests answered with an error. ENOENT of lookup is everyday life; ETIMEDOUT, EIO and EACCES are not.";
     REQUESTS_WAITING: Gauge "topofs_requests_waiting" []
         "Requests that wait for a service or a lock now. Many for long: a service hangs.";
+    SPINS: Counter "topofs_spins_total" []
+        "Times that a thread looked for the next request for a moment before it slept (--spin).";
+    SPIN_HITS: Counter "topofs_spin_hits_total" []
+        "Times that a request came meanwhile. Few of many spins: programs work between requests.";
 
     BACKEND_DURATION: Histogram "topofs_backend_request_duration_seconds" ["operation" "outcome"]
         "Time of calls to the services of all cells. Outcome: ok, refused (a guard was not met), failed, or abandoned.";

@@ -36,6 +36,17 @@ macro_rules! operations {
                 )
             }
 
+            /// Whether nothing comes of it when nobody waits for the answer: it only asks, or it opens a file, which
+            /// changes nothing before the close.
+            pub fn may_be_given_up(self) -> bool {
+                use Op::*;
+                matches!(
+                    self,
+                    Lookup | Getattr | Readlink | Open | Create | Read | Getlk | Opendir | Readdir | Readdirplus
+                        | Getxattr | Listxattr
+                )
+            }
+
             /// The name of the request's task.
             pub fn task(self) -> &'static str {
                 match self { $(Op::$variant => concat!("request ", $name),)* }
@@ -104,11 +115,20 @@ impl Counts {
 pub struct Requests {
     kinds: Vec<Counts>,
     waiting: Arc<AtomicU64>,
+    /// How often a session thread has looked for the next request before it slept.
+    spins: AtomicU64,
+    /// How often one came.
+    hits: AtomicU64,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { kinds: Op::ALL.iter().map(|op| Counts::of(*op)).collect(), waiting: Arc::default() }
+        Self {
+            kinds: Op::ALL.iter().map(|op| Counts::of(*op)).collect(),
+            waiting: Arc::default(),
+            spins: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+        }
     }
 }
 
@@ -148,6 +168,17 @@ impl Requests {
     /// How many requests wait now.
     pub fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// A session thread has looked for the next request before it slept, and perhaps seen it.
+    pub fn spun(&self, hit: bool) {
+        self.spins.fetch_add(1, Ordering::Relaxed);
+        self.hits.fetch_add(u64::from(hit), Ordering::Relaxed);
+    }
+
+    /// How often that was, and how often a request came.
+    pub fn spins(&self) -> (u64, u64) {
+        (self.spins.load(Ordering::Relaxed), self.hits.load(Ordering::Relaxed))
     }
 
     /// The kinds that came at least once, with their counts.

@@ -56,6 +56,11 @@ use held::ending;
 use patience::{SECOND_LOOK, interrupted};
 
 impl Locks {
+    /// The watch over threads that wait.
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
     /// Locks bytes of a file that concerns only this mount.
     pub async fn lock_file(&self, request: &Request) -> Result<()> {
         let Request { ino, range, thread, wait } = request;

@@ -51,7 +51,7 @@ impl KernelMount {
 
     /// The way of root. It also returns the mount that must still be shown.
     fn attach(
-        adapter: Adapter,
+        mut adapter: Adapter,
         spec: &MountSpec,
         mut point: MountPoint,
         tree: &Arc<Tree>,
@@ -59,11 +59,12 @@ impl KernelMount {
         point.prepare()?;
         let Attached { device, number, hidden, unseen } = Attached::new(spec, &mut point)?;
         let answering = (|| {
-            if spec.read_only {
+            if spec.read_only && !spec.direct_io {
                 tree.open_unasked();
             }
             let config = config(spec);
             let own = device.try_clone()?;
+            adapter.spin(device.try_clone()?, spec.spin);
             let session = Session::from_fd(adapter, device, config.acl, config)?;
             let way = match hidden {
                 Some(hidden) => Way::Clone(hidden),
@@ -84,7 +85,7 @@ impl KernelMount {
 
     /// The way of ordinary users.
     fn ask(
-        adapter: Adapter,
+        mut adapter: Adapter,
         spec: &MountSpec,
         mut point: MountPoint,
         tree: &Arc<Tree>,
@@ -100,6 +101,7 @@ impl KernelMount {
             point.is_mounted(number)?;
             let config = config(spec);
             let own = device.try_clone()?;
+            adapter.spin(device.try_clone()?, spec.spin);
             let session = Session::from_fd(adapter, device, config.acl, config)?;
             let helpers = Helpers::new(way_into(&point, number)?, tree.control().clone());
             Ok((number, helpers, run(session, own, spec, tree)?))

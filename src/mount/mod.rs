@@ -68,6 +68,8 @@ pub struct Settings {
     pub config: serde_json::Value,
     /// Changes the level of the log.
     pub set_log_level: SetLogLevel,
+    /// How long a session thread looks for the next request before it sleeps; zero if not at all.
+    pub spin: Duration,
     /// Where the metrics are served over HTTP.
     pub metrics: Option<MetricsAddress>,
 }
@@ -88,6 +90,8 @@ async fn run(settings: Settings, ready: Readiness, manager: &Manager) -> Result<
         source: settings.source.clone(),
         allow_other: settings.allow_other,
         read_only: settings.tree.read_only,
+        direct_io: settings.tree.direct_io,
+        spin: settings.spin,
         threads: std::thread::available_parallelism()
             .map_or(*THREADS.start(), usize::from)
             .clamp(*THREADS.start(), *THREADS.end()),

@@ -71,6 +71,7 @@ pub(crate) async fn tree_over(connect: ConnectOptions, read_only: bool) -> (Arc<
         scratch_quota: 1 << 20,
         respect_locks: RespectLocks::Keyspace,
         request_timeout: None,
+        direct_io: false,
         allow_unseen_writers: true,
     };
     let control = Arc::new(Control::new(serde_json::Value::Null, Box::new(|_| Ok(()))));

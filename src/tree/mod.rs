@@ -310,14 +310,10 @@ impl Tree {
             }
             Some(helper) => (Space::Lasting(helper), helper.lookup(caller, &dir, name).await?),
         };
-        let inode = self.counted(file);
-        match space.attr_of_name(caller, &inode).await {
-            Ok(attr) => Ok(self.answered(&*space, &inode, attr)),
-            Err(error) => {
-                self.forget(inode.ino, 1);
-                Err(error)
-            }
-        }
+        // The kernel hears of the lookup only if it is answered: not after an error, and not if the caller gives up.
+        let inode = scopeguard::guard(self.counted(file), |inode| self.forget(inode.ino, 1));
+        let attr = space.attr_of_name(caller, &inode).await?;
+        Ok(self.answered(&*space, &scopeguard::ScopeGuard::into_inner(inode), attr))
     }
 
     /// As [`Tree::lookup`], but `None` if there is no such name and the kernel may keep that for a moment.

@@ -61,6 +61,8 @@ pub struct TreeOptions {
     pub respect_locks: RespectLocks,
     /// How long the kernel lets a request take; `None` if as long as it likes.
     pub request_timeout: Option<Duration>,
+    /// Each open record shows the state that it had when it was opened.
+    pub direct_io: bool,
     /// Unseen processes may write records, too.
     pub allow_unseen_writers: bool,
 }

@@ -8,10 +8,14 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Result};
 
-/// What all open files may hold, in bytes: several times the largest text of the largest record that any service takes.
-const IN_ALL: usize = 512 << 20;
+/// What the open files of all users but root may hold, in bytes: several times the largest text of the largest record
+/// that any service takes. root has room of its own: whoever has many users can fill this, and root must still be able
+/// to look.
+const IN_ALL: usize = 384 << 20;
 /// What the open files of one user may hold, in bytes.
 pub(super) const PER_USER: usize = 128 << 20;
+/// The number of root.
+const ROOT: u32 = 0;
 
 /// The room of a mount.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +23,7 @@ pub(crate) struct Room(Arc<Mutex<Used>>);
 
 #[derive(Debug, Default)]
 struct Used {
+    /// By all but root.
     in_all: usize,
     by_user: HashMap<u32, usize>,
 }
@@ -42,7 +47,7 @@ impl Charge {
     /// Charges the file with another size from now on, in bytes. Fails with ENOSPC if there is no room for it.
     pub fn resize(&mut self, bytes: usize) -> Result<()> {
         let mut used = self.room.0.lock();
-        let in_all = used.in_all - self.bytes + bytes;
+        let in_all = if self.uid == ROOT { used.in_all } else { used.in_all - self.bytes + bytes };
         let own = used.by_user.get(&self.uid).copied().unwrap_or(0) - self.bytes + bytes;
         // A smaller size always fits: what is used never exceeds the bounds.
         if in_all > IN_ALL || own > PER_USER {
@@ -91,15 +96,29 @@ mod tests {
     #[test]
     fn all_users_together_have_a_bound() {
         let room = Room::default();
-        let mut charges: Vec<Charge> = (0..6).map(|uid| room.charge(uid)).collect();
+        let mut charges: Vec<Charge> = (1..6).map(|uid| room.charge(uid)).collect();
         let outcomes: Vec<bool> = charges.iter_mut().map(|charge| charge.resize(PER_USER).is_ok()).collect();
-        assert_eq!(outcomes, [true, true, true, true, false, false]);
+        assert_eq!(outcomes, [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn nobody_keeps_root_from_looking_and_root_nobody_else() {
+        let room = Room::default();
+        let mut charges: Vec<Charge> = (1..=3).map(|uid| room.charge(uid)).collect();
+        charges.iter_mut().for_each(|charge| charge.resize(PER_USER).unwrap());
+        let mut root = room.charge(ROOT);
+        root.resize(PER_USER).unwrap();
+        assert_eq!(root.resize(PER_USER + 1).unwrap_err().kind, Kind::NoSpace);
+        charges[0].resize(0).unwrap();
+        charges[0].resize(PER_USER).unwrap();
+        drop((charges, root));
+        assert!(room.0.lock().in_all == 0 && room.0.lock().by_user.is_empty(), "all of it is given back");
     }
 
     #[test]
     fn a_refusal_says_whose_room_is_used_up_and_changes_nothing() {
         let room = Room::default();
-        let mut charges: Vec<Charge> = (0..4).map(|uid| room.charge(uid)).collect();
+        let mut charges: Vec<Charge> = (1..=3).map(|uid| room.charge(uid)).collect();
         charges.iter_mut().for_each(|charge| charge.resize(PER_USER).unwrap());
         let own = charges[0].resize(PER_USER + 1).unwrap_err();
         assert!(own.to_string().contains("of this user"), "{own}");
@@ -108,12 +127,12 @@ mod tests {
         assert!(all.to_string().contains("of all users"), "{all}");
         assert_eq!(late.bytes, 0);
         assert_eq!(room.0.lock().in_all, IN_ALL);
-        assert_eq!(room.0.lock().by_user.len(), 4);
+        assert_eq!(room.0.lock().by_user.len(), 3);
         // A user with all of its own room is not the one to blame.
-        charges[3].resize(1).unwrap();
+        charges[2].resize(1).unwrap();
         let all = late.resize(PER_USER).unwrap_err();
         assert!(all.to_string().contains("of all users"), "{all}");
-        charges[3].resize(PER_USER).unwrap();
+        charges[2].resize(PER_USER).unwrap();
         // A smaller size always succeeds, and so does the same size.
         charges[0].resize(PER_USER).unwrap();
         charges[0].resize(PER_USER - 1).unwrap();
@@ -133,7 +152,8 @@ mod tests {
                 prop_assert_eq!(charges[file].bytes, if taken { size } else { before });
                 prop_assert!(taken || size > before);
                 let used = room.0.lock();
-                prop_assert_eq!(used.in_all, charges.iter().map(|charge| charge.bytes).sum::<usize>());
+                let others = charges.iter().filter(|charge| charge.uid != ROOT);
+                prop_assert_eq!(used.in_all, others.map(|charge| charge.bytes).sum::<usize>());
                 for uid in 0..3 {
                     let own: usize = charges.iter().filter(|charge| charge.uid == uid).map(|charge| charge.bytes).sum();
                     prop_assert!(own <= PER_USER);

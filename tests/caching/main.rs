@@ -6,5 +6,8 @@
 mod common;
 
 mod changes;
+mod edits;
 mod requests;
+mod spin;
+mod torn;
 mod truth;

@@ -30,6 +30,7 @@ pub fn tree_options() -> TreeOptions {
         scratch_quota: 1 << 20,
         respect_locks: RespectLocks::Keyspace,
         request_timeout: None,
+        direct_io: false,
         allow_unseen_writers: false,
     }
 }

@@ -13,6 +13,7 @@ mod each;
 mod elsewhere;
 mod ensemble;
 mod etcd;
+mod interrupted;
 mod loading;
 mod panics;
 mod partition;

@@ -1,10 +1,12 @@
 //! How the daemon runs.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::level::log_level;
+use super::values::spin;
 use crate::scrape::MetricsAddress;
 
 /// How a line of the log looks.
@@ -48,6 +50,12 @@ pub(in crate::cli) struct ProcessArgs {
     /// names of cells and numbers, but no records. The same is in .topofs/metrics.
     #[arg(long, value_name = "ADDRESS", env = "TOPOFS_METRICS_ADDRESS")]
     pub metrics_address: Option<MetricsAddress>,
+    /// How long to look for the next request before sleeping, while requests come back to back; 0 for not at all
+    ///
+    /// Waking up costs more than most answers where there is more than one processor. An idle mount never looks, and
+    /// neither does one that may use one processor only. At most 10ms.
+    #[arg(long, value_name = "DURATION", default_value = "100us", value_parser = spin, env = "TOPOFS_SPIN")]
+    pub spin: Duration,
     /// Mount options as mount(8) takes them
     ///
     /// Every long flag is also an option (`-o ro,allow_other,retry=2m`), with `_` or `-` in its name. Write a comma in

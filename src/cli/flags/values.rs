@@ -105,6 +105,18 @@ pub(in crate::cli) fn any_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "must be a duration such as 30s or 5m".to_owned())
 }
 
+/// The longest time to look for requests: waking up takes a hundredth of it, so more would only take processor time.
+const LONGEST_SPIN: Duration = Duration::from_millis(10);
+
+/// How long to look for requests. A plain 0 is valid.
+pub(super) fn spin(text: &str) -> Result<Duration, String> {
+    let parsed = if text == "0" { Duration::ZERO } else { any_duration(text)? };
+    if parsed > LONGEST_SPIN {
+        return Err(format!("must be at most {}", humantime::format_duration(LONGEST_SPIN)));
+    }
+    Ok(parsed)
+}
+
 /// A time that must not be zero: with zero, nothing would ever work.
 pub(in crate::cli) fn duration(text: &str) -> Result<Duration, String> {
     match any_duration(text) {

@@ -55,6 +55,12 @@ pub(in crate::cli) struct ViewArgs {
     /// Let other users access the mount; the kernel checks owner and mode
     #[arg(long, env = "TOPOFS_ALLOW_OTHER", value_parser = BoolishValueParser::new())]
     pub allow_other: bool,
+    /// Show one state of a record from its first byte to its last, whatever changes while it is open
+    ///
+    /// Records are read from topofs, past the page cache, which costs a request for each read. An open file goes on
+    /// showing the state that it was opened with: `tail -f` shows nothing new, `tail -F` does not either.
+    #[arg(long, env = "TOPOFS_DIRECT_IO", value_parser = BoolishValueParser::new())]
+    pub direct_io: bool,
     /// Refuse to save these records while somebody else holds the lock of their directory
     ///
     /// Vitess requires the lock for Keyspace records, and protects the routing rules of keyspaces only with it. If the

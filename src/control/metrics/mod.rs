@@ -50,7 +50,10 @@ fn requests(page: &mut Page, control: &Control) -> prometheus::Result<()> {
     requests.durations().try_for_each(|duration: &Histogram| page.histogram(duration))?;
     let errors = requests.errors().into_iter().map(|((op, errno), count)| ([op, errno], count as f64));
     page.one(&names::REQUEST_ERRORS, errors)?;
-    page.number(&names::REQUESTS_WAITING, requests.waiting() as f64)
+    page.number(&names::REQUESTS_WAITING, requests.waiting() as f64)?;
+    let (spins, hits) = requests.spins();
+    page.number(&names::SPINS, spins as f64)?;
+    page.number(&names::SPIN_HITS, hits as f64)
 }
 
 fn backend(page: &mut Page, cells: &Cells) -> prometheus::Result<()> {

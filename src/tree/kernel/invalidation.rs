@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use parking_lot::Mutex;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
 
 use super::KernelCaches;
@@ -29,6 +30,9 @@ const LONGEST_FOR_FILES: Duration = Duration::from_secs(5);
 const ATTEMPTS: usize = 3;
 /// Threads that may hang in directories. If more directories are held, they wait for each other.
 const DIRS: usize = 64;
+/// Files that are invalidated without another thread: all forms of one record. More of them take longer than to wake
+/// one.
+const FILES_HERE: usize = 3;
 /// Threads that invalidate files at the same time.
 const FILES: usize = 4;
 
@@ -126,7 +130,7 @@ impl Invalidations {
     /// ends after [`LONGEST_FOR_FILES`] and [`LONGEST`], and does not include inodes that somebody holds.
     pub fn invalidate(self: &Arc<Self>, files: Vec<u64>, dirs: Vec<u64>, names: bool) -> (Asked, Asked) {
         let (files, new) = self.ask(files, LONGEST_FOR_FILES, |_| {});
-        if !new.is_empty() {
+        if !new.is_empty() && !self.work_here(&new) {
             let all = self.clone();
             tokio::spawn(async move {
                 // The semaphore is never closed.
@@ -142,6 +146,19 @@ impl Invalidations {
         });
         self.start_dirs(new);
         (files, dirs)
+    }
+
+    /// Invalidates a few files in this thread, if it may wait: waking two others costs a save more than the work does.
+    fn work_here(&self, files: &[u64]) -> bool {
+        // A session thread polls a request once, outside of any task. It must not wait for the kernel.
+        let may_wait = tokio::task::try_id().is_some()
+            && Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+        if files.len() > FILES_HERE || !may_wait {
+            return false;
+        }
+        let Ok(_turn) = self.files.try_acquire() else { return false };
+        tokio::task::block_in_place(|| files.iter().for_each(|ino| self.work(*ino)));
+        true
     }
 
     fn start_dirs(self: &Arc<Self>, new: Vec<u64>) {
@@ -379,6 +396,47 @@ mod tests {
         }
         assert_eq!(count(7), 2, "what was asked for meanwhile is done once");
         assert!(!invalidations.is_held(7));
+    }
+
+    /// A kernel that notes which threads call it.
+    #[derive(Debug, Default)]
+    struct Calling(Mutex<Vec<std::thread::ThreadId>>);
+
+    impl KernelCaches for Calling {
+        fn invalidate(&self, _: u64) -> bool {
+            self.0.lock().push(std::thread::current().id());
+            true
+        }
+        fn forget_name(&self, _: u64, _: &str) {}
+        fn store_pages(&self, _: u64, _: &[u8]) {}
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_save_wakes_no_thread_for_its_own_files_and_a_session_thread_never_waits() {
+        let kernel = Arc::new(Calling::default());
+        let invalidations = Invalidations::new(kernel.clone(), Arc::default());
+        let all = invalidations.clone();
+        let called = || std::mem::take(&mut *kernel.0.lock());
+        // As the rest of a request that has waited for a service: nothing is left to wait for.
+        let here = tokio::spawn(async move {
+            let (files, _) = all.invalidate(vec![1, 2, 3], Vec::new(), false);
+            let here = std::thread::current().id();
+            files.done().await;
+            here
+        });
+        let here = here.await.unwrap();
+        assert_eq!(called(), [here; 3]);
+        // As a request that is answered from memory.
+        invalidations.invalidate(vec![1], Vec::new(), false).0.done().await;
+        let threads = called();
+        assert!(threads.len() == 1 && threads[0] != std::thread::current().id());
+        // Many of them.
+        let all = invalidations.clone();
+        let many = async move {
+            all.invalidate((1..=10).collect(), Vec::new(), false).0.done().await;
+        };
+        tokio::spawn(many).await.unwrap();
+        assert_eq!(called().len(), 10);
     }
 
     /// A kernel whose first calls panic.

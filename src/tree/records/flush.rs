@@ -10,7 +10,7 @@ use super::RecordFiles;
 use super::draft::{Draft, Occasion};
 use super::memory::Reading;
 use crate::error::{Error, Kind, Result};
-use crate::process::{Ending, Life, ending, is_being_killed, pid_of, writers_of};
+use crate::process::{Closing, Ending, Life, closing, is_being_killed, writers_of};
 use crate::record::layout::Key;
 use crate::topology::cells::refuse_overlap;
 use crate::tree::caller::Caller;
@@ -100,13 +100,14 @@ impl RecordFiles {
             return self.rehearse(draft).await;
         };
         // Not `caller.process()`: the caller may be in execve(2), which closes files.
-        let own = pid_of(caller.thread) == Some(opener.pid);
+        let Closing { process, ending } = closing(caller.thread);
+        let own = process == Some(opener.pid);
         // Every child that inherited the descriptor flushes, too, when it ends. The record is complete when its opener
         // flushes.
         if !own && opener.life() != Life::Ended {
             return Ok(());
         }
-        match ending(caller.thread) {
+        match ending {
             Ending::Own => {}
             // An interrupted program has not written all that it wanted to: half a record is worse than none.
             Ending::Killed => {

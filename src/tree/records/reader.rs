@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::RecordFiles;
 use super::memory::Reading;
+use crate::backend::Version;
 use crate::error::{Error, Kind, Result};
 use crate::mirror::Record;
 use crate::name::{CellName, CellPath, TopoPath};
@@ -18,6 +19,7 @@ use crate::record::Form;
 use crate::tree::caller::Caller;
 use crate::tree::file::{Caching, FileId};
 use crate::tree::namespace::{At, Inode, Open, OpenFile, Part};
+use crate::tree::room::Charge;
 
 /// A record that is open for reading.
 #[derive(Debug)]
@@ -25,26 +27,48 @@ pub(crate) struct OpenReader {
     files: Arc<RecordFiles>,
     at: CellPath,
     form: Form,
-    /// O_DIRECT: each read asks the backend.
+    /// O_DIRECT: each read from the beginning asks the backend.
     direct: bool,
     shown: Mutex<(Bytes, SystemTime)>,
+    /// It shows the state that it was opened with to the end.
+    held: Option<Held>,
     /// Reads go through the kernel's page cache, which has one state for everybody.
     cached: bool,
     /// The end has been read.
     ended: AtomicBool,
 }
 
+/// A state that an open file shows whatever changes meanwhile.
+#[derive(Debug)]
+struct Held {
+    /// What it takes is charged to the user who has opened it.
+    _charge: Charge,
+    /// `None` for what is no version of the record: a draft of the same program.
+    version: Option<Version>,
+}
+
 impl OpenReader {
     /// A reader through the kernel's page cache. It shows `content` when the record is gone.
     pub fn cached(files: &Arc<RecordFiles>, at: &CellPath, form: Form, content: Bytes) -> Self {
         let (files, at, shown) = (files.clone(), at.clone(), Mutex::new((content, SystemTime::now())));
-        Self { files, at, form, direct: false, shown, cached: true, ended: AtomicBool::new(false) }
+        Self { files, at, form, direct: false, shown, held: None, cached: true, ended: AtomicBool::new(false) }
     }
 
     /// The record is gone. The reader continues to show its last state, of which the kernel may have had pages.
     pub fn pin(&self, content: &Bytes, modified: SystemTime) {
         if self.cached {
             *self.shown.lock() = (content.clone(), modified);
+        }
+    }
+
+    /// What a program reads from the beginning counts when it writes, also if it has looked at a newer state before.
+    fn note_reading(&self, caller: &Caller, held: &Held) {
+        let CellPath { cell, path } = &self.at;
+        let Some(version) = held.version.filter(|_| !self.files.options.read_only) else { return };
+        let known = self.files.store(cell).and_then(|store| store.snapshot_now());
+        // The open has noted it. Nobody has seen another one as long as this is the newest.
+        if known.is_ok_and(|known| known.records.get(path).is_none_or(|record| record.version != version)) {
+            self.files.memory.read(caller.process(), (cell, path), version, Reading::Apart);
         }
     }
 
@@ -64,6 +88,12 @@ impl OpenFile for OpenReader {
             let content = self.files.page_content(caller, at.ino, &self.at, self.form)?;
             // An open file outlives its name.
             return Ok(part.of(&content.unwrap_or_else(|| self.shown.lock().0.clone())));
+        }
+        if let Some(held) = &self.held {
+            if part.offset == 0 {
+                self.note_reading(caller, held);
+            }
+            return Ok(part.of(&self.shown.lock().0));
         }
         // A read from the beginning shows what there is now. A read further on shows the rest of the same state, to its
         // end. A reader that asks again after that waits for more (`tail -f`).
@@ -102,8 +132,9 @@ impl RecordFiles {
             }
             shown => shown?,
         };
+        let held = self.hold(caller, cell, (&shown, record.as_ref()))?;
         let caching = match &record {
-            Some(record) if !self.handles.has_drafts(ino) => {
+            Some(record) if held.is_none() && !self.handles.has_drafts(ino) => {
                 let store = self.store(cell)?;
                 let is_open = self.handles.is_open(ino);
                 match store.connected() {
@@ -121,10 +152,27 @@ impl RecordFiles {
             form,
             direct,
             shown: Mutex::new((shown, modified)),
+            held,
             cached: caching.cached,
             ended: AtomicBool::new(false),
         };
         Ok(Open { file: Some(Arc::new(reader)), caching })
+    }
+
+    /// Holds a state for an open file that shows it to its end; `None` if it need not, or its record never changes.
+    /// Open files of one state share it, but each is charged: the next one to be closed may be the one that holds it.
+    fn hold(
+        &self,
+        caller: &Caller,
+        cell: &CellName,
+        (shown, record): (&Bytes, Option<&Record>),
+    ) -> Result<Option<Held>> {
+        if !self.options.direct_io || self.store(cell)?.is_frozen() {
+            return Ok(None);
+        }
+        let mut charge = self.room.charge(caller.uid);
+        charge.resize(shown.len())?;
+        Ok(Some(Held { _charge: charge, version: record.map(|record| record.version) }))
     }
 
     /// One form of a record as it is now, and the record of the mirror that it was made from.

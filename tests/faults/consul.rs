@@ -437,3 +437,36 @@ fn folders_of_consuls_user_interface_go_with_their_directory() {
     mount.sh("rm global/metadata/dir/a");
     assert_eq!(keys("metadata/dir/").len(), 2);
 }
+
+#[test]
+fn an_index_that_makes_no_sense_silences_no_watch() {
+    let service = Service::new(Implementation::Consul, shared().endpoint());
+    let lies: Arc<std::sync::Mutex<Option<&str>>> = Arc::default();
+    let told = lies.clone();
+    let http = Http::before(shared().port, move |request| match *told.lock().unwrap() {
+        Some(index) if request.line.contains("&wait=") => {
+            Reply::Answer("200 OK", format!("X-Consul-Index: {index}\r\n"), b"[]".to_vec())
+        }
+        _ => Reply::Pass,
+    });
+    let mount = Mount::of("consul", &http.endpoint(), &service.root, &[]);
+    let is_seen = |value: &str| {
+        let path = mount.path("global/metadata/owner");
+        eventually(value, || (std::fs::read(&path).ok()? == value.as_bytes()).then_some(()));
+    };
+    for index in ["18446744073709551615", "0"] {
+        let before = mount.status()["cells"]["global"]["reconnects"].as_u64().unwrap();
+        *lies.lock().unwrap() = Some(index);
+        // It ends the query that waits.
+        service.put("global/metadata/owner", b"something");
+        eventually("the lie is told", || {
+            (mount.status()["cells"]["global"]["reconnects"].as_u64()? > before).then_some(())
+        });
+        *lies.lock().unwrap() = None;
+        service.put("global/metadata/owner", index.as_bytes());
+        is_seen(index);
+        wait_for_state(&mount, "global", "live");
+        service.put("global/metadata/owner", b"later");
+        is_seen("later");
+    }
+}

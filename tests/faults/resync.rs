@@ -95,7 +95,8 @@ impl Lost {
                 (true, _) => {
                     self.apply(delete(&path));
                     self.apply(put(&path, value));
-                    "changed"
+                    // Another record of the same name.
+                    "created"
                 }
                 (false, kind) => {
                     if kind == 1 {

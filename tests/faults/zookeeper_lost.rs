@@ -74,7 +74,10 @@ fn everything_that_the_watch_has_lost_is_found_and_counted() {
         proxy.lose_events(0);
         // What comes in order after everything that was not lost.
         rig_put(&rig, "global/metadata/marker", &format!("round {round}"));
-        eventually("the marker", || (mount.read("global/metadata/marker") == format!("round {round}")).then_some(()));
+        eventually("the marker", || {
+            let marker = std::fs::read_to_string(mount.path("global/metadata/marker")).ok();
+            (marker? == format!("round {round}")).then_some(())
+        });
         let [stored, before] = both(&rig, &mount);
         let paths: std::collections::BTreeSet<&String> = stored.keys().chain(before.keys()).collect();
         let differ = paths.into_iter().filter(|path| stored.get(*path) != before.get(*path)).count() as u64;
@@ -123,7 +126,7 @@ fn a_comparison_without_news_reads_no_values() {
     compare(&mount);
     let compared = proxy.bytes() - before;
     println!("{compared} bytes of {bulk}: {} %", compared * 100 / bulk);
-    assert!(compared * 100 <= bulk * 45, "{compared} of {bulk} bytes");
+    assert!(compared * 100 <= bulk * 35, "{compared} of {bulk} bytes");
     assert_eq!((counter(&mount, "missed"), counter(&mount, "reconnects")), (0, 0));
 }
 

@@ -164,7 +164,6 @@ mod tests {
             (RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", Failure::NoSpace),
             (RESOURCE_EXHAUSTED, "etcdserver: too many requests", Failure::Unreachable),
             (RESOURCE_EXHAUSTED, "grpc: received message larger than max (3 vs. 2)", Failure::TooLarge),
-            (OUT_OF_RANGE, "Error, decoded message length too large: found 2 bytes", Failure::TooLarge),
             (OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted", Failure::Compacted),
             (OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision", Failure::NotKept),
             (UNAVAILABLE, "etcdserver: no leader", Failure::Unreachable),
@@ -186,7 +185,7 @@ mod tests {
             (UNKNOWN, "h2 protocol error: connection reset", Failure::Unreachable),
             (INTERNAL, "Missing response message.", Failure::Unreachable),
             (CANCELLED, "operation was canceled", Failure::Unreachable),
-            (OUT_OF_RANGE, "Error, decoded message length too large: found 5 bytes", Failure::Other),
+            (OUT_OF_RANGE, "Error, decoded message length too large: found 5 bytes", Failure::TooLarge),
         ] {
             assert_eq!(class(code, message), failure, "{message}");
             assert!(!refuses(code, message), "{message}");

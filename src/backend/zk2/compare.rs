@@ -188,7 +188,7 @@ async fn stats(sessions: &Sessions, root: &str, paths: &[String]) -> Result<Vec<
 
 /// Tells the watch what it has missed. If such a node goes, it knows that it was there; if its creation is still told,
 /// that counts.
-fn remember(read: &Nodes, seen: &Nodes) {
+pub(super) fn remember(read: &Nodes, seen: &Nodes) {
     /// No transaction has this number.
     const NOT_TOLD: i64 = 0;
     let read = std::mem::take(&mut *read.lock());

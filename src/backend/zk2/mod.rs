@@ -235,7 +235,12 @@ impl Backend for Zk {
     }
 
     async fn list(&self, dir: &TopoPath) -> Result<Listing, BackendError> {
-        self.with_credentials(|| async { self.view(dir, &Loading::default()).await.map(|(listing, _)| listing) }).await
+        let (listing, view) = self.with_credentials(|| async { self.view(dir, &Loading::default()).await }).await?;
+        if dir.is_root() {
+            let seen = self.seen.lock().clone();
+            compare::remember(&view.nodes(), &seen);
+        }
+        Ok(listing)
     }
 
     async fn compare(&self, shown: &dyn Shown, mark: &Mark, time: Duration) -> Result<Compared, BackendError> {

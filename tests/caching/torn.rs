@@ -12,10 +12,10 @@ use crate::common::{PYTHON, eventually, text};
 const READINGS: &str = "TOPOFS_TEST_READINGS";
 const READINGS_FLAGS: &str = "TOPOFS_TEST_READINGS_FLAGS";
 /// By default: enough to find what happens once in a thousand readings.
-const DEFAULT_READINGS: usize = 6_000;
-const READERS: usize = 6;
-/// Programs that take processors from everybody else.
-const BUSY: usize = 3;
+const DEFAULT_READINGS: usize = 3_000;
+const READERS: usize = 4;
+/// Programs that take processors from everybody else, but not so much that other tests are late.
+const BUSY: usize = 2;
 const RECORD: &str = "global/metadata/owner";
 
 /// Contents below and above a page: each consists of one digit only, and that says how long it is.
@@ -50,8 +50,8 @@ fn reader(mount: &Mount, readings: usize) -> Lines {
 
 fn busy() -> scopeguard::ScopeGuard<Child, impl FnOnce(Child)> {
     let child = crate::common::spawn_bound({
-        let mut command = Command::new("bash");
-        command.args(["-c", "while :; do :; done"]);
+        let mut command = Command::new("nice");
+        command.args(["-n", "10", "bash", "-c", "while :; do :; done"]);
         command
     });
     scopeguard::guard(child, |mut child| {

@@ -457,6 +457,8 @@ impl Mirror {
 
     /// One connection: list, watch, follow. Returns why it ended.
     async fn follow(&self, pace: &mut Pace, doubts: u64) -> BackendError {
+        // What this mount saves while it reads the list is newer than the list, and no other history.
+        let before = self.revision();
         self.loading.begin();
         let connected = self.connect().await;
         self.loading.told();
@@ -467,9 +469,9 @@ impl Mirror {
         let again = self.is_loaded();
         let at = compared.listing().at;
         // Differences are told only within one history.
-        let went_back = matches!(compared, Compared::Whole(_)) && at < self.revision();
+        let went_back = matches!(compared, Compared::Whole(_)) && at < before;
         if went_back {
-            let (from, to) = (self.revision().0, at.0);
+            let (from, to) = (before.0, at.0);
             tracing::warn!(from, to, "the service's history has gone back: the service was restored or recreated");
             self.counters.restorations.fetch_add(1, Ordering::Relaxed);
         }

@@ -207,6 +207,11 @@ async fn what_this_mount_does_while_a_list_is_under_way_stands() {
     watch.send(Ok(event("last", Some("x"), 12))).unwrap();
     until(&mirror, &[("changed", "mine"), ("last", "x"), ("made", "mine"), ("other", "x"), ("read", "newer")]).await;
     assert_eq!(published(&mut batches), [("last".to_owned(), Some("x".to_owned()))]);
+    assert_eq!(
+        mirror.counters.restorations.load(Ordering::Relaxed),
+        0,
+        "what is newer than the list is no restoration"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,18 +36,20 @@ pub(super) async fn unless_interrupted<T>(
 }
 
 async fn interrupted(patience: &Patience, thread: u32) {
+    if thread == 0 {
+        return std::future::pending().await;
+    }
     let begun = Instant::now();
     tokio::time::sleep(BEFORE_LOOKING).await;
-    while thread != 0 {
+    loop {
         match patience.ended(thread).await {
             Ended::Gone => return,
             Ended::Signal if begun.elapsed() >= HANDLED => return,
             Ended::Signal => tokio::time::sleep(AGAIN).await,
             // The work has bounds of its own.
-            Ended::Limit => break,
+            Ended::Limit => return std::future::pending().await,
         }
     }
-    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::name::CellName;
 /// A command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Compare a cell, or all, with a bulk list now.
+    /// Compare a cell, or all, with its service now.
     Resync(Option<CellName>),
     /// Take a lock away from its holder.
     BreakLock(BreakLock),

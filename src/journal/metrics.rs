@@ -104,7 +104,7 @@ metrics! {
     CELL_EVENTS: Counter "topofs_cell_events_total" ["cell"]
         "Changes that the watch has delivered.";
     CELL_RESYNCS: Counter "topofs_cell_resyncs_total" ["cell"]
-        "Comparisons of the mirror with a bulk list.";
+        "Comparisons of the mirror with the service.";
     CELL_MISSED: Counter "topofs_cell_missed_total" ["cell"]
         "Changes that the watch should have delivered and did not, found by a comparison. Anything but 0 is bad.";
     CELL_CAUGHT_UP: Counter "topofs_cell_caught_up_total" ["cell"]

@@ -85,8 +85,10 @@ impl Plan<'_> {
         if !is_conflict && !error.is_uncertain() {
             return Err(error);
         }
-        // Without a look, the first error is what is known.
-        let Ok(found) = self.look().await else { return Err(error) };
+        // Without a look, nobody can name the records.
+        let Ok(found) = self.look().await else {
+            return Err(if is_conflict { Error { kind: Kind::Conflict, ..error } } else { error });
+        };
         if error.is_uncertain()
             && let Some(applied) = self.made(&found)
         {

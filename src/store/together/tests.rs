@@ -401,6 +401,20 @@ async fn whoever_gives_up_leaves_no_lock_behind() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_was_overtaken_hears_of_a_conflict_though_nobody_can_look_where() {
+    let world = World::new().await;
+    let set = world.set(&[("global/metadata/new", Some(b"1")), ("zone1/metadata/new", Some(b"1"))]).await;
+    let global = world.faulty.lock()["global"].clone();
+    for failure in [Failure::NodeExists, Failure::NoNode, Failure::BadVersion] {
+        global.next(Call::Apply, Fault::Fail(failure));
+        global.next(Call::Get, Fault::Fail(Failure::Unreachable));
+        let error = world.commit(&set).await.unwrap_err();
+        assert!(error.kind == Kind::Conflict && !error.is_uncertain(), "{failure:?}: {:?} {error}", error.kind);
+    }
+    world.commit(&set).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_found_out_and_a_lost_request_is_not_called_a_failure() {
     let world = World::new().await;
     world.store("zone1/metadata/a", "1").await;

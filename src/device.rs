@@ -1,9 +1,11 @@
-//! The device of a file, by which a mount is known. Must never ask the file system itself.
+//! The device of a file, by which a mount is known, and the errors by which a dead one is. Must never ask the file system
+//! itself.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use nix::errno::Errno;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
 /// The device of a mounted file system: major and minor number.
@@ -22,4 +24,9 @@ pub(crate) fn device_of(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Device>
 pub(crate) fn identity(file: BorrowedFd<'_>) -> io::Result<(Device, u64)> {
     let found = statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
     Ok(((found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
+}
+
+/// Whether this is the answer of a mount whose daemon is gone. Who asked while it went hears of an abortion.
+pub(crate) fn is_dead(answer: Errno) -> bool {
+    matches!(answer, Errno::ENOTCONN | Errno::ECONNABORTED)
 }

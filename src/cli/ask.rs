@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::askers;
 use crate::control::ControlFile;
-use crate::device::Device;
+use crate::device::{Device, is_dead};
 use crate::mount::Entry;
 
 /// The hidden command of the child.
@@ -123,7 +123,7 @@ impl Asking {
         let refusal = first.strip_prefix(FAILED).unwrap_or_default().trim_start();
         let (number, reason) = refusal.split_once(' ').unwrap_or_default();
         Err(match number.parse().map(Errno::from_raw) {
-            Ok(Errno::ENOTCONN | Errno::ECONNABORTED) => NoAnswer::Dead,
+            Ok(errno) if is_dead(errno) => NoAnswer::Dead,
             Ok(Errno::EACCES) => NoAnswer::NotReadable,
             Ok(Errno::EXDEV) => NoAnswer::Elsewhere,
             _ => NoAnswer::Other(reason.to_owned()),

@@ -9,13 +9,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode;
 use rustix::fs::{AtFlags, FileType, StatxAttributes, StatxFlags, statx};
 
 use super::table::{Entry, KIND, Table};
-use crate::device::{Device, device_of, identity};
+use crate::device::{Device, device_of, identity, is_dead};
 
 /// How the types of all FUSE mounts begin.
 const FUSE: &[u8] = b"fuse";
@@ -269,7 +270,7 @@ fn ask(place: BorrowedFd<'_>) -> io::Result<Answer> {
         let _ = send.send(nix::sys::statvfs::fstatvfs(place));
     })?;
     Ok(match answer.recv_timeout(PATIENCE) {
-        Ok(Err(nix::Error::ENOTCONN)) => Answer::Dead,
+        Ok(Err(error)) if is_dead(error) => Answer::Dead,
         Ok(_) => Answer::Alive,
         Err(_) => Answer::Silent,
     })
@@ -278,7 +279,7 @@ fn ask(place: BorrowedFd<'_>) -> io::Result<Answer> {
 /// The absolute path of a mount point. A dead mount there cannot be asked.
 fn resolve(mountpoint: &Path) -> io::Result<PathBuf> {
     match mountpoint.canonicalize() {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+        Err(error) if is_dead(Errno::from_raw(error.raw_os_error().unwrap_or(0))) => {
             let absolute = std::path::absolute(mountpoint)?;
             match (absolute.parent(), absolute.file_name()) {
                 (Some(dir), Some(name)) => Ok(dir.canonicalize()?.join(name)),

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::manager::Manager;
 use crate::alive;
+use crate::device::is_dead;
 use crate::notify::helper::{Helpers, Notifier};
 
 /// How many signs of life the service manager gets in its time.
@@ -99,5 +100,5 @@ fn answers(helpers: &Arc<Helpers>, prober: &mut Option<Notifier>) -> io::Result<
         Ok(errno) => errno,
     };
     *prober = Some(asked);
-    Ok(![Errno::ENOTCONN as i32, Errno::ECONNABORTED as i32].contains(&errno))
+    Ok(!is_dead(Errno::from_raw(errno)))
 }

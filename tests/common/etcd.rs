@@ -1,5 +1,6 @@
 //! A real etcd, started by scripts/etcd.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
@@ -80,6 +81,28 @@ impl Etcd {
         let kv = answer["kvs"].get(0)?;
         let value = kv["value"].as_str().unwrap_or_default();
         Some(base64::engine::general_purpose::STANDARD.decode(value).unwrap())
+    }
+
+    /// Makes a backup.
+    pub fn back_up(&self) -> PathBuf {
+        let backup = self.dir().join("backup");
+        self.ctl(&["snapshot", "save", &backup.display().to_string()]);
+        backup
+    }
+
+    /// Restores a backup, at the same place and under the same name.
+    pub fn restore(&mut self, backup: &Path) {
+        self.kill();
+        let data = self.dir().join("data");
+        std::fs::remove_dir_all(&data).unwrap();
+        let (backup, data) = (backup.display().to_string(), data.display().to_string());
+        let member = [
+            "--name=development",
+            "--initial-cluster=development=http://localhost:2380",
+            "--initial-advertise-peer-urls=http://localhost:2380",
+        ];
+        self.ctl(&[&["snapshot", "restore", &backup, "--data-dir", &data], &member[..]].concat());
+        self.restart();
     }
 
     /// The revision of the whole store.

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // each test program uses its part
 
+pub mod chance;
 pub mod consul;
 pub mod etcd;
 pub mod http;

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::chance::Chance;
+
 pub struct Proxy {
     pub port: u16,
     shared: Arc<Shared>,
@@ -126,7 +128,7 @@ impl Proxy {
         self.shared.silent.store(silent, Ordering::Relaxed);
     }
 
-    /// From now on messages of the server that contain these bytes are lost.
+    /// From now on messages of the server that contain these bytes are lost: of a ZooKeeper, events only.
     pub fn drop_containing(&self, marker: Option<&str>) {
         *self.shared.drop_marked.lock().unwrap() = marker.map(|text| text.as_bytes().to_vec());
     }
@@ -259,7 +261,7 @@ impl Shared {
         /// The number of the request that an event answers: none.
         const EVENT: [u8; 4] = (-1_i32).to_be_bytes();
         // The answer to the first request has no number.
-        let (mut is_first, mut chance) = (true, 1_u64);
+        let (mut is_first, mut chance) = (true, Chance(1));
         loop {
             let mut length = [0; 4];
             from.read_exact(&mut length)?;
@@ -267,14 +269,19 @@ impl Shared {
             from.read_exact(&mut message)?;
             self.slow(length.len() + message.len());
             let is_event = !std::mem::take(&mut is_first) && message.starts_with(&EVENT);
-            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            if is_event && (chance >> 33) % 100 < self.lost_events.load(Ordering::Relaxed) as u64 {
+            let is_unlucky = chance.below(100) < self.lost_events.load(Ordering::Relaxed);
+            if is_event && (is_unlucky || self.is_marked(&message)) {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             to.write_all(&[&length[..], &message].concat())?;
             self.bytes.fetch_add(length.len() + message.len(), Ordering::SeqCst);
         }
+    }
+
+    fn is_marked(&self, message: &[u8]) -> bool {
+        let marker = self.drop_marked.lock().unwrap();
+        marker.as_ref().is_some_and(|marker| message.windows(marker.len()).any(|window| window == marker))
     }
 
     fn try_pass_frames(&self, from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
@@ -286,11 +293,7 @@ impl Shared {
             from.read_exact(&mut payload)?;
             self.wait_while_silent();
             let is_data = header[3] == 0;
-            let marker = self.drop_marked.lock().unwrap().clone();
-            if let Some(marker) = marker
-                && is_data
-                && payload.windows(marker.len()).any(|window| window == marker)
-            {
+            if is_data && self.is_marked(&payload) {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use topofs::backend::{Compared, Listing, Mark, Node, Revision, Shown};
 
 use super::*;
+use crate::common::chance::Chance;
 
 /// What somebody has who has no watch, and hears of nothing but by comparisons.
 #[derive(Default)]
@@ -69,16 +70,6 @@ impl Reader {
     }
 }
 
-/// Repeatable numbers.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % most
-    }
-}
-
 async fn fill(cell: &dyn Backend, count: usize) {
     let all: Vec<usize> = (0..count).collect();
     for some in all.chunks(cell.limits().changes) {
@@ -94,21 +85,21 @@ conformance! {
         const KEYS: usize = 700;
         let cell = factory.fresh();
         fill(&*cell, KEYS).await;
-        let (mut copy, mut dice, mut found) = (Reader::of(&*cell).await, Dice(7), 0);
+        let (mut copy, mut chance, mut found) = (Reader::of(&*cell).await, Chance(7), 0);
         for round in 0..40 {
             // Nothing, single changes of each kind, bursts; now and then of the same node.
             let before = copy.nodes.clone();
             for _ in 0..[0, 1, 1, 5, 80][round % 5] {
-                let number = dice.below(KEYS);
+                let number = chance.below(KEYS);
                 let at = format!("metadata/{}/n{number:04}", number % 7);
-                match dice.below(3) {
+                match chance.below(3) {
                     // It need not exist.
                     0 => drop(apply_one(&*cell, delete(&at, Guard::Any)).await),
                     1 => {
                         drop(apply_one(&*cell, delete(&at, Guard::Any)).await);
                         store(&*cell, &at, "anew").await;
                     }
-                    _ => drop(store(&*cell, &at, &dice.below(1_000).to_string()).await),
+                    _ => drop(store(&*cell, &at, &chance.below(1_000).to_string()).await),
                 }
             }
             let (count, _) = copy.compare(&*cell).await;

@@ -134,24 +134,14 @@ fn a_restored_backup_is_believed() {
     cluster(&etcd, &etcd.endpoint());
     let mount = Mount::etcd(&etcd.endpoint(), "/t", &["--stale-after=1s"]);
     wait_until_equal(&mount, || stored(&*etcd_cell(&etcd.endpoint(), "/t")));
-    let backup = mount.outside().join("backup").display().to_string();
-    etcd.ctl(&["snapshot", "save", &backup]);
+    let backup = etcd.back_up();
     for round in 0..5 {
         etcd.put("/t/global/metadata/owner", format!("after the backup {round}").as_bytes());
     }
     etcd.put("/t/global/metadata/later", b"x");
     eventually("the changes are seen", || mount.path("global/metadata/later").exists().then_some(()));
     mount.sh("echo mine > global/metadata/mine");
-    etcd.kill();
-    let data = etcd.dir().join("data").display().to_string();
-    std::fs::remove_dir_all(&data).unwrap();
-    let member = [
-        "--name=development",
-        "--initial-cluster=development=http://localhost:2380",
-        "--initial-advertise-peer-urls=http://localhost:2380",
-    ];
-    etcd.ctl(&[&["snapshot", "restore", &backup, "--data-dir", &data], &member[..]].concat());
-    etcd.restart();
+    etcd.restore(&backup);
     eventually("the restored value is shown", || {
         (std::fs::read_to_string(mount.path(OWNER)).ok()? == "the shop team").then_some(())
     });
@@ -161,7 +151,7 @@ fn a_restored_backup_is_believed() {
     assert!(mount.log().contains("gone back"), "{}", mount.log());
     // And made anew, with nothing in it.
     etcd.kill();
-    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::remove_dir_all(etcd.dir().join("data")).unwrap();
     etcd.restart();
     eventually("nothing is left", || (mount.bash("ls global").stdout.is_empty()).then_some(()));
 }

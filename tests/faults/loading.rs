@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use topofs::backend::Implementation;
 
 use crate::cells::cell_info;
+use crate::common::chance::Chance;
 use crate::common::mount::Mount;
 use crate::common::proxy::Proxy;
 use crate::common::world::{Service, put, runtime};
@@ -20,16 +21,6 @@ const BYTES: usize = 1_000;
 /// What passes in a second: all records take at least twice as long as a call may.
 const PACE: usize = 1_000_000;
 
-/// Bytes that cannot be packed.
-fn noise(seed: usize) -> Vec<u8> {
-    let mut state = seed as u64;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as u8
-    };
-    std::iter::repeat_with(next).take(BYTES).collect()
-}
-
 /// A large cell behind a proxy, and a mount that has not looked into it yet.
 fn large_cell(service: &Service) -> (Proxy, Mount) {
     let proxy = match service.implementation {
@@ -40,7 +31,9 @@ fn large_cell(service: &Service) -> (Proxy, Mount) {
     };
     let cell = service.cell();
     runtime().block_on(async {
-        let changes: Vec<_> = (0..RECORDS).map(|number| put(&format!("zone1/bulk/r{number}"), noise(number))).collect();
+        let changes: Vec<_> = (0..RECORDS)
+            .map(|number| put(&format!("zone1/bulk/r{number}"), Chance(number as u64).bytes(BYTES)))
+            .collect();
         for some in changes.chunks(cell.limits().changes) {
             cell.apply(some).await.unwrap();
         }

@@ -15,6 +15,7 @@ mod ensemble;
 mod etcd;
 mod interrupted;
 mod loading;
+mod lost;
 mod panics;
 mod partition;
 mod restored;

@@ -1,200 +1,28 @@
 //! Comparisons with the service: what a watch has lost is found, whatever it was, and nothing else is transferred.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
 
-use topofs::backend::{Action, Backend, Change, Compared, Failure, Guard, Implementation, Mark, Shown, Version};
+use topofs::backend::{Backend, Compared, Failure, Implementation, Mark, Shown, Version};
 use topofs::name::TopoPath;
 
 use crate::common::etcd::Etcd;
-use crate::common::http::{Http, Reply};
 use crate::common::mount::Mount;
 use crate::common::proxy::Proxy;
-use crate::common::server::fresh_root;
-use crate::common::world::{cell, etcd_cell, put, runtime};
+use crate::common::server::{Server, fresh_root};
+use crate::common::world::{etcd_cell, put, runtime};
 use crate::common::{consul, etcd, eventually};
-use crate::rig::{stored, wait_for_state, wait_until_equal};
+use crate::rig::{counter, resync, stored, wait_for_state, wait_until_equal};
 use crate::size::{PATIENTLY, fill};
 
-fn counter(mount: &Mount, name: &str) -> u64 {
-    mount.status()["cells"]["global"][name].as_u64().unwrap()
-}
-
-fn resync(mount: &Mount) {
-    let before = counter(mount, "resyncs");
-    mount.sh("echo resync global > .topofs/control");
-    eventually("it is compared", || (counter(mount, "resyncs") > before).then_some(()));
-}
-
-fn delete(path: &str) -> Change {
-    Change { path: TopoPath::parse(path).unwrap(), guard: Guard::Any, action: Action::Delete }
-}
-
-/// Repeatable numbers.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % most
-    }
-}
-
-/// Keys of which the watch is not told, and what is to come of them.
-struct Lost {
-    cell: Arc<dyn Backend>,
-    dice: Dice,
-    there: BTreeSet<usize>,
-    /// Number of records that were created, changed, deleted.
-    expected: BTreeMap<&'static str, usize>,
-}
-
-impl Lost {
-    const KEYS: usize = 300;
-    const ROUNDS: usize = 10;
-    const EACH: usize = 100;
-
-    fn new(cell: Arc<dyn Backend>) -> Self {
-        let there: BTreeSet<usize> = (0..Self::KEYS).step_by(2).collect();
-        let lost = Self { cell, dice: Dice(11), there, expected: BTreeMap::new() };
-        lost.there.iter().for_each(|key| lost.apply(put(&Self::path(*key), "first")));
-        lost
-    }
-
-    fn path(key: usize) -> String {
-        format!("global/metadata/lost{key:03}")
-    }
-
-    fn apply(&self, change: Change) {
-        runtime().block_on(self.cell.apply(&[change])).unwrap();
-    }
-
-    /// Changes some keys, each once or in a burst, so that each differs in the end. `around` is done now and then.
-    fn change(&mut self, round: usize, around: impl Fn(usize)) {
-        let mut keys = BTreeSet::new();
-        while keys.len() < Self::EACH {
-            keys.insert(self.dice.below(Self::KEYS));
-        }
-        for key in keys {
-            let (path, value) = (Self::path(key), format!("round {round}, {}", self.dice.below(1_000_000)));
-            let (is_there, kind) = (self.there.contains(&key), self.dice.below(3));
-            if kind == 0 {
-                around(self.dice.below(20));
-            }
-            let what = match (is_there, kind) {
-                (true, 0) => {
-                    self.apply(delete(&path));
-                    self.there.remove(&key);
-                    "deleted"
-                }
-                (true, 1) => {
-                    self.apply(put(&path, value));
-                    "changed"
-                }
-                (true, _) => {
-                    self.apply(delete(&path));
-                    self.apply(put(&path, value));
-                    // Another record of the same name.
-                    "created"
-                }
-                (false, kind) => {
-                    if kind == 1 {
-                        self.apply(put(&path, "short"));
-                        self.apply(delete(&path));
-                    }
-                    self.apply(put(&path, value));
-                    self.there.insert(key);
-                    "created"
-                }
-            };
-            *self.expected.entry(what).or_default() += 1;
-        }
-    }
-
-    /// All of them are found: counted, shown, and announced.
-    fn check(&self, mount: &Mount) {
-        assert_eq!(counter(mount, "missed") as usize, Self::ROUNDS * Self::EACH);
-        wait_until_equal(mount, || stored(&*self.cell));
-        assert_eq!(counter(mount, "reconnects"), 0, "{}", mount.log());
-        let events = || {
-            let events = mount.read(".topofs/events");
-            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-            for line in events.lines().filter(|line| line.contains("metadata/lost")) {
-                let kind = ["created", "changed", "deleted"];
-                let kind = kind.into_iter().find(|kind| line.contains(&format!("\"kind\":\"{kind}\"")));
-                *counts.entry(kind.unwrap()).or_default() += 1;
-            }
-            counts
-        };
-        eventually("all events are raised", || (events() == self.expected).then_some(()));
-    }
-}
-
-#[test]
-fn a_comparison_finds_a_thousand_of_a_thousand_lost_messages_of_etcd() {
-    let root = fresh_root();
-    let server = etcd::shared();
-    let mut lost = Lost::new(etcd_cell(&server.endpoint(), &root));
-    let proxy = Proxy::start(server.port);
-    let mount = Mount::etcd(&proxy.endpoint(), &root, &[]);
-    mount.sh("ls global/metadata");
-    for round in 0..Lost::ROUNDS {
-        proxy.drop_containing(Some("/metadata/lost"));
-        let cell = lost.cell.clone();
-        let seen = |key: usize, value: &str| {
-            runtime().block_on(cell.apply(&[put(&format!("global/metadata/seen{key}"), value.to_owned())])).unwrap();
-        };
-        lost.change(round, |key| seen(key, &format!("round {round}")));
-        // The watch has told everything before it.
-        eventually("the end is told", || {
-            seen(99, &format!("end {round}"));
-            (std::fs::read_to_string(mount.path("global/metadata/seen99")).ok()? == format!("end {round}"))
-                .then_some(())
-        });
-        proxy.drop_containing(None);
-        resync(&mount);
-        assert_eq!(counter(&mount, "missed") as usize, (round + 1) * Lost::EACH, "round {round}");
-    }
-    assert!(proxy.dropped() >= Lost::ROUNDS * Lost::EACH, "{}", proxy.dropped());
-    lost.check(&mount);
-}
-
-#[test]
-fn a_comparison_finds_a_thousand_of_a_thousand_lost_changes_of_consul() {
-    let root = fresh_root();
-    let server = consul::shared();
-    let mut lost = Lost::new(cell(Implementation::Consul, &server.endpoint(), &root));
-    // When the mount looks at what has changed, nothing has.
-    let is_lost = Arc::new(AtomicBool::new(false));
-    let loses = is_lost.clone();
-    let http = Http::before(server.port, move |request| {
-        let is_look = request.line.contains("?keys=&consistent=");
-        match is_look && loses.load(Ordering::SeqCst) {
-            true => Reply::Answer("200 OK", "X-Consul-Index: 1\r\n".to_owned(), b"[]".to_vec()),
-            false => Reply::Pass,
-        }
-    });
-    let mount = Mount::of("consul", &http.endpoint(), &root, &[]);
-    mount.sh("ls global/metadata");
-    for round in 0..Lost::ROUNDS {
-        is_lost.store(true, Ordering::SeqCst);
-        lost.change(round, |_| {});
-        // The last change is one more that is lost: of the same key, so counted once in all.
-        let end = runtime().block_on(lost.cell.apply(&[put("global/end", round.to_string())])).unwrap().at;
-        eventually("the mount waits for what comes next", || {
-            let waits_after = |request: &String| {
-                let index: Option<u64> = request.split_once("&index=")?.1.split('&').next()?.parse().ok();
-                index.filter(|index| *index >= end.0)
-            };
-            http.requests().iter().rev().find_map(waits_after).map(drop)
-        });
-        is_lost.store(false, Ordering::SeqCst);
-        resync(&mount);
-        assert_eq!(counter(&mount, "missed") as usize, (round + 1) * (Lost::EACH + 1), "round {round}");
-    }
-    assert_eq!(counter(&mount, "reconnects"), 0, "{}", mount.log());
-    wait_until_equal(&mount, || stored(&*lost.cell));
+/// A mount of ten thousand records of 300 bytes behind a proxy, and how many bytes passed until it had them.
+fn large(server: &Server, root: &str, implementation: Implementation) -> (Proxy, Mount, usize) {
+    fill(implementation, &server.endpoint(), root, 10_000);
+    let is_etcd = implementation == Implementation::Etcd2;
+    let proxy = if is_etcd { Proxy::start(server.port) } else { Proxy::plain(server.port) };
+    let mount = Mount::of(&implementation.to_string(), &proxy.endpoint(), root, PATIENTLY);
+    let loading = proxy.bytes();
+    assert!(loading > 10_000 * 300, "{loading}");
+    (proxy, mount, loading)
 }
 
 /// Bytes of a comparison, in thousandths of what was read first.
@@ -210,11 +38,7 @@ fn share(proxy: &Proxy, mount: &Mount, loading: usize, what: &str) -> usize {
 fn a_comparison_without_news_of_etcd_transfers_next_to_nothing() {
     let root = fresh_root();
     let server = etcd::shared();
-    fill(Implementation::Etcd2, &server.endpoint(), &root, 10_000);
-    let proxy = Proxy::start(server.port);
-    let mount = Mount::etcd(&proxy.endpoint(), &root, PATIENTLY);
-    let loading = proxy.bytes();
-    assert!(loading > 10_000 * 300, "{loading}");
+    let (proxy, mount, loading) = large(server, &root, Implementation::Etcd2);
     assert!(share(&proxy, &mount, loading, "nothing has happened") < 20);
     server.put("/elsewhere", b"x");
     assert!(share(&proxy, &mount, loading, "something elsewhere") < 20);
@@ -235,10 +59,7 @@ fn a_comparison_without_news_of_etcd_transfers_next_to_nothing() {
 fn a_comparison_without_news_of_consul_transfers_next_to_nothing() {
     let root = fresh_root();
     let server = consul::shared();
-    fill(Implementation::Consul, &server.endpoint(), &root, 10_000);
-    let proxy = Proxy::plain(server.port);
-    let mount = Mount::of("consul", &proxy.endpoint(), &root, PATIENTLY);
-    let loading = proxy.bytes();
+    let (proxy, mount, loading) = large(server, &root, Implementation::Consul);
     assert!(share(&proxy, &mount, loading, "nothing has happened") < 10);
     server.curl(&["-X", "PUT", "-d", "x"], "kv/elsewhere").unwrap();
     assert!(share(&proxy, &mount, loading, "something elsewhere") < 10);
@@ -248,10 +69,7 @@ fn a_comparison_without_news_of_consul_transfers_next_to_nothing() {
 fn after_an_absence_etcd_is_asked_for_what_has_happened_since() {
     let root = fresh_root();
     let server = etcd::shared();
-    fill(Implementation::Etcd2, &server.endpoint(), &root, 10_000);
-    let proxy = Proxy::start(server.port);
-    let mount = Mount::etcd(&proxy.endpoint(), &root, PATIENTLY);
-    let loading = proxy.bytes();
+    let (proxy, mount, loading) = large(server, &root, Implementation::Etcd2);
     proxy.cut(true);
     eventually("it is noticed", || (mount.status()["cells"]["global"]["state"] != "live").then_some(()));
     for (key, value) in [("key000001", "changed"), ("new", "created")] {
@@ -296,26 +114,6 @@ impl Shown for Listed {
     }
 }
 
-fn back_up(etcd: &Etcd) -> String {
-    let backup = etcd.dir().join("backup").display().to_string();
-    etcd.ctl(&["snapshot", "save", &backup]);
-    backup
-}
-
-/// From a backup, at the same place and under the same name.
-fn restore(etcd: &mut Etcd, backup: &str) {
-    etcd.kill();
-    let data = etcd.dir().join("data").display().to_string();
-    std::fs::remove_dir_all(&data).unwrap();
-    let member = [
-        "--name=development",
-        "--initial-cluster=development=http://localhost:2380",
-        "--initial-advertise-peer-urls=http://localhost:2380",
-    ];
-    etcd.ctl(&[&["snapshot", "restore", backup, "--data-dir", &data], &member[..]].concat());
-    etcd.restart();
-}
-
 /// Makes a backup, deletes a key, calls back, restores the backup, and deletes another key: as many keys as before,
 /// none of them written since, and a higher revision than before.
 fn restored_and_written_past(etcd: &mut Etcd, meanwhile: impl FnOnce()) {
@@ -326,12 +124,12 @@ fn restored_and_written_past(etcd: &mut Etcd, meanwhile: impl FnOnce()) {
     let elsewhere = etcd_cell(&etcd.endpoint(), "/elsewhere");
     let write = || drop(runtime().block_on(elsewhere.apply(&[put("metadata/x", "x")])).unwrap());
     (0..300).for_each(|_| write());
-    let backup = back_up(etcd);
+    let backup = etcd.back_up();
     (0..30).for_each(|_| write());
     etcd.ctl(&["del", "/t/global/metadata/b"]);
     let before = etcd.revision();
     meanwhile();
-    restore(etcd, &backup);
+    etcd.restore(&backup);
     etcd.ctl(&["del", "/t/global/metadata/c"]);
     while etcd.revision() <= before {
         etcd.put("/elsewhere/metadata/x", b"again");

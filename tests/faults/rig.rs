@@ -152,6 +152,18 @@ pub fn wait_until_equal(mount: &Mount, stored: impl Fn() -> BTreeMap<String, Vec
     }
 }
 
+/// A number in the status of the global cell.
+pub fn counter(mount: &Mount, name: &str) -> u64 {
+    mount.status()["cells"]["global"][name].as_u64().unwrap()
+}
+
+/// Asks for a comparison of the global cell, and waits until it is over.
+pub fn resync(mount: &Mount) {
+    let before = counter(mount, "resyncs");
+    mount.sh("echo resync global > .topofs/control");
+    eventually("it is compared", || (counter(mount, "resyncs") > before).then_some(()));
+}
+
 pub fn state(mount: &Mount, cell: &str) -> String {
     mount.status()["cells"][cell]["state"].as_str().unwrap().to_owned()
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use topofs::backend::{ConnectOptions, Implementation, Location};
 use topofs::name::CellName;
 
+use crate::common::chance::Chance;
 use crate::common::mount::Mount;
 use crate::common::proxy::Proxy;
 use crate::common::server::fresh_root;
@@ -24,15 +25,7 @@ pub fn fill(implementation: Implementation, server: &str, root: &str, count: usi
         let cell = topofs::backend::open(&CellName::global(), &location, &options).unwrap();
         let keys: Vec<usize> = (0..count).collect();
         for chunk in keys.chunks(cell.limits().changes) {
-            // Bytes that no compression makes less.
-            let value = |n: &usize| {
-                let mut state = *n as u64 + 1;
-                let mut next = || {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    (state >> 56) as u8
-                };
-                (0..300).map(|_| next()).collect::<Vec<u8>>()
-            };
+            let value = |n: &usize| Chance(*n as u64).bytes(300);
             let changes: Vec<_> = chunk.iter().map(|n| put(&format!("metadata/key{n:06}"), value(n))).collect();
             cell.apply(&changes).await.unwrap();
         }

@@ -63,6 +63,8 @@ until_true() {
     fail "not in time: $*"
 }
 gone() { ! [ -e "/proc/$1/exe" ]; }
+# A process may look gone a moment before its mount is dead.
+is_dead() { stat -f "$1" 2>&1 | grep -q 'Transport endpoint is not connected'; }
 as_nobody() { setpriv --reuid nobody --regid nogroup --clear-groups "$@"; }
 "#;
 

@@ -103,6 +103,37 @@ assert ctypes.CDLL(None).mount(b'other', b'm', b'fuse.other', 0, options) == 0\"
     assert_eq!(place.sh(&format!("grep -c ' {} fuse.other ' /proc/mounts", place.path("m").display())), "1\n");
 }
 
+/// A daemon of FUSE that dies over the question whether it lives.
+const DYING: &str = r#"
+import ctypes, os, struct
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse
+assert ctypes.CDLL(None).mount(b"topofs", b"m", b"fuse.topofs", 0, options) == 0
+INIT, GETATTR, STATFS = 26, 3, 17
+while True:
+    _, opcode, unique = struct.unpack_from("<IIQ", os.read(fuse, 1 << 20))
+    errno, body = 0, b""
+    if opcode == INIT:
+        body = struct.pack("<IIIIHHIIHH32x", 7, 31, 0, 0, 12, 9, 65536, 1, 0, 0)
+    elif opcode == GETATTR:
+        body = struct.pack("<QII6Q3I7I", 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0)
+    elif opcode == STATFS:
+        os._exit(0)
+    else:
+        errno = -38
+    os.write(fuse, struct.pack("<IiQ", 16 + len(body), errno, unique) + body)
+"#;
+
+#[test]
+fn a_mount_that_dies_while_it_is_asked_is_replaced() {
+    let place = Place::new();
+    std::fs::write(place.path("dying.py"), DYING).unwrap();
+    place.sh("mkdir m; python3 dying.py > log 2>&1 &");
+    eventually("it is mounted", || is_mounted(&place.path("m")).then_some(()));
+    assert_eq!(place.sh(&format!("{TOPOFS} demo m; ls m")), "global\nzone1\nzone2\n");
+    assert_eq!(place.sh(&format!("grep -c ' {} ' /proc/mounts", place.path("m").display())), "1\n");
+}
+
 #[test]
 fn the_daemon_ends_with_its_mount_whatever_is_mounted_next() {
     // Something that is mounted at the same moment gets the number of the mount that has just gone.

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use etcd_client::{GetOptions, Txn, TxnOp, TxnOpResponse};
 
-use super::key::{header_revision, node, version};
+use super::key::{first_key, node, version};
 use super::lineage::Lineage;
 use super::pages::{positive, prefix_end};
 use super::{BackendError, Etcd, Failure, LIST_ATTEMPTS, Listing, Node, Revision, Version, connection};
@@ -56,7 +56,7 @@ enum Since {
 
 /// Keys, all of them known, of which etcd may have lost some.
 struct Known<'a> {
-    prefix: &'a [u8],
+    prefix: &'a str,
     /// In the order of their bytes.
     paths: Vec<TopoPath>,
     at: Revision,
@@ -100,7 +100,7 @@ impl Etcd {
         let Some(equal) = mark.get::<Equal>() else { return Ok(Since::Doubtful) };
         let mut attempt = 1;
         let compared = loop {
-            let now = self.newest().await?;
+            let now = self.connection.newest(self.keys.prefix()).await?;
             let found = match now.cmp(&equal.at) {
                 Ordering::Less => return Ok(Since::Replaced),
                 Ordering::Equal => Ok(Some(nothing(equal))),
@@ -125,18 +125,6 @@ impl Etcd {
         }
     }
 
-    /// The revision of the whole store.
-    async fn newest(&self) -> Result<Revision, BackendError> {
-        // The key does not exist, but only a client with the right to read the cell gets an answer.
-        let answer = self.get_range(self.first_key(), GetOptions::new().with_keys_only()).await?;
-        header_revision(answer.header())
-    }
-
-    fn first_key(&self) -> Vec<u8> {
-        // An empty key is not allowed; NUL is the first possible key.
-        if self.keys.prefix().is_empty() { vec![0] } else { self.keys.prefix().as_bytes().to_vec() }
-    }
-
     /// What differs at a later revision. `None` if that is too much, or makes no sense.
     async fn written_since(
         &self,
@@ -151,7 +139,7 @@ impl Etcd {
             .with_min_mod_revision(positive(equal.at)?.saturating_add(1))
             .with_keys_only()
             .with_limit(MOST_CHANGED);
-        let page = self.get_range(self.first_key(), options).await?;
+        let page = self.connection.range(first_key(self.keys.prefix()), options).await?;
         // The number of all keys, also of those that were not written since.
         let count = page.count().cast_unsigned();
         if page.more() {
@@ -211,7 +199,7 @@ impl Etcd {
                     let middle = part.start + part.len() / 2;
                     let (first, second) = (part.start..middle, middle..part.end);
                     let options = known.options(&first)?.with_count_only();
-                    let there = self.get_range(known.start(&first), options).await?.count().cast_unsigned();
+                    let there = self.connection.range(known.start(&first), options).await?.count().cast_unsigned();
                     let Some(rest) = count.checked_sub(there) else { return Ok(None) };
                     parts.extend([(first, there), (second, rest)]);
                 }
@@ -231,7 +219,7 @@ impl Etcd {
         let mut expected = known.paths.get(part.clone()).unwrap_or_default().iter().peekable();
         let mut start = known.start(&part);
         loop {
-            let page = self.get_range(start, known.options(&part)?.with_keys_only().with_limit(PAGE)).await?;
+            let page = self.connection.range(start, known.options(&part)?.with_keys_only().with_limit(PAGE)).await?;
             for kv in page.kvs() {
                 let Some(path) = self.keys.path(kv.key()) else {
                     missing.skipped += 1;
@@ -293,26 +281,25 @@ impl<'a> Known<'a> {
         let mut paths = unseen;
         shown.each(&mut |path, _: Version| paths.push(path.clone()));
         paths.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
-        Self { prefix: prefix.as_bytes(), paths, at }
+        Self { prefix, paths, at }
     }
 
     /// The first possible key of a part.
     fn start(&self, part: &Range<usize>) -> Vec<u8> {
         match part.start {
-            0 if self.prefix.is_empty() => vec![0],
-            0 => self.prefix.to_vec(),
+            0 => first_key(self.prefix),
             first => self.key(first),
         }
     }
 
     /// The range that ends before the next part.
     fn options(&self, part: &Range<usize>) -> Result<GetOptions, BackendError> {
-        let end = if part.end >= self.paths.len() { prefix_end(self.prefix) } else { self.key(part.end) };
+        let end = if part.end >= self.paths.len() { prefix_end(self.prefix.as_bytes()) } else { self.key(part.end) };
         Ok(GetOptions::new().with_range(end).with_revision(positive(self.at)?))
     }
 
     fn key(&self, index: usize) -> Vec<u8> {
         let path = self.paths.get(index).map_or("", |path| path.as_str());
-        [self.prefix, path.as_bytes()].concat()
+        [self.prefix, path].concat().into_bytes()
     }
 }

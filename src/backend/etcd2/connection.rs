@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Client, KvClient};
+use etcd_client::{Client, GetOptions, GetResponse, KvClient};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::errors::{classify, is_of_old_token, is_refusal};
+use super::key::{first_key, header_revision};
 use super::secrets::{EtcdOptions, Secrets};
-use crate::backend::contract::{BackendError, Failure};
+use crate::backend::contract::{BackendError, Failure, Revision};
 
 /// Largest answer to accept: a page of values at the request limit of any sane server fits.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
@@ -97,6 +98,20 @@ impl Connection {
                 tokio::time::sleep(ROUND_PAUSE).await;
             }
         }
+    }
+
+    /// Reads a range of keys.
+    pub async fn range(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, BackendError> {
+        self.read(|client| {
+            let (key, options) = (key.clone(), options.clone());
+            async move { kv(&client).get(key, Some(options)).await }
+        })
+        .await
+    }
+
+    /// The revision of the whole store, for a client with the right to read what is below a prefix.
+    pub async fn newest(&self, prefix: &str) -> Result<Revision, BackendError> {
+        header_revision(self.range(first_key(prefix), GetOptions::new().with_keys_only()).await?.header())
     }
 
     /// Calls each server at most once. The flag in the result says whether an earlier attempt may have been carried

@@ -42,7 +42,7 @@ impl Inspect for Etcd {
 
     async fn roots(&self) -> Result<Vec<FoundRoot>, BackendError> {
         let all = GetOptions::new().with_from_key().with_keys_only().with_limit(SEARCHED);
-        let found = self.get_range(vec![0], all).await?;
+        let found = self.connection.range(vec![0], all).await?;
         let keys: Vec<&str> = found.kvs().iter().filter_map(|kv| kv.key_str().ok()).collect();
         Ok(roots_of(keys.iter().copied()))
     }

@@ -14,6 +14,13 @@ pub(super) fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> R
     Ok(Revision(header.revision().cast_unsigned()))
 }
 
+/// The first possible key below a prefix. There is no such key, but only a client with the right to read the cell gets
+/// an answer.
+pub(super) fn first_key(prefix: &str) -> Vec<u8> {
+    // An empty key is not allowed; NUL is the first possible key.
+    if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() }
+}
+
 /// The version of a key.
 pub(super) fn version(kv: &KeyValue) -> Version {
     Version {

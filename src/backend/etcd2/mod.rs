@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use imbl::OrdMap;
 
@@ -121,15 +121,6 @@ impl Etcd {
     async fn watch_after(&self, at: Revision) -> Result<WatchStream, BackendError> {
         let told = past::Told::new(&self.deletions, at);
         watch::start(self.connection.clone(), self.keys.clone(), (at, told)).await
-    }
-
-    async fn get_range(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, BackendError> {
-        self.connection
-            .read(|client| {
-                let (key, options) = (key.clone(), options.clone());
-                async move { connection::kv(&client).get(key, Some(options)).await }
-            })
-            .await
     }
 
     async fn apply_keyed(&self, changes: &[Keyed<'_>]) -> Result<Applied, BackendError> {
@@ -318,7 +309,7 @@ impl Backend for Etcd {
     }
 
     async fn get(&self, path: &TopoPath) -> Result<Fetched, BackendError> {
-        let mut response = self.get_range(self.keys.key(path).into_bytes(), GetOptions::new()).await?;
+        let mut response = self.connection.range(self.keys.key(path).into_bytes(), GetOptions::new()).await?;
         let at = header_revision(response.header())?;
         let node = response.take_kvs().into_iter().next().and_then(|kv| node(&self.keys, kv));
         Ok(Fetched { node, at })
@@ -378,7 +369,7 @@ impl Backend for Etcd {
     async fn enter(&self, dir: &TopoPath, contents: &Bytes) -> Result<SharedPlace, BackendError> {
         if !needs_no_records(dir) {
             let below = GetOptions::new().with_prefix().with_keys_only().with_limit(1);
-            let found = self.get_range(self.keys.dir_prefix(dir).into_bytes(), below).await?;
+            let found = self.connection.range(self.keys.dir_prefix(dir).into_bytes(), below).await?;
             if found.kvs().is_empty() {
                 return Err(BackendError::unmet(Guard::Any, dir, None));
             }

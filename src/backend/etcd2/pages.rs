@@ -11,8 +11,8 @@ use etcd_client::{GetOptions, KeyValue};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::{self, Connection};
-use super::key::header_revision;
+use super::connection::Connection;
+use super::key::{first_key, header_revision};
 use super::{BackendError, Etcd, Failure, Revision};
 use crate::alive;
 use crate::backend::loading::Loading;
@@ -51,8 +51,7 @@ impl Etcd {
         loading: &Loading,
         take: &mut TakeKey<'_>,
     ) -> Result<Revision, BackendError> {
-        // An empty key is not allowed; NUL is the first possible key.
-        let start = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
+        let start = first_key(prefix);
         let at = at.map(positive).transpose()?;
         let range = Range { end: prefix_end(prefix.as_bytes()), start, at, limit: FIRST_PAGE };
         let mut size = PageSize::within(self.connection.timeout());
@@ -122,12 +121,7 @@ impl Range {
         if let Some(at) = self.at {
             options = options.with_revision(at);
         }
-        let mut answer = connection
-            .read(|client| {
-                let (key, options) = (self.start.clone(), options.clone());
-                async move { connection::kv(&client).get(key, Some(options)).await }
-            })
-            .await?;
+        let mut answer = connection.range(self.start.clone(), options).await?;
         let at = match self.at {
             Some(at) => Revision(at.cast_unsigned()),
             None => header_revision(answer.header())?,

@@ -14,10 +14,10 @@ use imbl::OrdMap;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Etcd;
 use super::connection::{Connection, watch_client};
 use super::errors::{cancelled, classify};
 use super::key::{blocks_as_copied, header_revision, locked_dir, node};
-use super::{Etcd, connection};
 use crate::backend::contract::{BackendError, Earlier, EarlierState, Failure, Revision, Role};
 use crate::backend::keys::KeySpace;
 use crate::name::TopoPath;
@@ -153,12 +153,7 @@ impl Deletions {
 
     /// Asks a watch of its own for all deletions that are not known. What it has told counts also if the time is up.
     async fn ask(&self, connection: &Connection, keys: &KeySpace) -> Result<(), BackendError> {
-        let key = root(keys);
-        let now = connection.read(|client| {
-            let key = key.clone();
-            async move { connection::kv(&client).get(key, Some(GetOptions::new().with_keys_only())).await }
-        });
-        let until = header_revision(now.await?.header())?;
+        let until = connection.newest(keys.prefix()).await?;
         let mut from = Revision(self.known.lock().covered.0 + 1);
         while from <= until {
             match self.ask_from(connection, keys, from, until).await? {
@@ -236,12 +231,6 @@ async fn ask_again(stream: &mut EtcdStream, is_said: bool) -> Result<(), Backend
         Ok(Err(error)) if !is_said => Err(classify(&error)),
         _ => Ok(()),
     }
-}
-
-/// The key of the cell's root: only a client with the right to read the cell gets an answer.
-fn root(keys: &KeySpace) -> Vec<u8> {
-    // An empty key is not allowed; NUL is the first possible key.
-    if keys.prefix().is_empty() { vec![0] } else { keys.prefix().as_bytes().to_vec() }
 }
 
 /// The states of one record that were found, the newest first.
@@ -362,7 +351,7 @@ impl Etcd {
             Some(at) => options.with_revision(at.0.cast_signed()),
             None => options,
         };
-        let mut answer = self.get_range(self.keys.key(path).into_bytes(), options).await?;
+        let mut answer = self.connection.range(self.keys.key(path).into_bytes(), options).await?;
         Ok(answer.take_kvs().into_iter().next())
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{self, Connection, watch_client};
 use super::errors::{cancelled, classify};
-use super::key::node;
+use super::key::{first_key, node};
 use super::past::Told;
 use crate::backend::contract::{BackendError, Failure, Revision, SIGN_OF_LIFE, WatchBatch, WatchEvent, WatchStream};
 use crate::backend::keys::KeySpace;
@@ -87,11 +87,9 @@ pub(super) async fn start(
     .boxed())
 }
 
-/// Reads the key of the cell's root at a later time. The key does not exist, but only a client with the right to read
-/// the cell gets this answer.
+/// Reads the key of the cell's root at a later time.
 fn read_at(client: Client, keys: &KeySpace, at: Instant) -> BoxFuture<'static, Result<Instant, etcd_client::Error>> {
-    // An empty key is not allowed; NUL is the first possible key.
-    let key = if keys.prefix().is_empty() { vec![0] } else { keys.prefix().as_bytes().to_vec() };
+    let key = first_key(keys.prefix());
     Box::pin(async move {
         sleep_until(at).await;
         let begun = Instant::now();

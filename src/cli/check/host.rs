@@ -10,6 +10,7 @@ use super::Finding;
 use crate::cli::ask::{NoAnswer, ask};
 use crate::cli::host::Host;
 use crate::control::ControlFile;
+use crate::device::is_dead;
 use crate::mount::{operation_timeout, request_timeout};
 use crate::scrape::{Listening, MetricsAddress};
 
@@ -112,7 +113,7 @@ pub(in crate::cli) fn mount_point(path: &Path, host: &Host, patience: Duration) 
     }
     if let Some(other) = host.topmost(&place.path).filter(|other| other.kind != AUTOFS && place.path != Path::new("/"))
     {
-        if nix::sys::statvfs::statvfs(&place.path) == Err(nix::Error::ENOTCONN) {
+        if nix::sys::statvfs::statvfs(&place.path).is_err_and(is_dead) {
             return failed(&format!("holds a dead mount ({})", other.kind.display()), "unmount that first");
         }
         let text = format!("a mount of another kind ({}) is there, and would be hidden", other.kind.display());

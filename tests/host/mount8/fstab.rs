@@ -135,8 +135,9 @@ fn what_is_dead_is_replaced_by_name_and_left_alone_by_all() {
         daemon=$(daemon_of "$M")
         kill -KILL "$daemon"
         until_true gone "$daemon"
+        until_true is_dead "$M"
         mount -a
-        refused 1 "stat: cannot read file system information for '$M': Transport endpoint is not connected" stat -f "$M"
+        is_dead "$M"
         mount "$M"
         mounted 1 "$M"
         ls "$M/global" > /dev/null

@@ -1,5 +1,5 @@
-//! The device of a file, by which a mount is known, and the errors by which a dead one is. Must never ask the file system
-//! itself.
+//! The device of a file, by which a mount is known, and the errors by which a dead one is. Must never ask the file
+//! system itself.
 
 use std::ffi::OsStr;
 use std::io;

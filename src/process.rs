@@ -10,10 +10,11 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
+mod recent;
+
 /// How many ancestors of a process to look at.
 const ANCESTORS: usize = 64;
-/// The size of nearly all files of /proc, in bytes. They do not tell it, and a buffer that begins small takes eight
-/// reads.
+/// The size of nearly all files of /proc, in bytes. They do not tell it.
 const FILE_SIZE: usize = 4_096;
 /// The longest one, in bytes: a process may have 65,536 groups of up to 11 bytes each.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -33,10 +34,17 @@ pub fn entry(id: u32, file: &str) -> io::Result<std::path::PathBuf> {
     }
 }
 
-/// The content of a file of /proc. Every open and every save asks for some.
+/// The content of a file of /proc that the kernel writes in one piece, as it does those of a process that topofs reads.
+/// Every save asks for many.
 fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    let mut content = Vec::with_capacity(FILE_SIZE);
-    File::open(path)?.take(FILE_LIMIT).read_to_end(&mut content)?;
+    let mut file = File::open(path)?;
+    let mut content = vec![0; FILE_SIZE];
+    let length = file.read(&mut content)?;
+    content.truncate(length);
+    // Less than there was room for is all of it.
+    if length == FILE_SIZE {
+        file.take(FILE_LIMIT).read_to_end(&mut content)?;
+    }
     Ok(content)
 }
 
@@ -90,8 +98,15 @@ impl Process {
     pub fn of(thread: u32) -> Option<Self> {
         static KNOWN: LazyLock<quick_cache::sync::Cache<(u32, u64), Process>> =
             LazyLock::new(|| quick_cache::sync::Cache::new(THREADS));
+        if let Some(recent) = recent::get(thread) {
+            return Some(recent);
+        }
         let started = stat(thread).ok()?.started;
         if let Some(known) = KNOWN.get(&(thread, started)) {
+            // Not for each process: many call only once.
+            if known.pid == thread {
+                recent::remember(known);
+            }
             return Some(known);
         }
         let pid = pid_of(thread)?;
@@ -385,6 +400,20 @@ mod tests {
         assert!(!descends_from(std::process::id(), 0) && !descends_from(0, 1) && !descends_from(0, 0));
         let unknown = Closing { process: None, ending: Ending::Unknown };
         assert_eq!((closing(0), closing(u32::MAX >> 1)), (unknown, unknown));
+    }
+
+    #[test]
+    fn a_process_is_known_as_long_as_it_runs() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let first = Process::of(child.id()).unwrap();
+        for _ in 0..3 {
+            assert_eq!(Process::of(child.id()), Some(first));
+        }
+        assert_eq!(recent::get(child.id()), Some(first), "without a look into /proc");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(recent::get(child.id()), None);
+        assert_eq!(Process::of(child.id()), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! status of the mount, look here. Decides nothing, and waits for nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -20,6 +21,17 @@ pub struct Progress {
     pub answers: u64,
 }
 
+impl Progress {
+    /// Whether a list is under way that has brought something.
+    pub fn brings(&self) -> bool {
+        match self.step {
+            Step::None => false,
+            Step::Asking => self.records > 0,
+            Step::TakingOver => true,
+        }
+    }
+}
+
 /// What is under way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Step {
@@ -30,6 +42,46 @@ pub enum Step {
     Asking,
     /// The service has told everything, and the mirror takes it over. That takes only processor time.
     TakingOver,
+}
+
+/// How an answer came that was one of many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Came {
+    /// So soon that twice as much may be asked for.
+    Quickly,
+    /// Neither.
+    InTime,
+    /// So late that less must be asked for.
+    Slowly,
+}
+
+/// Judges the answers of a list. Each must come within the time for one call, however long the list takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Haste {
+    /// The longest time of an answer that came quickly.
+    pub quick: Duration,
+    /// The longest time of one that came in time.
+    pub slow: Duration,
+}
+
+impl Haste {
+    /// For a service that has so long for one call. The share of it leaves room for an answer to twice as much that
+    /// takes four times as long.
+    pub fn within(call: Duration) -> Self {
+        const QUICK: (Duration, f64) = (Duration::from_millis(500), 0.125);
+        const SLOW: (Duration, f64) = (Duration::from_secs(2), 0.25);
+        let share = |(most, share): (Duration, f64)| most.min(call.mul_f64(share));
+        Self { quick: share(QUICK), slow: share(SLOW) }
+    }
+
+    /// How an answer came that took so long.
+    pub fn judge(&self, took: Duration) -> Came {
+        match took {
+            took if took <= self.quick => Came::Quickly,
+            took if took <= self.slow => Came::InTime,
+            _ => Came::Slowly,
+        }
+    }
 }
 
 impl Loading {

@@ -107,16 +107,24 @@ impl Cell {
         }))
     }
 
-    /// The records, after the first list. Fails at once if the cell is known to be down.
+    /// The records, after the first list. Fails at once if the cell is known to be down, unless a list is on its way.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
-        match self.mirror.health() {
+        let is_down = match self.mirror.health() {
             Health::Live | Health::Shaky => return Ok(self.mirror.snapshot()),
-            Health::Down | Health::Denied => return self.down(),
-            Health::Idle | Health::Loading => {}
-        }
+            Health::Denied => return self.down(),
+            Health::Down if self.serves_stale() => return self.down(),
+            Health::Down => true,
+            Health::Idle | Health::Loading => false,
+        };
+        let load = async {
+            match is_down {
+                true => self.mirror.reload_while_answered(self.timeout).await,
+                false => self.mirror.load_while_answered(self.timeout).await,
+            }
+        };
         // A load goes on when this caller stops waiting.
         let is_answered = tokio::select! {
-            is_answered = self.mirror.load_while_answered(self.timeout) => is_answered,
+            is_answered = load => is_answered,
             () = self.ending.given_up() => true,
         };
         if !is_answered {
@@ -237,10 +245,17 @@ impl Cell {
 
     /// Compares the mirrors with the services now.
     pub fn request_resync(&self) {
-        self.mirror.request_resync();
-        if let Some(mirror) = self.second.as_ref().and_then(|second| second.mirror.as_ref()) {
-            mirror.request_resync();
-        }
+        self.mirrors().for_each(|mirror| mirror.request_resync());
+    }
+
+    /// Reads everything that the services have, and compares the mirrors with that.
+    pub fn request_reread(&self) {
+        self.mirrors().for_each(|mirror| mirror.request_reread());
+    }
+
+    fn mirrors(&self) -> impl Iterator<Item = &Arc<Mirror>> {
+        let second = self.second.as_ref().and_then(|second| second.mirror.as_ref());
+        std::iter::once(&self.mirror).chain(second)
     }
 
     /// Brings everything at the second place to what this one has. Returns how many records differed.

@@ -8,6 +8,8 @@ use crate::name::CellName;
 pub enum Command {
     /// Compare a cell, or all, with its service now.
     Resync(Option<CellName>),
+    /// The same, with everything that the service has.
+    Reread(Option<CellName>),
     /// Take a lock away from its holder.
     BreakLock(BreakLock),
     /// Bring everything at the secondary to what the primary has, in a cell, or in all.
@@ -28,7 +30,8 @@ pub struct BreakLock {
 /// The content of `control`: the commands that it takes.
 pub const HELP: &str = "\
 # Write one of these commands to this file:
-#   resync [CELL]   compare the mirror with the service now
+#   resync [CELL]   compare the mirror with the service; `resyncs` in the status grows then
+#   reread [CELL]   the same, but read everything that the service has
 #   repair [CELL]   bring everything at the secondary of a tee to what the primary has
 #   unlock PATH KEY take a lock away from its holder (better: topofs unlock --force PATH)
 #                   KEY is the one in locks; write names with spaces as JSON strings
@@ -50,6 +53,8 @@ impl Command {
         Ok(match line.split_whitespace().collect::<Vec<_>>().as_slice() {
             ["resync"] => Command::Resync(None),
             ["resync", cell] => Command::Resync(Some(CellName::new(cell)?)),
+            ["reread"] => Command::Reread(None),
+            ["reread", cell] => Command::Reread(Some(CellName::new(cell)?)),
             ["repair"] => Command::Repair(None),
             ["repair", cell] => Command::Repair(Some(CellName::new(cell)?)),
             ["unlock", path, key] => Command::BreakLock(BreakLock { path: (*path).to_owned(), key: (*key).to_owned() }),
@@ -80,13 +85,15 @@ mod tests {
     fn each_line_is_a_command() {
         let broken =
             |path: &str, key: &str| Command::BreakLock(BreakLock { path: path.to_owned(), key: key.to_owned() });
-        let text = "# a comment\n\n resync \nresync zone1\nrepair\nrepair zone1\n\
+        let text = "# a comment\n\n resync \nresync zone1\nreread\nreread zone1\nrepair\nrepair zone1\n\
                     log topofs=debug,info\nunlock global/keyspaces/a locks/7\n\
                     unlock \"global/a b\" \"-\"\n";
         let commands: Vec<Command> = all(text).into_iter().map(Result::unwrap).collect();
         let expected = [
             Command::Resync(None),
             Command::Resync(Some(CellName::new("zone1").unwrap())),
+            Command::Reread(None),
+            Command::Reread(Some(CellName::new("zone1").unwrap())),
             Command::Repair(None),
             Command::Repair(Some(CellName::new("zone1").unwrap())),
             Command::Log("topofs=debug,info".to_owned()),

@@ -12,6 +12,7 @@ use crate::alive;
 use crate::cells::{Cell, Cells};
 use crate::error::{Error, Kind, Result};
 use crate::journal::{EventLog, RefusalLog, Requests};
+use crate::name::CellName;
 
 mod commands;
 mod figures;
@@ -113,6 +114,11 @@ impl Order {
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+/// The cell that a command names.
+fn named(cells: &Cells, name: &CellName) -> Result<Arc<Cell>> {
+    cells.get(name).ok_or_else(|| invalid(format!("no cell {name}")))
 }
 
 /// The cells that are kept in two places.
@@ -241,16 +247,12 @@ impl Control {
         for command in commands::parse(text)? {
             match command? {
                 Command::Resync(None) => cells.all().iter().for_each(|cell| cell.request_resync()),
-                Command::Resync(Some(name)) => {
-                    let cell = cells.get(&name).ok_or_else(|| invalid(format!("no cell {name}")))?;
-                    cell.request_resync();
-                }
+                Command::Resync(Some(name)) => named(cells, &name)?.request_resync(),
+                Command::Reread(None) => cells.all().iter().for_each(|cell| cell.request_reread()),
+                Command::Reread(Some(name)) => named(cells, &name)?.request_reread(),
                 Command::BreakLock(order) => orders.push(Order::BreakLock(order)),
                 Command::Repair(None) => orders.push(Order::Repair(twofold(cells)?)),
-                Command::Repair(Some(name)) => {
-                    let cell = cells.get(&name).ok_or_else(|| invalid(format!("no cell {name}")))?;
-                    orders.push(Order::Repair(vec![cell]));
-                }
+                Command::Repair(Some(name)) => orders.push(Order::Repair(vec![named(cells, &name)?])),
                 Command::Log(level) => {
                     (self.set_log_level)(&level).map_err(|error| invalid(format!("{level}: {error}")))?;
                 }

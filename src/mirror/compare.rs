@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::Mirror;
+use super::{Mirror, Snapshot};
 use crate::backend::{BackendError, Compared, Failure, Listing, Mark, WatchStream};
 use crate::name::TopoPath;
 
@@ -88,14 +88,26 @@ impl Mirror {
         Ok(connected)
     }
 
+    /// A whole list of the history that is shown.
+    async fn everything(&self, shown: &Snapshot) -> Result<Compared, BackendError> {
+        let listing = self.backend.list(&TopoPath::root()).await?;
+        if listing.contradicts(shown) {
+            // What was agreed on is of another history.
+            *self.agreed.lock() = Agreed::default();
+            return Err(gone_back());
+        }
+        Ok(Compared::Whole(listing))
+    }
+
     /// Compares with the service while the watch goes on. A change counts as missed only if the watch has not delivered
     /// it after a grace time.
     async fn compare(&self, stream: &mut WatchStream, time: Duration) -> Result<(), BackendError> {
         let (shown, begun) = (self.snapshot(), SystemTime::now());
         let agreed = self.agreed.lock().clone();
+        let everything = agreed.is_old() | self.reread.swap(false, Ordering::Relaxed);
         let asked = async {
-            match agreed.is_old() {
-                true => self.backend.list(&TopoPath::root()).await.map(Compared::Whole),
+            match everything {
+                true => self.everything(&shown).await,
                 false => self.backend.compare(&*shown, &agreed.mark, time).await,
             }
         };

@@ -5,7 +5,7 @@
 //! [`Mirror::health`] decides whether its snapshot may still be shown.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -118,7 +118,7 @@ pub struct Mirror {
     state: Doubtful,
     snapshot: ArcSwap<Snapshot>,
     link: watch::Sender<Link>,
-    loaded: std::sync::atomic::AtomicBool,
+    loaded: AtomicBool,
     updates: broadcast::Sender<Arc<Batch>>,
     /// The number of the last batch that the snapshot contains.
     published: AtomicU64,
@@ -136,6 +136,8 @@ pub struct Mirror {
     history: History,
     /// Where mirror and service were last equal.
     agreed: Mutex<Agreed>,
+    /// Whether somebody has asked for everything to be read at the next comparison.
+    reread: AtomicBool,
     /// What has happened to this mirror.
     pub counters: Counters,
 }
@@ -166,6 +168,7 @@ impl Mirror {
             last_heard: Mutex::new(Instant::now()),
             history: History::new(histories),
             agreed: Mutex::default(),
+            reread: AtomicBool::new(false),
             counters: Counters::default(),
         })
     }
@@ -265,7 +268,25 @@ impl Mirror {
     /// The same, but gives up if the service has not answered anything for so long. However long the list takes, a
     /// service that goes on answering is waited for. False if it was given up.
     pub async fn load_while_answered(&self, silence: Duration) -> bool {
-        let mut loaded = std::pin::pin!(self.load());
+        self.while_answered(self.load(), silence).await
+    }
+
+    /// Waits for the list that is under way, as [`Self::load_while_answered`] does. Returns at once if there is none,
+    /// or if it has not brought anything.
+    pub async fn reload_while_answered(&self, silence: Duration) -> bool {
+        let mut progress = self.loading.subscribe();
+        if !progress.borrow_and_update().brings() {
+            return true;
+        }
+        let ended = async {
+            // The sender lives as long as self, so waiting cannot fail.
+            let _ = progress.wait_for(|progress| progress.step == Step::None).await;
+        };
+        self.while_answered(ended, silence).await
+    }
+
+    async fn while_answered(&self, loaded: impl Future<Output = ()>, silence: Duration) -> bool {
+        let mut loaded = std::pin::pin!(loaded);
         let mut answers = self.loading.subscribe();
         loop {
             // What the mirror does with the list is not the service's silence.
@@ -379,6 +400,12 @@ impl Mirror {
     /// Asks for a comparison with the service now.
     pub fn request_resync(&self) {
         self.resync.notify_one();
+    }
+
+    /// Asks for a comparison with everything that the service has.
+    pub fn request_reread(&self) {
+        self.reread.store(true, Ordering::Relaxed);
+        self.request_resync();
     }
 
     /// Merges what this mount has just read.

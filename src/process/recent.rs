@@ -56,6 +56,7 @@ pub(super) fn get(pid: u32) -> Option<Process> {
 /// Remembers a process that has called more than once.
 pub(super) fn remember(process: Process) {
     if let Some(recent) = Recent::of(process) {
+        RECENT.retain(|_, recent| recent.runs());
         RECENT.insert(process.pid, recent);
     }
 }

@@ -58,7 +58,7 @@ fn zero_switches_it_off() {
 
 #[test]
 fn where_there_is_one_processor_it_is_left_to_who_asks() {
-    let mount = Mount::under(&["taskset", "--cpu-list", "0", TOPOFS], &["demo", "--spin=10ms"]);
+    let mount = Mount::under(&["taskset", "--cpu-list", "0", TOPOFS], &["demo", "--spin=1ms"]);
     (0..3).for_each(|_| drop(mount.sh(WALK)));
     assert_eq!(spins(&mount), (0, 0));
     // A mount that had two of them notices that one is left: within a second, then it looks no more.

@@ -115,8 +115,9 @@ impl Mount {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// The status. On a read-only mount it may be met in the moment in which it changes.
     pub fn status(&self) -> Value {
-        serde_json::from_str(&self.control("status")).unwrap()
+        eventually("a whole status", || serde_json::from_str(&self.control("status")).ok())
     }
 
     /// The lines of `.topofs/errors`.

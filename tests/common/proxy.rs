@@ -29,6 +29,8 @@ struct Shared {
     /// Messages of the server that contain these bytes are lost.
     drop_marked: Mutex<Option<Vec<u8>>>,
     dropped: AtomicUsize,
+    /// What stands in the place of some bytes in messages of the server, as long as they are.
+    forged: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
     /// So many of a hundred events of a ZooKeeper's watches are lost.
     lost_events: AtomicUsize,
     /// The server is a ZooKeeper: its messages are passed one by one.
@@ -131,6 +133,12 @@ impl Proxy {
     /// From now on messages of the server that contain these bytes are lost: of a ZooKeeper, events only.
     pub fn drop_containing(&self, marker: Option<&str>) {
         *self.shared.drop_marked.lock().unwrap() = marker.map(|text| text.as_bytes().to_vec());
+    }
+
+    /// From now on other bytes stand in the place of these in messages of the server. They must be as many.
+    pub fn forge(&self, bytes: &[u8], others: &[u8]) {
+        assert_eq!(bytes.len(), others.len());
+        *self.shared.forged.lock().unwrap() = Some((bytes.to_vec(), others.to_vec()));
     }
 
     /// From now on so many of a hundred events of watches are lost, chosen by chance.
@@ -284,6 +292,15 @@ impl Shared {
         marker.as_ref().is_some_and(|marker| message.windows(marker.len()).any(|window| window == marker))
     }
 
+    fn forge(&self, message: &mut [u8]) {
+        if let Some((bytes, others)) = &*self.forged.lock().unwrap()
+            && let Some(place) = message.windows(bytes.len()).position(|window| window == bytes)
+        {
+            message[place..place + others.len()].copy_from_slice(others);
+            self.count.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
     fn try_pass_frames(&self, from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
         loop {
             let mut header = [0; 9];
@@ -293,6 +310,9 @@ impl Shared {
             from.read_exact(&mut payload)?;
             self.wait_while_silent();
             let is_data = header[3] == 0;
+            if is_data {
+                self.forge(&mut payload);
+            }
             if is_data && self.is_marked(&payload) {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;

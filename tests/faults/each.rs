@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use topofs::backend::Implementation;
+
 use crate::common::world::{put, runtime};
 use crate::common::{eventually, text};
 use crate::on_each_server;
@@ -96,6 +98,16 @@ fn hundred(mount: &crate::common::mount::Mount, stop: &Arc<AtomicBool>) -> Vec<s
         .collect()
 }
 
+#[test]
+fn a_pause_of_forty_five_seconds_loses_nothing() {
+    // Longer than every session and lease. All servers at once: most of this is waiting.
+    std::thread::scope(|scope| {
+        for implementation in [Implementation::Etcd2, Implementation::Zk2, Implementation::Consul] {
+            scope.spawn(move || pause_under_load(Rig::new(implementation), Duration::from_secs(45)));
+        }
+    });
+}
+
 on_each_server! {
     fn a_paused_server_blocks_nobody(rig) {
         let mount = rig.mount(SHORT);
@@ -145,11 +157,6 @@ on_each_server! {
 
     fn a_pause_of_five_seconds_loses_nothing(rig) {
         pause_under_load(rig, Duration::from_secs(5));
-    }
-
-    fn a_pause_of_forty_five_seconds_loses_nothing(rig) {
-        // Longer than every session and lease.
-        pause_under_load(rig, Duration::from_secs(45));
     }
 
     fn a_dead_cell_disturbs_no_other(rig) {

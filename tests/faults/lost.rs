@@ -26,9 +26,9 @@ struct Lost {
 }
 
 impl Lost {
-    const KEYS: usize = 300;
-    const ROUNDS: usize = 10;
-    const EACH: usize = 100;
+    const KEYS: usize = 600;
+    const ROUNDS: usize = 5;
+    const EACH: usize = 200;
 
     fn new(cell: Arc<dyn Backend>) -> Self {
         let there: BTreeSet<usize> = (0..Self::KEYS).step_by(2).collect();

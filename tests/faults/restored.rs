@@ -1,10 +1,15 @@
 //! ZooKeeper and Consul that were restored from a backup, or made anew.
 
-use crate::common::bash_in;
-use crate::common::eventually;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::common::http::{Http, Reply};
 use crate::common::mount::Mount;
 use crate::common::proxy::Proxy;
 use crate::common::world::{put, runtime};
+use crate::common::{bash_in, eventually, text};
 use crate::rig::{Any, OWNER, Rig, wait_until_equal};
 use topofs::backend::Implementation;
 
@@ -41,6 +46,60 @@ fn consul_from_a_snapshot() {
         (std::fs::read(mount.path(OWNER)).ok()? == b"the shop team").then_some(())
     });
     wait_until_equal(&mount, || rig.stored());
+}
+
+/// A wait that a restoration ends is answered from the store that was, like one whose time is over.
+#[test]
+fn consul_from_a_snapshot_when_a_wait_is_over() {
+    const POLL: Duration = Duration::from_secs(1);
+    /// Asks Consul's HTTP API.
+    fn consul(server: &str, args: &str, path: &str) -> String {
+        let output = bash_in(Path::new("/"), &format!("curl -sSf -m 10 {args} http://{server}/v1/{path}"));
+        assert!(output.status.success(), "{path}: {}", text(&output));
+        text(&output)
+    }
+    fn put_key(server: &str, name: &str, value: &str) {
+        consul(server, &format!("-X PUT -d {value}"), &format!("kv/t/global/metadata/{name}"));
+    }
+    let rig = Rig::new(Implementation::Consul);
+    let (server, port) = (rig.server.endpoint(), rig.server.port);
+    let backup = rig.server.dir().join("backup").display().to_string();
+    ["a", "b", "c"].iter().for_each(|name| put_key(&server, name, "old"));
+    consul(&server, &format!("-o {backup}"), "snapshot");
+    // What happens at the next wait: 0 nothing, 1 a restoration, 2 a change, which hides it.
+    let step = Arc::new(AtomicUsize::new(0));
+    let (steps, address) = (step.clone(), server.clone());
+    let http = Http::before(port, move |request| {
+        let Some((_, index)) = request.line.split_once("&index=").filter(|_| request.line.contains("t/global/")) else {
+            return Reply::Pass;
+        };
+        let index = index.split(['&', ' ']).next().unwrap().to_owned();
+        match steps.load(Ordering::SeqCst) {
+            1 if index != "0" => {
+                consul(&address, &format!("-X PUT --data-binary @{backup}"), "snapshot");
+                std::thread::sleep(POLL.mul_f64(1.1));
+                steps.store(2, Ordering::SeqCst);
+                Reply::Answer("200 OK", format!("X-Consul-Index: {index}\r\n"), b"[]".to_vec())
+            }
+            2 => {
+                put_key(&address, "later", "x");
+                steps.store(3, Ordering::SeqCst);
+                Reply::Pass
+            }
+            _ => Reply::Pass,
+        }
+    });
+    let flags = ["--topo-consul-watch-poll-duration=1s", "--resync-interval=1h"];
+    let mount = Mount::of("consul", &http.endpoint(), "/t", &flags);
+    mount.sh("ls global/metadata");
+    put_key(&server, "a", "new");
+    consul(&server, "-X DELETE", "kv/t/global/metadata/b");
+    put_key(&server, "d", "new");
+    wait_until_equal(&mount, || rig.stored());
+    step.store(1, Ordering::SeqCst);
+    eventually("it is restored, and written to", || (step.load(Ordering::SeqCst) == 3).then_some(()));
+    wait_until_equal(&mount, || rig.stored());
+    assert_eq!(mount.sh("cd global/metadata; grep . a b c later"), "a:old\nb:old\nc:old\nlater:x\n");
 }
 
 #[test]

@@ -191,3 +191,27 @@ fn compaction_takes_nothing_away_from_a_comparison() {
     assert_eq!(gone, [TopoPath::parse("metadata/b").unwrap()]);
     assert_eq!(changed.skipped, 2);
 }
+
+#[test]
+fn a_server_that_lies_about_the_number_of_its_keys_is_listed() {
+    /// In an answer: the field of the count, and a count that is stored in two bytes.
+    const COUNT: u8 = 4 << 3;
+    fn count(number: u16) -> [u8; 3] {
+        [COUNT, number as u8 | 0x80, (number >> 7) as u8]
+    }
+    let root = fresh_root();
+    let server = etcd::shared();
+    fill(Implementation::Etcd2, &server.endpoint(), &root, 1_000);
+    let proxy = Proxy::start(server.port);
+    let mount = Mount::etcd(&proxy.endpoint(), &root, &["--resync-interval=1h"]);
+    assert_eq!(counter(&mount, "records"), 1_000);
+    for (lies, lie) in [(1, 16_383), (2, 128), (3, 999)] {
+        // Something must have happened, or nothing is counted.
+        server.put("/elsewhere", b"x");
+        proxy.forge(&count(1_000), &count(lie));
+        resync(&mount);
+        assert!(proxy.count() >= lies, "the count is forged");
+        assert_eq!((counter(&mount, "records"), counter(&mount, "missed")), (1_000, 0), "{lie} of 1,000");
+        assert!(mount.path("global/metadata/key000000").exists() && mount.path("global/metadata/key000999").exists());
+    }
+}

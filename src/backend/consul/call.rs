@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::objects::Objects;
 use super::token::Token;
@@ -27,6 +27,8 @@ pub(super) const SMALL: usize = 8 << 20;
 pub(super) const MEDIUM: usize = 32 << 20;
 /// Largest list of a whole cell, unpacked. A server that sends more would use up the memory of all cells.
 pub(super) const LARGE: usize = 256 << 20;
+/// An answer that may take long goes on if so many bytes of it come within the time for one call.
+const PROGRESS: usize = 4 << 10;
 /// First and longest pause before repeating a call that was refused for the moment.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -243,15 +245,21 @@ async fn read(response: &mut Response, limit: usize) -> reqwest::Result<(Bytes, 
     Ok((body.freeze(), true))
 }
 
-/// The same for an answer that may take long. `None` if it stops for longer than the call may take.
+/// The same for an answer that may take long. `None` if it does not go on: if hardly anything has come within the time
+/// for a call.
 async fn read_on(response: &mut Response, call: &Call, loading: &Loading) -> Option<reqwest::Result<(Bytes, bool)>> {
     let (mut body, mut objects) = (BytesMut::new(), Objects::default());
+    let (mut deadline, mut lately) = (Instant::now() + call.time, 0);
     loop {
-        let chunk = match timeout(call.time, response.chunk()).await.ok()? {
+        let chunk = match timeout_at(deadline, response.chunk()).await.ok()? {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return Some(Ok((body.freeze(), true))),
             Err(error) => return Some(Err(error)),
         };
+        lately += chunk.len();
+        if lately >= PROGRESS {
+            (deadline, lately) = (Instant::now() + call.time, 0);
+        }
         if !take(&mut body, &chunk, call.limit) {
             return Some(Ok((body.freeze(), false)));
         }

@@ -26,8 +26,9 @@ const PIPELINE: usize = 8;
 /// Maximum number of looks at prefixes in one search, plus two for each known key, so a search ends, whatever a server
 /// answers. If it needs more, it ends the watch with [`Failure::Compacted`], and the mirror begins again with a list.
 const LOOKS: usize = 10_000;
-/// The part of the poll duration before which the end of a wait is not a timeout.
-const EARLY: f64 = 0.9;
+/// The part of the poll duration before which the end of a wait is not a timeout. Consul waits for longer, and nearly
+/// all is for clocks.
+const EARLY: f64 = 0.99;
 /// Number of keys that can be read at one instant.
 const TOGETHER: usize = 64;
 /// How often to search again before reporting changes of keys that never rest as they were found.
@@ -114,9 +115,14 @@ impl Changes {
         let index = woken.map_err(|_| BackendError::new(Failure::Other, "the blocking query failed"))??;
         let early = since.elapsed() < self.client.poll_duration.mul_f64(EARLY);
         if index < self.waited || (index == self.waited && early) {
-            // Consul was restored from a snapshot, for example: only a comparison helps.
-            let message = format!("Consul's store was replaced: its index was {} and is {index}", self.waited);
-            return Err(BackendError::new(Failure::Compacted, message));
+            return Err(self.replaced(index));
+        }
+        if index == self.waited {
+            // A wait that a restoration has ended says nothing of it: its answer is of the old store.
+            let now = self.client.index_of(self.keys.prefix()).await?;
+            if now < self.waited {
+                return Err(self.replaced(now));
+            }
         }
         self.waited = index;
         if index <= self.told {
@@ -124,6 +130,12 @@ impl Changes {
         }
         let found = self.search(index).await?;
         self.whole(found).await
+    }
+
+    /// Consul was restored from a snapshot, for example: only a comparison helps.
+    fn replaced(&self, index: u64) -> BackendError {
+        let message = format!("Consul's store was replaced: its index was {} and is {index}", self.waited);
+        BackendError::new(Failure::Compacted, message)
     }
 
     /// Completes what a search has found. Its keys were read one after the other: if something has changed meanwhile,

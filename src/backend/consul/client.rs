@@ -302,7 +302,7 @@ impl Client {
 
     /// The index of all keys with a prefix; that of the whole store if there are none.
     pub async fn index_of(&self, prefix: &str) -> Result<u64, BackendError> {
-        let call = Call { limit: MEDIUM, ..self.sure(prefix, &[("keys", ""), ("separator", "/")]) };
+        let call = self.sure(prefix, &[("keys", ""), ("separator", "/")]);
         Ok(self.indexed::<Vec<String>>(call).await?.index)
     }
 
@@ -315,7 +315,7 @@ impl Client {
         let after = after.to_string();
         let call = self.get(&kv(prefix)).query(&[("keys", ""), ("separator", "/"), ("index", &after), ("wait", &wait)]);
         let time = self.poll_duration.mul_f64(17.0 / 16.0) + MARGIN;
-        Ok(self.indexed::<Vec<String>>(Call { time, limit: MEDIUM, ..call }).await?.index)
+        Ok(self.indexed::<Vec<String>>(Call { time, ..call }).await?.index)
     }
 
     /// Fails if the server does not answer or has no leader.

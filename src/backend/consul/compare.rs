@@ -7,9 +7,11 @@
 //! Consul forgets tombstones after 15 minutes, and the index falls back. So it says nothing of deletions that may be
 //! older than that, and an index that is lower than it was says nothing at all: the store may have been restored.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
 
 use super::changes::Changes;
@@ -21,6 +23,8 @@ use crate::name::TopoPath;
 
 /// How long a deletion certainly leaves a tombstone: 15 minutes, with time to spare for clocks and for slow answers.
 const TOMBSTONES: Duration = Duration::from_secs(10 * 60);
+/// How many of the keys that were written last show whether the store was restored.
+const NEWEST: usize = 8;
 /// Most keys that cannot be file names and are remembered. With more of them, every comparison is with a whole list.
 const ODD_KEYS: usize = 10_000;
 
@@ -97,18 +101,21 @@ impl Consul {
         }
     }
 
-    /// Whether the key that was written last is as it was before: a store that is restored, and written to since, has a
-    /// higher index, but where nothing was written nobody would look.
+    /// Whether one of the keys that were written last is as it was before: a store that is restored, and written to
+    /// since, has a higher index, but where nothing was written nobody would look.
     async fn is_restored(&self, shown: &dyn Shown) -> Result<bool, BackendError> {
-        let mut newest: Option<(TopoPath, u64)> = None;
+        let mut newest = BinaryHeap::new();
         shown.each(&mut |path, version| {
-            if newest.as_ref().is_none_or(|(_, number)| *number < version.number) {
-                newest = Some((path.clone(), version.number));
+            newest.push(Reverse((version.number, path.clone())));
+            if newest.len() > NEWEST {
+                newest.pop();
             }
         });
-        let Some((path, number)) = newest else { return Ok(false) };
-        let found = self.client.pair(&self.keys.key(&path)).await?.value;
-        Ok(found.is_some_and(|pair| pair.modify_index < number))
+        let looks = newest.into_iter().map(|Reverse((number, path))| async move {
+            let found = self.client.pair(&self.keys.key(&path)).await?.value;
+            Ok(found.is_some_and(|pair| pair.modify_index < number))
+        });
+        futures::stream::iter(looks).buffered(NEWEST).try_any(|is_older| async move { is_older }).await
     }
 
     /// All keys that are shown or cannot be, with their ModifyIndex.

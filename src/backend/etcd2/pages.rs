@@ -5,6 +5,7 @@
 //! So pages grow as long as they come quickly.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use etcd_client::{GetOptions, KeyValue};
@@ -15,22 +16,20 @@ use super::connection::Connection;
 use super::key::{first_key, header_revision};
 use super::{BackendError, Etcd, Failure, Revision};
 use crate::alive;
-use crate::backend::loading::Loading;
+use crate::backend::loading::{Came, Haste, Loading};
 
 /// Keys of the first page, before the size of the values is known.
-const FIRST_PAGE: i64 = 256;
+pub(super) const FIRST_PAGE: i64 = 32;
 /// Most keys of one page.
 const LARGEST_PAGE: i64 = 100_000;
 /// Target size of the second page, and bounds of those after it, in bytes. The largest is far below the answer that a
 /// client takes (`connection::MAX_ANSWER`): the next values may be larger than those before. The smallest comes in time
-/// over a line of some ten kilobytes a second.
-const PAGE_BYTES: Bounds = Bounds { first: 2 << 20, smallest: 128 << 10, largest: 32 << 20 };
-/// Pages that come sooner than this grow, so that a large cell takes few of them. The share of the time for one call
-/// leaves room for a page of twice the size that takes four times as long.
-const QUICK: (Duration, f64) = (Duration::from_millis(500), 0.125);
-/// Pages that take longer than this shrink: each must come within the time for one call.
-const SLOW: (Duration, f64) = (Duration::from_secs(2), 0.25);
-/// How much a page shrinks whose values turn out too large for one answer.
+/// over a line of a kilobyte a second.
+const PAGE_BYTES: Bounds = Bounds { first: 2 << 20, smallest: 8 << 10, largest: 32 << 20 };
+/// Most bytes of a list: as much as an etcd holds by default (`--quota-backend-bytes`). A server that sends more would
+/// use up the memory of all cells.
+const LARGEST_LIST: usize = 2 << 30;
+/// How much a page shrinks whose values turn out too large for one answer, or for the time that it may take.
 const TOO_LARGE_FACTOR: i64 = 8;
 
 /// Takes the keys one by one, and ends the list with its first error.
@@ -53,11 +52,24 @@ impl Etcd {
     ) -> Result<Revision, BackendError> {
         let start = first_key(prefix);
         let at = at.map(positive).transpose()?;
-        let range = Range { end: prefix_end(prefix.as_bytes()), start, at, limit: FIRST_PAGE };
+        let limit = self.first_page.load(Ordering::Relaxed);
+        let range = Range { end: prefix_end(prefix.as_bytes()), start, at, limit };
         let mut size = PageSize::within(self.connection.timeout());
-        let mut page = range.read(&self.connection).await?;
+        let read = range.read(&self.connection).await;
+        if read.as_ref().is_err_and(|error| error.failure == Failure::Unreachable) {
+            // If the values are large and the line is slow, the next attempt gets further.
+            self.first_page.store((limit / TOO_LARGE_FACTOR).max(1), Ordering::Relaxed);
+        }
+        let mut page = read?;
+        self.first_page.store(FIRST_PAGE, Ordering::Relaxed);
+        let mut bytes = 0;
         loop {
             loading.answered(page.keys.len());
+            bytes += page.keys.iter().map(stored_size).sum::<usize>();
+            if bytes > LARGEST_LIST {
+                let message = format!("the list is larger than {} MiB", LARGEST_LIST >> 20);
+                return Err(BackendError::new(Failure::TooLarge, message));
+            }
             let next = page.rest.take().map(|rest| {
                 let limit = size.limit(&page.keys, page.took);
                 Range { limit, ..rest }.read_ahead(&self.connection)
@@ -103,15 +115,26 @@ impl Range {
         }))
     }
 
-    /// Reads the first page. If the values are too large for one answer, the page is a smaller one.
+    /// Reads the first page. If the values are too large for one answer, the page is a smaller one. If it does not come
+    /// in time, a smaller one is asked for once.
     async fn read(mut self, connection: &Connection) -> Result<Page, BackendError> {
+        let mut was_late = false;
         loop {
-            match self.try_read(connection).await {
-                Err(error) if error.failure == Failure::TooLarge && self.limit > 1 => {
-                    self.limit = (self.limit / TOO_LARGE_FACTOR).max(1);
+            let begun = Instant::now();
+            let read = self.try_read(connection).await;
+            let shrinks = read.as_ref().is_err_and(|error| match error.failure {
+                Failure::TooLarge => true,
+                // A server that is not there says so sooner.
+                Failure::Unreachable => {
+                    let is_late = begun.elapsed() >= connection.timeout().mul_f64(0.5);
+                    is_late && !std::mem::replace(&mut was_late, true)
                 }
-                outcome => return outcome,
+                _ => false,
+            });
+            if !shrinks || self.limit == 1 {
+                return read;
             }
+            self.limit = (self.limit / TOO_LARGE_FACTOR).max(1);
         }
     }
 
@@ -146,40 +169,43 @@ pub(super) fn positive(at: Revision) -> Result<i64, BackendError> {
 struct PageSize {
     /// The target of the last page, in bytes; `None` before the second.
     target: Option<usize>,
-    quick: Duration,
-    slow: Duration,
+    haste: Haste,
 }
 
 impl PageSize {
     /// Each page must come within the time for one call.
     fn within(time: Duration) -> Self {
-        let share = |(most, share): (Duration, f64)| most.min(time.mul_f64(share));
-        Self { target: None, quick: share(QUICK), slow: share(SLOW) }
+        Self { target: None, haste: Haste::within(time) }
     }
 
     /// How many keys to ask for after a page that took so long.
     fn limit(&mut self, keys: &[KeyValue], took: Duration) -> i64 {
-        let sizes = keys.iter().map(|kv| kv.key().len() + kv.value().len());
-        self.after(sizes.sum(), keys.len(), took)
+        self.after(keys.iter().map(stored_size).sum(), keys.len(), took)
     }
 
     fn after(&mut self, bytes: usize, keys: usize, took: Duration) -> i64 {
-        /// What a key costs beside its name and its value.
-        const BESIDE: usize = 32;
-        let target = match self.target {
+        let target = match (self.target, self.haste.judge(took)) {
             // As much as comes in time at the pace of the first page.
-            None => {
-                let in_time = bytes as f64 * (self.slow.as_secs_f64() / took.as_secs_f64().max(f64::EPSILON));
+            (None, _) => {
+                let in_time = bytes as f64 * (self.haste.slow.as_secs_f64() / took.as_secs_f64().max(f64::EPSILON));
                 PAGE_BYTES.first.min(in_time as usize).max(PAGE_BYTES.smallest)
             }
-            Some(before) if took <= self.quick => before.saturating_mul(2).min(PAGE_BYTES.largest),
-            Some(before) if took > self.slow => (before / 4).max(PAGE_BYTES.smallest),
-            Some(before) => before,
+            (Some(before), Came::Quickly) => before.saturating_mul(2).min(PAGE_BYTES.largest),
+            (Some(before), Came::Slowly) => (before / 4).max(PAGE_BYTES.smallest),
+            (Some(before), Came::InTime) => before,
         };
         self.target = Some(target);
-        let average = bytes / keys.max(1) + BESIDE;
+        let average = (bytes / keys.max(1)).max(BESIDE);
         i64::try_from(target / average).unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
     }
+}
+
+/// What a key costs beside its name and its value, in bytes.
+const BESIDE: usize = 32;
+
+/// What a key costs, in bytes.
+fn stored_size(kv: &KeyValue) -> usize {
+    kv.key().len() + kv.value().len() + BESIDE
 }
 
 /// The end of the key range of a prefix.
@@ -200,31 +226,33 @@ mod tests {
     use super::*;
 
     const CALL: Duration = Duration::from_secs(15);
+    const QUICK: Duration = Duration::from_millis(500);
+    const SLOW: Duration = Duration::from_secs(2);
 
     #[test]
     fn pages_grow_while_they_come_quickly_and_shrink_when_they_do_not() {
         let mut size = PageSize::within(CALL);
-        let page = |size: &mut PageSize, took| size.after(1_000 * 968, 1_000, took);
-        assert_eq!(page(&mut size, QUICK.0), (2 << 20) / 1_000);
-        assert_eq!(page(&mut size, QUICK.0), (4 << 20) / 1_000);
-        assert_eq!(page(&mut size, SLOW.0), (4 << 20) / 1_000, "neither quick nor slow");
-        let largest = (0..20).map(|_| page(&mut size, QUICK.0)).last();
+        let page = |size: &mut PageSize, took| size.after(1_000 * 1_000, 1_000, took);
+        assert_eq!(page(&mut size, QUICK), (2 << 20) / 1_000);
+        assert_eq!(page(&mut size, QUICK), (4 << 20) / 1_000);
+        assert_eq!(page(&mut size, SLOW), (4 << 20) / 1_000, "neither quick nor slow");
+        let largest = (0..20).map(|_| page(&mut size, QUICK)).last();
         assert_eq!(largest, Some((32 << 20) / 1_000));
-        let smallest = (0..20).map(|_| page(&mut size, SLOW.0 * 2)).last();
-        assert_eq!(smallest, Some((128 << 10) / 1_000));
+        let smallest = (0..20).map(|_| page(&mut size, SLOW * 2)).last();
+        assert_eq!(smallest, Some((8 << 10) / 1_000));
         // The first page came over a slow line: the second is as large as what comes in time.
-        assert_eq!(page(&mut PageSize::within(CALL), SLOW.0 * 2), 484);
-        assert_eq!(page(&mut PageSize::within(CALL), SLOW.0 * 100), (128 << 10) / 1_000);
+        assert_eq!(page(&mut PageSize::within(CALL), SLOW * 2), 484);
+        assert_eq!(page(&mut PageSize::within(CALL), SLOW * 100), (8 << 10) / 1_000);
         // If a call may take one second, a page of half a second is already a slow one.
         let mut hurried = PageSize { target: Some(4 << 20), ..PageSize::within(Duration::from_secs(1)) };
-        assert_eq!(page(&mut hurried, QUICK.0), (1 << 20) / 1_000);
+        assert_eq!(page(&mut hurried, QUICK), (1 << 20) / 1_000);
     }
 
     #[test]
     fn a_page_has_a_key_at_least_and_not_too_many() {
-        assert_eq!(PageSize::within(CALL).after(100 << 20, 1, QUICK.0), 1);
+        assert_eq!(PageSize::within(CALL).after(100 << 20, 1, QUICK), 1);
         let mut size = PageSize { target: Some(PAGE_BYTES.largest), ..PageSize::within(CALL) };
-        assert_eq!(size.after(10, 10, QUICK.0), LARGEST_PAGE);
-        assert_eq!(size.after(0, 0, QUICK.0), LARGEST_PAGE, "a page without keys");
+        assert_eq!(size.after(10, 10, QUICK), LARGEST_PAGE);
+        assert_eq!(size.after(0, 0, QUICK), LARGEST_PAGE, "a page without keys");
     }
 }

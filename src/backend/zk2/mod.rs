@@ -1,7 +1,7 @@
 //! ZooKeeper.
 //!
-//! `session` owns the connections, `reader` reads a subtree, `view` watches it, `look` reads single nodes, `write`
-//! applies changes, `roles` tells what a node is.
+//! `session` owns the connections, `reader` reads a subtree, as much at once as `window` says, `view` watches it,
+//! `look` reads single nodes, `write` applies changes, `roles` tells what a node is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,7 @@ mod roles;
 mod session;
 mod size;
 mod view;
+mod window;
 mod write;
 mod znode;
 

@@ -4,22 +4,20 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures::stream::FuturesOrdered;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use zookeeper_client::{Client, Error as ZkError, MultiReadResult, Stat};
 
 use super::roles::{Judged, by_acl, is_shown, judge};
 use super::session::{CallError, Sessions};
+use super::window::{BATCH, PIPELINE};
 use super::znode::{Znode, ancestors, newest, node};
 use crate::backend::contract::{Listing, Revision, Role};
 use crate::backend::keys::KeySpace;
 use crate::backend::loading::Loading;
 use crate::name::TopoPath;
-
-/// Nodes read in one request.
-pub(super) const BATCH: usize = 64;
-/// Number of requests of a bulk read at the same time; the answer to the oldest lets the next one go.
-const PIPELINE: usize = 8;
 
 /// The znodes that a watch has read, by path.
 pub(super) type Nodes = Arc<Mutex<HashMap<String, Known>>>;
@@ -116,13 +114,34 @@ impl Reader {
 
     /// Those of these nodes that there are.
     pub async fn read_level(&self, sessions: &Sessions, level: Vec<String>) -> Result<Vec<(String, Znode)>, CallError> {
-        let batches: Vec<Vec<String>> = level.chunks(BATCH).map(<[String]>::to_vec).collect();
-        let found: Vec<Vec<(String, Option<Znode>)>> = futures::stream::iter(batches)
-            .map(|batch| self.read_at_once(sessions, batch))
-            .buffered(PIPELINE)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().filter_map(|(path, node)| Some((path, node?))).collect())
+        let (mut left, mut requests, mut found) = (level.into_iter(), FuturesOrdered::new(), Vec::new());
+        loop {
+            while requests.len() < sessions.window.requests() {
+                let batch: Vec<String> = left.by_ref().take(sessions.window.batch()).collect();
+                if batch.is_empty() {
+                    break;
+                }
+                requests.push_back(self.read_in_time(sessions, batch));
+            }
+            let Some(read) = requests.next().await else { return Ok(found) };
+            found.extend(read?.into_iter().filter_map(|(path, node)| Some((path, node?))));
+        }
+    }
+
+    /// Nodes at one instant, and what that says of how many to ask for next.
+    async fn read_in_time(
+        &self,
+        sessions: &Sessions,
+        paths: Vec<String>,
+    ) -> Result<Vec<(String, Option<Znode>)>, CallError> {
+        let begun = Instant::now();
+        let read = self.read_at_once(sessions, paths).await;
+        match read {
+            Ok(_) => sessions.window.came(begun.elapsed()),
+            Err(CallError::NoAnswer) => sessions.window.is_late(),
+            Err(_) => {}
+        }
+        read
     }
 
     /// Nodes at one instant.

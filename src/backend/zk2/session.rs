@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use zookeeper_client::{Client, Error as ZkError, SessionState, TlsOptions};
 
 use super::size::Sizes;
+use super::window::Window;
 use crate::backend::contract::{BackendError, Failure};
 use crate::backend::files::wrong;
 use crate::given;
@@ -75,6 +76,8 @@ pub(super) struct Sessions {
     tls: Option<TlsOptions>,
     /// What is known about the size of requests.
     pub sizes: Sizes,
+    /// How many nodes a bulk read asks for at once.
+    pub window: Window,
     /// Permits for requests in flight. Others wait for their turn, each up to its own timeout.
     slots: Semaphore,
     client: Mutex<Option<Client>>,
@@ -121,6 +124,7 @@ impl Sessions {
             user: AtomicU64::new(0),
             tls: tls(options)?,
             sizes: Sizes::default(),
+            window: Window::within(timeout),
             slots: Semaphore::new(options.max_concurrency.max(1)),
             client: Mutex::new(None),
             lasting,

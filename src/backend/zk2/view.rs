@@ -9,9 +9,10 @@ use std::collections::{BTreeSet, HashMap};
 use futures::FutureExt;
 use zookeeper_client::{AddWatchMode, EventType, PersistentWatcher};
 
-use super::reader::{BATCH, Known, Nodes, Reader};
+use super::reader::{Known, Nodes, Reader};
 use super::roles::is_shown;
 use super::session::{CallError, Sessions};
+use super::window::BATCH;
 use super::znode::{Znode, ancestors, node, znode_path};
 use crate::backend::contract::{Listing, Revision, WatchBatch, WatchEvent};
 use crate::backend::keys::KeySpace;

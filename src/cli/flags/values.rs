@@ -106,11 +106,14 @@ pub(in crate::cli) fn any_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// The longest time to look for requests: waking up takes a hundredth of it, so more would only take processor time.
-const LONGEST_SPIN: Duration = Duration::from_millis(10);
+const LONGEST_SPIN: Duration = Duration::from_millis(1);
 
 /// How long to look for requests. A plain 0 is valid.
 pub(super) fn spin(text: &str) -> Result<Duration, String> {
-    let parsed = if text == "0" { Duration::ZERO } else { any_duration(text)? };
+    let parsed = match text {
+        "0" => Duration::ZERO,
+        _ => humantime::parse_duration(text).map_err(|_| "must be a duration such as 100us or 1ms".to_owned())?,
+    };
     if parsed > LONGEST_SPIN {
         return Err(format!("must be at most {}", humantime::format_duration(LONGEST_SPIN)));
     }

@@ -58,7 +58,8 @@ pub(in crate::cli) struct ViewArgs {
     /// Show one state of a record from its first byte to its last, whatever changes while it is open
     ///
     /// Records are read from topofs, past the page cache, which costs a request for each read. An open file goes on
-    /// showing the state that it was opened with: `tail -f` shows nothing new, `tail -F` does not either.
+    /// showing the state that it was opened with: `tail -f` shows nothing new, `tail -F` does not either. stat(2)
+    /// tells the length that the record has now, also of an open file.
     #[arg(long, env = "TOPOFS_DIRECT_IO", value_parser = BoolishValueParser::new())]
     pub direct_io: bool,
     /// Refuse to save these records while somebody else holds the lock of their directory

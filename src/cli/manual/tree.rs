@@ -214,7 +214,8 @@ mod tests {
     #[test]
     fn commands_come_from_the_text_that_the_mount_shows() {
         let commands = [commands(COMMANDS), commands(STAGE_COMMANDS)].concat();
-        let resync = ("`resync [CELL]`".to_owned(), "compare the mirror with the service now".to_owned());
+        let what = "compare the mirror with the service; `resyncs` in the status grows then".to_owned();
+        let resync = ("`resync [CELL]`".to_owned(), what);
         assert_eq!(commands.first(), Some(&resync));
         for (command, text) in &commands {
             assert!(!command.contains("  ") && !text.starts_with(' ') && !text.is_empty(), "{command}: {text}");

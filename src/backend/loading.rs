@@ -2,6 +2,7 @@
 //! status of the mount, look here. Decides nothing, and waits for nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -84,6 +85,49 @@ impl Haste {
     }
 }
 
+/// The most that may be asked for at once. It sinks when an answer is late, and rises again slowly: what is small comes
+/// quickly, and what follows may be large. It counts for later lists, too: one that has failed is read in the end.
+#[derive(Debug)]
+pub struct Ceiling {
+    highest: usize,
+    now: AtomicUsize,
+    /// Answers in a row that came quickly.
+    quick: AtomicUsize,
+}
+
+impl Ceiling {
+    /// How much lower it is after a late answer.
+    const SINKS: usize = 8;
+    /// It is twice as high after so many quick answers.
+    const QUICK: usize = 32;
+
+    /// One that has not sunk.
+    pub fn new(highest: usize) -> Self {
+        Self { highest, now: AtomicUsize::new(highest), quick: AtomicUsize::new(0) }
+    }
+
+    /// How much may be asked for.
+    pub fn get(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// An answer to so much did not come in time.
+    pub fn is_late(&self, asked: usize) {
+        self.quick.store(0, Ordering::Relaxed);
+        self.now.store((asked.min(self.get()) / Self::SINKS).max(1), Ordering::Relaxed);
+    }
+
+    /// An answer has come.
+    pub fn came(&self, came: Came) {
+        if came != Came::Quickly {
+            self.quick.store(0, Ordering::Relaxed);
+        } else if self.quick.fetch_add(1, Ordering::Relaxed) + 1 >= Self::QUICK {
+            self.quick.store(0, Ordering::Relaxed);
+            self.now.store((self.get() * 2).min(self.highest), Ordering::Relaxed);
+        }
+    }
+}
+
 impl Loading {
     /// A list begins, or begins again.
     pub fn begin(&self) {
@@ -116,5 +160,30 @@ impl Loading {
     /// Changes with each answer.
     pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.0.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ceiling_sinks_at_once_and_rises_slowly() {
+        let ceiling = Ceiling::new(1_000);
+        ceiling.is_late(400);
+        assert_eq!(ceiling.get(), 50);
+        // Of one that was asked for before it sank.
+        ceiling.is_late(400);
+        assert_eq!(ceiling.get(), 6);
+        (0..2).for_each(|_| ceiling.is_late(6));
+        assert_eq!(ceiling.get(), 1);
+        (0..31).for_each(|_| ceiling.came(Came::Quickly));
+        ceiling.came(Came::InTime);
+        (0..31).for_each(|_| ceiling.came(Came::Quickly));
+        assert_eq!(ceiling.get(), 1);
+        ceiling.came(Came::Quickly);
+        assert_eq!(ceiling.get(), 2);
+        (0..32 * 20).for_each(|_| ceiling.came(Came::Quickly));
+        assert_eq!(ceiling.get(), 1_000);
     }
 }

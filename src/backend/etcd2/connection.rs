@@ -12,8 +12,10 @@ use tokio::time::{Instant, timeout};
 
 use super::errors::{classify, is_of_old_token, is_refusal};
 use super::key::{first_key, header_revision};
+use super::pages::LARGEST_PAGE;
 use super::secrets::{EtcdOptions, Secrets};
 use crate::backend::contract::{BackendError, Failure, Revision};
+use crate::backend::loading::Ceiling;
 
 /// Largest answer to accept: a page of values at the request limit of any sane server fits.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
@@ -30,6 +32,8 @@ pub(super) struct Connection {
     preferred: AtomicUsize,
     timeout: Duration,
     secrets: Arc<Secrets>,
+    /// Most keys of a page of a list.
+    pub page_keys: Ceiling,
 }
 
 struct Server {
@@ -64,7 +68,8 @@ impl Connection {
             return Err(BackendError::new(Failure::Other, "no etcd server address is given"));
         }
         let secrets = Secrets::new(options)?;
-        Ok(Self { servers, preferred: AtomicUsize::new(0), timeout, secrets })
+        let page_keys = Ceiling::new(LARGEST_PAGE);
+        Ok(Self { servers, preferred: AtomicUsize::new(0), timeout, secrets, page_keys })
     }
 
     /// The time for one operation.

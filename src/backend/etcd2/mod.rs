@@ -6,7 +6,6 @@
 //! into range reads and transactions.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -66,8 +65,6 @@ pub struct Etcd {
     limits: Limits,
     deletions: Arc<past::Deletions>,
     loading: Loading,
-    /// Keys of the first page of a list: fewer if one has not come in time.
-    first_page: AtomicI64,
     /// Largest request.
     request_bytes: usize,
 }
@@ -82,8 +79,7 @@ impl Etcd {
         let (connection, request_bytes) = (Arc::new(connection), options.max_request_bytes);
         let keys = KeySpace::new(&location.root);
         let (deletions, loading) = (Arc::default(), Loading::default());
-        let first_page = AtomicI64::new(pages::FIRST_PAGE);
-        Ok(Self { connection, keys, lease_ttl, limits, deletions, loading, first_page, request_bytes })
+        Ok(Self { connection, keys, lease_ttl, limits, deletions, loading, request_bytes })
     }
 
     async fn list_dir(&self, dir: &TopoPath, loading: &Loading) -> Result<Listing, BackendError> {

@@ -5,7 +5,6 @@
 //! So pages grow as long as they come quickly.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use etcd_client::{GetOptions, KeyValue};
@@ -19,9 +18,9 @@ use crate::alive;
 use crate::backend::loading::{Came, Haste, Loading};
 
 /// Keys of the first page, before the size of the values is known.
-pub(super) const FIRST_PAGE: i64 = 32;
+const FIRST_PAGE: usize = 32;
 /// Most keys of one page.
-const LARGEST_PAGE: i64 = 100_000;
+pub(super) const LARGEST_PAGE: usize = 100_000;
 /// Target size of the second page, and bounds of those after it, in bytes. The largest is far below the answer that a
 /// client takes (`connection::MAX_ANSWER`): the next values may be larger than those before. The smallest comes in time
 /// over a line of a kilobyte a second.
@@ -29,8 +28,8 @@ const PAGE_BYTES: Bounds = Bounds { first: 2 << 20, smallest: 8 << 10, largest: 
 /// Most bytes of a list: as much as an etcd holds by default (`--quota-backend-bytes`). A server that sends more would
 /// use up the memory of all cells.
 const LARGEST_LIST: usize = 2 << 30;
-/// How much a page shrinks whose values turn out too large for one answer, or for the time that it may take.
-const TOO_LARGE_FACTOR: i64 = 8;
+/// How much a page shrinks whose values turn out too large for one answer.
+const TOO_LARGE_FACTOR: usize = 8;
 
 /// Takes the keys one by one, and ends the list with its first error.
 type TakeKey<'a> = dyn FnMut(KeyValue) -> Result<(), BackendError> + Send + 'a;
@@ -52,16 +51,9 @@ impl Etcd {
     ) -> Result<Revision, BackendError> {
         let start = first_key(prefix);
         let at = at.map(positive).transpose()?;
-        let limit = self.first_page.load(Ordering::Relaxed);
-        let range = Range { end: prefix_end(prefix.as_bytes()), start, at, limit };
+        let range = Range { end: prefix_end(prefix.as_bytes()), start, at, limit: FIRST_PAGE };
         let mut size = PageSize::within(self.connection.timeout());
-        let read = range.read(&self.connection).await;
-        if read.as_ref().is_err_and(|error| error.failure == Failure::Unreachable) {
-            // If the values are large and the line is slow, the next attempt gets further.
-            self.first_page.store((limit / TOO_LARGE_FACTOR).max(1), Ordering::Relaxed);
-        }
-        let mut page = read?;
-        self.first_page.store(FIRST_PAGE, Ordering::Relaxed);
+        let mut page = range.read(&self.connection).await?;
         let mut bytes = 0;
         loop {
             loading.answered(page.keys.len());
@@ -92,7 +84,8 @@ struct Range {
     end: Vec<u8>,
     /// `None` for the present, which the first page decides.
     at: Option<i64>,
-    limit: i64,
+    /// Most keys of the next page.
+    limit: usize,
 }
 
 /// A page of a list.
@@ -120,27 +113,34 @@ impl Range {
     async fn read(mut self, connection: &Connection) -> Result<Page, BackendError> {
         let mut was_late = false;
         loop {
+            self.limit = self.limit.min(connection.page_keys.get());
             let begun = Instant::now();
-            let read = self.try_read(connection).await;
-            let shrinks = read.as_ref().is_err_and(|error| match error.failure {
-                Failure::TooLarge => true,
+            match self.try_read(connection).await {
+                Err(error) if error.failure == Failure::TooLarge && self.limit > 1 => self.limit /= TOO_LARGE_FACTOR,
                 // A server that is not there says so sooner.
-                Failure::Unreachable => {
-                    let is_late = begun.elapsed() >= connection.timeout().mul_f64(0.5);
-                    is_late && !std::mem::replace(&mut was_late, true)
+                Err(error)
+                    if error.failure == Failure::Unreachable
+                        && begun.elapsed() >= connection.timeout().mul_f64(0.5) =>
+                {
+                    connection.page_keys.is_late(self.limit);
+                    if self.limit == 1 || std::mem::replace(&mut was_late, true) {
+                        return Err(error);
+                    }
                 }
-                _ => false,
-            });
-            if !shrinks || self.limit == 1 {
-                return read;
+                read => {
+                    if let Ok(page) = &read {
+                        connection.page_keys.came(Haste::within(connection.timeout()).judge(page.took));
+                    }
+                    return read;
+                }
             }
-            self.limit = (self.limit / TOO_LARGE_FACTOR).max(1);
+            self.limit = self.limit.max(1);
         }
     }
 
     async fn try_read(&self, connection: &Connection) -> Result<Page, BackendError> {
         let begun = Instant::now();
-        let mut options = GetOptions::new().with_range(self.end.clone()).with_limit(self.limit);
+        let mut options = GetOptions::new().with_range(self.end.clone()).with_limit(self.limit as i64);
         if let Some(at) = self.at {
             options = options.with_revision(at);
         }
@@ -179,11 +179,11 @@ impl PageSize {
     }
 
     /// How many keys to ask for after a page that took so long.
-    fn limit(&mut self, keys: &[KeyValue], took: Duration) -> i64 {
+    fn limit(&mut self, keys: &[KeyValue], took: Duration) -> usize {
         self.after(keys.iter().map(stored_size).sum(), keys.len(), took)
     }
 
-    fn after(&mut self, bytes: usize, keys: usize, took: Duration) -> i64 {
+    fn after(&mut self, bytes: usize, keys: usize, took: Duration) -> usize {
         let target = match (self.target, self.haste.judge(took)) {
             // As much as comes in time at the pace of the first page.
             (None, _) => {
@@ -196,7 +196,7 @@ impl PageSize {
         };
         self.target = Some(target);
         let average = (bytes / keys.max(1)).max(BESIDE);
-        i64::try_from(target / average).unwrap_or(LARGEST_PAGE).clamp(1, LARGEST_PAGE)
+        (target / average).clamp(1, LARGEST_PAGE)
     }
 }
 
@@ -241,8 +241,8 @@ mod tests {
         let smallest = (0..20).map(|_| page(&mut size, SLOW * 2)).last();
         assert_eq!(smallest, Some((8 << 10) / 1_000));
         // The first page came over a slow line: the second is as large as what comes in time.
-        assert_eq!(page(&mut PageSize::within(CALL), SLOW * 2), 484);
-        assert_eq!(page(&mut PageSize::within(CALL), SLOW * 100), (8 << 10) / 1_000);
+        assert_eq!(page(&mut PageSize::within(CALL), SLOW * 2), 500);
+        assert_eq!(page(&mut PageSize::within(CALL), SLOW * 1_000), (8 << 10) / 1_000);
         // If a call may take one second, a page of half a second is already a slow one.
         let mut hurried = PageSize { target: Some(4 << 20), ..PageSize::within(Duration::from_secs(1)) };
         assert_eq!(page(&mut hurried, QUICK), (1 << 20) / 1_000);

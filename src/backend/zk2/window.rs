@@ -1,10 +1,10 @@
 //! How many nodes a bulk read asks for at once: more as long as answers come quickly, fewer over a slow line or where
-//! the nodes are large. What was found out counts for later lists, too, so a list that has failed is read in the end.
+//! the nodes are large.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::backend::loading::{Came, Haste};
+use crate::backend::loading::{Came, Ceiling, Haste};
 
 /// Nodes of one request.
 pub(super) const BATCH: usize = 64;
@@ -12,50 +12,52 @@ pub(super) const BATCH: usize = 64;
 pub(super) const PIPELINE: usize = 8;
 /// Nodes to begin with, before their size is known.
 const FIRST: usize = 8;
-/// How much less to ask for if there was no answer in time.
-const TOO_LATE: usize = 8;
 
 /// The nodes that may be asked for at once.
 #[derive(Debug)]
 pub(super) struct Window {
     nodes: AtomicUsize,
+    ceiling: Ceiling,
     haste: Haste,
 }
 
 impl Window {
     /// For a service that has so long for one call.
     pub fn within(call: Duration) -> Self {
-        Self { nodes: AtomicUsize::new(FIRST), haste: Haste::within(call) }
+        let (nodes, ceiling) = (AtomicUsize::new(FIRST), Ceiling::new(BATCH * PIPELINE));
+        Self { nodes, ceiling, haste: Haste::within(call) }
+    }
+
+    fn nodes(&self) -> usize {
+        self.nodes.load(Ordering::Relaxed).min(self.ceiling.get()).max(1)
     }
 
     /// Nodes of the next request.
     pub fn batch(&self) -> usize {
-        self.nodes.load(Ordering::Relaxed).clamp(1, BATCH)
+        self.nodes().min(BATCH)
     }
 
     /// Most requests under way.
     pub fn requests(&self) -> usize {
-        (self.nodes.load(Ordering::Relaxed) / BATCH).clamp(1, PIPELINE)
+        (self.nodes() / BATCH).clamp(1, PIPELINE)
     }
 
     /// An answer has come, so long after it was asked for.
     pub fn came(&self, took: Duration) {
-        self.change(|nodes| match self.haste.judge(took) {
-            Came::Quickly => nodes * 2,
-            Came::InTime => nodes,
-            Came::Slowly => nodes / 4,
-        });
+        let came = self.haste.judge(took);
+        self.ceiling.came(came);
+        let nodes = match came {
+            Came::Quickly => self.nodes() * 2,
+            Came::InTime => self.nodes(),
+            Came::Slowly => self.nodes() / 4,
+        };
+        // Of two answers at once, one counts.
+        self.nodes.store(nodes.min(BATCH * PIPELINE), Ordering::Relaxed);
     }
 
     /// No answer has come in time.
     pub fn is_late(&self) {
-        self.change(|nodes| nodes / TOO_LATE);
-    }
-
-    fn change(&self, change: impl Fn(usize) -> usize) {
-        let bounded = |nodes| Some(change(nodes).clamp(1, BATCH * PIPELINE));
-        // It always has a new value.
-        let _ = self.nodes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, bounded);
+        self.ceiling.is_late(self.nodes());
     }
 }
 
@@ -75,9 +77,11 @@ mod tests {
         assert_eq!((window.batch(), window.requests()), (BATCH, PIPELINE), "in time");
         window.came(Duration::from_secs(3));
         assert_eq!((window.batch(), window.requests()), (BATCH, 2));
-        (0..2).for_each(|_| window.is_late());
+        window.is_late();
+        assert_eq!((window.batch(), window.requests()), (128 / 8, 1));
+        window.is_late();
+        // What comes quickly may be followed by something large.
+        (0..10).for_each(|_| window.came(Duration::from_millis(1)));
         assert_eq!((window.batch(), window.requests()), (2, 1));
-        (0..2).for_each(|_| window.is_late());
-        assert_eq!((window.batch(), window.requests()), (1, 1));
     }
 }

@@ -141,6 +141,11 @@ impl Proxy {
         *self.shared.forged.lock().unwrap() = Some((bytes.to_vec(), others.to_vec()));
     }
 
+    /// From now on the server's messages are its own again.
+    pub fn be_honest(&self) {
+        *self.shared.forged.lock().unwrap() = None;
+    }
+
     /// From now on so many of a hundred events of watches are lost, chosen by chance.
     pub fn lose_events(&self, percent: usize) {
         self.shared.lost_events.store(percent, Ordering::Relaxed);

@@ -215,3 +215,22 @@ fn a_server_that_lies_about_the_number_of_its_keys_is_listed() {
         assert!(mount.path("global/metadata/key000000").exists() && mount.path("global/metadata/key000999").exists());
     }
 }
+
+#[test]
+fn everything_is_read_anew_if_somebody_asks_for_it() {
+    let root = fresh_root();
+    let server = etcd::shared();
+    let proxy = Proxy::start(server.port);
+    let mount = Mount::etcd(&proxy.endpoint(), &root, &["--resync-interval=1h"]);
+    mount.sh("ls global");
+    // A server that lies, to the watch and to a comparison.
+    proxy.forge(b"metadata/real", b"metadata/fake");
+    server.put(&format!("{root}/global/metadata/real"), b"x");
+    eventually("the lie is shown", || mount.path("global/metadata/fake").exists().then_some(()));
+    resync(&mount);
+    proxy.be_honest();
+    resync(&mount);
+    assert_eq!(mount.sh("ls global/metadata"), "fake\n", "nothing has happened since");
+    mount.sh("echo reread global > .topofs/control");
+    eventually("the truth is shown", || (mount.bash("ls global/metadata").stdout == b"real\n").then_some(()));
+}

@@ -12,13 +12,14 @@ use tokio::time::{Instant, timeout};
 
 use super::errors::{classify, is_of_old_token, is_refusal};
 use super::key::{first_key, header_revision};
-use super::pages::LARGEST_PAGE;
 use super::secrets::{EtcdOptions, Secrets};
 use crate::backend::contract::{BackendError, Failure, Revision};
 use crate::backend::loading::Ceiling;
 
 /// Largest answer to accept: a page of values at the request limit of any sane server fits.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
+/// Most keys of one page of a list.
+pub(super) const LARGEST_PAGE: usize = 100_000;
 /// How long a call waits for a server before it tries the next one.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause before a read tries all servers again.

@@ -11,7 +11,7 @@ use etcd_client::{GetOptions, KeyValue};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::Connection;
+use super::connection::{Connection, LARGEST_PAGE};
 use super::key::{first_key, header_revision};
 use super::{BackendError, Etcd, Failure, Revision};
 use crate::alive;
@@ -19,8 +19,6 @@ use crate::backend::loading::{Came, Haste, Loading};
 
 /// Keys of the first page, before the size of the values is known.
 const FIRST_PAGE: usize = 32;
-/// Most keys of one page.
-pub(super) const LARGEST_PAGE: usize = 100_000;
 /// Target size of the second page, and bounds of those after it, in bytes. The largest is far below the answer that a
 /// client takes (`connection::MAX_ANSWER`): the next values may be larger than those before. The smallest comes in time
 /// over a line of a kilobyte a second.

@@ -206,7 +206,7 @@ fn what_was_saved_is_seen_under_all_names_however_much_else_happens() {
             }
         });
         let over = scopeguard::guard((), |()| is_over.store(true, Ordering::Relaxed));
-        for round in 0..12 {
+        for round in 0..6 {
             shown(&mount, path);
             let text = format!("tables {{\n  key: \"t{}\"\n  value {{\n  }}\n}}\n", "x".repeat(1 + round % 50));
             std::fs::write(mount.path(&format!("{path}.txt")), &text).unwrap();

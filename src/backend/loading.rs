@@ -1,5 +1,6 @@
 //! How far a list of a whole cell has come. A service says so while it answers; those who wait for the list, and the
-//! status of the mount, look here. Decides nothing, and waits for nothing.
+//! status of the mount, look here. And how much to ask a service for at once, so that each answer comes in time. Asks
+//! no service itself, and waits for nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
